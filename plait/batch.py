@@ -1,0 +1,346 @@
+"""Documents, and the packed batch that the model reads: what they hold, and how one becomes the other.
+
+Shapes: T tokens of a batch in sequence order, N_k rows of tower k (padded), R = sum of N_k rows in tower order,
+A position axes, C latent channels, n targets or latent tokens.
+
+Everything here is built on the host with NumPy, so that tower sizes are Python integers and no device is ever asked
+how many tokens a tower has.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plait.config import ModelConfig
+from plait.layout import IdLayout
+
+
+@dataclass
+class Part:
+    """One encoded piece of a document."""
+
+    modality: str
+    ids: np.ndarray | None = None
+    """Local ids of the codec, [n] (discrete)."""
+    latents: np.ndarray | None = None
+    """Latents, [n, C] (continuous)."""
+    grid: tuple[int, ...] = ()
+    """Extent in space, such as (rows, columns); their product is n."""
+    role: str = "generation"
+    """understanding (given) or generation (predicted); a routing key where the config says so."""
+    loss: float = 1.0
+    """Weight of these tokens as targets."""
+
+    def __len__(self) -> int:
+        return len(self.ids) if self.ids is not None else len(self.latents)
+
+
+@dataclass
+class Document:
+    """Parts in order, and who they are. `index` and `epoch` key every random draw about the document."""
+
+    parts: list[Part]
+    index: int = 0
+    epoch: int = 0
+    task: str = ""
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    def num_tokens(self, host: str) -> int:
+        """Return the number of tokens it takes, delimiters and <bos>, <eos> included."""
+        return 2 + sum(len(p) + (0 if p.modality == host else 2) for p in self.parts)
+
+
+@dataclass
+class Run:
+    """Consecutive tokens of one modality and role: ids are global here."""
+
+    modality: str
+    ids: np.ndarray | None = None
+    latents: np.ndarray | None = None
+    grid: tuple[int, ...] = ()
+    role: str = ""
+    loss: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.ids) if self.ids is not None else len(self.latents)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A run's place in the batch: tokens [start, start + length) of one document."""
+
+    modality: str
+    role: str
+    grid: tuple[int, ...]
+    start: int
+    length: int
+    document: int
+    bidirectional: bool
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.length
+
+
+@dataclass
+class Routing:
+    """The permutation that sorts tokens by tower, and its inverse; sizes are Python integers.
+
+    Tower k owns rows [starts[k], starts[k] + sizes[k]) of the tower order, then padding up to its padded size.
+    Padding rows repeat the batch's first token and are read by nobody.
+    """
+
+    sizes: list[int]
+    padded_sizes: list[int]
+    to_towers: Tensor
+    """[R]: the token that fills each row."""
+    to_sequence: Tensor
+    """[T]: the row of each token."""
+
+
+@dataclass
+class Targets:
+    """What next-token heads predict, sorted by tower: n targets."""
+
+    rows: list[Tensor]
+    """For each tower, the rows (within it) that predict something, [n_k]."""
+    ids: Tensor
+    """[n] global ids."""
+    modality: Tensor
+    """[n] index of the modality that the target counts for (a closing delimiter counts for what it closes)."""
+    weight: Tensor
+    """[n] float."""
+    document: Tensor
+    """[n] document of the batch."""
+
+
+@dataclass
+class Latents:
+    """The continuous tokens of one modality, in sequence order: n tokens of several spans."""
+
+    values: Tensor
+    """[n, C] clean latents; noised ones once the objective has corrupted them."""
+    span: Tensor
+    """[n] index among this modality's spans in the batch."""
+    places: dict[str, tuple[Tensor, Tensor]]
+    """For each tower: which of the n tokens it carries, and in which of its rows."""
+    num_spans: int
+    documents: list[int]
+    """The document of each span."""
+    timesteps: Tensor | None = None
+    """[n] noise level in [0, 1], set by the objective (0 clean, 1 noise); None means clean."""
+    targets: Tensor | None = None
+    """[n, C] what the model shall predict, set by the objective."""
+
+
+@dataclass
+class Batch:
+    """Packed documents, ready for the model."""
+
+    ids: Tensor
+    """[T] global ids (0 where the token is a latent)."""
+    positions: Tensor
+    """[T, A] float positions, restarting in every document."""
+    routing: Routing
+    spans: list[Span]
+    targets: Targets
+    latents: dict[str, Latents]
+    counts: list[float]
+    """For each modality: the total weight of its targets; for diffusion, its number of spans."""
+    lengths: list[int]
+    """Tokens of each document."""
+    next_positions: list[float]
+    """Where each document would go on."""
+    documents: list[Document] = field(default_factory=list)
+    """The documents packed here, where there are any."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.ids.shape[0]
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """Return the batch with every tensor on ``device``."""
+        return _to(self, device)
+
+
+def _to(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {k: _to(v, device) for k, v in value.items()}
+    if isinstance(value, (Batch, Routing, Targets, Latents)) and is_dataclass(value):
+        return replace(value, **{f.name: _to(getattr(value, f.name), device) for f in fields(value)})
+    if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
+        return tuple(v.to(device, non_blocking=True) for v in value)
+    if isinstance(value, list) and value and isinstance(value[0], Tensor):
+        return [v.to(device, non_blocking=True) for v in value]
+    return value
+
+
+def spell(document: Document, layout: IdLayout, *, close: bool = True) -> list[Run]:
+    """Write a document as runs of tokens: <bos>, host ids bare, other parts between their delimiters, <eos>.
+
+    ``close=False`` leaves out the <eos>, so that generation can go on.
+    """
+    runs = [_delimiter(layout, layout.bos)]
+    for part in document.parts:
+        run = Run(part.modality, None, part.latents, part.grid, part.role, part.loss)
+        if part.ids is not None:
+            run.ids = np.asarray(part.ids, dtype=np.int64) + layout.offsets[part.modality]
+        if part.modality == layout.host:
+            runs.append(run)
+        else:
+            # the closing delimiter is learnt with the part: it is how speech stops
+            close_run = _delimiter(layout, layout.closing[part.modality], part.loss)
+            runs += [_delimiter(layout, layout.opening[part.modality]), run, close_run]
+    return runs + ([_delimiter(layout, layout.eos)] if close else [])
+
+
+def _delimiter(layout: IdLayout, token: int, loss: float = 1.0) -> Run:
+    return Run(layout.host, np.array([token], dtype=np.int64), loss=loss)
+
+
+def pack(documents: Sequence[Document], config: ModelConfig, *, pad_rows_to: int = 32) -> Batch:
+    """Build the batch that holds these documents one after another."""
+    batch = assemble([spell(d, config.layout) for d in documents], config, pad_rows_to=pad_rows_to)
+    batch.documents = list(documents)
+    return batch
+
+
+def assemble(
+    sequences: Sequence[list[Run]],
+    config: ModelConfig,
+    *,
+    pad_rows_to: int = 1,
+    first_positions: Sequence[float] | None = None,
+) -> Batch:
+    """Build a batch of sequences of runs, each sequence a document of its own.
+
+    ``first_positions`` says where each document's positions start (a decoding step goes on where its row is).
+    """
+    spans, positions, ends = _place(sequences, config, first_positions)
+    runs = [run for sequence in sequences for run in sequence if len(run)]
+    ids = np.concatenate([np.zeros(len(r), np.int64) if r.ids is None else r.ids for r in runs])
+    lengths = [sum(len(r) for r in s) for s in sequences]
+    names = list(config.towers)
+    towers = np.repeat([names.index(tower_of(s.modality, s.role, config)) for s in spans], [s.length for s in spans])
+    routing, order, starts = _route(towers, len(names), pad_rows_to)
+    targets, counts = _targets(runs, spans, ids, towers, order, starts, lengths, config)
+    latents = _latents(runs, spans, towers, routing, starts, config)
+    for name, group in latents.items():
+        counts[config.layout.names.index(name)] = float(group.num_spans)
+    return Batch(torch.from_numpy(ids), torch.from_numpy(positions), routing, spans, targets, latents, counts,
+                 lengths, ends)  # fmt: skip
+
+
+def tower_of(modality: str, role: str, config: ModelConfig) -> str:
+    """Return the tower for tokens of a modality and role: the routing key."""
+    record = config.modalities[modality]
+    return record.tower_by_role.get(role, record.tower)
+
+
+def _place(sequences, config, first_positions):
+    """Return spans, positions [T, A] and each document's next position."""
+    spans, positions, ends, at = [], [], [], 0
+    axes = len(config.position_axes)
+    for d, sequence in enumerate(sequences):
+        p = float(first_positions[d]) if first_positions is not None else 0.0
+        for run in sequence:
+            if not len(run):
+                continue
+            bidirectional = config.modalities[run.modality].attention == "bidirectional"
+            spans.append(Span(run.modality, run.role, run.grid, at, len(run), d, bidirectional))
+            block, p = _positions(run, p, axes)
+            positions.append(block)
+            at += len(run)
+        ends.append(p)
+    return spans, np.concatenate(positions).astype(np.float32), ends
+
+
+def _positions(run: Run, start: float, axes: int) -> tuple[np.ndarray, float]:
+    """Return the positions [n, A] of a run and where the next one starts (mRoPE, arXiv 2409.12191, section 2.1).
+
+    With one axis, tokens count up. With several, a token without a grid has the same coordinate on all axes, and a
+    grid spreads over the last axes from the start position on.
+    """
+    n = len(run)
+    if axes == 1 or not run.grid:
+        return np.repeat(start + np.arange(n, dtype=np.float64)[:, None], axes, axis=1), start + n
+    extent = (1,) * (axes - len(run.grid)) + tuple(run.grid[-axes:])
+    coordinates = np.stack(np.unravel_index(np.arange(n), extent), axis=1)
+    return start + coordinates, start + max(extent)
+
+
+def _route(towers: np.ndarray, num_towers: int, pad_rows_to: int) -> tuple[Routing, np.ndarray, np.ndarray]:
+    """Return the routing, the stable order of tokens by tower, and each tower's first row."""
+    order = np.argsort(towers, kind="stable")
+    sizes = np.bincount(towers, minlength=num_towers)
+    padded = sizes
+    if pad_rows_to > 1:
+        padded = np.maximum(-(-sizes // pad_rows_to), 1) * pad_rows_to
+    starts = np.concatenate([[0], np.cumsum(padded)[:-1]])
+    rank_in_tower = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    to_sequence = np.empty(len(order), np.int64)
+    to_sequence[order] = starts[towers[order]] + rank_in_tower
+    to_towers = np.zeros(int(padded.sum()), np.int64)
+    to_towers[to_sequence] = np.arange(len(order))
+    routing = Routing(sizes.tolist(), padded.tolist(), torch.from_numpy(to_towers), torch.from_numpy(to_sequence))
+    return routing, order, starts
+
+
+def _targets(runs, spans, ids, towers, order, starts, lengths, config) -> tuple[Targets, list[float]]:
+    """A discrete token predicts the next one of its document, if that is discrete too."""
+    layout = config.layout
+    span_lengths = [s.length for s in spans]
+    discrete = np.repeat([r.ids is not None for r in runs], span_lengths)
+    weight = np.repeat([r.loss for r in runs], span_lengths)
+    owner = np.repeat([layout.names.index(s.modality) for s in spans], span_lengths)
+    for name, closing in layout.closing.items():
+        owner[(ids == closing) & discrete] = layout.names.index(name)
+    document = np.repeat(np.arange(len(lengths)), lengths)
+    has_next = np.zeros(len(ids), bool)
+    has_next[:-1] = (document[1:] == document[:-1]) & discrete[:-1] & discrete[1:] & (weight[1:] > 0)
+    source = order[has_next[order]]
+    rows_of_tower = np.empty(len(ids), np.int64)
+    rows_of_tower[order] = np.arange(len(ids)) - np.repeat(
+        np.searchsorted(towers[order], np.arange(len(starts))), np.bincount(towers, minlength=len(starts))
+    )
+    rows = [torch.from_numpy(rows_of_tower[source[towers[source] == k]]) for k in range(len(starts))]
+    counts = np.bincount(owner[source + 1], weights=weight[source + 1], minlength=len(layout.names))
+    targets = Targets(
+        rows,
+        torch.from_numpy(ids[source + 1]),
+        torch.from_numpy(owner[source + 1]),
+        torch.from_numpy(weight[source + 1].astype(np.float32)),
+        torch.from_numpy(document[source]),
+    )
+    return targets, counts.tolist()
+
+
+def _latents(runs, spans, towers, routing, starts, config) -> dict[str, Latents]:
+    """Group the continuous tokens by modality, with the rows of the towers that carry them."""
+    groups = {}
+    to_sequence = routing.to_sequence.numpy()
+    for name in config.layout.names:
+        mine = [(r, s) for r, s in zip(runs, spans, strict=True) if r.latents is not None and s.modality == name]
+        if not mine:
+            continue
+        tokens = np.concatenate([np.arange(s.start, s.stop) for _, s in mine])
+        places = {}
+        for k, tower in enumerate(config.towers):
+            chosen = np.flatnonzero(towers[tokens] == k)
+            if len(chosen):
+                rows = to_sequence[tokens[chosen]] - starts[k]
+                places[tower] = (torch.from_numpy(chosen), torch.from_numpy(rows))
+        groups[name] = Latents(
+            torch.from_numpy(np.concatenate([r.latents for r, _ in mine]).astype(np.float32)),
+            torch.from_numpy(np.repeat(np.arange(len(mine)), [s.length for _, s in mine])),
+            places,
+            len(mine),
+            [s.document for _, s in mine],
+        )
+    return groups

@@ -1,0 +1,40 @@
+"""Raw media to ids or latents and back. One codec a file; this registry is the only list of them."""
+
+import importlib
+import json
+from pathlib import Path
+
+from plait.codecs.base import Codec, Encoded, Media
+from plait.errors import CheckpointError, ConfigError, unknown
+
+__all__ = ["CODECS", "Codec", "Encoded", "Media", "codec_class", "load_codec"]
+
+# name in a config -> module and class; imported when used, so that training needs none of their libraries
+CODECS = {
+    "text_bpe": "plait.codecs.text:BytePairCodec",
+    "text_pretrained": "plait.codecs.text:PretrainedTokenizerCodec",
+    "image_tokens": "plait.codecs.image_tokens:ImageTokenCodec",
+    "image_tokens_pretrained": "plait.codecs.image_pretrained:PretrainedImageCodec",
+    "speech_tokens": "plait.codecs.speech_tokens:SpeechTokenCodec",
+    "speech_tokens_pretrained": "plait.codecs.speech_pretrained:PretrainedSpeechCodec",
+}
+
+
+def codec_class(name: str) -> type[Codec]:
+    """Return the codec class of a registered name."""
+    if name not in CODECS:
+        raise ConfigError(unknown("codec", name, CODECS))
+    module, _, cls = CODECS[name].partition(":")
+    return getattr(importlib.import_module(module), cls)
+
+
+def load_codec(folder: str | Path) -> Codec:
+    """Load the codec that `Codec.save_pretrained` wrote into ``folder``."""
+    path = Path(folder) / "codec.json"
+    try:
+        name = json.loads(path.read_text())["codec"]
+    except FileNotFoundError:
+        raise CheckpointError(f"codec: there is no {str(path)!r}, so {str(folder)!r} holds no codec") from None
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
+        raise CheckpointError(f"codec: {str(path)!r} is not a codec description") from None
+    return codec_class(name).from_pretrained(folder)

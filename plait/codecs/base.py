@@ -1,0 +1,99 @@
+"""What every codec is: its manifest key, reading, writing and showing media, encoding and decoding."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from plait.config_file import from_dict
+
+Media = Any
+"""Raw media as its codec knows it: str; image uint8 [H, W, 3]; audio float32 [samples] at the codec's rate."""
+
+Progress = Callable[[float, str], None]
+"""Called with the share done (0 to 1) and a short text, such as the current loss."""
+
+
+@dataclass
+class Encoded:
+    """One encoded item: local ids [n] (int32) or latents [n, C] (float32), and its extent in space."""
+
+    ids: np.ndarray | None = None
+    latents: np.ndarray | None = None
+    grid: tuple[int, ...] = ()
+
+
+class Codec(ABC):
+    """Base of all codecs. A new modality subclasses it and adds one line to the registry in plait/codecs."""
+
+    name: ClassVar[str]
+    """Name in the registry and in configs."""
+    key: ClassVar[str]
+    """Key of its parts in a manifest: {"text": ...}, {"image": "path"}, {"audio": "path"}."""
+    suffix: ClassVar[str]
+    """Suffix of the files that `write` makes, such as ".png"."""
+    options_class: ClassVar[type]
+    """Dataclass of the codec's settings (`codec_options` in a config)."""
+    vocab_size: int = 0
+    """Number of ids (discrete)."""
+    latent_channels: int = 0
+    """Numbers per token (continuous)."""
+
+    def __init__(self, options: Any):
+        self.options = options
+
+    @classmethod
+    def from_options(cls, values: dict[str, Any], where: str = "codec_options") -> "Codec":
+        """Build an unfitted codec from plain settings, checking names and types."""
+        return cls(from_dict(cls.options_class, values, where))
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it can encode; a pretrained codec is fitted from the start."""
+        return True
+
+    def fit(  # noqa: B027  (a codec that needs no training inherits this)
+        self, media: Sequence[Media], *, minutes: float, seed: int, folder: Path, progress: Progress
+    ) -> None:
+        """Train on raw media for about ``minutes``; state saved in ``folder`` lets an interrupted call go on."""
+
+    @abstractmethod
+    def encode(self, media: Sequence[Media]) -> list[Encoded]:
+        """Encode a batch of items of any sizes."""
+
+    @abstractmethod
+    def decode(self, encoded: Sequence[Encoded]) -> list[Media]:
+        """Decode a batch of items. Any ids of the vocabulary are accepted."""
+
+    @property
+    def default_grid(self) -> tuple[int, ...]:
+        """Extent of one generated item where it is fixed, else ()."""
+        return ()
+
+    @abstractmethod
+    def read(self, value: Any, base: Path) -> Media:
+        """Read a manifest value (text, or a path relative to ``base``); raises DataError with the reason."""
+
+    @abstractmethod
+    def write(self, media: Media, path: Path) -> None:
+        """Write one item to a file."""
+
+    @abstractmethod
+    def to_html(self, media: Media) -> str:
+        """Return self-contained HTML that shows or plays one item."""
+
+    def quality(self, media: Sequence[Media]) -> dict[str, float]:
+        """Return figures of the round trip on held-out media, name to number."""
+        return {}
+
+    @abstractmethod
+    def save_pretrained(self, folder: Path) -> None:
+        """Write codec.json ({"codec": name, "options": ..., "vocab_size": ...}) and the weights (safetensors)."""
+
+    @classmethod
+    @abstractmethod
+    def from_pretrained(cls, folder: Path) -> "Codec":
+        """Read what `save_pretrained` wrote."""

@@ -1,0 +1,117 @@
+"""The one way from a YAML file and dotted overrides to a `RunConfig`.
+
+Overrides (``train.steps=100``) are laid over the file's mapping before anything is built, so that a setting has
+one place and one check. A wrong field is refused with one sentence that names it, its value and what is allowed.
+Written here rather than taken from a library because the sentences are the point, and because the training core
+must import with torch, numpy, safetensors and small pure packages alone.
+"""
+
+import dataclasses
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from plait.config import RunConfig
+from plait.errors import ConfigError, require, unknown
+
+
+def load(path: str | Path, overrides: list[str] = ()) -> RunConfig:
+    """Read a run's YAML file, lay dotted overrides (``train.steps=100``) over it, check it, and build it."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"config: there is no file {str(path)!r}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"config: {str(path)!r} is not a YAML file ({str(error).splitlines()[0]})") from None
+    require(isinstance(values, dict), "config", values, "a mapping of settings")
+    for override in overrides:
+        _lay_over(values, override)
+    return from_dict(RunConfig, values)
+
+
+def _lay_over(values: dict, override: str) -> None:
+    key, separator, text = override.partition("=")
+    require(bool(separator), "override", override, "of the form key.of.the.setting=value")
+    *parents, last = key.split(".")
+    for parent in parents:
+        if values.get(parent) is None:
+            values[parent] = {}
+        values = values[parent]
+        require(isinstance(values, dict), key, text, f"laid over a mapping, which {parent!r} is not")
+    values[last] = yaml.safe_load(text) if text else ""
+
+
+def from_dict(cls: type, values: dict, where: str = "") -> Any:
+    """Build a config dataclass from plain values, checking names and types (raises ConfigError)."""
+    return _convert(values, cls, where)
+
+
+def to_dict(config: Any) -> dict:
+    """Return a config dataclass as plain values that `from_dict` reads back."""
+    return dataclasses.asdict(config)
+
+
+def _convert(value: Any, kind: Any, where: str) -> Any:
+    """Return ``value`` as the annotated type ``kind``, or raise a ConfigError that names the field."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
+    if dataclasses.is_dataclass(kind):
+        return _convert_dataclass(value, kind, where)
+    if origin in (typing.Union, types.UnionType):
+        return _convert_union(value, arguments, where)
+    if origin is Literal:
+        if value not in arguments:
+            raise ConfigError(unknown(where, value, map(str, arguments)))
+        return value
+    if origin is list:
+        require(isinstance(value, list), where, value, "a list")
+        return [_convert(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value)]
+    if origin is dict:
+        require(isinstance(value, dict), where, value, "a mapping")
+        return {str(k): _convert({} if v is None and dataclasses.is_dataclass(arguments[1]) else v, arguments[1],
+                                 f"{where}.{k}") for k, v in value.items()}  # fmt: skip
+    return _convert_scalar(value, kind, where)
+
+
+def _convert_dataclass(value: Any, kind: type, where: str) -> Any:
+    value = {} if value is None else value
+    require(isinstance(value, dict), where or "config", value, "a mapping of settings")
+    hints = typing.get_type_hints(kind)
+    names = [f.name for f in dataclasses.fields(kind)]
+    prefix = f"{where}." if where else ""
+    for key in value:
+        if key not in names:
+            raise ConfigError(unknown(f"{prefix}{key}", key, names))
+    for f in dataclasses.fields(kind):
+        needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if needed and f.name not in value:
+            raise ConfigError(f"{prefix}{f.name}: this setting is missing, and it has no default")
+    return kind(**{k: _convert(v, hints[k], f"{prefix}{k}") for k, v in value.items()})
+
+
+def _convert_union(value: Any, kinds: tuple, where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    kinds = [k for k in kinds if k is not type(None)]
+    matching = [k for k in kinds if isinstance(value, typing.get_origin(k) or k)]
+    return _convert(value, (matching or kinds)[0], where)
+
+
+def _convert_scalar(value: Any, kind: type, where: str) -> Any:
+    if isinstance(value, bool) and kind is not bool:
+        raise ConfigError(f"{where}: {value!r} is not allowed, it must be {_TYPE_NAMES[kind]}")
+    if kind is float and isinstance(value, int | str):
+        try:
+            return float(value)  # YAML reads 1e-3 as a string
+        except ValueError:
+            pass
+    if not isinstance(value, kind):
+        raise ConfigError(f"{where}: {value!r} is not allowed, it must be {_TYPE_NAMES[kind]}")
+    return value
+
+
+_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
