@@ -1,0 +1,291 @@
+"""What a run measures: metrics.jsonl, the trackers it is forwarded to, memory, hardware, versions, summary.json.
+
+Every file here is one that another program reads while the run is on or after it was cut off: rows are flushed one
+by one, whole files are replaced at once, and a last line that was being written is no error.
+"""
+
+import importlib
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import resource
+import subprocess
+import sys
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plait.errors import ConfigError, DataError, ResourceError, unknown
+
+FILE_NAME = "metrics.jsonl"
+GB = 1e9
+
+
+class MetricsLog:
+    """Appends rows to ``<folder>/metrics.jsonl`` and forwards them to trackers.
+
+    A row is a flat map of name to number and always holds ``step``, ``seconds`` and ``tokens``; numbers that are not
+    finite are written as null. Opening keeps the rows that are there; a run that resumes calls `drop_after`.
+    Raises ConfigError for an unknown tracker and ResourceError for one that is not installed.
+    """
+
+    def __init__(self, folder: str | Path, trackers: Sequence[str] = (), *, config: dict[str, Any] | None = None):
+        self.path = Path(folder) / FILE_NAME
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._trackers = [tracker_class(name)(self.path.parent, config or {}) for name in trackers]
+        self._file = None
+        self._rewrite(read_metrics(self.path) if self.path.exists() else [])
+
+    def drop_after(self, step: int) -> None:
+        """Forget the rows after ``step`` (-1: all of them), which a resumed run is about to write again."""
+        self._rewrite([row for row in read_metrics(self.path) if row["step"] <= step])
+        for tracker in self._trackers:
+            tracker.resumed_step = step
+
+    def log(self, values: Mapping[str, Any], *, step: int, seconds: float, tokens: int) -> None:
+        """Append one row and flush it. Values are numbers or tensors of one element."""
+        row = {"step": int(step), "seconds": round(float(seconds), 3), "tokens": int(tokens)}
+        row |= {name: _number(value) for name, value in values.items()}
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+        for tracker in self._trackers:
+            tracker.log({name: value for name, value in row.items() if value is not None and name != "step"}, step)
+
+    def close(self) -> None:
+        """Close the file and end the trackers' runs."""
+        self._file.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def _rewrite(self, rows: list[dict]) -> None:
+        if self._file is not None:
+            self._file.close()
+        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        self._file = self.path.open("a", encoding="utf-8")
+
+
+def read_metrics(path: str | Path) -> list[dict[str, float | None]]:
+    """Read the rows of a metrics.jsonl; a last line that was cut off is left out (raises DataError otherwise)."""
+    return read_jsonl(path)
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """Read one JSON object a line. Only the last line may be torn; any other broken line raises DataError."""
+    try:
+        lines = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error.strerror}") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+            if row is not None and not isinstance(row, dict):
+                raise ValueError
+        except ValueError:
+            if number == len(lines):  # no newline after it: the writer was stopped in the middle
+                break
+            raise DataError(f"{str(path)!r}, line {number}: not a JSON object, so the file is damaged") from None
+        if row is not None:
+            rows.append(row)
+    return rows
+
+
+def write_atomically(path: str | Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, never a part."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise ResourceError(f"{str(path)!r} cannot be written: {error.strerror}") from None
+
+
+def write_summary(path: str | Path, figures: Mapping[str, Any]) -> None:
+    """Write a flat map of name to number or text as JSON, sorted by name; raises TypeError for anything nested."""
+    flat = {name: v if isinstance(v, str | bool | None) else _number(v) for name, v in figures.items()}
+    write_atomically(path, json.dumps(flat, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def _number(value: Any) -> int | float | None:
+    """Return a plain number, None where it is not finite (JSON has no NaN)."""
+    if hasattr(value, "item"):  # tensors and numpy scalars
+        value = value.item()
+    if value is None:
+        return None
+    if not isinstance(value, int | float):
+        raise TypeError(f"a metric must be a number, not {type(value).__name__} {value!r}")
+    return value if isinstance(value, int) or math.isfinite(value) else None
+
+
+class Tracker:
+    """Where rows go besides metrics.jsonl. Opened at the first row, so that a resumed step can be passed on."""
+
+    module = ""
+    """Package that it needs."""
+
+    def __init__(self, folder: Path, config: dict[str, Any]):
+        self.folder, self.config = folder, config
+        self.resumed_step = -1
+        self._run = None
+        name = self.module.partition(".")[0]
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise ResourceError(
+                f"train.trackers: the package {name!r} is not installed, run `pip install {name}` or leave it out"
+            ) from None
+
+    def log(self, values: dict[str, float], step: int) -> None:
+        """Forward one row of finite numbers."""
+        if self._run is None:
+            self._run = self.open()
+        self.send(values, step)
+
+    def open(self) -> Any:
+        """Start or go on with the tracker's own run."""
+        raise NotImplementedError
+
+    def send(self, values: dict[str, float], step: int) -> None:
+        """Hand one row to the tracker."""
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        """End the tracker's run."""
+        if self._run is not None:
+            self._run.finish()
+
+
+class TensorBoardTracker(Tracker):
+    """Event files in ``<run>/tensorboard``."""
+
+    module = "tensorboard"
+
+    def open(self) -> Any:
+        """Open a writer that hides what was logged after the resumed step."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = self.resumed_step + 1 if self.resumed_step >= 0 else None
+        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge)
+
+    def send(self, values: dict[str, float], step: int) -> None:
+        """Write each number as a scalar."""
+        for name, value in values.items():
+            self._run.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close the event file."""
+        if self._run is not None:
+            self._run.close()
+
+
+class WandbTracker(Tracker):
+    """Weights & Biases, in the project of WANDB_PROJECT or "plait". It ignores steps that it has seen before."""
+
+    module = "wandb"
+
+    def open(self) -> Any:
+        """Start the run, or go on with the one that this folder belongs to."""
+        import wandb
+
+        id_file = self.folder / "wandb_id"
+        if not id_file.exists():
+            write_atomically(id_file, uuid.uuid4().hex)
+        return wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "plait"), name=self.folder.name, id=id_file.read_text().strip(),
+            dir=str(self.folder), config=self.config, resume="allow",
+        )  # fmt: skip
+
+
+class TrackioTracker(Tracker):
+    """Trackio, in the project "plait"; a run is found again by the folder's name."""
+
+    module = "trackio"
+
+    def open(self) -> Any:
+        """Start the run, or go on with the one of the same name."""
+        import trackio
+
+        return trackio.init(project="plait", name=self.folder.name, config=self.config, resume="allow", embed=False)
+
+
+TRACKERS = {"tensorboard": TensorBoardTracker, "trackio": TrackioTracker, "wandb": WandbTracker}
+
+
+def tracker_class(name: str) -> type[Tracker]:
+    """Return the tracker of a registered name (raises ConfigError)."""
+    if name not in TRACKERS:
+        raise ConfigError(unknown("train.trackers", name, TRACKERS))
+    return TRACKERS[name]
+
+
+def peak_memory_gb() -> float:
+    """Return the largest resident memory of this process plus that of its largest ended child, in GB (1e9 bytes)."""
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(peaks) * unit / GB
+
+
+def peak_device_memory_gb(device: torch.device | str) -> float:
+    """Return the most memory that torch held on a CUDA device, in GB; 0 for other devices."""
+    device = torch.device(device)
+    return torch.cuda.max_memory_allocated(device) / GB if device.type == "cuda" else 0.0
+
+
+def hardware() -> dict[str, str | int | float]:
+    """Describe the machine: cpu, cpu_cores (usable by this process), memory_gb, and gpu, gpu_count where present."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GB
+    facts = {"cpu": _cpu_model(), "cpu_cores": cores, "memory_gb": round(memory, 1)}
+    if torch.cuda.is_available():
+        facts |= {"gpu": torch.cuda.get_device_name(), "gpu_count": torch.cuda.device_count()}
+    elif torch.backends.mps.is_available():
+        facts["gpu"] = "Apple MPS"
+    return facts
+
+
+def _cpu_model() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a figure depends on: python, torch, plait, and the commit where this is a checkout."""
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    try:
+        found["plait"] = importlib.metadata.version("plait")
+    except importlib.metadata.PackageNotFoundError:
+        found["plait"] = "not installed"
+    commit = _commit()
+    return found | ({"commit": commit} if commit else {})
+
+
+def _commit() -> str:
+    """Return the commit that this package lies in, with "+changes" where tracked files differ from it."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return ""
+    git = ["git", "-C", str(root)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
+        clean = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return head.stdout.strip() + ("" if clean.returncode == 0 else "+changes") if head.returncode == 0 else ""

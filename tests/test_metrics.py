@@ -1,0 +1,173 @@
+"""metrics.jsonl survives stops and resumes; trackers are found by name; the machine is described."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from plait.errors import ConfigError, DataError, ResourceError
+from plait.train import metrics
+from plait.train.metrics import MetricsLog, read_metrics, write_summary
+
+
+def write_rows(folder, steps):
+    with MetricsLog(folder) as log:
+        for step in steps:
+            log.log({"loss/text": 5.0 - step}, step=step, seconds=step / 2, tokens=100 * step)
+
+
+def test_rows_can_be_read_while_the_run_is_on(tmp_path):
+    log = MetricsLog(tmp_path)
+    log.log({"loss/text": torch.tensor(2.5), "grad_norm": float("nan")}, step=3, seconds=1.5, tokens=96)
+    row = {"step": 3, "seconds": 1.5, "tokens": 96, "loss/text": 2.5, "grad_norm": None}
+    assert read_metrics(tmp_path / "metrics.jsonl") == [row]
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+    log.close()
+
+
+def test_a_resumed_run_drops_the_rows_after_its_step_and_goes_on(tmp_path):
+    write_rows(tmp_path, range(6))
+    with MetricsLog(tmp_path) as log:
+        log.drop_after(3)
+        log.log({"loss/text": 0.5}, step=4, seconds=2, tokens=400)
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
+    assert rows[-1]["loss/text"] == 0.5
+    with MetricsLog(tmp_path) as log:
+        log.drop_after(-1)
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"], "no temporary file is left"
+
+
+def test_a_torn_last_line_is_left_out_and_repaired_when_the_run_goes_on(tmp_path):
+    write_rows(tmp_path, range(3))
+    path = tmp_path / "metrics.jsonl"
+    with path.open("ab") as file:
+        file.write(b'{"step": 3, "seco')
+    assert [row["step"] for row in read_metrics(path)] == [0, 1, 2]
+    write_rows(tmp_path, [3])
+    assert [row["step"] for row in read_metrics(path)] == [0, 1, 2, 3]
+
+
+def test_a_torn_character_in_the_last_line_is_no_error(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "seconds": 0, "tokens": 0}\n{"step": 2, "note": "\xe2\x82')
+    assert [row["step"] for row in read_metrics(path)] == [1]
+
+
+@pytest.mark.parametrize("line", [b"garbage", b"[1, 2]", b"\xff\xfe"])
+def test_a_broken_line_in_the_middle_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+    with pytest.raises(DataError, match=r"metrics\.jsonl', line 2"):
+        read_metrics(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match="absent"):
+        read_metrics(tmp_path / "absent.jsonl")
+
+
+def test_an_unknown_tracker_gets_the_nearest_name(tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.trackers: unknown name 'tensorbord'.*did you mean 'tensorboard'"):
+        MetricsLog(tmp_path, ["tensorbord"])
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard"])
+def test_a_tracker_that_is_not_installed_says_so_before_the_run_starts(tmp_path, monkeypatch, name):
+    def refuse(module, *_):
+        raise ImportError(module)
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    with pytest.raises(ResourceError, match=f"'{name}' is not installed"):
+        MetricsLog(tmp_path, [name])
+
+
+def test_tensorboard_holds_the_numbers(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with MetricsLog(tmp_path, ["tensorboard"]) as log:
+        log.log({"loss/text": 2.0, "bad": float("inf")}, step=10, seconds=1, tokens=5)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("loss/text")] == [(10, 2.0)]
+    assert "bad" not in events.Tags()["scalars"]
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_trackers_of_the_wandb_kind_are_opened_once_logged_to_and_ended(tmp_path, monkeypatch, name):
+    calls = []
+
+    class Run:
+        def log(self, values, step):
+            calls.append(("log", step, values["loss/text"]))
+
+        def finish(self):
+            calls.append(("finish",))
+
+    class Module:
+        @staticmethod
+        def init(**settings):
+            calls.append(("init", settings["project"], settings["name"], settings["resume"], settings["config"]))
+            return Run()
+
+    monkeypatch.setitem(sys.modules, name, Module)
+    folder = tmp_path / "my_run"
+    with MetricsLog(folder, [name], config={"seed": 1}) as log:
+        log.log({"loss/text": 2.0}, step=1, seconds=1, tokens=5)
+        log.log({"loss/text": 1.0}, step=2, seconds=2, tokens=9)
+    assert calls[0] == ("init", "plait", "my_run", "allow", {"seed": 1})
+    assert calls[1:] == [("log", 1, 2.0), ("log", 2, 1.0), ("finish",)]
+
+
+def test_the_summary_is_flat_sorted_and_valid_json(tmp_path):
+    path = tmp_path / "summary.json"
+    write_summary(path, {"b": torch.tensor(1.5), "a": float("nan"), "name": "où", "n": 3})
+    assert json.loads(path.read_text("utf-8")) == {"a": None, "b": 1.5, "n": 3, "name": "où"}
+    with pytest.raises(TypeError, match="dict"):
+        write_summary(path, {"nested": {"a": 1}})
+    assert json.loads(path.read_text("utf-8"))["n"] == 3, "the old summary stays when the new one is refused"
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(metrics.os, "replace", full)
+    with pytest.raises(ResourceError, match="cannot be written: No space left on device"):
+        write_summary(tmp_path / "summary.json", {"a": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_peak_memory_sees_this_process_and_its_children():
+    before = metrics.peak_memory_gb()
+    subprocess.run([sys.executable, "-c", "x = b'a' * 300_000_000"], check=True)
+    assert metrics.peak_memory_gb() > max(before, 0.3)
+    assert metrics.peak_device_memory_gb("cpu") == 0.0
+
+
+def test_the_machine_and_versions_are_described():
+    machine = metrics.hardware()
+    assert machine["cpu"] and machine["cpu_cores"] >= 1 and machine["memory_gb"] > 0.1
+    assert ("gpu" in machine) == (torch.cuda.is_available() or torch.backends.mps.is_available())
+    assert metrics.versions()["torch"] == torch.__version__
+
+
+def test_versions_do_without_git(monkeypatch):
+    real_run = subprocess.run
+
+    def no_git(command, *arguments, **settings):
+        if command[0] == "git":
+            raise FileNotFoundError("git")
+        return real_run(command, *arguments, **settings)
+
+    monkeypatch.setattr(subprocess, "run", no_git)
+    assert "commit" not in metrics.versions()
+
+
+def test_importing_metrics_needs_no_tracker(tmp_path):
+    code = "import sys, plait.train.metrics; sys.exit(any(m in sys.modules for m in ('tensorboard','wandb','trackio')))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
