@@ -128,7 +128,8 @@ class Latents:
     """[n] index among this modality's spans in the batch."""
     places: dict[str, tuple[Tensor, Tensor]]
     """For each tower: which of the n tokens it carries, and in which of its rows."""
-    num_spans: int
+    lengths: list[int]
+    """Tokens of each span."""
     documents: list[int]
     """The document of each span."""
     timesteps: Tensor | None = None
@@ -232,7 +233,7 @@ def assemble(
     targets, counts = _targets(runs, spans, ids, towers, order, starts, lengths, config)
     latents = _latents(runs, spans, towers, routing, starts, config)
     for name, group in latents.items():
-        counts[config.layout.names.index(name)] = float(group.num_spans)
+        counts[config.layout.names.index(name)] = float(len(group.lengths))
     return Batch(torch.from_numpy(ids), torch.from_numpy(positions), routing, spans, targets, latents, counts,
                  lengths, ends)  # fmt: skip
 
@@ -340,7 +341,7 @@ def _latents(runs, spans, towers, routing, starts, config) -> dict[str, Latents]
             torch.from_numpy(np.concatenate([r.latents for r, _ in mine]).astype(np.float32)),
             torch.from_numpy(np.repeat(np.arange(len(mine)), [s.length for _, s in mine])),
             places,
-            len(mine),
+            [s.length for _, s in mine],
             [s.document for _, s in mine],
         )
     return groups

@@ -329,6 +329,24 @@ class TrainConfig:
 
 
 @dataclass
+class DiffusionConfig:
+    """Noise and its schedule, for continuous modalities. t = 0 is clean, t = 1 is noise."""
+
+    process: Literal["ddpm", "flow"] = "ddpm"
+    """ddpm: epsilon-prediction, cosine schedule. flow: rectified flow."""
+    num_timesteps: int = 1000
+    """Noise levels of ddpm."""
+    max_level_first: float = 0.5
+    """Highest noise level of an item that precedes its text."""
+    logit_mean: float = 0.0
+    """Mean of logit t (flow)."""
+    logit_std: float = 1.0
+    """Standard deviation of logit t (flow)."""
+    shift: float = 1.0
+    """Shift of t towards noise (flow)."""
+
+
+@dataclass
 class SamplingConfig:
     """How the next id is drawn."""
 
@@ -382,6 +400,7 @@ class RunConfig:
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     schema_version: int = SCHEMA_VERSION

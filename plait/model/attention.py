@@ -1,0 +1,95 @@
+"""Global attention over the packed sequence: the kernels behind one `attend`.
+
+On CUDA, FlexAttention with a block mask built once a step. Elsewhere, scaled_dot_product_attention on each segment's
+own keys, so that documents never cost the square of the packed length.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from plait.model.mask import Segment, block_mask, document_starts
+
+
+@dataclass
+class AttentionPlan:
+    """What one batch's attention needs, made once a step from its segments."""
+
+    segments: list[Segment]
+    starts: dict[int, int]
+    flex: Any = None
+
+    @classmethod
+    def of(cls, segments: list[Segment], num_tokens: int, device: torch.device) -> "AttentionPlan":
+        flex = block_mask(segments, num_tokens, device) if device.type == "cuda" else None
+        return cls(segments, document_starts(segments), flex)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
+    """Attend within the batch: query [T, H, d], key and value [T, G, d] with G dividing H. Returns [T, H, d]."""
+    if plan.flex is not None:
+        return _flex(query, key, value, plan.flex)
+
+    def keys_of(s: Segment, low: int, high: int) -> tuple[Tensor, Tensor]:
+        start = plan.starts[s.document]
+        return key[start + low : start + high], value[start + low : start + high]
+
+    return attend_segments(query, plan.segments, keys_of)
+
+
+def attend_segments(
+    query: Tensor, segments: list[Segment], keys_of: Callable[[Segment, int, int], tuple[Tensor, Tensor]]
+) -> Tensor:
+    """Attend segment by segment; ``keys_of`` returns keys and values [n, G, d] of a document's range."""
+    pieces = []
+    for s in segments:
+        ranges = [keys_of(s, low, high) for low, high in s.keys]
+        keys, values = ranges[0] if len(ranges) == 1 else (torch.cat(side) for side in zip(*ranges, strict=True))
+        pieces.append(_attend_one(query[s.start : s.stop], keys, values, causal=s.causal))
+    return torch.cat(pieces)
+
+
+def _attend_one(query: Tensor, key: Tensor, value: Tensor, *, causal: bool) -> Tensor:
+    """Attend n queries [n, H, d] to m keys [m, G, d]; if causal, the last n keys are the queries' own tokens."""
+    n, m = query.shape[0], key.shape[0]
+    causal = causal and n > 1
+    mask = None
+    if causal and m > n:  # torch's own causal mask is aligned to the first key
+        mask = torch.ones(n, m, dtype=torch.bool, device=query.device).tril(m - n)
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, _expand(key, query), _expand(value, query)))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal and mask is None)
+    return out.squeeze(0).transpose(0, 1)
+
+
+def _expand(x: Tensor, query: Tensor) -> Tensor:
+    """Repeat key or value heads [n, G, d] to the number of query heads."""
+    repeats = query.shape[1] // x.shape[1]
+    return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
+
+
+def attend_one_token(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+    """Attend one query a row to its cached keys: query [B, H, d], keys and values [B, L, G, d], visible [B, L]."""
+    heads, groups = query.shape[1], keys.shape[2]
+    q = query.unflatten(1, (groups, heads // groups))  # the heads of one group share keys: no copy of the cache
+    out = F.scaled_dot_product_attention(
+        q, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=visible[:, None, None]
+    )
+    return out.flatten(1, 2)
+
+
+@functools.cache
+def _compiled_flex():
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def _flex(query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
+    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
+    out = _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=query.shape[1] != key.shape[1])
+    return out.squeeze(0).transpose(0, 1)

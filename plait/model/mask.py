@@ -1,0 +1,141 @@
+"""THE attention mask: one rule, and the forms that kernels want.
+
+The rule: a token sees its own document up to itself; inside a bidirectional span it also sees the rest of that span.
+A document ``<bos> a b <image> i j k </image> c`` with a bidirectional image::
+
+               keys
+               bos a b < i j k > c
+        bos     x
+        a       x  x
+        b       x  x x
+        <       x  x x x
+        i       x  x x x x x x            one image sees all of itself
+        j       x  x x x x x x
+        k       x  x x x x x x
+        >       x  x x x x x x x
+        c       x  x x x x x x x x
+
+The rule is written once, in `segments`: runs of queries with the key ranges that they see. The dense mask, the
+FlexAttention block mask and the cuts for scaled_dot_product_attention are all made from those ranges on the host.
+Token indices of keys are relative to their document, so that the same segments serve a packed batch and a KV cache.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plait.batch import Span
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Queries [start, stop) of the batch, and the key ranges of their document that they see.
+
+    ``causal``: the last range ends at each query itself, so it holds the queries' own tokens at its end.
+    """
+
+    document: int
+    start: int
+    stop: int
+    keys: tuple[tuple[int, int], ...]
+    causal: bool
+
+    @property
+    def num_queries(self) -> int:
+        return self.stop - self.start
+
+
+def segments(spans: Sequence[Span], prefix: Sequence[int] | None = None) -> list[Segment]:
+    """Apply the rule to the spans of a batch; ``prefix[d]`` tokens of document d lie in a cache before them."""
+    found: list[Segment] = []
+    document, first, before = -1, 0, 0
+    for span in spans:
+        if span.document != document:
+            document, first = span.document, span.start
+            before = prefix[document] if prefix is not None else 0
+        last = found[-1] if found else None
+        keys = ((0, before + span.stop - first),)
+        if not span.bidirectional and last and last.causal and last.document == document:
+            found[-1] = Segment(document, last.start, span.stop, keys, True)
+        else:
+            found.append(Segment(document, span.start, span.stop, keys, not span.bidirectional))
+    return found
+
+
+def key_ranges(found: Sequence[Segment], num_tokens: int) -> np.ndarray:
+    """Return for each query the key ranges it sees in a packed batch, [T, J, 2], absolute, empty ones as (0, 0)."""
+    ranges = np.zeros((num_tokens, max(len(s.keys) for s in found), 2), np.int64)
+    starts = document_starts(found)
+    for s in found:
+        for j, (low, high) in enumerate(s.keys):
+            ranges[s.start : s.stop, j] = starts[s.document] + low, starts[s.document] + high
+        if s.causal:
+            ranges[s.start : s.stop, len(s.keys) - 1, 1] = np.arange(s.start, s.stop) + 1
+    return ranges
+
+
+def document_starts(found: Sequence[Segment]) -> dict[int, int]:
+    """Return the first token of each document of a packed batch."""
+    starts: dict[int, int] = {}
+    for s in found:
+        starts.setdefault(s.document, s.start)
+    return starts
+
+
+def dense_mask(found: Sequence[Segment], num_tokens: int) -> Tensor:
+    """Return the mask as booleans [T, T], true where a query (row) sees a key. For tests and pictures."""
+    ranges = torch.from_numpy(key_ranges(found, num_tokens))
+    keys = torch.arange(num_tokens)
+    return ((keys >= ranges[:, :, :1]) & (keys < ranges[:, :, 1:])).any(dim=1)
+
+
+def block_mask(found: Sequence[Segment], num_tokens: int, device: torch.device, block_size: int = 128):
+    """Return FlexAttention's block mask, built from the ranges without ever forming [T, T].
+
+    A block of keys is full for a block of queries where every query sees all of it, partial where some query sees
+    some of it.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    ranges = key_ranges(found, num_tokens)
+    num_blocks = -(-num_tokens // block_size)
+    touched = np.zeros((num_blocks, num_blocks + 1), np.int64)
+    covered = np.zeros_like(touched)
+    query_block = np.arange(num_tokens) // block_size
+    for j in range(ranges.shape[1]):
+        low, high = ranges[:, j, 0], ranges[:, j, 1]
+        some = high > low
+        _count(touched, query_block[some], low[some] // block_size, -(-high[some] // block_size))
+        _count(covered, query_block[some], -(-low[some] // block_size), high[some] // block_size)
+    queries = np.bincount(query_block, minlength=num_blocks)
+    full = np.cumsum(covered, axis=1)[:, :-1] == queries[:, None]
+    partial = (np.cumsum(touched, axis=1)[:, :-1] > 0) & ~full
+    low, high = torch.from_numpy(ranges).to(device).unbind(-1)
+
+    def mask_mod(batch, head, query, key):
+        seen = (key >= low[query, 0]) & (key < high[query, 0])
+        for j in range(1, ranges.shape[1]):
+            seen = seen | ((key >= low[query, j]) & (key < high[query, j]))
+        return seen
+
+    return BlockMask.from_kv_blocks(
+        *_listed(partial, device), *_listed(full, device), BLOCK_SIZE=block_size, mask_mod=mask_mod,
+        seq_lengths=(num_tokens, num_tokens),
+    )  # fmt: skip
+
+
+def _count(table: np.ndarray, rows: np.ndarray, first: np.ndarray, stop: np.ndarray) -> None:
+    """Add one to table[row, first:stop] for each row, as differences (to be summed up along the row)."""
+    some = stop > first
+    np.add.at(table, (rows[some], first[some]), 1)
+    np.add.at(table, (rows[some], stop[some]), -1)
+
+
+def _listed(blocks: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the number of true entries in each row and their columns first, [1, 1, Q] and [1, 1, Q, K]."""
+    order = np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
+    count = blocks.sum(axis=1).astype(np.int32)
+    return torch.from_numpy(count)[None, None].to(device), torch.from_numpy(order)[None, None].to(device)

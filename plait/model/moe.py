@@ -1,0 +1,112 @@
+"""Feed-forward networks: SwiGLU, and a mixture of SwiGLU experts as one tower's network.
+
+Shapes: N rows of a tower (padding included), D width, F hidden size, E experts, C rows an expert takes.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from plait.config import TowerConfig
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.gate = nn.Linear(width, hidden, bias=False)
+        self.up = nn.Linear(width, hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor, num_tokens: Tensor | None = None) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class ExpertWeight(nn.Module):
+    """The weights of all experts of one projection, stacked: [E, in, out]."""
+
+    def __init__(self, num_experts: int, fan_in: int, fan_out: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, fan_in, fan_out))
+
+
+class MixtureOfExperts(nn.Module):
+    """Experts chosen by a router; no step asks the device for a size.
+
+    - expert_choice (arXiv 2202.09368): each expert takes its C = top_k * N / E best rows. It compares tokens of the
+      whole batch, so it sees the future and cannot generate.
+    - token_choice: each token goes to its top_k experts, none dropped, gates normalised over the chosen. A bias per
+      expert, moved against the load after each optimizer step, balances without an auxiliary loss
+      (arXiv 2408.15664), so that gradients do not depend on how a batch is cut.
+    """
+
+    def __init__(self, width: int, config: TowerConfig):
+        super().__init__()
+        self.num_experts, self.top_k = config.num_experts, config.top_k
+        self.routing, self.balance_rate = config.moe_routing, config.moe_balance_rate
+        hidden = config.ffn_width
+        self.router = nn.Linear(width, self.num_experts, bias=False)
+        self.gate = ExpertWeight(self.num_experts, width, hidden)
+        self.up = ExpertWeight(self.num_experts, width, hidden)
+        self.down = ExpertWeight(self.num_experts, hidden, width)
+        self.register_buffer("expert_bias", torch.zeros(self.num_experts))
+        self.register_buffer("tokens_per_expert", torch.zeros(self.num_experts), persistent=False)
+
+    def forward(self, x: Tensor, is_token: Tensor) -> Tensor:
+        """x [N, D]; ``is_token`` [N] is false on padding rows, which are routed nowhere. Returns [N, D]."""
+        scores = self.router(x).float() if x.dtype != torch.float64 else self.router(x)
+        if self.routing == "expert_choice":
+            return self._expert_choice(x, scores.softmax(-1), is_token)
+        return self._token_choice(x, scores.sigmoid(), is_token)
+
+    def _expert_choice(self, x: Tensor, scores: Tensor, is_token: Tensor) -> Tensor:
+        capacity = max(1, x.shape[0] * self.top_k // self.num_experts)
+        gates, rows = scores.masked_fill(~is_token[:, None], 0.0).topk(capacity, dim=0)  # C E
+        taken = x.index_select(0, rows.T.flatten()).unflatten(0, (self.num_experts, capacity))  # E C D
+        hidden = F.silu(torch.bmm(taken, self.gate.weight)) * torch.bmm(taken, self.up.weight)
+        y = torch.bmm(hidden, self.down.weight) * gates.T[:, :, None]
+        return torch.zeros_like(x).index_add(0, rows.T.flatten(), y.flatten(0, 1).to(x.dtype))
+
+    def _token_choice(self, x: Tensor, scores: Tensor, is_token: Tensor) -> Tensor:
+        chosen = (scores + self.expert_bias.to(scores.dtype)).topk(self.top_k, dim=-1).indices  # N K
+        gates = scores.gather(1, chosen)
+        gates = gates / gates.sum(-1, keepdim=True) * is_token[:, None]
+        if torch.is_grad_enabled():  # evaluation and generation do not move the balance
+            load = F.one_hot(chosen, self.num_experts).sum(1) * is_token[:, None]
+            self.tokens_per_expert += load.sum(0).to(self.tokens_per_expert.dtype)
+        order = chosen.flatten().argsort(stable=True)
+        counts = torch.zeros(self.num_experts, dtype=torch.int32, device=x.device)
+        counts = counts.index_add(0, chosen.flatten(), torch.ones_like(chosen.flatten(), dtype=torch.int32))
+        ends = counts.cumsum(0, dtype=torch.int32)
+        taken = x.index_select(0, order // self.top_k)
+        hidden = F.silu(grouped_matmul(taken, self.gate.weight, ends)) * grouped_matmul(taken, self.up.weight, ends)
+        y = grouped_matmul(hidden, self.down.weight, ends) * gates.flatten().index_select(0, order)[:, None]
+        return torch.zeros_like(x).index_add(0, order // self.top_k, y.to(x.dtype))
+
+    @torch.no_grad()
+    def update_balance(self) -> None:
+        """Move each expert's bias against its load since the last call (after the counts were summed over ranks)."""
+        load = self.tokens_per_expert
+        self.expert_bias += self.balance_rate * torch.sign(load.mean() - load)
+        self.tokens_per_expert.zero_()
+
+
+def grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
+    """Multiply rows [ends[e-1], ends[e]) of x [N, I] by weight[e], weight [E, I, O]. Group sizes stay on the device.
+
+    torch's grouped_mm knows no float64 and wants 16-byte strides; there every expert multiplies all rows, which is
+    exact and meant for tests.
+    """
+    aligned = all(size * x.element_size() % 16 == 0 for size in weight.shape[1:])
+    if (
+        x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and aligned
+        and not torch.is_autocast_enabled(x.device.type)
+    ):
+        return F.grouped_mm(x, weight.to(x.dtype), offs=ends)
+    if torch.is_autocast_enabled(x.device.type) and aligned:
+        dtype = torch.get_autocast_dtype(x.device.type)
+        return F.grouped_mm(x.to(dtype), weight.to(dtype), offs=ends)
+    group = torch.searchsorted(ends, torch.arange(x.shape[0], device=x.device, dtype=ends.dtype), right=True)
+    return sum((x @ weight[e]) * (group == e)[:, None] for e in range(weight.shape[0]))

@@ -1,0 +1,169 @@
+"""The Mixture-of-Transformers: embed, sort by tower once, run the blocks, read the heads (arXiv 2411.04996).
+
+Shapes: T tokens in sequence order, N_k rows of tower k (padded), R = sum of N_k, D_k its width, V ids.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from plait.batch import Batch
+from plait.config import ModelConfig
+from plait.model.attention import AttentionPlan
+from plait.model.block import Block, Step, is_token
+from plait.model.cache import CacheStep, KVCache
+from plait.model.heads import LatentIn
+from plait.model.mask import segments
+from plait.model.moe import MixtureOfExperts
+from plait.model.rope import rotation
+from plait.model.routing import PerTower, merged, separated
+
+
+class MixtureOfTransformers(nn.Module):
+    """Towers of parameters joined by one global attention; with one tower, the dense transformer.
+
+    Parameter names follow one grammar, ``blocks.{layer}.{component}.{tower | shared}[.{projection}].weight``, where
+    the component is qkv, o, ffn, attention_norm or ffn_norm; then ``embed``, ``head``, ``final_norm`` (each with
+    ``.{tower | shared}.weight``) and ``latent_in``, ``latent_out`` (``.{modality}.{tower}...``).
+    """
+
+    def __init__(self, config: ModelConfig, *, seed: int = 0):
+        super().__init__()
+        self.config = config
+        towers, size, untied = config.towers, config.layout.size, not config.same_width
+        self.embed = PerTower(lambda t: nn.Embedding(size, towers[t].width), towers, untied=untied)
+        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        norm_untied = untied or "norm" in config.untied_at(config.num_layers - 1)
+        self.final_norm = PerTower(lambda t: nn.RMSNorm(towers[t].width, config.norm_eps), towers, untied=norm_untied)
+        if not config.tie_embeddings:
+            self.head = PerTower(lambda t: nn.Linear(towers[t].width, size, bias=False), towers, untied=untied)
+        self.latent_in, self.latent_out = nn.ModuleDict(), nn.ModuleDict()
+        for name, modality in config.modalities.items():
+            if modality.objective == "diffusion":
+                used = dict.fromkeys([modality.tower, *modality.tower_by_role.values()])
+                c = modality.latent_channels
+                self.latent_in[name] = PerTower(lambda t, c=c: LatentIn(c, towers[t].width), used, untied=True)
+                self.latent_out[name] = PerTower(lambda t, c=c: nn.Linear(towers[t].width, c), used, untied=True)
+        self.recompute_blocks = False
+        self.init_weights(seed)
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Draw every parameter from a generator keyed by its own name, so that none depends on the others.
+
+        Matrices have standard deviation 1/sqrt(fan in), those that write to the residual stream 1/sqrt(2 L) of that;
+        embedding, head and latent output are small.
+        """
+        depth = 1 / math.sqrt(2 * self.config.num_layers)
+        for name, parameter in self.named_parameters():
+            if parameter.is_meta:
+                continue
+            if name.endswith("bias"):
+                parameter.zero_()
+            elif "norm" in name:
+                parameter.fill_(1.0)
+            else:
+                # nn.Linear holds [out, in], stacked experts [E, in, out]
+                std = (parameter.shape[-1] if parameter.ndim == 2 else parameter.shape[-2]) ** -0.5
+                std *= depth if ".o." in name or ".down." in name else 1.0
+                std = 0.02 if name.startswith(("embed.", "head.", "latent_out.")) else std
+                digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
+                generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+                draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
+                parameter.copy_(draw * std)
+
+    def forward(self, batch: Batch, cache: CacheStep | None = None) -> list[Tensor]:
+        """Return the final hidden states, one [N_k, D_k] per tower.
+
+        With ``cache``, the batch's documents go on where their rows of the cache are, and are added to it.
+        """
+        config = self.config
+        device, dtype = batch.ids.device, self.dtype
+        cos, sin = rotation(batch.positions, config.head_dim, config.rope_theta, config.rope_scaling, dtype)
+        plan = None if cache else AttentionPlan.of(segments(batch.spans), batch.num_tokens, device)
+        step = Step(batch.routing, cos, sin, is_token(batch.routing, device), plan, cache)
+        streams = self._embed(batch)
+        for block in self.blocks:
+            if self.recompute_blocks and torch.is_grad_enabled():
+                streams = checkpoint(block, streams, step, use_reentrant=False)
+            else:
+                streams = block(streams, step)
+        if cache is not None:
+            cache.commit()
+        return self.final_norm(streams)
+
+    def _embed(self, batch: Batch) -> list[Tensor]:
+        sizes = batch.routing.padded_sizes
+        ids = batch.ids.index_select(0, batch.routing.to_towers)
+        streams = separated(self.embed([ids] if self.embed.is_shared else list(ids.split(sizes))), sizes)
+        towers = list(self.config.towers)
+        for name, latent_in in self.latent_in.items():
+            group = batch.latents.get(name)
+            for tower, module in latent_in.items():
+                k = towers.index(tower)
+                if group is not None and tower in group.places:
+                    tokens, rows = group.places[tower]
+                    times = None if group.timesteps is None else group.timesteps.index_select(0, tokens).to(self.dtype)
+                    x = module(group.values.index_select(0, tokens).to(self.dtype), times)
+                    streams[k] = streams[k].index_copy(0, rows, x.to(streams[k].dtype))
+                else:  # no such token here: the parameters still take part, with zero gradients
+                    empty = streams[k].new_zeros(1, self.config.modalities[name].latent_channels)
+                    streams[k] = streams[k] + 0.0 * module(empty, None).sum()
+        return streams
+
+    def head_weights(self) -> PerTower:
+        """Return the modules whose ``weight`` [V, D_k] scores the ids: the head, or the embedding where tied."""
+        return self.embed if self.config.tie_embeddings else self.head
+
+    def logits(self, hidden: list[Tensor], rows: list[Tensor]) -> Tensor:
+        """Return logits [n, V] of the chosen rows of each tower, tower after tower."""
+        heads = self.head_weights()
+        chosen = [h.index_select(0, r) for h, r in zip(hidden, rows, strict=True)]
+        chosen = merged(chosen) if heads.is_shared else chosen
+        modules = [next(iter(heads.values()))] if heads.is_shared else list(heads.values())
+        return torch.cat([nn.functional.linear(x, m.weight) for x, m in zip(chosen, modules, strict=True)])
+
+    def predict_latents(self, hidden: list[Tensor], batch: Batch, modality: str) -> Tensor:
+        """Return what the latent head says for each token [n, C] of a continuous modality, in sequence order."""
+        towers, group = list(self.config.towers), batch.latents[modality]
+        out = hidden[0].new_zeros(group.values.shape)
+        for tower, (tokens, rows) in group.places.items():
+            y = self.latent_out[modality][tower](hidden[towers.index(tower)].index_select(0, rows))
+            out = out.index_copy(0, tokens, y.to(out.dtype))
+        return out
+
+    def new_cache(self, num_rows: int, max_length: int, dtype: torch.dtype | None = None) -> KVCache:
+        """Return an empty KV cache for ``num_rows`` sequences of up to ``max_length`` tokens."""
+        for name, tower in self.config.towers.items():
+            if tower.ffn == "moe" and tower.moe_routing == "expert_choice":
+                raise ValueError(
+                    f"tower {name!r} routes by expert_choice, which sees future tokens: it cannot generate"
+                )
+        c = self.config
+        return KVCache(c.num_layers, num_rows, max_length, c.num_kv_heads, c.head_dim, device=self.device,
+                       dtype=dtype or self.dtype)  # fmt: skip
+
+    def update_balance(self) -> None:
+        """Move the biases of token-choice experts against their load; call it after each optimizer step."""
+        for module in self.modules():
+            if isinstance(module, MixtureOfExperts) and module.routing == "token_choice":
+                module.update_balance()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    def num_parameters(self) -> dict[str, int]:
+        """Return the number of parameters: in all, and those that one token of each tower passes through."""
+        counts = {"total": sum(p.numel() for p in self.parameters())}
+        for tower in self.config.towers:
+            others = {t for t in self.config.towers if t != tower}
+            counts[tower] = sum(p.numel() for n, p in self.named_parameters() if not others & set(n.split(".")))
+        return counts

@@ -1,0 +1,54 @@
+"""Random documents and models that the tests share."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+
+from plait.batch import Document, Part
+from plait.config import ModalityConfig, ModelConfig, TowerConfig
+
+torch.set_num_threads(1)
+
+SIZES = {"text": 20, "image": 12, "speech": 9}
+
+
+def modalities(*, mel: bool = False, towers: dict[str, str] | None = None) -> dict[str, ModalityConfig]:
+    towers = towers or {}
+    found = {name: ModalityConfig(vocab_size=size, tower=towers.get(name, "")) for name, size in SIZES.items()}
+    if mel:
+        found["mel"] = ModalityConfig(objective="diffusion", attention="bidirectional", latent_channels=3,
+                                      tower=towers.get("mel", ""))  # fmt: skip
+    return found
+
+
+def model_config(*, mel: bool = False, towers: dict[str, str] | None = None, **settings) -> ModelConfig:
+    settings = {"width": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 24} | settings
+    return ModelConfig(modalities=modalities(mel=mel, towers=towers), **settings)
+
+
+def random_part(rng: np.random.Generator, modality: str, longest: int = 7) -> Part:
+    n = int(rng.integers(1, longest + 1))
+    if modality == "mel":
+        return Part("mel", latents=rng.standard_normal((2 * n, 3)).astype(np.float32), grid=(2, n))
+    return Part(modality, ids=rng.integers(0, SIZES[modality], n))
+
+
+def random_documents(rng: np.random.Generator, count: int, *, mel: bool = False, only=None) -> list[Document]:
+    names = list(only or [*SIZES, *(["mel"] if mel else [])])
+    documents = []
+    for i in range(count):
+        chosen = [names[j] for j in rng.integers(0, len(names), int(rng.integers(1, 5)))]
+        documents.append(Document([random_part(rng, name) for name in chosen], index=i))
+    return documents
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+__all__ = ["SIZES", "TowerConfig", "model_config", "random_documents", "random_part"]
