@@ -72,12 +72,13 @@ class MixtureOfExperts(nn.Module):
         chosen = (scores + self.expert_bias.to(scores.dtype)).topk(self.top_k, dim=-1).indices  # N K
         gates = scores.gather(1, chosen)
         gates = gates / gates.sum(-1, keepdim=True) * is_token[:, None]
+        flat = chosen.flatten()
         if torch.is_grad_enabled():  # evaluation and generation do not move the balance
-            load = F.one_hot(chosen, self.num_experts).sum(1) * is_token[:, None]
-            self.tokens_per_expert += load.sum(0).to(self.tokens_per_expert.dtype)
-        order = chosen.flatten().argsort(stable=True)
+            tokens = is_token.repeat_interleave(self.top_k).to(self.tokens_per_expert.dtype)
+            self.tokens_per_expert.index_add_(0, flat, tokens)
+        order = flat.argsort(stable=True)
         counts = torch.zeros(self.num_experts, dtype=torch.int32, device=x.device)
-        counts = counts.index_add(0, chosen.flatten(), torch.ones_like(chosen.flatten(), dtype=torch.int32))
+        counts = counts.index_add(0, flat, torch.ones_like(flat, dtype=torch.int32))
         ends = counts.cumsum(0, dtype=torch.int32)
         taken = x.index_select(0, order // self.top_k)
         hidden = F.silu(grouped_matmul(taken, self.gate.weight, ends)) * grouped_matmul(taken, self.up.weight, ends)

@@ -1,0 +1,69 @@
+"""The mask rule, and that all of its forms say the same."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import model_config, random_documents
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.attention.flex_attention import create_mask, flex_attention
+
+from plait.batch import pack
+from plait.model.attention import AttentionPlan, attend
+from plait.model.mask import block_mask, dense_mask, segments
+
+
+def rule(batch) -> torch.Tensor:
+    """The rule token by token: own document, up to itself, and all of its own bidirectional span."""
+    span_of = {t: s for s in batch.spans for t in range(s.start, s.stop)}
+    n = batch.num_tokens
+    seen = torch.zeros(n, n, dtype=torch.bool)
+    for q in range(n):
+        for k in range(n):
+            a, b = span_of[q], span_of[k]
+            seen[q, k] = a.document == b.document and (k <= q or (a is b and a.bidirectional))
+    return seen
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 5))
+@settings(max_examples=40, deadline=None)
+def test_dense_mask_is_the_rule(seed, count):
+    batch = pack(random_documents(np.random.default_rng(seed), count, mel=True), model_config(mel=True))
+    assert torch.equal(dense_mask(segments(batch.spans), batch.num_tokens), rule(batch))
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 12), block=st.sampled_from([4, 16, 128]))
+@settings(max_examples=25, deadline=None)
+def test_block_mask_equals_dense_mask(seed, count, block):
+    batch = pack(random_documents(np.random.default_rng(seed), count, mel=True), model_config(mel=True))
+    found, n = segments(batch.spans), batch.num_tokens
+    expected = dense_mask(found, n)
+    flex = block_mask(found, n, torch.device("cpu"), block)
+    assert torch.equal(create_mask(flex.mask_mod, 1, 1, n, n, device="cpu")[0, 0], expected)
+    padded = torch.zeros(-(-n // block) * block, -(-n // block) * block, dtype=torch.bool)
+    padded[:n, :n] = expected
+    tiles = padded.unflatten(0, (-1, block)).unflatten(2, (-1, block))
+    any_seen = tiles.any(dim=3).any(dim=1)
+    listed = flex.to_dense()[0, 0].bool()
+    assert torch.equal(listed, any_seen)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_segment_attention_equals_masked_attention(rng, groups):
+    for _ in range(10):
+        batch = pack(random_documents(rng, 4, mel=True), model_config(mel=True))
+        found, n = segments(batch.spans), batch.num_tokens
+        q, k, v = (torch.randn(n, h, 8, dtype=torch.float64) for h in (2, groups, groups))
+        out = attend(q, k, v, AttentionPlan.of(found, n, torch.device("cpu")))
+        wide = [x.repeat_interleave(2 // x.shape[1], 1).transpose(0, 1) for x in (q, k, v)]
+        expected = torch.nn.functional.scaled_dot_product_attention(*wide, attn_mask=dense_mask(found, n))
+        torch.testing.assert_close(out, expected.transpose(0, 1), rtol=0, atol=1e-12)
+
+
+def test_flex_attention_takes_the_block_mask(rng):
+    batch = pack(random_documents(rng, 6, mel=True), model_config(mel=True))
+    found, n = segments(batch.spans), batch.num_tokens
+    q, k, v = (torch.randn(1, 2, n, 16) for _ in range(3))
+    out = flex_attention(q, k, v, block_mask=block_mask(found, n, torch.device("cpu"), 16))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense_mask(found, n))
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
