@@ -1,0 +1,155 @@
+"""The embedded scenes: deterministic, disjoint where they say so, and true to their captions."""
+
+import numpy as np
+import pytest
+
+from plait.config import PrepareConfig
+from plait.data import drawings, scenes, speaker
+from plait.errors import ResourceError
+
+PREPARE = PrepareConfig(documents=3000, validation_documents=300, image_size=32)
+
+
+def same(a, b) -> bool:
+    return a.meta == b.meta and all(
+        x[0] == y[0] and (x[1] == y[1] if isinstance(x[1], str) else np.array_equal(x[1], y[1]))
+        for x, y in zip(a.parts, b.parts, strict=True)
+    )
+
+
+def test_documents_have_the_promised_form():
+    source = scenes.SceneSource(PREPARE, 0)
+    assert source.splits() == {
+        "train": 3000, "seen": 300, "unseen_concepts": 300, "unseen_combinations": 300, "other_voice": 300,
+    }  # fmt: skip
+    for document in source.read("train", 60, 70):
+        (text, caption), (image, picture), (audio, clip) = document.parts
+        assert (text, image, audio) == ("text", "image", "audio")
+        assert caption == document.meta["caption"]
+        assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
+        assert clip.dtype == np.float32 and clip.ndim == 1 and 0.5 < len(clip) / 16000 < 6
+        assert 0.05 < np.abs(clip).max() <= 1.0
+        assert all(o["name"] in caption for o in document.meta["objects"])
+        assert document.meta["background"] in caption and document.meta["voice"] in scenes.VOICES
+
+
+def test_reading_does_not_depend_on_the_cut():
+    whole = list(scenes.SceneSource(PREPARE, 3).read("seen", 0, 150))
+    other = scenes.SceneSource(PREPARE, 3)
+    pieces = [d for start, stop in ((130, 150), (0, 1), (1, 63), (63, 66), (66, 130))
+              for d in zip(range(start, stop), other.read("seen", start, stop))]  # fmt: skip
+    assert sorted(i for i, _ in pieces) == list(range(150))
+    assert all(same(whole[i], document) for i, document in pieces)
+
+
+def test_seeds_and_splits_differ():
+    def captions(seed, split):
+        return [scenes.draw_scene(seed, split, i).caption for i in range(50)]
+
+    assert captions(0, "train") == captions(0, "train")
+    assert captions(0, "train") != captions(1, "train")
+    assert captions(0, "train") != captions(0, "seen")
+
+
+def test_parts_that_nobody_needs_are_not_made():
+    document = next(iter(scenes.SceneSource(PREPARE, 0, parts=["image"]).read("train", 0, 1)))
+    assert [name for name, _ in document.parts] == ["image"]
+
+
+def test_concepts_are_many_unique_and_split_by_family():
+    loaded = drawings.all_concepts()
+    assert len(loaded) > 1500
+    assert len({c.name for c in loaded}) == len({c.code for c in loaded}) == len(loaded)
+    assert not any("skin tone" in c.name for c in loaded)
+    for seed in (0, 1):
+        split = drawings.split_concepts(seed)
+        families = {name: {c.family for c in members} for name, members in split.items()}
+        assert not families["train"] & families["unseen"]
+        assert not any(c.group in drawings.HELD_OUT_GROUPS for c in split["train"])
+        assert sum(c.group == "country-flag" for members in split.values() for c in members) <= 40
+        assert len(split["train"]) > 1300 and len(split["unseen"]) > 80
+    assert set(scenes.concepts(0)) == {"train", "unseen"}
+
+
+def test_families_ignore_gender_number_and_direction():
+    assert drawings.family_of("woman running facing right") == drawings.family_of("man running") == "running"
+    assert drawings.family_of("dog face") == drawings.family_of("dog")
+    assert drawings.family_of("three o'clock") == drawings.family_of("one-thirty")
+    assert drawings.family_of("red apple") != drawings.family_of("red heart")
+
+
+def shown(split: str, count: int) -> list[scenes.Scene]:
+    return [scenes.draw_scene(0, split, i) for i in range(count)]
+
+
+def test_unseen_concepts_never_appear_elsewhere():
+    names = scenes.concepts(0)
+    unseen = set(names["unseen"])
+    assert all({c.name for c in s.concepts} <= unseen for s in shown("unseen_concepts", 300))
+    for split in ("train", "seen", "unseen_combinations", "other_voice"):
+        assert all(not {c.name for c in s.concepts} & unseen for s in shown(split, 500))
+
+
+def test_every_training_concept_leads_equally_often():
+    count = len(scenes.concepts(0)["train"])
+    assert {c.code for s in shown("train", count) for c in s.concepts} == {
+        c.code for c in drawings.split_concepts(0)["train"]
+    }
+
+
+def pairs(scene: scenes.Scene) -> set[frozenset[str]]:
+    return {frozenset((a.code, b.code)) for a in scene.concepts for b in scene.concepts if a != b}
+
+
+def test_unseen_combinations_never_meet_in_training():
+    held_out = [p for s in shown("unseen_combinations", 300) for p in pairs(s)]
+    assert len(held_out) == 300  # always two drawings
+    trained = {p for s in shown("train", 3000) for p in pairs(s)}
+    assert len(trained) > 300 and not trained & set(held_out)
+    by_code = {c.code: c for c in drawings.all_concepts()}
+    assert not any(scenes.meets_in_training(0, *(by_code[code] for code in pair)) for pair in held_out)
+    assert all(scenes.meets_in_training(0, *(by_code[code] for code in pair)) for pair in trained)
+
+
+def test_relations_are_true():
+    for scene in shown("unseen_combinations", 200):
+        (x0, y0), (x1, y1) = scene.centers
+        truth = {"left of": x0 < x1, "right of": x0 > x1, "above": y0 < y1, "below": y0 > y1}
+        assert truth[scene.relation]
+
+
+def test_drawings_lie_inside_and_grounds_show():
+    for scene in shown("train", 60):
+        picture = scenes.draw(scene, 64)
+        ground = np.array([int(scenes.BACKGROUNDS[scene.background][i : i + 2], 16) for i in (1, 3, 5)])
+        border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]).astype(int)
+        assert (np.abs(border - ground).max(1) < 60).mean() > 0.9, scene.caption
+        assert (np.abs(picture.astype(int) - ground).max(2) > 30).mean() > 0.02, scene.caption
+
+
+def test_articles():
+    said = [
+        ("red apple", "a red apple"), ("ox", "an ox"), ("unicorn", "a unicorn"), ("grapes", "grapes"),
+        ("flag of Chad", "the flag of Chad"), ("bus", "a bus"), ("women wrestling", "women wrestling"),
+        ("hourglass", "an hourglass"), ("face with tears of joy", "a face with tears of joy"), ("bread", "bread"),
+    ]  # fmt: skip
+    assert [scenes.with_article(name) for name, _ in said] == [sentence for _, sentence in said]
+
+
+def test_speaking_does_not_depend_on_the_clock_or_earlier_calls():
+    sentence = {"text": "a fox", "voice": "en-us+f3", "rate": 220, "pitch": 50, "variation": 50}
+    first = speaker.speak([sentence, sentence])
+    speaker.speak([sentence | {"voice": "en-us"}])
+    assert speaker.speak([sentence, sentence]) == first and len(first) == 2
+
+
+def test_an_unknown_voice_is_one_sentence():
+    with pytest.raises(ResourceError, match="no voice 'xx-nobody'"):
+        speaker.speak([{"text": "a fox", "voice": "xx-nobody", "rate": 220, "pitch": 50, "variation": 50}])
+
+
+@pytest.mark.parametrize(("module", "missing"), [("espeakng_loader", "espeakng-loader"), ("resvg_py", "resvg_py")])
+def test_a_missing_package_says_what_to_install(monkeypatch, module, missing):
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(ResourceError, match=rf"{missing}.*pip install 'plait\[.*scenes\]'"):
+        list(scenes.SceneSource(PREPARE, 0).read("train", 0, 1))
