@@ -1,0 +1,40 @@
+"""Validation loss and perplexity per modality, task and split."""
+
+import contextlib
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+
+from plait.batch import Batch
+from plait.config import DiffusionConfig
+from plait.model.mot import MixtureOfTransformers
+from plait.objectives import loss_sums
+from plait.objectives.diffusion import corrupt
+
+VALIDATION_SEED = 20_000
+"""Noise of validation is the same in every evaluation, and never training's."""
+
+
+@torch.no_grad()
+def mean_losses(
+    model: MixtureOfTransformers,
+    batches: Iterable[Batch],
+    *,
+    diffusion: DiffusionConfig | None = None,
+    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> dict[str, float]:
+    """Return the mean loss of each modality over these batches, in nats per token (or per image); absent ones left out."""
+    names = model.config.layout.names
+    sums, counts = torch.zeros(len(names), dtype=torch.float64), torch.zeros(len(names), dtype=torch.float64)
+    for batch in batches:
+        batch = corrupt(batch.to(model.device), diffusion or DiffusionConfig(), VALIDATION_SEED)
+        with autocast():
+            sums += loss_sums(model, model(batch), batch).double().cpu()
+        counts += torch.tensor(batch.counts, dtype=torch.float64)
+    return {name: float(s / c) for name, s, c in zip(names, sums, counts, strict=True) if c > 0}
+
+
+def perplexity(loss: float) -> float:
+    """Return e^loss, the perplexity of a mean loss in nats."""
+    return math.exp(min(loss, 700.0))

@@ -1,0 +1,95 @@
+"""Saving and loading models: safetensors and config.json, loud about every weight that does not fit."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from plait.config import SCHEMA_VERSION, ModelConfig
+from plait.config_file import from_dict, to_dict
+from plait.errors import CheckpointError, ConfigError
+from plait.files import read_json, write_json
+from plait.model.mot import MixtureOfTransformers
+
+ARCHITECTURE = "MixtureOfTransformers"
+
+
+def save_pretrained(model: MixtureOfTransformers, folder: str | Path) -> None:
+    """Write ``config.json`` and ``model.safetensors`` into ``folder``."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    head = {"architecture": ARCHITECTURE, "schema_version": SCHEMA_VERSION}
+    write_json(folder / "config.json", head | to_dict(model.config))
+    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, folder / "model.safetensors")
+
+
+def load_config(folder: str | Path) -> ModelConfig:
+    """Read the ``config.json`` of a saved model."""
+    path = Path(folder) / "config.json"
+    values = read_json(path, "model")
+    if not isinstance(values, dict) or values.get("architecture") != ARCHITECTURE:
+        found = values.get("architecture", values.get("architectures")) if isinstance(values, dict) else None
+        raise CheckpointError(f"model: {str(path)!r} describes {found!r}, it must be {ARCHITECTURE!r}")
+    if values.get("schema_version") != SCHEMA_VERSION:
+        version = values.get("schema_version")
+        raise CheckpointError(f"model: {str(path)!r} has schema version {version!r}, it must be {SCHEMA_VERSION}")
+    values = {k: v for k, v in values.items() if k not in ("architecture", "schema_version")}
+    try:
+        return from_dict(ModelConfig, values, "model")
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def load_pretrained(folder: str | Path, *, device: torch.device | str = "cpu") -> MixtureOfTransformers:
+    """Load a model that `save_pretrained` (or a checkpoint) wrote."""
+    config = load_config(folder)
+    with torch.device("meta"):
+        model = MixtureOfTransformers(config)
+    model.to_empty(device=device)
+    load_weights(model, folder)
+    return model
+
+
+def load_weights(model: MixtureOfTransformers, folder: str | Path, *, allow_missing: tuple[str, ...] = ()) -> None:
+    """Copy saved weights into ``model``; any missing, unexpected or differently shaped one is an error.
+
+    ``allow_missing`` names parameters (by the start of their name) that may keep their present value.
+    """
+    state = read_tensors(Path(folder) / "model.safetensors", "model")
+    own = model.state_dict()
+    missing = [n for n in own if n not in state and not n.startswith(allow_missing or ("\0",))]
+    unexpected = [n for n in state if n not in own]
+    if missing or unexpected:
+        first = (missing or unexpected)[0]
+        raise CheckpointError(
+            f"model: {str(folder)!r} is of another architecture: {len(missing)} weights are missing and "
+            f"{len(unexpected)} are unexpected, the first is {first!r}"
+        )
+    check_shapes(own, state, str(folder))
+    model.load_state_dict({**own, **state})
+    # what is not saved is rebuilt: balancing counts start at zero
+    for name, buffer in model.named_buffers():
+        if name not in own:
+            buffer.zero_()
+
+
+def check_shapes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
+    """Raise a CheckpointError for the first tensor whose shape differs."""
+    for name, tensor in state.items():
+        if name in own and tensor.shape != own[name].shape:
+            raise CheckpointError(
+                f"model: {name} in {where!r} has shape {list(tensor.shape)}, this model needs {list(own[name].shape)}"
+            )
+
+
+def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
+    """Read a safetensors file; a missing or broken one is a CheckpointError."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{what}: there is no file {str(path)!r}") from None
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{what}: {str(path)!r} is not a whole safetensors file ({error})") from None

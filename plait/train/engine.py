@@ -1,0 +1,311 @@
+"""The training loop: batches in, a trained model, checkpoints and metrics out.
+
+The loss of a step is the same however the work is cut: sums over modalities, divided by counts that are known from
+the batches before the forward pass. Nothing in the loop waits for the device outside logging steps.
+"""
+
+import contextlib
+import itertools
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plait.batch import Batch
+from plait.config import RunConfig
+from plait.data.loader import Loader, resolve_vocabulary, validation_batches
+from plait.data.shards import read_index
+from plait.errors import PlaitError, ResourceError
+from plait.evaluate.losses import mean_losses
+from plait.model.mot import MixtureOfTransformers
+from plait.model.pretrained import load_weights
+from plait.objectives import loss_sums
+from plait.objectives.diffusion import corrupt
+from plait.progress import Progress
+from plait.train import checkpoint
+from plait.train.metrics import MetricsLog, peak_device_memory_gb, peak_memory_gb
+from plait.train.optim import learning_rate, make_optimizer, set_learning_rate
+
+
+class TrainingStopped(PlaitError):
+    """The run was stopped by a signal and saved; the same command goes on."""
+
+    exit_code = 130
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the device a config names; "auto" takes the first accelerator there is."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ResourceError(
+            f"train.device: {name!r} is not a device, it must be auto, cpu, cuda, cuda:N or mps"
+        ) from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise ResourceError(f"train.device: {name!r} is absent, this machine has {count} CUDA devices; use auto or cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ResourceError(f"train.device: {name!r} is absent on this machine; use auto or cpu")
+    return device
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
+    """Return the context of a forward pass in the configured precision."""
+    if precision == "float32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+@dataclass
+class Window:
+    """Sums since the last log line."""
+
+    sums: Tensor
+    counts: list[float]
+    started: float
+    tokens: int = 0
+    waited: float = 0.0
+    steps: int = 0
+
+
+@dataclass
+class RunState:
+    """What a checkpoint keeps besides weights."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    loader: dict[str, Any] | None = None
+    skipped_steps: int = 0
+    packing: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    """Real tokens, and positions there were for them."""
+
+
+class Trainer:
+    """Trains the model of a config; goes on from the newest whole checkpoint of its run folder."""
+
+    def __init__(self, config: RunConfig, progress: Progress | None = None):
+        self.config, self.progress = config, progress or Progress()
+        self.out = Path(config.out)
+        self.device = pick_device(config.train.device)
+        resolve_vocabulary(config, read_index(config.data.path))
+        self.model = MixtureOfTransformers(config.model, seed=config.seed).to(self.device)
+        self.model.recompute_blocks = config.train.checkpoint_activations
+        self.optimizer = make_optimizer(self.model, config.train)
+        self.state = RunState()
+        self._restore()
+        if config.train.compile:
+            for block in self.model.blocks:
+                block.compile(dynamic=True)
+        self._bad_steps = torch.zeros((), device=self.device)
+        self._stop = False
+        self._last_saved = time.monotonic()
+
+    def _restore(self) -> None:
+        found = checkpoint.latest(self.out / "checkpoints")
+        if found:
+            values = checkpoint.restore(found, self.model, self.optimizer)
+            self.state = RunState(**values["run"])
+        else:
+            if self.config.train.init_from:
+                load_weights(self.model, self.config.train.init_from)
+            for name, tower in self.config.model.towers.items():
+                if tower.init_from:
+                    load_tower(self.model, name, tower.init_from)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the configured steps or minutes are spent."""
+        return self.share_done >= 1.0
+
+    @property
+    def share_done(self) -> float:
+        """How much of the run is done, 0 to 1."""
+        if self.config.train.minutes > 0:
+            return self.state.seconds / (60 * self.config.train.minutes)
+        return self.state.step / self.config.train.steps
+
+    def run(self) -> MixtureOfTransformers:
+        """Train to the end and return the model; raises TrainingStopped after saving when a signal asks to stop."""
+        with self._signals(), MetricsLog(self.out, self.config.train.trackers) as log:
+            log.drop_after(self.state.step)
+            if not self.finished:
+                self._loop(log)
+        return self.model
+
+    def _loop(self, log: MetricsLog) -> None:
+        train = self.config.train
+        loader = Loader(self.config, "train", state=self.state.loader)
+        batches = iter(loader)
+        window = self._new_window()
+        with contextlib.closing(loader), self.progress.stage("train", total=1.0) as bar:
+            bar.resume(self.share_done)
+            begun = time.monotonic() - self.state.seconds
+            while not self.finished:
+                self._step(batches, loader, window)
+                self.state.seconds = time.monotonic() - begun
+                step, last = self.state.step, self.finished
+                if step % train.log_every == 0 or last or step == 1:
+                    bar.to(min(self.share_done, 1.0), self._log(log, window))
+                    window = self._new_window()
+                if step % train.validate_every == 0 or last:
+                    self._validate(log)
+                    window = self._new_window()  # its time is not training time
+                if last or self._stop or self._time_to_save(step):
+                    self._save()
+                if self._stop and not last:
+                    raise TrainingStopped(f"stopped at step {step} and saved; the same command goes on from there")
+
+    def _step(self, batches, loader: Loader, window: Window) -> None:
+        waited = loader.wait_seconds
+        micro = []
+        for batch, loader_state in itertools.islice(batches, self.config.train.accumulate):
+            self.state.loader = loader_state
+            self.state.tokens += batch.num_tokens
+            self.state.packing[0] += batch.num_tokens
+            self.state.packing[1] += self.config.data.batch_tokens
+            micro.append(corrupt(batch, self.config.diffusion, self.config.seed).to(self.device))
+        window.waited += loader.wait_seconds - waited
+        set_learning_rate(self.optimizer, learning_rate(self.config.train, self.state.step, self.share_done))
+        sums, counts, norm = self.update(micro)
+        window.sums += sums
+        window.counts = [a + b for a, b in zip(window.counts, counts, strict=True)]
+        window.tokens += sum(b.num_tokens for b in micro)
+        window.steps += 1
+        self._norm = norm
+        self.state.step += 1
+
+    def update(self, batches: list[Batch]) -> tuple[Tensor, list[float], Tensor]:
+        """Do one optimizer step over batches; return loss sums [M], their counts, and the gradient norm.
+
+        A step whose gradient is not finite changes nothing and is counted on the device.
+        """
+        train = self.config.train
+        counts = [sum(b.counts[m] for b in batches) for m in range(len(self.config.model.modalities))]
+        factors = torch.tensor(self.loss_factors(counts), dtype=torch.float32).to(self.device)
+        total = torch.zeros(len(counts), device=self.device)
+        for batch in batches:
+            with autocast(train.precision, self.device):
+                sums = loss_sums(self.model, self.model(batch), batch, z_loss=train.z_loss)
+            (sums * factors.to(sums.dtype)).sum().backward()
+            total += sums.detach()
+        norm = torch.nn.utils.clip_grad_norm_(self._trained(), train.clip, foreach=True)
+        bad = (~torch.isfinite(norm)).float()
+        self.optimizer.found_inf = bad  # the fused kernel leaves everything as it is where this is 1
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.model.update_balance()
+        self._bad_steps += bad
+        # a skipped step's loss is left out of the log
+        return torch.where(bad > 0, torch.zeros_like(total), total), counts, norm
+
+    def _trained(self) -> list[Tensor]:
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def loss_factors(self, counts: list[float]) -> list[float]:
+        """Return what each modality's loss sum is multiplied by; a count of zero contributes zero."""
+        records = list(self.config.model.modalities.values())
+        tokens = sum(c for c, m in zip(counts, records, strict=True) if m.objective == "next_token")
+        together = self.config.train.normalize == "all_tokens"
+        factors = []
+        for count, record in zip(counts, records, strict=True):
+            divisor = tokens if together and record.objective == "next_token" else count
+            factors.append(record.loss_weight / divisor if divisor else 0.0)
+        return factors
+
+    def _new_window(self) -> Window:
+        m = len(self.config.model.modalities)
+        return Window(torch.zeros(m, device=self.device), [0.0] * m, time.monotonic())
+
+    def _log(self, log: MetricsLog, window: Window) -> str:
+        names = self.config.model.layout.names
+        skipped = int(self._bad_steps)
+        self.state.skipped_steps += skipped
+        self._bad_steps.zero_()
+        if self.state.skipped_steps > self.config.train.max_bad_steps:
+            raise PlaitError(
+                f"training: {self.state.skipped_steps} steps had a loss or gradient that is not finite "
+                f"(train.max_bad_steps is {self.config.train.max_bad_steps}); try a lower train.learning_rate"
+            )
+        elapsed = max(time.monotonic() - window.started, 1e-9)
+        sums = window.sums.tolist()
+        losses = {name: s / c for name, s, c in zip(names, sums, window.counts, strict=True) if c}
+        row = {f"loss/{name}": value for name, value in losses.items()}
+        row["learning_rate"] = learning_rate(self.config.train, self.state.step - 1, self.share_done)
+        row["grad_norm"] = float(self._norm)
+        row["tokens_per_second"] = window.tokens / elapsed
+        row["loader_share"] = window.waited / elapsed
+        row["memory_gb"] = peak_device_memory_gb(self.device) if self.device.type == "cuda" else peak_memory_gb()
+        row["skipped_steps"] = self.state.skipped_steps
+        log.log(row, step=self.state.step, seconds=self.state.seconds, tokens=self.state.tokens)
+        return "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+
+    def _validate(self, log: MetricsLog) -> None:
+        row, limit = {}, self.config.train.validation_batches
+        splits = [s for s in read_index(self.config.data.path)["splits"] if s != "train"] if limit else []
+        for split in splits:
+            batches = validation_batches(self.config, split, limit=limit)
+            losses = mean_losses(self.model, batches, diffusion=self.config.diffusion,
+                                 autocast=lambda: autocast(self.config.train.precision, self.device))  # fmt: skip
+            row |= {f"val_loss/{split}/{name}": value for name, value in losses.items()}
+        if row:
+            log.log(row, step=self.state.step, seconds=self.state.seconds, tokens=self.state.tokens)
+
+    def _time_to_save(self, step: int) -> bool:
+        train = self.config.train
+        waited = time.monotonic() - self._last_saved
+        return step % train.checkpoint_every == 0 or 0 < train.checkpoint_seconds < waited
+
+    def _save(self) -> None:
+        state = {"step": self.state.step, "run": dict(vars(self.state))}
+        checkpoint.save(self.out / "checkpoints", self.model, self.optimizer, state,
+                        keep=self.config.train.keep_checkpoints)  # fmt: skip
+        self._last_saved = time.monotonic()
+
+    @contextlib.contextmanager
+    def _signals(self):
+        """Ctrl-C and SIGTERM finish the step, save, and stop; a second Ctrl-C stops at once."""
+
+        def ask(number, frame):
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+
+        try:
+            before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        except ValueError:  # not in the main thread
+            before = {}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def load_tower(model: MixtureOfTransformers, tower: str, folder: str) -> None:
+    """Copy into one tower the tower of that name, or the only one, of a saved model."""
+    from plait.errors import CheckpointError
+    from plait.model.pretrained import check_shapes, load_config, read_tensors
+
+    towers = list(load_config(folder).towers)
+    source = tower if tower in towers else towers[0]
+    if source != tower and len(towers) > 1:
+        raise CheckpointError(
+            f"model.towers.{tower}.init_from: {folder!r} has the towers {towers}, none named {tower!r}"
+        )
+    state = read_tensors(Path(folder) / "model.safetensors", f"model.towers.{tower}.init_from")
+    own = model.state_dict()
+    copied = {n.replace(f".{source}.", f".{tower}."): t for n, t in state.items() if f".{source}." in n}
+    copied = {n: t for n, t in copied.items() if n in own and n.startswith(("blocks.", "final_norm."))}
+    check_shapes(own, copied, folder)
+    needed = [n for n in own if f".{tower}." in n and n.startswith(("blocks.", "final_norm."))]
+    missing = [n for n in needed if n not in copied]
+    if missing:
+        raise CheckpointError(f"model.towers.{tower}.init_from: {folder!r} lacks {missing[0]!r}")
+    model.load_state_dict({**own, **copied})

@@ -1,0 +1,53 @@
+"""AdamW with groups by tower and decay, and the learning-rate schedule."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from plait.config import TrainConfig
+from plait.model.mot import MixtureOfTransformers
+
+
+def make_optimizer(model: MixtureOfTransformers, config: TrainConfig) -> torch.optim.AdamW:
+    """Return fused AdamW. Matrices decay, norms, biases and embeddings do not; a tower may scale its own rate.
+
+    Parameters of frozen towers are fixed and left out.
+    """
+    scales = {name: t.learning_rate_scale for name, t in model.config.towers.items()}
+    frozen = {name for name, t in model.config.towers.items() if t.frozen}
+    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        tower = tower_of_parameter(name, scales)
+        if tower in frozen:
+            parameter.requires_grad_(False)
+            continue
+        decays = parameter.ndim >= 2 and not name.startswith("embed.")
+        groups.setdefault((scales.get(tower, 1.0), decays), []).append(parameter)
+    return torch.optim.AdamW(
+        [{"params": p, "scale": s, "weight_decay": config.weight_decay if d else 0.0} for (s, d), p in groups.items()],
+        lr=config.learning_rate, betas=tuple(config.betas), eps=config.eps, fused=True,
+    )  # fmt: skip
+
+
+def tower_of_parameter(name: str, towers) -> str:
+    """Return the tower a parameter belongs to, or "" where it is shared."""
+    return next((part for part in reversed(name.split(".")) if part in towers), "")
+
+
+def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
+    """Return the rate of a step: linear warm-up, then decay with ``progress`` (share of the run done, 0 to 1)."""
+    peak, final = config.learning_rate, config.final_learning_rate
+    if step < config.warmup_steps:
+        return peak * (step + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return peak
+    progress = min(max(progress, 0.0), 1.0)
+    share = 1 - progress if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+    return final + (peak - final) * share
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Set every group's rate, each with its own scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["scale"]
