@@ -1,0 +1,308 @@
+"""Packed batches without end, built ahead in threads, with a state that resumes exactly on any number of ranks."""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from plait.batch import Batch, Document, pack
+from plait.config import RunConfig
+from plait.data.mixing import MixedOrder
+from plait.data.packing import EDGES, Cut, PartSize, cut_document, plan_bins
+from plait.data.sources import Draw, TaskSource, folders, open_sources, resolve_vocabulary
+from plait.errors import ConfigError, DataError, require, unknown
+
+WINDOW_BINS = 256
+"""Bins that are planned together; a window ends with at most about one bin that is not full."""
+
+_MAX_WINDOW_DOCUMENTS = 1 << 18
+_BATCHES_AHEAD = 2  # for each thread
+_COUNTS = ("batches", "tokens", "documents", "split", "truncated", "skipped", "parts_skipped", "empty")
+
+
+@dataclass
+class _Window:
+    """A stretch of the order of documents, packed. E entries: documents, or pieces of those that were too long."""
+
+    source: np.ndarray
+    epoch: np.ndarray
+    document: np.ndarray
+    task: np.ndarray
+    dropped: np.ndarray
+    piece: np.ndarray
+    """[E] which piece of its document an entry is, or -1 where it is all of it."""
+    lengths: np.ndarray
+    bins: list[list[int]] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+    taken_after: list[int] = field(default_factory=list)
+
+
+class _Packer:
+    """Turns documents with their drawn tasks into windows, and bins of windows into batches."""
+
+    def __init__(self, config: RunConfig, sources: list[TaskSource]):
+        self.config = config
+        self.sources = sources
+        self.budget = config.data.batch_tokens
+        self.limit = document_limit(config)
+        self.offsets = np.concatenate([[0], np.cumsum([len(s) for s in sources])]).tolist()
+        self._draws: dict[tuple[int, int], Draw] = {}
+
+    def window(self, source: np.ndarray, epoch: np.ndarray, document: np.ndarray) -> _Window:
+        """Look up the drawn tasks, cut what is too long, and plan the bins."""
+        n = len(source)
+        task, dropped, lengths = np.empty(n, np.int16), np.empty(n, bool), np.empty(n, np.int64)
+        for k in range(len(self.sources)):
+            for e in np.unique(epoch[source == k]).tolist():
+                mine = (source == k) & (epoch == e)
+                draw = self.draw(k, e)
+                chosen = document[mine]
+                task[mine], dropped[mine], lengths[mine] = draw.task[chosen], draw.dropped[chosen], draw.lengths[chosen]
+        window = _Window(source, epoch, document, task, dropped, np.full(n, -1), lengths)
+        window.counts = dict.fromkeys(_COUNTS, 0)
+        self._cut_long(window)
+        window.bins = plan_bins(window.lengths, self.budget)
+        return window
+
+    def batch(self, window: _Window, chosen: list[int]) -> Batch:
+        """Read the documents of one bin and pack them."""
+        documents = [self._document(window, e) for e in chosen]
+        return pack(documents, self.config.model, pad_rows_to=self.config.data.pad_rows_to)
+
+    def draw(self, source: int, epoch: int) -> Draw:
+        """Return the tasks of an epoch, kept for the documents to come."""
+        if (source, epoch) not in self._draws:
+            while len(self._draws) >= 2 * len(self.sources):
+                self._draws.pop(next(iter(self._draws)))
+            self._draws[source, epoch] = self.sources[source].draw(epoch)
+        return self._draws[source, epoch]
+
+    def _document(self, window: _Window, e: int) -> Document:
+        k, i = int(window.source[e]), int(window.document[e])
+        task, dropped, number = int(window.task[e]), bool(window.dropped[e]), int(window.piece[e])
+        piece = self._cut(k, i, task, dropped)[0].pieces[number] if number >= 0 else None
+        document = self.sources[k].document(i, task, dropped, piece)
+        document.epoch = int(window.epoch[e])
+        # pieces draw their own random numbers, so each has an index of its own
+        document.index = self.offsets[k] + i + max(number, 0) * self.offsets[-1]
+        return document
+
+    def _cut(self, k: int, i: int, task: int, dropped: bool) -> tuple[Cut, list[PartSize]]:
+        source = self.sources[k]
+        sizes = source.sizes(i, source.parts_of(i, task, dropped))
+        return cut_document(sizes, self.limit, self.config.data.too_long), sizes
+
+    def _cut_long(self, window: _Window) -> None:
+        """Replace entries that are too long by their pieces, and leave out those without a part; count both."""
+        long, empty = window.lengths > self.limit, window.lengths <= EDGES
+        window.counts["empty"] += int(empty.sum())
+        if not long.any() and not empty.any():
+            return
+        entries: list[tuple[int, int, int]] = []  # (entry, piece, length)
+        for e in np.flatnonzero(~empty).tolist():
+            if long[e]:
+                entries += [(e, number, length) for number, length in enumerate(self._pieces(window, e))]
+            else:
+                entries.append((e, -1, int(window.lengths[e])))
+        rows = np.array([e for e, _, _ in entries], np.int64)
+        for name in ("source", "epoch", "document", "task", "dropped"):
+            setattr(window, name, getattr(window, name)[rows])
+        window.piece = np.array([p for _, p, _ in entries], np.int64)
+        window.lengths = np.array([n for _, _, n in entries], np.int64)
+
+    def _pieces(self, window: _Window, e: int) -> list[int]:
+        """Return the lengths of the pieces that an entry is cut into, and count what was done."""
+        arrays = (window.source, window.document, window.task, window.dropped)
+        cut, sizes = self._cut(*(array[e].item() for array in arrays))
+        done = {"split": "split", "truncate": "truncated", "skip": "skipped"}[self.config.data.too_long]
+        window.counts[done if cut.pieces else "skipped"] += 1
+        window.counts["parts_skipped"] += cut.parts_skipped
+        return [EDGES + sum(stop - start + sizes[p].delimiters for p, start, stop in piece) for piece in cut.pieces]
+
+
+class Loader:
+    """Iterates ``(Batch, state)`` for ever.
+
+    ``state`` is what to hand to a new Loader so that it goes on with the next batch; it is plain JSON and the same on
+    every rank. Which documents are seen in which order does not depend on ``world_size``: step t takes the next
+    ``world_size`` bins of one global plan, and rank r the r-th of them.
+    """
+
+    def __init__(
+        self, config: RunConfig, split: str = "train", *, rank: int = 0, world_size: int = 1, state: dict | None = None
+    ):
+        require(0 <= rank < world_size, "rank", rank, f"between 0 and world_size - 1 ({world_size - 1})")
+        self.config = resolve_vocabulary(config)
+        """The config with the codecs' vocabularies filled in."""
+        self.split = split
+        self.rank, self.world_size = rank, world_size
+        self.wait_seconds = 0.0
+        """Seconds that the consumer has waited for batches so far."""
+        sources = open_task_sources(self.config, split, config.data.tasks, drop_condition=config.data.drop_condition)
+        weights = [folders(config)[s.source.folder] for s in sources]
+        for source in sources:
+            if not len(source):
+                raise DataError(f"data: {source.source.folder!r} has no document in its split {split!r}")
+        self._packer = _Packer(self.config, sources)
+        self._order = MixedOrder([len(s) for s in sources], weights, config.seed)
+        self._window_documents = self._choose_window(self._order.shares)
+        self.state = state or self._first_state()
+        """Where the last batch that was handed out ended."""
+        self._check_state()
+
+    def __iter__(self) -> Iterator[tuple[Batch, dict]]:
+        workers = self.config.data.num_workers
+        if workers == 0:
+            return self._iterate(None)
+        return self._iterate(ThreadPoolExecutor(workers, thread_name_prefix="plait-loader"))
+
+    def statistics(self) -> dict[str, float]:
+        """Return what was packed so far, over all ranks: counts, and the share of positions that were filled."""
+        counts = self.state["counts"]
+        filled = counts["tokens"] / max(counts["batches"] * self._packer.budget, 1)
+        return {**counts, "packing_efficiency": filled, "wait_seconds": self.wait_seconds}
+
+    def _iterate(self, pool: ThreadPoolExecutor | None) -> Iterator[tuple[Batch, dict]]:
+        ahead: deque[tuple[Future, dict]] = deque()
+        steps = self._steps(pool)
+        try:
+            while True:
+                started = time.perf_counter()
+                while len(ahead) < (1 if pool is None else _BATCHES_AHEAD * self.config.data.num_workers):
+                    window, chosen, state = next(steps)
+                    ahead.append((_submit(pool, self._packer.batch, window, chosen), state))
+                future, state = ahead.popleft()
+                batch = future.result()
+                self.wait_seconds += time.perf_counter() - started
+                self.state = state
+                yield batch, state
+        finally:
+            if pool is not None:
+                pool.shutdown(wait=True, cancel_futures=True)
+
+    def _steps(self, pool: ThreadPoolExecutor | None) -> Iterator[tuple[_Window, list[int], dict]]:
+        """Yield this rank's bin of every step, and the state after the step."""
+        number, taken, place = self.state["window"], list(self.state["taken"]), self.state["bin"]
+        counts = dict(self.state["counts"])
+        window = self._plan(taken)
+        following = _submit(pool, self._plan, window.taken_after)
+        while True:
+            mine: list[int] = []
+            mine_window = window
+            for r in range(self.world_size):
+                while place == len(window.bins):
+                    number, taken, place = number + 1, window.taken_after, 0
+                    window = following.result()
+                    following = _submit(pool, self._plan, window.taken_after)
+                if place == 0:
+                    counts = {name: counts[name] + window.counts[name] for name in _COUNTS}
+                chosen = window.bins[place]
+                counts["batches"] += 1
+                counts["documents"] += len(chosen)
+                counts["tokens"] += int(window.lengths[chosen].sum())
+                if r == self.rank:
+                    mine, mine_window = chosen, window
+                place += 1
+            state = {"window": number, "bin": place, "taken": list(taken), "counts": dict(counts)}
+            yield mine_window, mine, {**state, "settings": self._settings()}
+
+    def _plan(self, taken: list[int]) -> _Window:
+        source, epoch, document, after = self._order.take(taken, self._window_documents)
+        window = self._packer.window(source, epoch, document)
+        window.taken_after = after
+        if not window.bins:
+            raise DataError(
+                f"data.max_document_tokens: none of {self._window_documents} documents in a row fits in "
+                f"{self._packer.limit} tokens (too_long: {self.config.data.too_long}); "
+                f"{window.counts['empty']} have no part of the model's modalities"
+            )
+        return window
+
+    def _choose_window(self, shares: np.ndarray) -> int:
+        means = [np.minimum(self._packer.draw(k, 0).lengths, self._packer.limit).mean() for k in range(len(shares))]
+        mean = float(np.dot(means, shares))
+        return int(min(max(np.ceil(WINDOW_BINS * self._packer.budget / mean), 1), _MAX_WINDOW_DOCUMENTS))
+
+    def _first_state(self) -> dict:
+        taken = [0] * len(self._packer.sources)
+        counts = dict.fromkeys(_COUNTS, 0)
+        return {"window": 0, "bin": 0, "taken": taken, "counts": counts, "settings": self._settings()}
+
+    def _settings(self) -> dict:
+        """Return all that the order and the plan follow from: a state is good for the same settings only."""
+        data = self.config.data
+        return {
+            "seed": self.config.seed,
+            "data.batch_tokens": data.batch_tokens,
+            "data.max_document_tokens": self._packer.limit,
+            "data.too_long": data.too_long,
+            "data.tasks": dict(data.tasks),
+            "data.drop_condition": data.drop_condition,
+            "data.sources (weights)": list(folders(self.config).values()),
+            "data.path (documents)": [len(s) for s in self._packer.sources],
+        }
+
+    def _check_state(self) -> None:
+        for name, now in self._settings().items():
+            saved = self.state["settings"].get(name)
+            if saved != now:
+                raise ConfigError(f"{name}: {now!r} is not what the saved run read its data with, which is {saved!r}")
+
+
+def validation_batches(
+    config: RunConfig, split: str, task: str = "", limit: int = 0, *, rank: int = 0, world_size: int = 1
+) -> Iterator[Batch]:
+    """Yield the packed batches of a validation split, the same ones every time.
+
+    ``task`` such as "text,image" takes the documents that have its parts, nothing dropped; "" takes all as written.
+    ``limit`` is the number of batches over all ranks; 0 means all. Rank r takes every world_size-th one.
+    """
+    config = resolve_vocabulary(config)
+    for name in task.split(",") if task else []:
+        if name not in config.model.modalities:
+            raise ConfigError(unknown(f"task {task!r}", name, config.model.modalities))
+    sources = open_task_sources(config, split, {task: 1.0} if task else {})
+    packer = _Packer(config, sources)
+    source = np.repeat(np.arange(len(sources)), [len(s) for s in sources])
+    document = np.concatenate([np.arange(len(s)) for s in sources])
+    if task:
+        serves = np.concatenate([packer.draw(k, 0).task >= 0 for k in range(len(sources))])
+        source, document = source[serves], document[serves]
+    window = packer.window(source, np.zeros_like(source), document)
+    for chosen in window.bins[: limit or None][rank::world_size]:
+        yield packer.batch(window, chosen)
+
+
+def open_task_sources(
+    config: RunConfig, split: str, tasks: dict[str, float], *, drop_condition: float = 0.0
+) -> list[TaskSource]:
+    """Open one split of the run's prepared folders, with tasks drawn by the run's seed."""
+    return [
+        TaskSource(s, config.model, tasks, drop_condition=drop_condition, seed=config.seed, number=k)
+        for k, s in enumerate(open_sources(config, split))
+    ]
+
+
+def document_limit(config: RunConfig) -> int:
+    """Return the tokens that a document may have at most."""
+    data, longest = config.data, min(config.data.batch_tokens, config.model.max_positions)
+    allowed = f"0 or at most {longest} (the smaller one of data.batch_tokens and model.max_positions)"
+    require(0 <= data.max_document_tokens <= longest, "data.max_document_tokens", data.max_document_tokens, allowed)
+    limit = data.max_document_tokens or longest
+    require(limit > 2 * EDGES, "data.max_document_tokens", limit, f"above {2 * EDGES}, to hold more than delimiters")
+    return limit
+
+
+def _submit(pool: ThreadPoolExecutor | None, function, *arguments) -> Future:
+    """Call a function in the pool, or here and now where there is none."""
+    if pool is not None:
+        return pool.submit(function, *arguments)
+    future: Future = Future()
+    try:
+        future.set_result(function(*arguments))
+    except Exception as error:
+        future.set_exception(error)
+    return future

@@ -1,0 +1,129 @@
+"""Packing: documents of any length to bins of a fixed number of tokens, and what happens to longer ones.
+
+Which documents share a bin is a plain function of an ordered list of lengths. It knows nothing of ranks: they take
+slices of its bins, so the same documents are seen however the work is cut.
+"""
+
+from bisect import bisect_right, insort
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+LOOK_AHEAD = 256
+"""Entries among which the one that fills a bin best is looked for."""
+
+EDGES = 2
+"""Tokens that every document adds: <bos> and <eos>."""
+
+
+def plan_bins(lengths: Sequence[int] | np.ndarray, budget: int, *, look_ahead: int = LOOK_AHEAD) -> list[list[int]]:
+    """Return bins of at most ``budget`` tokens, as lists of indices into ``lengths``; every index is in one bin.
+
+    A bin takes entries in order while they fit, then those among the next ``look_ahead`` that fill it best. So the
+    oldest entry is always placed next, and nothing waits for long. Raises ValueError for a length above the budget.
+    """
+    lengths = [int(n) for n in lengths]
+    if lengths and max(lengths) > budget:
+        raise ValueError(f"length {max(lengths)} is above the budget of {budget}")
+    bins: list[list[int]] = []
+    placed = bytearray(len(lengths))
+    pool: list[tuple[int, int]] = []  # (length, -index) of the waiting entries: the last that fits is the best, oldest
+    oldest = known = 0
+    while oldest < len(lengths):
+        room, chosen = budget, []
+        while True:
+            while known < len(lengths) and len(pool) < look_ahead:
+                insort(pool, (lengths[known], -known))
+                known += 1
+            while oldest < len(lengths) and placed[oldest]:
+                oldest += 1
+            if oldest == len(lengths):
+                break
+            if lengths[oldest] <= room:
+                at = bisect_right(pool, (lengths[oldest], -oldest)) - 1
+            else:
+                at = bisect_right(pool, (room, 1)) - 1
+            if at < 0:
+                break
+            length, negative = pool.pop(at)
+            placed[-negative] = 1
+            chosen.append(-negative)
+            room -= length
+        bins.append(chosen)
+    return bins
+
+
+def efficiency(lengths: Sequence[int] | np.ndarray, bins: Sequence[Sequence[int]], budget: int) -> float:
+    """Return the share of positions that the bins fill."""
+    return float(sum(int(lengths[i]) for chosen in bins for i in chosen) / (len(bins) * budget)) if bins else 1.0
+
+
+@dataclass(frozen=True)
+class PartSize:
+    """What cutting has to know of one part."""
+
+    length: int
+    """Tokens without delimiters."""
+    delimiters: int
+    """0 for the host modality, else 2."""
+    whole: bool
+    """Never cut: a part with an extent in two dimensions, such as an image."""
+
+
+@dataclass
+class Cut:
+    """What became of a document that was too long."""
+
+    pieces: list[list[tuple[int, int, int]]] = field(default_factory=list)
+    """For each new document, its (part, start, stop)."""
+    parts_skipped: int = 0
+    """Parts that no document can hold."""
+
+
+def cut_document(parts: Sequence[PartSize], limit: int, policy: str) -> Cut:
+    """Cut a document of more than ``limit`` tokens by the policy ``split | truncate | skip``.
+
+    ``split`` keeps parts whole where a document can hold them; a longer one is cut where the document is full (at
+    once, if at least half of it is left, else in the next one). ``truncate`` keeps what fits, from the start.
+    """
+    if policy == "skip":
+        return Cut()
+    if policy == "truncate":
+        return _truncate(parts, limit)
+    return _split(parts, limit)
+
+
+def _split(parts: Sequence[PartSize], limit: int) -> Cut:
+    cut, current, full = Cut(), [], limit - EDGES
+    room = full
+    for k, part in enumerate(parts):
+        size = part.length + part.delimiters
+        if size > full and (part.whole or full <= part.delimiters):
+            cut.parts_skipped += 1
+            continue
+        if size > room and (size <= full or room < full // 2 or room <= part.delimiters):
+            cut.pieces.append(current)
+            current, room = [], full
+        start = 0
+        while start < part.length:
+            if room <= part.delimiters:
+                cut.pieces.append(current)
+                current, room = [], full
+            stop = min(part.length, start + room - part.delimiters)
+            current.append((k, start, stop))
+            room -= stop - start + part.delimiters
+            start = stop
+    cut.pieces = [piece for piece in [*cut.pieces, current] if piece]
+    return cut
+
+
+def _truncate(parts: Sequence[PartSize], limit: int) -> Cut:
+    kept, room = [], limit - EDGES
+    for k, part in enumerate(parts):
+        stop = min(part.length, room - part.delimiters)
+        if stop <= 0 or (stop < part.length and part.whole):
+            break
+        kept.append((k, 0, stop))
+        room -= stop + part.delimiters
+    return Cut([kept] if kept else [])

@@ -1,0 +1,239 @@
+"""From prepared folders to documents with a task: which parts are given, and which one is predicted."""
+
+import copy
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from plait.batch import Document, Part
+from plait.config import ModelConfig, RunConfig
+from plait.data.packing import EDGES, PartSize
+from plait.data.shards import ShardSource, read_index
+from plait.errors import ConfigError, DataError, unknown
+from plait.randomness import generator
+
+AS_WRITTEN = -1
+"""The task of documents whose parts stay as written."""
+
+
+def folders(config: RunConfig) -> dict[str, float]:
+    """Return the prepared folders of a run and their weights."""
+    return config.data.sources or {config.data.path: 1.0}
+
+
+def open_sources(config: RunConfig, split: str) -> list[ShardSource]:
+    """Open one split of every prepared folder that has it; all must be encoded by the same codecs."""
+    indexes = {folder: read_index(folder) for folder in folders(config)}
+    first_folder, first = next(iter(indexes.items()))
+    for folder, index in indexes.items():
+        for name, record in index["modalities"].items():
+            other = first["modalities"].get(name, record)
+            if record["fingerprint"] != other["fingerprint"]:
+                raise DataError(
+                    f"data.sources: {folder!r} encodes {name} by another codec than {first_folder!r}, "
+                    "prepare one with prepare.codecs_from set to the other"
+                )
+    opened = [ShardSource(f, split, index) for f, index in indexes.items() if split in index["splits"]]
+    if not opened:
+        known = {s for index in indexes.values() for s in index["splits"]}
+        raise DataError(unknown("split of the prepared data", split, known))
+    return opened
+
+
+def resolve_vocabulary(config: RunConfig, index: dict | None = None) -> RunConfig:
+    """Return the config with every modality's vocabulary and latent channels filled in from the prepared data.
+
+    ``index`` is what `read_index` returned; None reads those of the run's folders. A vocabulary larger than the
+    codec's is kept (room to grow). Raises ConfigError where it is smaller, or the codec is another one.
+    """
+    if index is None:
+        indexes = [read_index(folder) for folder in folders(config)]
+        index = {"modalities": {name: m for i in reversed(indexes) for name, m in i["modalities"].items()}}
+    config = copy.deepcopy(config)
+    config.model.__dict__.pop("layout", None)  # laid out anew with the numbers known
+    for name, modality in config.model.modalities.items():
+        where = f"model.modalities.{name}"
+        record = index["modalities"].get(name)
+        if record is None:
+            if modality.vocab_size or modality.latent_channels:
+                continue  # its size is known without data
+            raise ConfigError(f"{where}: the prepared data has no {name!r}, only {', '.join(index['modalities'])}")
+        if modality.codec and modality.codec != record["codec"]:
+            raise ConfigError(f"{where}.codec: {modality.codec!r}, but the data was prepared with {record['codec']!r}")
+        if modality.objective == "next_token":
+            _fill(modality, "vocab_size", record, where, exact=False)
+        else:
+            _fill(modality, "latent_channels", record, where, exact=True)
+    return config
+
+
+def _fill(modality, field: str, record: dict, where: str, *, exact: bool) -> None:
+    mine, needed = getattr(modality, field), record[field]
+    if not needed:
+        kind = "ids" if field == "vocab_size" else "latents"
+        raise ConfigError(
+            f"{where}.objective: {modality.objective!r} needs {kind}, which codec {record['codec']!r} does not make"
+        )
+    if mine and (mine < needed or (exact and mine != needed)):
+        allowed = f"{'' if exact else 'at least '}{needed} (codec {record['codec']!r}), or 0 to take that"
+        raise ConfigError(f"{where}.{field}: {mine} is not allowed, it must be {allowed}")
+    setattr(modality, field, mine or needed)
+
+
+@dataclass
+class Draw:
+    """What was drawn for every document of a source in one epoch: D documents."""
+
+    task: np.ndarray
+    """[D] place among the tasks, or AS_WRITTEN."""
+    dropped: np.ndarray
+    """[D] whether all parts before the last one are dropped."""
+    lengths: np.ndarray
+    """[D] tokens, <bos>, <eos> and delimiters included; 2 where no part is left."""
+
+
+class TaskSource:
+    """A source whose documents have a task drawn for each epoch.
+
+    A task such as ``text,image`` orders the parts by modality: the k-th mention of a modality takes its k-th part, the
+    last mention all that are left; parts of modalities not mentioned are no part of the task. Documents that cannot
+    serve any task stay as written. A draw depends on (seed, document, epoch) alone.
+    """
+
+    def __init__(
+        self,
+        source: ShardSource,
+        model: ModelConfig,
+        tasks: dict[str, float],
+        *,
+        drop_condition: float = 0.0,
+        seed: int = 0,
+        number: int = 0,
+    ):
+        self.source = source
+        self.tasks = [task.split(",") for task in tasks]
+        self.weights = np.array(list(tasks.values()), float)
+        self.drop_condition = drop_condition
+        self.seed = seed
+        self.number = number
+        self.host = model.layout.host
+        self._places = {name: i for i, name in enumerate(source.names)}
+        used = np.array([name in model.modalities for name in source.names])
+        wrapped = np.array([0 if name == self.host else 2 for name in source.names])
+        self._used = used[source.part_modality]
+        self._cost = np.where(self._used, source.part_length + wrapped[source.part_modality], 0).astype(np.int64)
+        self._kinds, self._kind = np.unique(self._eligible(), return_inverse=True)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def draw(self, epoch: int) -> Draw:
+        """Draw the tasks of an epoch."""
+        size = len(self)
+        uniform = generator(self.seed, "task", item=self.number, epoch=epoch).random(size)
+        task = np.full(size, AS_WRITTEN, np.int16)
+        for k, bits in enumerate(self._kinds):
+            eligible = [t for t in range(len(self.tasks)) if bits >> t & 1 and self.weights[t] > 0]
+            if eligible:
+                edges = np.cumsum(self.weights[eligible])
+                mine = np.flatnonzero(self._kind == k)
+                task[mine] = np.array(eligible)[
+                    np.minimum(np.searchsorted(edges, uniform[mine] * edges[-1], side="right"), len(eligible) - 1)
+                ]
+        drop = generator(self.seed, "drop condition", item=self.number, epoch=epoch).random(size)
+        several = np.array([len(t) > 1 for t in self.tasks] + [False])  # the last stands for AS_WRITTEN
+        dropped = (drop < self.drop_condition) & several[task]
+        return Draw(task, dropped, self._lengths(task, dropped))
+
+    def parts_of(self, i: int, task: int, dropped: bool) -> list[tuple[int, str]]:
+        """Return the chosen parts of document ``i`` in order, as (place in the document, role)."""
+        first, last = int(self.source.part_starts[i]), int(self.source.part_starts[i + 1])
+        places = [p for p in range(last - first) if self._used[first + p]]
+        if task == AS_WRITTEN:
+            return [(p, "generation") for p in places]
+        by_name: dict[str, list[int]] = {name: [] for name in self.tasks[task]}
+        for p in places:
+            name = self.source.names[self.source.part_modality[first + p]]
+            if name in by_name:
+                by_name[name].append(p)
+        chosen = []
+        mentions = self.tasks[task]
+        for k, name in enumerate(mentions):
+            take = 1 if name in mentions[k + 1 :] else len(by_name[name])
+            taken, by_name[name] = by_name[name][:take], by_name[name][take:]
+            if k == len(mentions) - 1:
+                chosen = [] if dropped else chosen
+                chosen += [(p, "generation") for p in taken]
+            else:
+                chosen += [(p, "understanding") for p in taken]
+        return chosen
+
+    def sizes(self, i: int, chosen: Sequence[tuple[int, str]]) -> list[PartSize]:
+        """Return what cutting has to know of the chosen parts of document ``i``."""
+        first = int(self.source.part_starts[i])
+        rows = [first + p for p, _ in chosen]
+        grids = (self.source.part_grid[rows] > 0).sum(1)
+        names = [self.source.names[self.source.part_modality[r]] for r in rows]
+        return [
+            PartSize(int(self.source.part_length[r]), 0 if name == self.host else 2, bool(axes > 1))
+            for r, name, axes in zip(rows, names, grids, strict=True)
+        ]
+
+    def document(
+        self, i: int, task: int, dropped: bool, piece: Sequence[tuple[int, int, int]] | None = None, *, meta=False
+    ) -> Document:
+        """Return document ``i`` for a task; ``piece`` holds (chosen part, start, stop) where it is cut."""
+        written = self.source.document(i, meta=meta)
+        chosen = self.parts_of(i, task, dropped)
+        parts = [dataclasses.replace(written.parts[p], role=role) for p, role in chosen]
+        if piece is not None:
+            parts = [_slice(parts[k], start, stop) for k, start, stop in piece]
+        names = dict.fromkeys(p.modality for p in parts) if task != AS_WRITTEN else [p.modality for p in parts]
+        if task != AS_WRITTEN and piece is None and not dropped:
+            names = self.tasks[task]
+        return Document(parts, index=i, task=">".join(names), meta=written.meta)
+
+    def _eligible(self) -> np.ndarray:
+        """Return for each document [D] the bits of the tasks that it has the parts for."""
+        bits = np.zeros(len(self), np.int64)
+        for t, mentions in enumerate(self.tasks):
+            fits = np.ones(len(self), bool)
+            for name in set(mentions):
+                have = self._sum((self.source.part_modality == self._places.get(name, -1)).astype(np.int64))
+                fits &= have >= mentions.count(name)
+            bits |= fits.astype(np.int64) << t
+        return bits
+
+    def _lengths(self, task: np.ndarray, dropped: np.ndarray) -> np.ndarray:
+        counts = np.diff(self.source.part_starts)
+        part_task, part_dropped = np.repeat(task, counts), np.repeat(dropped, counts)
+        keep = self._used.copy()
+        for t, mentions in enumerate(self.tasks):
+            mine = part_task == t
+            named = np.isin(self.source.part_modality, [self._places[m] for m in mentions if m in self._places])
+            keep &= ~mine | named
+            is_last = self.source.part_modality == self._places.get(mentions[-1], -1)
+            generated = is_last & (self._rank_in_modality(is_last) >= mentions.count(mentions[-1]) - 1)
+            keep &= ~(mine & part_dropped) | generated
+        return EDGES + self._sum(np.where(keep, self._cost, 0))
+
+    def _rank_in_modality(self, mine: np.ndarray) -> np.ndarray:
+        """Return for each part [P] how many parts of the modality come before it in its document."""
+        before = np.concatenate([[0], np.cumsum(mine)])
+        return before[:-1] - np.repeat(before[self.source.part_starts[:-1]], np.diff(self.source.part_starts))
+
+    def _sum(self, values: np.ndarray) -> np.ndarray:
+        """Sum a number of every part [P] over each document [D]."""
+        total = np.concatenate([[0], np.cumsum(values)])
+        return total[self.source.part_starts[1:]] - total[self.source.part_starts[:-1]]
+
+
+def _slice(part: Part, start: int, stop: int) -> Part:
+    if start == 0 and stop == len(part):
+        return part
+    values = part.ids if part.ids is not None else part.latents
+    field = "ids" if part.ids is not None else "latents"
+    grid = (stop - start,) if len(part.grid) == 1 else ()
+    return dataclasses.replace(part, grid=grid, **{field: values[start:stop]})
