@@ -1,0 +1,293 @@
+"""The loader: what a document becomes, and that resuming and re-cutting change nothing."""
+
+import dataclasses
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from fake_data import MODALITIES, run_config, scene_like, write_folder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plait.batch import Document, Part
+from plait.config import ModalityConfig
+from plait.data.loader import Loader, validation_batches
+from plait.data.mixing import MixedOrder
+from plait.data.shards import ShardSource, read_index
+from plait.data.sources import resolve_vocabulary
+from plait.errors import ConfigError, DataError
+
+TASKS = {"text,image": 2.0, "image,text": 1.0, "text,image,speech": 1.0}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    documents = [scene_like(i) for i in range(200)]
+    held_out = [scene_like(i, seed=1) for i in range(30)] + [Document([Part("text", np.arange(9))])]
+    return write_folder(tmp_path_factory.mktemp("data"), {"train": documents, "seen": held_out})
+
+
+def same(a, b) -> bool:
+    """Return whether two batches are equal, bit for bit."""
+    if isinstance(a, torch.Tensor | np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and bool((a == b).all())
+    if dataclasses.is_dataclass(a):
+        return all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return a == b
+
+
+def take(loader, count) -> list:
+    """Return the next batches and states, and stop the loader's threads."""
+    iterator = iter(loader)
+    found = [next(iterator) for _ in range(count)]
+    iterator.close()
+    return found
+
+
+def seen(batches) -> Counter:
+    return Counter((d.epoch, d.index, d.task) for batch, _ in batches for d in batch.documents)
+
+
+def test_shards_give_back_what_was_written(tmp_path):
+    rng = np.random.default_rng(0)
+    documents = []
+    for i in range(40):
+        parts = []
+        for kind in rng.integers(0, 3, rng.integers(1, 6)):
+            if kind == 0:
+                parts.append(Part("text", rng.integers(0, 256, rng.integers(1, 9))))
+            elif kind == 1:
+                parts.append(Part("depth", latents=rng.standard_normal((6, 3)).astype(np.float32), grid=(2, 3)))
+            else:
+                parts.append(Part("speech", rng.integers(0, 128, 4), grid=(4,)))
+        documents.append(Document(parts, meta={"number": i, "text": "a\u2028b\nü"}))
+    source = ShardSource(write_folder(tmp_path, {"train": documents}, per_shard=16), "train")
+    assert len(source) == 40
+    for i, written in enumerate(documents):
+        read = source.document(i)
+        assert read.meta == written.meta == source.meta(i) and len(read.parts) == len(written.parts)
+        for a, b in zip(read.parts, written.parts, strict=True):
+            assert (a.modality, a.grid) == (b.modality, b.grid)
+            np.testing.assert_array_equal(
+                a.ids if b.ids is not None else a.latents, b.ids if b.latents is None else b.latents
+            )
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_resuming_is_bit_equal_wherever_it_stopped(folder, num_workers):
+    config = run_config(folder, num_workers=num_workers, tasks=TASKS)
+    whole = take(Loader(config), 40)
+    for stop in (1, 7, 23, 39):
+        state = json.loads(json.dumps(whole[stop - 1][1]))
+        rest = take(Loader(config, state=state), 40 - stop)
+        assert all(same(a, b) for a, b in zip(whole[stop:], rest, strict=True))
+
+
+def test_resuming_across_windows(folder, monkeypatch):
+    monkeypatch.setattr("plait.data.loader.WINDOW_BINS", 3)
+    config = run_config(folder, tasks=TASKS)
+    whole = take(Loader(config), 30)
+    assert whole[-1][1]["window"] > 5
+    for stop in range(1, 30):
+        assert same(take(Loader(config, state=whole[stop - 1][1]), 1)[0], whole[stop])
+
+
+@given(cuts=st.lists(st.tuples(st.sampled_from([1, 2, 3, 4]), st.integers(1, 3)), min_size=1, max_size=4))
+@settings(max_examples=12, deadline=None)
+def test_recutting_over_ranks_loses_and_repeats_nothing(folder, cuts):
+    config = run_config(folder, tasks=TASKS)
+    state, found, total = None, Counter(), 0
+    for world_size, steps in cuts:
+        by_rank = [take(Loader(config, rank=r, world_size=world_size, state=state), steps) for r in range(world_size)]
+        states = [batches[-1][1] for batches in by_rank]
+        assert all(s == states[0] for s in states)
+        state = states[0]
+        found = sum((seen(batches) for batches in by_rank), found)
+        total += world_size * steps
+    assert found == seen(take(Loader(config), total))
+
+
+def test_every_epoch_has_every_document_once(folder):
+    config = run_config(folder, tasks=TASKS, drop_condition=0.0)
+    batches = take(Loader(config), 220)
+    by_epoch = {}
+    for batch, _ in batches:
+        for document in batch.documents:
+            by_epoch.setdefault(document.epoch, []).append(document.index)
+    assert sorted(by_epoch[0]) == sorted(by_epoch[1]) == list(range(200))
+    assert by_epoch[0] != by_epoch[1]
+    statistics = Loader(config, state=batches[-1][1]).statistics()
+    assert statistics["batches"] == 220
+    assert statistics["documents"] == sum(len(b.documents) for b, _ in batches)
+    assert statistics["tokens"] == sum(b.num_tokens for b, _ in batches)
+    assert all(b.num_tokens <= 512 for b, _ in batches)
+
+
+def test_tasks_choose_order_roles_and_dropped_conditions(folder):
+    config = run_config(folder, tasks=TASKS, drop_condition=0.25)
+    documents = [d for batch, _ in take(Loader(config), 400) for d in batch.documents]
+    counts = Counter(d.task for d in documents)
+    assert set(counts) == {"text>image", "image>text", "text>image>speech", "image", "text", "speech"}
+    share = {task: n / len(documents) for task, n in counts.items()}
+    assert share["text>image"] == pytest.approx(0.5 * 0.75, abs=0.04)
+    assert share["image"] == pytest.approx(0.5 * 0.25, abs=0.03)
+    for d in documents:
+        assert [p.modality for p in d.parts] == d.task.split(">")
+        assert [p.role for p in d.parts] == ["understanding"] * (len(d.parts) - 1) + ["generation"]
+    drawn = {(d.epoch, d.index): d.task for d in documents}
+    again = run_config(folder, tasks=TASKS, drop_condition=0.25, batch_tokens=2048)
+    for batch, _ in take(Loader(again), 20):  # another packing, the same draws
+        assert all(drawn[d.epoch, d.index] == d.task for d in batch.documents)
+
+
+def test_without_tasks_parts_stay_as_written(folder):
+    batch, _ = take(Loader(run_config(folder)), 1)[0]
+    assert {d.task for d in batch.documents} == {"text>image>speech"}
+    for d in batch.documents:
+        written = scene_like(d.index)
+        for a, b in zip(d.parts, written.parts, strict=True):
+            np.testing.assert_array_equal(a.ids, b.ids)
+            assert a.grid == b.grid
+
+
+def test_repeated_mentions_take_parts_in_turn(tmp_path):
+    parts = [Part("text", np.full(3, n)) if n % 2 == 0 else Part("image", np.full(4, n)) for n in range(6)]
+    folder = write_folder(tmp_path, {"train": [Document(parts)]})
+
+    def first_ids(task, drop=0.0):
+        batch, _ = take(Loader(run_config(folder, tasks={task: 1.0}, batch_tokens=64, drop_condition=drop)), 1)[0]
+        (document, *_) = batch.documents
+        return [int(p.ids[0]) for p in document.parts]
+
+    assert first_ids("text,image") == [0, 2, 4, 1, 3, 5]
+    assert first_ids("text,image,text") == [0, 1, 3, 5, 2, 4]
+    assert first_ids("text,speech") == [0, 1, 2, 3, 4, 5]  # no speech here: as written
+    assert first_ids("text,image,text", drop=1 - 1e-9) == [2, 4]
+
+
+def test_modalities_that_the_model_lacks_are_left_out(folder):
+    batch, _ = take(Loader(run_config(folder, names=("text", "speech"))), 1)[0]
+    assert {d.task for d in batch.documents} == {"text>speech"}
+
+
+@pytest.mark.parametrize("policy", ["split", "truncate", "skip"])
+def test_documents_that_are_too_long_are_counted(tmp_path, policy):
+    documents = [scene_like(i) for i in range(20)] + [Document([Part("text", np.arange(700) % 256)])]
+    folder = write_folder(tmp_path, {"train": documents})
+    config = run_config(folder, batch_tokens=300, too_long=policy)
+    loader = Loader(config)
+    batches = take(loader, 60)
+    statistics = loader.statistics()
+    pieces = [d for batch, _ in batches for d in batch.documents if d.epoch == 0 and d.index % 21 == 20]
+    name = {"split": "split", "truncate": "truncated", "skip": "skipped"}[policy]
+    assert statistics[name] >= 1 and sum(statistics[k] for k in ("split", "truncated", "skipped")) == statistics[name]
+    joined = [int(i) for d in sorted(pieces, key=lambda d: d.index) for p in d.parts for i in p.ids]
+    assert joined == [i % 256 for i in range({"split": 700, "truncate": 298, "skip": 0}[policy])]
+    assert len({d.index for d in pieces}) == len(pieces)
+
+
+def test_nothing_that_fits_is_a_data_error(tmp_path):
+    folder = write_folder(tmp_path, {"train": [Document([Part("text", np.arange(99))])]})
+    with pytest.raises(DataError, match="fits in 32 tokens"):
+        take(Loader(run_config(folder, batch_tokens=32, too_long="skip")), 1)
+    with pytest.raises(DataError, match="no document in its split"):
+        Loader(run_config(write_folder(tmp_path / "empty", {"train": []})))
+
+
+def test_weights_mix_sources(tmp_path):
+    for name, count in (("small", 5), ("large", 300)):
+        write_folder(tmp_path / name, {"train": [scene_like(i) for i in range(count)]})
+    sources = {str(tmp_path / "small"): 1.0, str(tmp_path / "large"): 3.0}
+    batches = take(Loader(run_config("", sources=sources)), 100)
+    documents = [d for batch, _ in batches for d in batch.documents]
+    small = sum(d.index < 5 for d in documents)
+    assert small / len(documents) == pytest.approx(0.25, abs=0.01)
+    write_folder(tmp_path / "other", {"train": [scene_like(0)]}, modalities={
+        name: m | {"fingerprint": "another"} for name, m in MODALITIES.items()})  # fmt: skip
+    with pytest.raises(DataError, match="another codec"):
+        Loader(run_config("", sources=sources | {str(tmp_path / "other"): 1.0}))
+
+
+@given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=3), seed=st.integers(0, 99), cut=st.integers(0, 120))
+@settings(max_examples=60, deadline=None)
+def test_mixed_order_goes_on_where_it_stood(sizes, seed, cut):
+    weights = [float(1 + (seed + k) % 4) for k in range(len(sizes))]
+    order = MixedOrder(sizes, weights, seed)
+    start = [0] * len(sizes)
+    *whole, end = order.take(start, 120)
+    *first, middle = order.take(start, cut)
+    *second, last = order.take(middle, 120 - cut)
+    assert last == end
+    for a, b, c in zip(whole, first, second, strict=True):
+        np.testing.assert_array_equal(a, np.concatenate([b, c]))
+    for k, share in enumerate(np.array(weights) / sum(weights)):
+        assert abs((whole[0] == k).sum() - 120 * share) <= len(sizes)
+
+
+def test_validation_is_finite_and_the_same_every_time(folder):
+    config = run_config(folder, tasks=TASKS)
+    first = list(validation_batches(config, "seen", "image,text"))
+    assert sorted(d.index for b in first for d in b.documents) == list(range(30))
+    assert {d.task for b in first for d in b.documents} == {"image>text"}
+    assert same(first, list(validation_batches(config, "seen", "image,text")))
+    assert same(first[:2], list(validation_batches(config, "seen", "image,text", 2)))
+    ranks = [list(validation_batches(config, "seen", "image,text", rank=r, world_size=2)) for r in range(2)]
+    assert same(first, [ranks[i % 2][i // 2] for i in range(len(first))])
+    assert sum(len(b.documents) for b in validation_batches(config, "seen")) == 31
+    with pytest.raises(ConfigError, match="did you mean 'image'"):
+        next(validation_batches(config, "seen", "imag,text"))
+    with pytest.raises(DataError, match="allowed: seen, train"):
+        next(validation_batches(config, "sen"))
+
+
+def test_vocabulary_comes_from_the_codecs(folder):
+    config = run_config(folder)
+    resolved = resolve_vocabulary(config, read_index(folder))
+    assert resolved.model.layout.vocab_sizes == {"text": 256, "image": 64, "speech": 128}
+    assert config.model.modalities["text"].vocab_size == 0
+    config.model.modalities["image"].vocab_size = 100
+    assert resolve_vocabulary(config).model.modalities["image"].vocab_size == 100
+    config.model.modalities["image"].vocab_size = 63
+    with pytest.raises(ConfigError, match=r"model.modalities.image.vocab_size: 63 .* at least 64"):
+        Loader(config)
+    config.model.modalities["image"] = ModalityConfig(codec="other", tower="image")
+    with pytest.raises(ConfigError, match=r"model.modalities.image.codec: 'other', but .* 'fake_image'"):
+        Loader(config)
+
+
+def test_a_state_of_other_settings_is_refused(folder):
+    state = take(Loader(run_config(folder)), 1)[0][1]
+    with pytest.raises(ConfigError, match=r"data.batch_tokens: 600 .* which is 512"):
+        Loader(run_config(folder, batch_tokens=600), state=state)
+    with pytest.raises(ConfigError, match=r"data.max_document_tokens: 513 .* at most 512"):
+        Loader(run_config(folder, max_document_tokens=513))
+
+
+@pytest.mark.parametrize("harm", ["truncate", "flip", "remove"])
+def test_a_damaged_shard_is_named(tmp_path, harm):
+    folder = write_folder(tmp_path, {"train": [scene_like(i) for i in range(50)]})
+    path = folder / "shards/train-00000.safetensors"
+    data = path.read_bytes()
+    if harm == "remove":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-10] if harm == "truncate" else data[:-10] + bytes([data[-10] ^ 1]) + data[-9:])
+    with pytest.raises(DataError, match=r"train-00000\.safetensors"):
+        ShardSource(folder, "train").document(0)
+
+
+def test_missing_and_foreign_indexes(tmp_path):
+    with pytest.raises(DataError, match="plait prepare"):
+        Loader(run_config(tmp_path))
+    (tmp_path / "index.json").write_text('{"schema_version": 99, "modalities": {}, "splits": {}}')
+    with pytest.raises(DataError, match="schema_version 99"):
+        read_index(tmp_path)
+    (tmp_path / "index.json").write_text("[]")
+    with pytest.raises(DataError, match="not an index"):
+        read_index(tmp_path)
