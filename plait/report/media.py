@@ -1,0 +1,125 @@
+"""Parts of samples as something a page can show: the view is chosen by what a file is, never by its modality."""
+
+import base64
+import io
+import itertools
+from pathlib import Path
+from typing import Any
+
+LONGEST_SIDE = 512
+"""Larger pictures are scaled down for the page, in pixels."""
+LONGEST_CLIP = 30
+"""Longer clips are cut for the page, in seconds."""
+PIXEL_ART_SIDE = 160
+"""Pictures up to this side are enlarged without smoothing, in pixels."""
+WAVE_BARS = 72
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
+CLIPS = {".wav", ".flac", ".ogg", ".mp3"}
+
+
+class Media:
+    """Turns parts ({"modality", "text"} or {"modality", "file"}) into views, with files relative to ``folder``.
+
+    A view is a mapping with ``kind`` (text, picture, clip, file, or missing with its ``reason``) and ``modality``.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._views: dict[str, dict] = {}
+
+    def views(self, parts: Any) -> list[dict]:
+        """Return the views of a list of parts; one part alone or none is accepted too."""
+        parts = [parts] if isinstance(parts, dict) else parts or []
+        return [self.view(part) for part in parts if isinstance(part, dict)]
+
+    def view(self, part: dict) -> dict:
+        """Return the view of one part."""
+        modality = str(part.get("modality", ""))
+        if "text" in part:
+            return {"kind": "text", "modality": modality, "text": clean(part["text"])}
+        name = str(part.get("file", ""))
+        if name not in self._views:
+            self._views[name] = self._view_file(name)
+        return self._views[name] | {"modality": modality, "name": name}
+
+    def _view_file(self, name: str) -> dict:
+        path = (self.folder / name).resolve()
+        if not path.is_relative_to(self.folder.resolve()):
+            return _missing("it lies outside the samples")
+        if not path.is_file():
+            return _missing("the file is not there" if name else "no file is named")
+        suffix = path.suffix.lower()
+        if suffix in PICTURES:
+            return _picture(path)
+        if suffix in CLIPS:
+            return _clip(path)
+        return {"kind": "file", "bytes": path.stat().st_size}
+
+
+def clean(text: Any) -> str:
+    """Return text without what HTML or UTF-8 cannot hold: lone surrogates and control characters."""
+    text = str(text).encode("utf-8", "replace").decode("utf-8")
+    return "".join(c if c >= " " or c in "\n\t" else "�" for c in text)
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Return bytes as a data URI of a media type."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _missing(reason: str) -> dict:
+    return {"kind": "missing", "reason": reason}
+
+
+def _picture(path: Path) -> dict:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode not in ("L", "LA", "RGB", "RGBA", "P", "1"):
+                image = image.convert("RGB")
+            image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG", optimize=True)
+            width, height = image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return _missing("it cannot be read as a picture")
+    small = max(width, height) <= PIXEL_ART_SIDE
+    source = data_uri(buffer.getvalue(), "image/png")
+    return {"kind": "picture", "source": source, "width": width, "height": height, "small": small}
+
+
+def _clip(path: Path) -> dict:
+    import soundfile
+
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate, seconds = file.samplerate, file.frames / file.samplerate
+            samples = file.read(LONGEST_CLIP * rate, dtype="float32", always_2d=True)
+        buffer = io.BytesIO()
+        soundfile.write(buffer, samples, rate, format="WAV", subtype="PCM_16")
+    except (OSError, RuntimeError, ValueError):
+        return _missing("it cannot be read as sound")
+    if not len(samples):
+        return _missing("the clip is empty")
+    return {
+        "kind": "clip",
+        "source": data_uri(buffer.getvalue(), "audio/wav"),
+        "seconds": seconds,
+        "cut": seconds > LONGEST_CLIP,
+        "wave": _wave(abs(samples).max(axis=1)),
+    }
+
+
+def _wave(loudness) -> str:
+    """Return the SVG path of a wave form: one vertical bar for each stretch of samples, in a box of 72 by 24."""
+    edges = [len(loudness) * i // WAVE_BARS for i in range(WAVE_BARS + 1)]
+    peaks = [float(loudness[a:b].max()) if b > a else 0.0 for a, b in itertools.pairwise(edges)]
+    loudest = max(peaks) or 1.0
+    bars = []
+    for i, peak in enumerate(peaks):
+        half = max(0.7, 11 * peak / loudest)
+        bars.append(f"M{i + 0.5} {12 - half:.1f}V{12 + half:.1f}")
+    return "".join(bars)
