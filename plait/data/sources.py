@@ -42,6 +42,12 @@ def open_sources(config: RunConfig, split: str) -> list[ShardSource]:
     return opened
 
 
+def validation_splits(config: RunConfig) -> list[str]:
+    """Return the splits of the run's prepared folders besides "train"."""
+    names = [split for folder in folders(config) for split in read_index(folder)["splits"]]
+    return [name for name in dict.fromkeys(names) if name != "train"]
+
+
 def resolve_vocabulary(config: RunConfig, index: dict | None = None) -> RunConfig:
     """Return the config with every modality's vocabulary and latent channels filled in from the prepared data.
 

@@ -24,7 +24,7 @@ def mean_losses(
     diffusion: DiffusionConfig | None = None,
     autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> dict[str, float]:
-    """Return the mean loss of each modality over these batches, in nats per token (or per image); absent ones left out."""
+    """Return the mean loss of each modality present in these batches: nats per token, or squared error per image."""
     names = model.config.layout.names
     sums, counts = torch.zeros(len(names), dtype=torch.float64), torch.zeros(len(names), dtype=torch.float64)
     for batch in batches:

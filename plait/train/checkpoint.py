@@ -1,8 +1,8 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped. Safetensors and JSON, no pickle.
 
-``checkpoints/step-00000100/`` holds config.json and model.safetensors (loadable as a saved model), optimizer.safetensors
-and state.json with the step, the data position and checksums. A folder is written under a temporary name and
-renamed, so a folder that is there is whole.
+``checkpoints/step-00000100/`` holds config.json and model.safetensors (loadable as a saved model),
+optimizer.safetensors, and state.json with the step, the data position and checksums. A folder is written under a
+temporary name and renamed, so a folder that is there is whole.
 """
 
 import shutil

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from plait.batch import Batch
 from plait.config import RunConfig
-from plait.data.loader import Loader, resolve_vocabulary, validation_batches
-from plait.data.shards import read_index
+from plait.data.loader import Loader, validation_batches
+from plait.data.sources import resolve_vocabulary, validation_splits
 from plait.errors import PlaitError, ResourceError
 from plait.evaluate.losses import mean_losses
 from plait.model.mot import MixtureOfTransformers
@@ -83,18 +83,16 @@ class RunState:
     seconds: float = 0.0
     loader: dict[str, Any] | None = None
     skipped_steps: int = 0
-    packing: list[float] = field(default_factory=lambda: [0.0, 0.0])
-    """Real tokens, and positions there were for them."""
 
 
 class Trainer:
     """Trains the model of a config; goes on from the newest whole checkpoint of its run folder."""
 
     def __init__(self, config: RunConfig, progress: Progress | None = None):
-        self.config, self.progress = config, progress or Progress()
+        self.config = config = resolve_vocabulary(config)
+        self.progress = progress or Progress()
         self.out = Path(config.out)
         self.device = pick_device(config.train.device)
-        resolve_vocabulary(config, read_index(config.data.path))
         self.model = MixtureOfTransformers(config.model, seed=config.seed).to(self.device)
         self.model.recompute_blocks = config.train.checkpoint_activations
         self.optimizer = make_optimizer(self.model, config.train)
@@ -144,7 +142,7 @@ class Trainer:
         loader = Loader(self.config, "train", state=self.state.loader)
         batches = iter(loader)
         window = self._new_window()
-        with contextlib.closing(loader), self.progress.stage("train", total=1.0) as bar:
+        with contextlib.closing(batches), self.progress.stage("train", total=1.0) as bar:
             bar.resume(self.share_done)
             begun = time.monotonic() - self.state.seconds
             while not self.finished:
@@ -168,8 +166,6 @@ class Trainer:
         for batch, loader_state in itertools.islice(batches, self.config.train.accumulate):
             self.state.loader = loader_state
             self.state.tokens += batch.num_tokens
-            self.state.packing[0] += batch.num_tokens
-            self.state.packing[1] += self.config.data.batch_tokens
             micro.append(corrupt(batch, self.config.diffusion, self.config.seed).to(self.device))
         window.waited += loader.wait_seconds - waited
         set_learning_rate(self.optimizer, learning_rate(self.config.train, self.state.step, self.share_done))
@@ -248,8 +244,7 @@ class Trainer:
 
     def _validate(self, log: MetricsLog) -> None:
         row, limit = {}, self.config.train.validation_batches
-        splits = [s for s in read_index(self.config.data.path)["splits"] if s != "train"] if limit else []
-        for split in splits:
+        for split in validation_splits(self.config) if limit else []:
             batches = validation_batches(self.config, split, limit=limit)
             losses = mean_losses(self.model, batches, diffusion=self.config.diffusion,
                                  autocast=lambda: autocast(self.config.train.precision, self.device))  # fmt: skip

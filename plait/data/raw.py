@@ -1,0 +1,34 @@
+"""Raw documents, before encoding: what the scenes and a user's manifest both yield to `plait prepare`."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from plait.codecs.base import Media
+
+
+@dataclass
+class RawDocument:
+    """Media in order: pairs of a manifest key (text, image, audio) and the raw item."""
+
+    parts: list[tuple[str, Media]]
+    meta: dict[str, Any] = field(default_factory=dict)
+    """What is known of it: for scenes the caption, objects, colours, relations, voice."""
+
+
+@dataclass
+class BrokenRow:
+    """A row that could not be read: where, and why."""
+
+    line: int
+    reason: str
+
+
+class RawSource(Protocol):
+    """Documents by split and index; reading is deterministic, whatever was read before."""
+
+    def splits(self) -> dict[str, int]:
+        """Return the number of rows of each split; "train" is one of them."""
+
+    def read(self, split: str, start: int, stop: int) -> Iterator[RawDocument | BrokenRow]:
+        """Read rows [start, stop) of a split."""

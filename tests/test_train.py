@@ -1,0 +1,201 @@
+"""The training loop: exact resume, accumulation, skipped steps, checkpoints that refuse what does not fit."""
+
+import copy
+import json
+
+import pytest
+import torch
+from conftest import model_config, random_documents
+from fake_data import run_config, scene_like, write_folder
+
+from plait.batch import pack
+from plait.config import TowerConfig, TrainConfig
+from plait.errors import CheckpointError, ResourceError
+from plait.model.mot import MixtureOfTransformers
+from plait.model.pretrained import load_pretrained, save_pretrained
+from plait.objectives import loss_sums
+from plait.progress import Progress
+from plait.train import checkpoint
+from plait.train.engine import Trainer, TrainingStopped, load_tower, pick_device
+from plait.train.metrics import read_metrics
+from plait.train.optim import learning_rate, make_optimizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    splits = {"train": [scene_like(i) for i in range(150)], "seen": [scene_like(i, seed=1) for i in range(20)]}
+    return write_folder(tmp_path_factory.mktemp("data"), splits)
+
+
+def config_for(folder, out, **train):
+    config = run_config(folder, tasks={"text,image": 1.0, "image,text": 1.0}, batch_tokens=512)
+    config.out = str(out)
+    config.model = model_config(width=16, num_layers=1)
+    for name, modality in config.model.modalities.items():
+        modality.vocab_size, modality.codec = 0, run_config(folder).model.modalities[name].codec
+    config.train = TrainConfig(**({"steps": 8, "log_every": 1, "validate_every": 4, "validation_batches": 1,
+                                   "checkpoint_every": 3, "warmup_steps": 2, "device": "cpu"} | train))  # fmt: skip
+    return config
+
+
+def losses(out) -> list:
+    return [
+        {k: v for k, v in row.items() if k.startswith(("loss/", "val_loss/", "grad_norm"))}
+        for row in read_metrics(out / "metrics.jsonl")
+    ]
+
+
+def test_resumed_equals_uninterrupted_bit_for_bit(folder, tmp_path):
+    whole = Trainer(config_for(folder, tmp_path / "whole")).run()
+    for stop_at in (4, 6):
+        trainer = Trainer(config_for(folder, tmp_path / "cut"))
+        original = trainer.update
+
+        def stopping(batches, trainer=trainer, original=original, stop_at=stop_at):
+            trainer._stop = trainer.state.step + 1 == stop_at
+            return original(batches)
+
+        trainer.update = stopping
+        with pytest.raises(TrainingStopped, match=f"step {stop_at}"):
+            trainer.run()
+    resumed = Trainer(config_for(folder, tmp_path / "cut")).run()
+    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
+    assert Trainer(config_for(folder, tmp_path / "cut")).finished
+
+
+def test_a_damaged_checkpoint_is_passed_over(folder, tmp_path):
+    Trainer(config_for(folder, tmp_path)).run()
+    found = checkpoint.find(tmp_path / "checkpoints")
+    assert [p.name for p in found] == ["step-00000006", "step-00000008"]
+    weights = found[-1] / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-5] ^= 1
+    weights.write_bytes(data)
+    assert checkpoint.latest(tmp_path / "checkpoints") == found[0]
+    assert Trainer(config_for(folder, tmp_path)).state.step == 6
+
+
+def test_another_architecture_is_refused(folder, tmp_path):
+    Trainer(config_for(folder, tmp_path, steps=1)).run()
+    config = config_for(folder, tmp_path, steps=2)
+    config.model.num_layers = 2
+    with pytest.raises(CheckpointError, match="another model section"):
+        Trainer(config)
+
+
+@pytest.mark.parametrize("normalize", ["all_tokens", "per_modality"])
+def test_accumulated_equals_whole(folder, tmp_path, rng, normalize):
+    config = config_for(folder, tmp_path, normalize=normalize)
+    documents = random_documents(rng, 12)
+    results = []
+    for cuts in (1, 3):
+        trainer = Trainer(config)
+        trainer.model = MixtureOfTransformers(trainer.config.model).double()
+        trainer.optimizer = make_optimizer(trainer.model, config.train)
+        size = len(documents) // cuts
+        batches = [pack(documents[i : i + size], trainer.config.model) for i in range(0, len(documents), size)]
+        sums, counts, norm = trainer.update(batches)
+        results.append((sums, counts, norm, trainer.model.state_dict()))
+    torch.testing.assert_close(results[0][2:], results[1][2:], rtol=0, atol=1e-9)
+    assert results[0][1] == results[1][1]
+
+
+def test_all_tokens_is_one_mean(folder, tmp_path):
+    trainer = Trainer(config_for(folder, tmp_path))
+    assert trainer.loss_factors([6.0, 2.0, 0.0]) == [1 / 8, 1 / 8, 1 / 8]
+    trainer.config.train.normalize = "per_modality"
+    assert trainer.loss_factors([6.0, 2.0, 0.0]) == [1 / 6, 1 / 2, 0.0]
+
+
+def test_a_step_that_is_not_finite_changes_nothing(folder, tmp_path, rng):
+    trainer = Trainer(config_for(folder, tmp_path))
+    batch = pack(random_documents(rng, 4), trainer.config.model)
+    trainer.update([batch])
+    before = copy.deepcopy((trainer.model.state_dict(), trainer.optimizer.state_dict()["state"]))
+    trainer.loss_factors = lambda counts: [float("nan")] * 3
+    trainer.update([batch])
+    after = (trainer.model.state_dict(), trainer.optimizer.state_dict()["state"])
+    torch.testing.assert_close(before, after, rtol=0, atol=0)
+    assert int(trainer._bad_steps) == 1
+
+
+def test_too_many_bad_steps_stop_the_run(folder, tmp_path):
+    trainer = Trainer(config_for(folder, tmp_path, max_bad_steps=2))
+    trainer.loss_factors = lambda counts: [float("inf")] * 3
+    with pytest.raises(Exception, match="max_bad_steps is 2"):
+        trainer.run()
+
+
+def test_saved_model_loads_and_misfits_are_named(tmp_path, rng):
+    model = MixtureOfTransformers(model_config(mel=True))
+    save_pretrained(model, tmp_path)
+    again = load_pretrained(tmp_path)
+    assert again.config == model.config
+    for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
+        assert torch.equal(a, b), name
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["num_layers"] = 3
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="weights are missing"):
+        load_pretrained(tmp_path)
+    values["architecture"] = "Llama"
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="'Llama', it must be"):
+        load_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"nonsense")
+    values["architecture"] = "MixtureOfTransformers"
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        load_pretrained(tmp_path)
+
+
+def test_towers_start_from_a_dense_model(tmp_path):
+    names = {"text": "all", "image": "all", "speech": "all"}
+    dense = MixtureOfTransformers(model_config(towers=names), seed=3)
+    save_pretrained(dense, tmp_path)
+    model = MixtureOfTransformers(model_config())
+    load_tower(model, "image", str(tmp_path))
+    assert torch.equal(model.blocks[0].ffn["image"].up.weight, dense.blocks[0].ffn["all"].up.weight)
+    assert not torch.equal(model.blocks[0].ffn["text"].up.weight, dense.blocks[0].ffn["all"].up.weight)
+
+
+def test_frozen_towers_and_rates_per_tower(rng):
+    config = model_config()
+    config.towers = {"text": TowerConfig(frozen=True, width=16, ffn_width=24),
+                     "image": TowerConfig(learning_rate_scale=0.1, width=16, ffn_width=24),
+                     "speech": TowerConfig(width=16, ffn_width=24)}  # fmt: skip
+    model = MixtureOfTransformers(config)
+    optimizer = make_optimizer(model, TrainConfig())
+    batch = pack(random_documents(rng, 4), config)
+    before = copy.deepcopy(model.state_dict())
+    loss_sums(model, model(batch), batch).sum().backward()
+    optimizer.step()
+    name = "blocks.0.ffn.{}.up.weight"
+    assert torch.equal(before[name.format("text")], model.get_parameter(name.format("text")))
+    assert not torch.equal(before[name.format("image")], model.get_parameter(name.format("image")))
+    scales = {g["scale"] for g in optimizer.param_groups}
+    assert scales == {1.0, 0.1}
+    decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
+    assert id(model.embed["shared"].weight) not in decayed and id(model.head["shared"].weight) in decayed
+
+
+def test_learning_rate():
+    config = TrainConfig(learning_rate=1.0, warmup_steps=4, schedule="linear", final_learning_rate=0.2)
+    assert [learning_rate(config, s, 0.0) for s in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert learning_rate(config, 10, 0.5) == pytest.approx(0.6)
+    assert learning_rate(config, 10, 2.0) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("name", ["tpu9", "cuda:99", "mps"])
+def test_absent_devices(name):
+    with pytest.raises(ResourceError, match=r"train\.device"):
+        pick_device(name)
+
+
+def test_fitted_to_minutes(folder, tmp_path):
+    config = config_for(folder, tmp_path, minutes=0.05, steps=1)
+    trainer = Trainer(config, Progress())
+    trainer.run()
+    assert trainer.state.seconds == pytest.approx(3.0, abs=1.5) and trainer.state.step > 1
