@@ -72,14 +72,17 @@ def _expand(x: Tensor, query: Tensor) -> Tensor:
     return x if repeats == 1 else x.repeat_interleave(repeats, dim=1)
 
 
-def attend_one_token(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
-    """Attend one query a row to its cached keys: query [B, H, d], keys and values [B, L, G, d], visible [B, L]."""
-    heads, groups = query.shape[1], keys.shape[2]
-    q = query.unflatten(1, (groups, heads // groups))  # the heads of one group share keys: no copy of the cache
-    out = F.scaled_dot_product_attention(
-        q, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=visible[:, None, None]
-    )
-    return out.flatten(1, 2)
+def attend_rows(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
+    """Attend n queries a row to the row's cached keys, all rows at once.
+
+    query [B, n, H, d], keys and values [B, L, G, d], visible [B, n, L]. Returns [B, n, H, d].
+    """
+    heads, groups, n = query.shape[2], keys.shape[2], query.shape[1]
+    # the heads of one group share keys: they stand in one row of queries, so that the cache is not copied
+    q = query.unflatten(2, (groups, heads // groups)).transpose(1, 2).flatten(2, 3)  # B G n*r d
+    mask = visible.repeat_interleave(heads // groups, dim=1)[:, None]
+    out = F.scaled_dot_product_attention(q, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask)
+    return out.unflatten(2, (n, heads // groups)).transpose(1, 2).flatten(2, 3)
 
 
 @functools.cache
