@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from plait import files
 from plait.errors import ConfigError, DataError, ResourceError
 from plait.train import metrics
 from plait.train.metrics import MetricsLog, read_metrics, write_summary
@@ -136,8 +137,8 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(metrics.os, "replace", full)
-    with pytest.raises(ResourceError, match="cannot be written: No space left on device"):
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(ResourceError, match="no space is left to write"):
         write_summary(tmp_path / "summary.json", {"a": 1})
     assert list(tmp_path.iterdir()) == []
 

@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -17,7 +18,7 @@ Image = pytest.importorskip("PIL.Image")
 ImageDraw = pytest.importorskip("PIL.ImageDraw")
 soundfile = pytest.importorskip("soundfile")
 
-from plait.errors import DataError  # noqa: E402
+from plait.errors import DataError, ResourceError  # noqa: E402
 from plait.report import charts, figures, write_report  # noqa: E402
 
 CAPTIONS = [
@@ -327,7 +328,7 @@ def hostile_run(folder: Path) -> Path:
     rows = [{"step": i, "seconds": i, "tokens": i, f"loss/{HOSTILE}": 1.0, HOSTILE: 2.0} for i in range(3)]
     write_jsonl(folder / "metrics.jsonl", rows)
     outside = {"modality": "image", "file": "../../secret.png"}
-    absent = {"modality": HOSTILE, "file": HOSTILE + ".png"}
+    absent = {"modality": HOSTILE + "\ud800", "file": HOSTILE + ".png"}
     (folder / "samples" / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     (folder / "samples" / "torn.wav").write_bytes(b"RIFF")
     torn = [{"modality": "image", "file": "torn.png"}, {"modality": "speech", "file": "torn.wav"}]
@@ -398,6 +399,14 @@ def test_unknown_modalities_and_figures_are_shown_too(tmp_path):
         assert piece in page
 
 
+@pytest.mark.parametrize("package", ["jinja2", "PIL", "soundfile"])
+def test_a_missing_package_is_named(run, monkeypatch, package):
+    for name in [m for m in sys.modules if m == package or m.startswith(f"{package}.")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ResourceError, match=rf"'{package}.*pip install plait\[media\]"):
+        write_report(run)
+
+
 def test_the_credit_stands_where_scenes_were_used(run, tmp_path):
     assert "CC BY-SA 4.0" in (run / "report.html").read_text("utf-8")
     (tmp_path / "config.yaml").write_text("prepare: {source: my/manifest.jsonl}")
@@ -415,7 +424,7 @@ def test_long_runs_are_averaged_down_and_gaps_stay_gaps():
 def test_goals_are_judged():
     groups = {g["title"]: {f["label"]: f for f in g["figures"]} for g in figures.headline(SUMMARY, ["text"])}
     assert groups["Understanding"]["Right object, open caption"]["met"] is True
-    assert groups["Understanding"]["Right object picked among 400"]["met"] is True
+    assert groups["Understanding"]["Object picked among 400"]["met"] is True
     assert groups["Codecs"]["image round trip"]["met"] is True
     assert groups["Codecs"]["speech still recognised"]["met"] is False
     assert groups["The run"]["Time, from data to page"]["value"] == "13 min 43 s"

@@ -98,12 +98,12 @@ def _captions(numbers: dict) -> list[dict]:
             )  # fmt: skip
         else:
             figures.append(_figure(f"Right {what}, open caption", percent(value), *notes))
-    order = ("Right object", "Right object picked")
+    order = ("Right object", "Object")
     return sorted(figures, key=lambda f: not f["label"].startswith(order))
 
 
 def _choice(value: float, chance: float, shuffled: float | None) -> dict:
-    label = f"Right object picked among {round(1 / chance)}"
+    label = f"Object picked among {round(1 / chance)}"
     notes = [f"chance {percent(chance)}, this is {_times(value / chance)}"]
     if shuffled is None:
         return _figure(label, percent(value), *notes)

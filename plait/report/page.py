@@ -10,9 +10,10 @@ from typing import Any
 import yaml
 
 from plait.errors import DataError, ResourceError
+from plait.files import write_text
 from plait.report import charts, figures
 from plait.report.media import Media, clean
-from plait.train.metrics import read_jsonl, read_metrics, write_atomically
+from plait.train.metrics import read_jsonl, read_metrics
 
 TEMPLATES = Path(__file__).parent / "templates"
 NUM_COLOURS = 8
@@ -34,8 +35,12 @@ def write_report(run_folder: str | Path, *, samples_per_task: int = 48) -> Path:
         raise DataError(f"report: {str(run)!r} is no run's folder, it must hold at least one of {', '.join(parts)}")
     try:
         import jinja2
-    except ImportError:
-        raise ResourceError("report: the package 'jinja2' is not installed, run `pip install plait[media]`") from None
+        import PIL.Image  # noqa: F401  (with soundfile, what plait.report.media reads samples with)
+        import soundfile  # noqa: F401
+    except ImportError as error:
+        raise ResourceError(
+            f"report: the package {error.name!r} is not installed, run `pip install plait[media]`"
+        ) from None
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
@@ -48,7 +53,7 @@ def write_report(run_folder: str | Path, *, samples_per_task: int = 48) -> Path:
         script_hash=f"sha256-{digest}",
     )
     path = run / "report.html"
-    write_atomically(path, page)
+    write_text(path, page.encode("utf-8", "replace").decode("utf-8"))  # JSON may hold lone surrogates
     return path
 
 

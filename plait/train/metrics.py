@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from plait.errors import ConfigError, DataError, ResourceError, unknown
+from plait.files import clear_disk_errors, write_json, write_text
 
 FILE_NAME = "metrics.jsonl"
 GB = 1e9
@@ -51,8 +52,9 @@ class MetricsLog:
         """Append one row and flush it. Values are numbers or tensors of one element."""
         row = {"step": int(step), "seconds": round(float(seconds), 3), "tokens": int(tokens)}
         row |= {name: _number(value) for name, value in values.items()}
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        with clear_disk_errors(self.path):
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
         for tracker in self._trackers:
             tracker.log({name: value for name, value in row.items() if value is not None and name != "step"}, step)
 
@@ -71,7 +73,7 @@ class MetricsLog:
     def _rewrite(self, rows: list[dict]) -> None:
         if self._file is not None:
             self._file.close()
-        write_atomically(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
         self._file = self.path.open("a", encoding="utf-8")
 
 
@@ -101,22 +103,10 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def write_atomically(path: str | Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never a part."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", errors="replace")
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise ResourceError(f"{str(path)!r} cannot be written: {error.strerror}") from None
-
-
 def write_summary(path: str | Path, figures: Mapping[str, Any]) -> None:
     """Write a flat map of name to number or text as JSON, sorted by name; raises TypeError for anything nested."""
     flat = {name: v if isinstance(v, str | bool | None) else _number(v) for name, v in figures.items()}
-    write_atomically(path, json.dumps(flat, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    write_json(path, dict(sorted(flat.items())))
 
 
 def _number(value: Any) -> int | float | None:
@@ -202,7 +192,7 @@ class WandbTracker(Tracker):
 
         id_file = self.folder / "wandb_id"
         if not id_file.exists():
-            write_atomically(id_file, uuid.uuid4().hex)
+            write_text(id_file, uuid.uuid4().hex)
         return wandb.init(
             project=os.environ.get("WANDB_PROJECT", "plait"), name=self.folder.name, id=id_file.read_text().strip(),
             dir=str(self.folder), config=self.config, resume="allow",
