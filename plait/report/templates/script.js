@@ -90,7 +90,7 @@ class Panel {
     const log = this.isLoss && view.scale === "log" && shown.every((p) => p[1] > 0);
     this.frame(shown, width, height, log);
     const svg = this.svg = element("svg", { width, height, "aria-hidden": "true" }, this.plot);
-    this.grid(svg, log);
+    this.grid(svg);
     this.data.series.forEach((series, i) => this.line(svg, series, every[i]));
     this.cursor = element("g", {}, svg);
     this.mark(null);
@@ -107,21 +107,24 @@ class Panel {
     if (y0 === y1) { y0 -= Math.abs(y0) / 10 || 0.5; y1 += Math.abs(y1) / 10 || 0.5; }
     const f = log ? Math.log : (v) => v;
     const pad = (f(y1) - f(y0)) * 0.06, top = f(y1) + pad, bottom = y0 === 0 && !log ? 0 : f(y0) - pad;
-    const box = this.box = { left: 46, right: width - 10, top: 8, bottom: height - 24 };
     this.range = { x0, x1, y0: log ? Math.exp(bottom) : bottom, y1: log ? Math.exp(top) : top };
+    this.ticks = log ? logTicks(this.range.y0, this.range.y1) : ticks(this.range.y0, this.range.y1, 5);
+    const longest = Math.max(4, ...this.ticks.map((tick) => shortNumber(tick).length));
+    const box = this.box = { left: 12 + 7 * longest, right: width - 4, top: 8, bottom: height - 24 };
     this.x = (v) => box.left + (box.right - box.left) * (v - x0) / (x1 - x0);
     this.y = (v) => box.bottom - (box.bottom - box.top) * (f(v) - bottom) / (top - bottom);
   }
 
-  grid(svg, log) {
-    const { left, right, bottom } = this.box, { x0, x1, y0, y1 } = this.range;
-    for (const tick of log ? logTicks(y0, y1) : ticks(y0, y1, 5)) {
+  grid(svg) {
+    const { left, right, bottom } = this.box, { x0, x1 } = this.range;
+    for (const tick of this.ticks) {
       element("line", { class: "grid", x1: left, x2: right, y1: this.y(tick), y2: this.y(tick) }, svg);
       element("text", { x: left - 8, y: this.y(tick) + 4, "text-anchor": "end" }, svg).textContent = shortNumber(tick);
     }
     const wanted = Math.max(2, Math.floor((right - left) / 90));
     for (const tick of ticks(x0, x1, wanted, view.axis)) {
-      const text = element("text", { x: this.x(tick), y: bottom + 18, "text-anchor": "middle" }, svg);
+      const anchor = this.x(tick) > right - 20 ? "end" : "middle";
+      const text = element("text", { x: this.x(tick), y: bottom + 18, "text-anchor": anchor }, svg);
       text.textContent = view.axis === "seconds" ? clock(tick) : shortNumber(tick);
     }
   }

@@ -1,0 +1,94 @@
+"""A real browser for tests of pages, without any package: Chromium's debugging protocol over a pipe."""
+
+import base64
+import contextlib
+import json
+import os
+import subprocess
+from pathlib import Path
+
+
+class Browser:
+    """A headless Chromium, spoken to over its debugging pipe (file descriptors 3 and 4)."""
+
+    def __init__(self, program: str, folder: Path):
+        to_child, self.write = os.pipe()
+        self.read, from_child = os.pipe()
+        flags = (
+            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+            "--disable-background-networking --disable-component-update --disable-sync --disable-dev-shm-usage "
+            "--hide-scrollbars --remote-debugging-pipe"
+        )
+        command = f'exec "$0" {flags} --user-data-dir="$1" about:blank 3<&{to_child} 4>&{from_child}'
+        self.process = subprocess.Popen(
+            ["bash", "-c", command, program, str(folder)], pass_fds=(to_child, from_child),
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        os.close(to_child)
+        os.close(from_child)
+        self.buffer, self.number, self.events = b"", 0, []
+        self.session = None
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self.session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params) -> dict:
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": params}
+        message |= {"sessionId": self.session} if self.session else {}
+        os.write(self.write, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self.buffer:
+                chunk = os.read(self.read, 1 << 20)
+                assert chunk, "Chromium went away"
+                self.buffer += chunk
+            line, _, self.buffer = self.buffer.partition(b"\0")
+            answer = json.loads(line)
+            if answer.get("id") == self.number:
+                assert "error" not in answer, answer
+                return answer["result"]
+            self.events.append(answer)
+
+    def run(self, script: str):
+        result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True,
+                           userGesture=True)  # fmt: skip
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def open(self, path: Path, width: int = 1280, dark: bool = False):
+        self.events.clear()
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+        self.call("Page.navigate", url=path.as_uri())
+        self.run(
+            """new Promise(done => document.readyState === "complete" ? done() : addEventListener("load", done))"""
+        )
+
+    def problems(self) -> list[str]:
+        """Return console errors and warnings, uncaught exceptions and requests to anywhere but this page."""
+        self.run("new Promise(done => setTimeout(done, 300))")
+        found = []
+        for event in self.events:
+            params, method = event.get("params", {}), event.get("method")
+            if method == "Runtime.exceptionThrown" or (
+                method == "Runtime.consoleAPICalled" and params["type"] in ("error", "warning")
+            ):
+                found.append(json.dumps(params))
+            if method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
+                found.append(params["entry"]["text"])
+            if method == "Network.requestWillBeSent" and not params["request"]["url"].startswith(("data:", "file:")):
+                found.append(params["request"]["url"])
+        return found
+
+    def screenshot(self, path: Path):
+        shot = self.call("Page.captureScreenshot", captureBeyondViewport=True, format="png")
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def close(self):
+        with contextlib.suppress(OSError):
+            self.call("Browser.close")
+        os.close(self.write)
+        os.close(self.read)
+        self.process.wait(timeout=30)
