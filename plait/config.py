@@ -230,6 +230,8 @@ class PrepareConfig:
     """Share of documents held out for validation (manifest), chosen by a hash of their content."""
     image_size: int = 32
     """Side of a drawn scene, in pixels (scenes)."""
+    codecs_from: str = ""
+    """A prepared folder whose codecs are used, so that both can be mixed. Empty: codecs are made here."""
     codec_documents: int = 3000
     """Documents that the codecs are trained on."""
     codec_minutes: float = 2.5
@@ -379,7 +381,9 @@ class EvaluateConfig:
     batches: int = 0
     """Packed batches per split and task; 0 means all."""
     captions: int = 400
-    """Pictures to caption."""
+    """Items to caption in each validation split."""
+    choices: int = 150
+    """Items whose caption is also chosen among 400 names."""
     pictures: int = 64
     """Pictures to generate."""
     clips: int = 64

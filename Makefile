@@ -1,0 +1,34 @@
+# Everything runs in .venv with the pinned versions of constraints.txt. PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: quickstart test test-slow lint benchmark clean
+
+quickstart: $(READY)
+	$(BIN)/plait quickstart
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+benchmark: $(READY)
+	$(BIN)/python benchmarks/step.py
+
+# torch first and alone: its CPU build must be there before anything else asks for torch
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(shell sed -n 's/^torch==//p' constraints.txt)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[media,scenes,judges,trackers,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info

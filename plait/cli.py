@@ -1,0 +1,235 @@
+"""The command line: prepare, train, evaluate, generate, report, inspect, quickstart. It parses, and calls."""
+
+import argparse
+import os
+import sys
+
+from plait.errors import ConfigError, PlaitError, nearest
+
+DESCRIPTION = """Mixture-of-Transformers: text, images and speech, each with parameters of its own,
+woven by one global attention. One YAML file describes a run; the commands are its steps, each resumable."""
+
+OVERRIDES = """settings:
+  Any setting of the config can be given as --dotted.key value, for example
+    --train.steps 500 --model.num_layers 8 --model.towers.image.ffn_width 512
+  `plait settings` lists them all with their meaning and default."""
+
+EXIT_CODES = """exit codes: 0 done, 1 failed, 2 a setting is wrong, 3 the data is wrong, 4 a checkpoint is wrong,
+5 the machine lacks something (device, disk, package), 130 stopped by Ctrl-C (the same command goes on)."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    parser = _parser()
+    chosen, rest = parser.parse_known_args(arguments)
+    if not getattr(chosen, "command", None):
+        parser.print_help()
+        return 0
+    try:
+        chosen.overrides = _overrides(rest) if chosen.takes_settings else _refuse(rest, parser, chosen.command)
+        return chosen.run(chosen) or 0
+    except KeyboardInterrupt:
+        print("\nplait: stopped; the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except PlaitError as error:
+        print(f"plait: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _overrides(rest: list[str]) -> list[str]:
+    """Turn ``--a.b value`` and ``--a.b=value`` into ``a.b=value``."""
+    found, i = [], 0
+    while i < len(rest):
+        word = rest[i]
+        if not word.startswith("--"):
+            raise ConfigError(f"command line: {word!r} is neither a setting (--dotted.key value) nor a known argument")
+        if "=" in word:
+            found.append(word[2:])
+        else:
+            if i + 1 == len(rest):
+                raise ConfigError(f"command line: the setting {word!r} has no value")
+            i += 1
+            found.append(f"{word[2:]}={rest[i]}")
+        i += 1
+    return found
+
+
+def _refuse(rest: list[str], parser: argparse.ArgumentParser, command: str) -> list[str]:
+    if rest:
+        known = [o for a in parser._subparsers._group_actions[0].choices[command]._actions for o in a.option_strings]
+        raise ConfigError(f"command line: plait {command} knows no {rest[0]!r}{nearest(rest[0], known)}")
+    return []
+
+
+def _parser() -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("plait", description=DESCRIPTION, epilog=EXIT_CODES, formatter_class=form)
+    commands = parser.add_subparsers(dest="command", metavar="command", title="commands")
+
+    def add(name: str, run, text: str, *, settings: bool, epilog: str = "") -> argparse.ArgumentParser:
+        epilog = "\n\n".join(filter(None, [epilog, OVERRIDES if settings else ""]))
+        command = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=form)
+        command.set_defaults(run=run, takes_settings=settings)
+        return command
+
+    quick = add("quickstart", _quickstart, "the whole path on the embedded scenes: data, codecs, training, report",
+                settings=True, epilog="example: plait quickstart --out runs/quickstart")  # fmt: skip
+    quick.add_argument("--config", default="quickstart", help="a shipped config's name, or a YAML file")
+    quick.add_argument("--restart", action="store_true", help="throw the run's folder away and begin anew")
+
+    step = add("prepare", _prepare, "raw media to trained codecs and encoded shards", settings=True,
+               epilog="example: plait prepare my.yaml --prepare.source photos/manifest.jsonl")  # fmt: skip
+    step.add_argument("config", help="the run's YAML file, or a shipped config's name")
+    step.add_argument("--restart", action="store_true", help="throw earlier work away, for example after a change")
+
+    step = add("train", _train, "train on prepared shards; goes on from the newest checkpoint", settings=True,
+               epilog="example: plait train configs/quickstart.yaml --train.steps 2000")  # fmt: skip
+    step.add_argument("config", help="the run's YAML file, or a shipped config's name")
+
+    step = add("evaluate", _evaluate, "measure a trained run: losses by task and split, captions against the truth",
+               settings=True)  # fmt: skip
+    step.add_argument("run_folder", metavar="run", help="the run's folder")
+
+    step = add("generate", _generate, "generate text, pictures and speech from a trained run", settings=False,
+               epilog=GENERATE_EXAMPLES)  # fmt: skip
+    _generate_arguments(step)
+
+    step = add("report", _report, "write the run's report.html", settings=False)
+    step.add_argument("run_folder", metavar="run", help="the run's folder")
+
+    step = add("inspect", _inspect, "show decoded documents, a packed batch and its attention mask", settings=True)
+    step.add_argument("config", help="the run's YAML file or folder")
+    step.add_argument("--split", default="train", help="split to read (default: train)")
+    step.add_argument("--documents", type=int, default=3, help="documents to show (default: 3)")
+    step.add_argument("--mask", default="", metavar="FILE.png", help="also draw the batch's mask and towers")
+
+    add("settings", _settings, "list every setting of a config, with its meaning and default", settings=False)
+    return parser
+
+
+GENERATE_EXAMPLES = """examples:
+  plait generate runs/quickstart --text "a fox on a blue background" --output image --count 4
+  plait generate runs/quickstart --image fox.png --output text
+  plait generate runs/quickstart --text "a fox on a blue background" --output speech
+  plait generate runs/quickstart                     (free: the model opens and closes spans itself)"""
+
+
+class _PromptPart(argparse.Action):
+    """Collects --text, --image and --audio in the order they are given."""
+
+    def __call__(self, parser, namespace, value, option=None):
+        parts = list(getattr(namespace, "prompt", None) or [])
+        namespace.prompt = [*parts, {option.lstrip("-"): value}]
+
+
+def _generate_arguments(step: argparse.ArgumentParser) -> None:
+    step.add_argument("run_folder", metavar="run", help="the run's folder")
+    for key, text in (("text", "text"), ("image", "a picture's file"), ("audio", "a sound's file")):
+        step.add_argument(f"--{key}", action=_PromptPart, metavar=text.upper().replace(" ", "_"),
+                          help=f"prompt part: {text}; parts may be given in any order and number")  # fmt: skip
+    step.add_argument("--output", default=None, help="modality to generate (default: whatever the model opens)")
+    step.add_argument("--count", type=int, default=1, help="samples (default: 1)")
+    step.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples (default: 0)")
+    step.add_argument("--temperature", type=float, help="0 is greedy")
+    step.add_argument("--top-k", type=int, help="keep the k likeliest ids")
+    step.add_argument("--top-p", type=float, help="keep the likeliest ids that make up this probability")
+    step.add_argument("--guidance", type=float, help="classifier-free guidance; 1 is none")
+    step.add_argument("--max-tokens", type=int, help="longest text or speech, in tokens")
+    step.add_argument("--out", default="", help="folder for PNG, WAV and samples.jsonl (default: <run>/generated)")
+    step.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+
+
+def _config(name: str, overrides: list[str]):
+    from plait.config_file import load
+    from plait.shipped import config_path
+
+    return load(config_path(name), overrides)
+
+
+def _prepare(chosen) -> None:
+    from plait.progress import Progress
+    from plait.workflow import prepare_step
+
+    figures = prepare_step(_config(chosen.config, chosen.overrides), Progress(), restart=chosen.restart)
+    _print_figures("prepared", figures)
+
+
+def _train(chosen) -> None:
+    from plait.progress import Progress
+    from plait.workflow import summarise, train_step
+
+    config = _config(chosen.config, chosen.overrides)
+    train_step(config, Progress())
+    summarise(config)
+    print(f"trained: {config.out}")
+
+
+def _evaluate(chosen) -> None:
+    from plait.pipeline import run_config
+    from plait.progress import Progress
+    from plait.workflow import evaluate_step, summarise
+
+    config = run_config(chosen.run_folder, chosen.overrides)
+    figures = evaluate_step(config, Progress())
+    summarise(config)
+    _print_figures("evaluated", figures)
+
+
+def _report(chosen) -> None:
+    from plait.pipeline import run_config
+    from plait.workflow import report_step
+
+    print(f"report: {report_step(run_config(chosen.run_folder))}")
+
+
+def _quickstart(chosen) -> None:
+    from plait.progress import Progress
+    from plait.workflow import whole_run
+
+    config = _config(chosen.config, chosen.overrides)
+    path = whole_run(config, Progress(), restart=chosen.restart)
+    print(f"report: {path}  (open it in a browser)")
+
+
+def _generate(chosen) -> None:
+    from plait.pipeline import load
+    from plait.shipped import sampling_from
+    from plait.workflow import save_generated
+
+    pipeline = load(chosen.run_folder, device=chosen.device)
+    media = pipeline.read(getattr(chosen, "prompt", None) or [])
+    sampling = sampling_from(pipeline.config.sampling, list(pipeline.codecs), chosen)
+    longest = {} if chosen.max_tokens is None else dict.fromkeys(pipeline.codecs, chosen.max_tokens)
+    samples = pipeline.generate_from_media([media] * chosen.count, [chosen.output] * chosen.count, seed=chosen.seed,
+                                           sampling=sampling, max_tokens=longest)  # fmt: skip
+    save_generated(samples, chosen.out or f"{chosen.run_folder}/generated")
+
+
+def _inspect(chosen) -> None:
+    from plait.inspect import inspect_run
+
+    inspect_run(chosen)
+
+
+def _settings(chosen) -> None:
+    from plait.shipped import describe_settings
+
+    print(describe_settings())
+
+
+def _print_figures(title: str, figures: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "value", title=title, box=None, title_justify="left")
+    for name, value in figures.items():
+        if isinstance(value, int | float):
+            table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,146 @@
+"""Everything that `plait evaluate` measures of a trained model, as a flat map of name to number."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from plait.batch import Document, Part
+from plait.codecs import Codec
+from plait.config import RunConfig, SamplingConfig
+from plait.data.loader import validation_batches
+from plait.data.shards import ShardSource
+from plait.data.sources import open_sources, validation_splits
+from plait.evaluate.losses import mean_losses, perplexity
+from plait.evaluate.text import caption_scores, continuation_scores, forced_choice, interval
+from plait.generate import Request, Result, generate
+from plait.model.mot import MixtureOfTransformers
+from plait.progress import Progress
+
+NUM_CHOICES = 400
+"""Names in the forced choice."""
+
+GREEDY = SamplingConfig(temperature=0.0)
+
+
+@dataclass
+class Suite:
+    """A model under evaluation, with the codecs and validation splits of its run."""
+
+    config: RunConfig
+    model: MixtureOfTransformers
+    codecs: dict[str, Codec]
+    progress: Progress
+    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+
+    def run(self) -> dict[str, float]:
+        """Measure losses, and captions where the validation documents hold what is true of them."""
+        figures = self.losses()
+        for split in validation_splits(self.config):
+            source = open_sources(self.config, split)[0]
+            if len(source) and "caption" in source.meta(0):
+                figures |= self.captions(split, source)
+        return figures
+
+    def losses(self) -> dict[str, float]:
+        """Return val_loss/<split>/<modality>, task_loss/<split>/<task>/<modality>, and means over splits as seen."""
+        figures, splits = {}, validation_splits(self.config)
+        tasks = list(self.config.data.tasks) or [""]
+        with self.progress.stage("validation losses", total=len(splits) * len(tasks)) as bar:
+            for split in splits:
+                sums: dict[str, list[float]] = {}
+                for task in tasks:
+                    batches = validation_batches(self.config, split, task, self.config.evaluate.batches)
+                    losses = mean_losses(self.model, batches, diffusion=self.config.diffusion, autocast=self.autocast)
+                    predicted = task.split(",")[-1]
+                    for name, value in losses.items():
+                        if task:
+                            figures[f"task_loss/{split}/{task.replace(',', '>')}/{name}"] = value
+                        if not task or name == predicted:  # as a target, given what precedes it
+                            sums.setdefault(name, []).append(value)
+                    bar.advance(1, split)
+                figures |= {f"val_loss/{split}/{name}": float(np.mean(v)) for name, v in sums.items()}
+        first = splits[0] if splits else ""
+        for name in self.config.model.modalities:
+            value = figures.get(f"val_loss/{first}/{name}")
+            if value is not None:
+                figures[f"val_loss/{name}"] = value
+                if self.config.model.modalities[name].objective == "next_token":
+                    figures[f"perplexity/{name}"] = perplexity(value)
+        return figures
+
+    def captions(self, split: str, source: ShardSource) -> dict[str, float]:
+        """Caption the split's other modalities in the host's text and score what is said against the truth."""
+        from plait.data.scenes import RELATIONS
+
+        host, figures = self.model.config.layout.host, {}
+        documents = [source.document(i) for i in range(min(len(source), self.config.evaluate.captions))]
+        first = split == validation_splits(self.config)[0]
+        for name in self._discrete_others(documents):
+            given = [next(p for p in d.parts if p.modality == name) for d in documents]
+            said = self.complete(given, host, f"captions of {name}, {split}")
+            scores = caption_scores(said, [d.meta for d in documents], RELATIONS)
+            prefix = "caption" if name == "image" else f"caption_{name}"
+            figures |= {f"{prefix}_{k}_accuracy/{split}": v for k, v in scores.items()}
+            if first:
+                figures |= {f"{prefix}_{k}_accuracy": v for k, v in scores.items()}
+                low, high = interval(scores["object"], len(documents))
+                figures |= {f"{prefix}_object_low": low, f"{prefix}_object_high": high}
+                figures |= self.choices(prefix, name, documents)
+        return figures
+
+    def _discrete_others(self, documents: list[Document]) -> list[str]:
+        layout, records = self.model.config.layout, self.model.config.modalities
+        held = {p.modality for d in documents for p in d.parts}
+        common = [n for n in held if all(any(p.modality == n for p in d.parts) for d in documents)]
+        return [n for n in layout.names if n in common and n != layout.host and records[n].objective == "next_token"]
+
+    def complete(self, given: list[Part], output: str, title: str) -> list:
+        """Greedily generate ``output`` after each given part, and decode it (an empty text where nothing came)."""
+        requests = [Request([p], output, {output: GREEDY}, self.config.generate.max_tokens, number=i)
+                    for i, p in enumerate(given)]  # fmt: skip
+        grids = {n: tuple(c.default_grid) for n, c in self.codecs.items() if c.default_grid}
+        with self.progress.stage(title, total=len(requests)) as bar:
+
+            def count(result: Result) -> None:
+                bar.advance(1)
+
+            results = generate(self.model, requests, grids=grids, max_rows=max(self.config.generate.batch_size, 64),
+                               max_length=1024, on_result=count)  # fmt: skip
+        return [self.codecs[output].decode(r.parts)[0] if r.parts else "" for r in results]
+
+    def choices(self, prefix: str, modality: str, documents: list[Document]) -> dict[str, float]:
+        """Score NUM_CHOICES names for each item with one drawing: the share named rightly, and with items shuffled."""
+        from plait.data.scenes import concepts
+
+        single = [d for d in documents if len(d.meta["objects"]) == 1]
+        single = single[: self.config.evaluate.choices]
+        chance = {f"{prefix}_object_chance": 1 / len(set(concepts(self.config.seed)["train"]))}
+        if not single:
+            return chance
+        phrases, truth = self._candidates(single)
+        texts = self.codecs[self.model.config.layout.host]
+        ids = [e.ids for e in texts.encode(phrases)]
+        scores = []
+        with self.progress.stage(f"forced choice of {len(phrases)} by {modality}", total=len(single)) as bar:
+            for document in single:
+                part = next(p for p in document.parts if p.modality == modality)
+                scores.append(continuation_scores(self.model, [part], ids))
+                bar.advance(1)
+        found = forced_choice(np.array(scores), truth)
+        return chance | {f"{prefix}_choice_{k}": v for k, v in found.items()}
+
+    def _candidates(self, documents: list[Document]) -> tuple[list[str], np.ndarray]:
+        """Return the opening phrases of NUM_CHOICES captions, the true ones among them, and each document's own."""
+        from plait.data.drawings import split_concepts
+        from plait.data.scenes import with_article
+
+        phrases = {d.meta["objects"][0]["name"]: d.meta["caption"].rsplit(" on ", 1)[0] + " on" for d in documents}
+        others = split_concepts(self.config.seed)["train"]
+        for i in np.random.default_rng(self.config.seed).permutation(len(others)):
+            if len(phrases) >= NUM_CHOICES:
+                break
+            phrases.setdefault(others[i].name, f"{with_article(others[i].name, others[i].group)} on")
+        names = list(phrases)
+        return list(phrases.values()), np.array([names.index(d.meta["objects"][0]["name"]) for d in documents])

@@ -1,0 +1,76 @@
+"""The configs that come with plait, and the list of all settings."""
+
+import dataclasses
+import inspect
+import itertools
+import typing
+from pathlib import Path
+
+from plait.config import RunConfig, SamplingConfig
+from plait.errors import ConfigError, unknown
+
+FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+"""Where shipped configs lie: in an installed package, and in a checkout."""
+
+
+def config_path(name: str) -> Path:
+    """Return the file of a config given as a path, as a run's folder, or as a shipped config's name."""
+    path = Path(name)
+    if path.is_dir():
+        path = path / "config.yaml"
+    if path.is_file():
+        return path
+    shipped = {p.stem: p for folder in FOLDERS for p in folder.glob("*.yaml")}
+    if path.suffix in (".yaml", ".yml"):
+        raise ConfigError(f"config: there is no file {name!r}")
+    if name not in shipped:
+        raise ConfigError(unknown("config", name, shipped))
+    return shipped[name]
+
+
+def sampling_from(base: dict[str, SamplingConfig], modalities: list[str], chosen) -> dict[str, SamplingConfig]:
+    """Lay a command's sampling options over the run's, for every modality."""
+    names = ("temperature", "top_k", "top_p", "guidance")
+    given = {n: getattr(chosen, n) for n in names if getattr(chosen, n) is not None}
+    return {m: dataclasses.replace(base.get(m, SamplingConfig()), **given) for m in modalities}
+
+
+def describe_settings() -> str:
+    """Return every setting with its default and its meaning, one a paragraph."""
+    return "\n".join(_describe(RunConfig, ""))
+
+
+def _describe(cls: type, prefix: str) -> list[str]:
+    lines, hints, texts = [], typing.get_type_hints(cls), _field_texts(cls)
+    for f in dataclasses.fields(cls):
+        kind = hints[f.name]
+        name = f"{prefix}{f.name}"
+        inner = next((a for a in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(a)), None)
+        lines.append(f"{name}{_default(f)}\n    {texts.get(f.name, (inner.__doc__ or '').strip() if inner else '')}")
+        if inner:
+            lines += _describe(inner, f"{name}." if inner is kind else f"{name}.<name>.")
+    return lines
+
+
+def _default(f: dataclasses.Field) -> str:
+    if f.default is not dataclasses.MISSING:
+        return f" = {f.default!r}"
+    value = f.default_factory() if f.default_factory is not dataclasses.MISSING else None
+    return f" = {value!r}" if isinstance(value, list | dict) else ""
+
+
+def _field_texts(cls: type) -> dict[str, str]:
+    """Return the string below each field of a dataclass, read from its source."""
+    import ast
+    import textwrap
+
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+    texts = {}
+    for statement, after in itertools.pairwise(body):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+        ):
+            texts[statement.target.id] = " ".join(str(after.value.value).split())
+    return texts

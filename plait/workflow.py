@@ -1,0 +1,237 @@
+"""The steps of a run, each resumable, and the whole path one after the other (plait quickstart)."""
+
+import contextlib
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plait.config import RunConfig
+from plait.config_file import to_dict
+from plait.data.prepare import prepare, raw_source
+from plait.data.raw import RawDocument
+from plait.data.shards import ShardSource
+from plait.data.sources import open_sources, validation_splits
+from plait.errors import DataError
+from plait.evaluate.suite import Suite
+from plait.files import atomic_folder, read_json, write_json, write_text
+from plait.pipeline import MediaPart, Pipeline, Sample, documents_as_media, load_run, save_media
+from plait.progress import Progress
+from plait.report import write_report
+from plait.train import checkpoint
+from plait.train.engine import Trainer, autocast
+from plait.train.metrics import hardware, peak_memory_gb, read_jsonl, read_metrics, versions, write_summary
+
+SAMPLES_PER_TASK = 12
+FREE_SAMPLES = 8
+
+
+def start_run(config: RunConfig) -> Path:
+    """Make the run's folder and keep its config there."""
+    out = Path(config.out)
+    write_text(out / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    return out
+
+
+@contextlib.contextmanager
+def timed(config: RunConfig, stage: str) -> Iterator[None]:
+    """Add the time that a stage takes, over all its tries, to the run's timings.json."""
+    path, started = Path(config.out) / "timings.json", time.monotonic()
+    try:
+        yield
+    finally:
+        times = read_json(path, "timings") if path.exists() else {}
+        times[stage] = times.get(stage, 0.0) + time.monotonic() - started
+        write_json(path, times)
+
+
+def prepare_step(config: RunConfig, progress: Progress, *, restart: bool = False) -> dict[str, Any]:
+    """Raw media to codecs and shards (plait prepare)."""
+    start_run(config)
+    with timed(config, "prepare"):
+        return prepare(config, progress=progress, restart=restart)
+
+
+def train_step(config: RunConfig, progress: Progress) -> None:
+    """Shards to a trained model (plait train)."""
+    start_run(config)
+    with timed(config, "train"):
+        Trainer(config, progress).run()
+
+
+def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:
+    """Measure the newest checkpoint, once; the figures are kept in evaluation.json (plait evaluate)."""
+    path, key = Path(config.out) / "evaluation.json", _key(config)
+    if path.exists() and read_json(path, "evaluation").get("key") == key:
+        return read_json(path, "evaluation")["figures"]
+    with timed(config, "evaluate"):
+        pipeline = load_run(config, device=config.train.device)
+        device = pipeline.model.device
+        suite = Suite(config, pipeline.model, pipeline.codecs, progress,
+                      lambda: autocast(config.train.precision, device))  # fmt: skip
+        figures = suite.run()
+        write_json(path, {"key": key, "figures": figures})
+    return figures
+
+
+def sample_step(config: RunConfig, progress: Progress) -> None:
+    """Generate what the report shows: every task on validation documents, and free samples."""
+    folder, key = Path(config.out) / "samples", _key(config)
+    if (folder / "key.json").exists() and read_json(folder / "key.json", "samples") == key:
+        return
+    with timed(config, "generate"):
+        pipeline = load_run(config, device=config.train.device)
+        splits = validation_splits(config)
+        with atomic_folder(folder) as temporary:
+            records = []
+            if splits:
+                source = open_sources(config, splits[0])[0]
+                records = _task_samples(config, pipeline, source, splits[0], temporary, progress)
+                _codec_samples(config, pipeline, source, splits[0], temporary)
+            records += _free_samples(pipeline, temporary, config.seed)
+            lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+            write_text(temporary / "samples.jsonl", lines)
+            write_json(temporary / "key.json", key)
+
+
+def save_generated(samples: list[Sample], folder: str) -> None:
+    """Write samples as PNG, WAV and samples.jsonl into ``folder``, and show them on the screen."""
+    out = Path(folder)
+    start = len(read_jsonl(out / "samples.jsonl")) if (out / "samples.jsonl").exists() else 0
+    records = [s.save(out, f"{start + i:04d}") for i, s in enumerate(samples)]
+    before = (out / "samples.jsonl").read_text(encoding="utf-8") if start else ""
+    lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+    write_text(out / "samples.jsonl", before + lines)
+    for record in records:
+        print(f"{record['id']}  " + "  ".join(p.get("text", str(out / p.get("file", ""))) for p in record["output"]))
+
+
+def _key(config: RunConfig) -> dict[str, Any]:
+    """Return what evaluation and samples depend on: the checkpoint, and how they are made."""
+    found = checkpoint.latest(Path(config.out) / "checkpoints")
+    values = to_dict(config)
+    checksums = checkpoint.read_state(found)["checksums"] if found else {}
+    return {"weights": checksums.get("model.safetensors"), **{k: values[k] for k in ("generate", "evaluate", "data")}}
+
+
+def _task_samples(config, pipeline: Pipeline, source: ShardSource, split: str, folder: Path, progress) -> list[dict]:
+    """Generate the last modality of each task from the ones before it."""
+    media = _originals(config, pipeline, source, split, SAMPLES_PER_TASK)
+    known = {name for name, _ in media[0]} if media else set()
+    asked, outputs, truths = [], [], []
+    for task in config.data.tasks:
+        names = task.split(",")
+        if len(names) < 2 or not set(names) <= known or not _generates(pipeline, names[-1]):
+            continue
+        for parts in media:
+            by_name = dict(parts)
+            asked.append([(n, by_name[n]) for n in names[:-1]])
+            outputs.append(names[-1])
+            truths.append([(names[-1], by_name[names[-1]])])
+    with progress.stage("generate samples", total=len(asked)) as bar:
+        samples = pipeline.generate_from_media(asked, outputs, seed=config.seed, on_result=lambda r: bar.advance(1))
+    return [s.save(folder, f"{i:04d}", truth) for i, (s, truth) in enumerate(zip(samples, truths, strict=True))]
+
+
+def _generates(pipeline: Pipeline, name: str) -> bool:
+    return pipeline.model.config.modalities[name].objective == "next_token"
+
+
+def _free_samples(pipeline: Pipeline, folder: Path, seed: int) -> list[dict]:
+    """Let the model open and close spans itself, from nothing."""
+    samples = pipeline.generate_from_media([[]] * FREE_SAMPLES, [None] * FREE_SAMPLES, seed=seed + 1)
+    return [s.save(folder, f"free-{i:02d}") for i, s in enumerate(samples)]
+
+
+def _codec_samples(config, pipeline: Pipeline, source: ShardSource, split: str, folder: Path) -> None:
+    """Write pairs of an original and what its codec makes of it."""
+    lines = []
+    originals = _originals(config, pipeline, source, split, SAMPLES_PER_TASK)
+    for i, parts in enumerate(originals):
+        for name, item in parts:
+            codec = pipeline.codecs[name]
+            if codec.key == "text":
+                continue
+            again = codec.decode(codec.encode([item]))[0]
+            lines.append({
+                "modality": name,
+                "original": save_media(codec, (name, item), folder, f"codec-{i:02d}-original"),
+                "reconstruction": save_media(codec, (name, again), folder, f"codec-{i:02d}-reconstruction"),
+            })  # fmt: skip
+    write_text(folder / "codecs.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+def _originals(config, pipeline: Pipeline, source: ShardSource, split: str, count: int) -> list[list[MediaPart]]:
+    """Return the first validation documents as media: the originals, or what the codecs kept of them."""
+    count = min(count, len(source))
+    keys = {codec.key: name for name, codec in pipeline.codecs.items()}
+    try:
+        raw = [r for r in raw_source(config).read(split, 0, count) if isinstance(r, RawDocument)]
+        return [[(keys[k], item) for k, item in r.parts if k in keys] for r in raw]
+    except DataError:  # the manifest has gone since
+        return documents_as_media([source.document(i) for i in range(count)], pipeline.codecs)
+
+
+def summarise(config: RunConfig) -> dict[str, Any]:
+    """Gather every figure of the run into summary.json and return it."""
+    out = Path(config.out)
+    figures: dict[str, Any] = {}
+    data = Path(config.data.path)
+    if (data / "report.json").exists():
+        figures |= _flat(read_json(data / "report.json", "prepare").get("figures", {}))
+    if (out / "metrics.jsonl").exists():
+        figures |= _training_figures(config)
+    if (out / "evaluation.json").exists():
+        figures |= read_json(out / "evaluation.json", "evaluation")["figures"]
+    times = read_json(out / "timings.json", "timings") if (out / "timings.json").exists() else {}
+    figures |= {f"seconds_{stage}": seconds for stage, seconds in times.items()}
+    before = read_json(out / "summary.json", "summary") if (out / "summary.json").exists() else {}
+    figures["seconds_total"] = sum(times.values())
+    figures["peak_memory_gb"] = max(peak_memory_gb(), before.get("peak_memory_gb", 0.0))
+    figures |= {"name": config.name, "seed": config.seed}
+    figures |= {str(k): v for k, v in {**hardware(), **versions()}.items()}
+    write_summary(out / "summary.json", figures)
+    return figures
+
+
+def _flat(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in values.items() if isinstance(v, int | float | str)}
+
+
+def _training_figures(config: RunConfig) -> dict[str, Any]:
+    rows = read_metrics(Path(config.out) / "metrics.jsonl")
+    steps = [r for r in rows if "tokens_per_second" in r]
+    if not steps:
+        return {}
+    figures = {"steps": steps[-1]["step"], "tokens": steps[-1]["tokens"], "skipped_steps": steps[-1]["skipped_steps"]}
+    rates = sorted(r["tokens_per_second"] for r in steps)
+    shares = sorted(r["loader_share"] for r in steps)
+    figures |= {"tokens_per_second": rates[len(rates) // 2], "loader_share": shares[len(shares) // 2]}
+    figures |= {f"train_{k}": v for k, v in steps[-1].items() if k.startswith("loss/")}
+    found = checkpoint.latest(Path(config.out) / "checkpoints")
+    if found:
+        counts = checkpoint.read_state(found)["run"]["loader"]["counts"]
+        figures["packing_efficiency"] = counts["tokens"] / (counts["batches"] * config.data.batch_tokens)
+        figures |= {f"documents_{k}": counts[k] for k in ("split", "truncated", "skipped")}
+    return figures
+
+
+def report_step(config: RunConfig) -> Path:
+    """Write report.html (plait report)."""
+    summarise(config)
+    return write_report(config.out)
+
+
+def whole_run(config: RunConfig, progress: Progress, *, restart: bool = False) -> Path:
+    """Prepare, train, evaluate, generate and report; goes on where an earlier call was stopped."""
+    if restart:
+        shutil.rmtree(config.out, ignore_errors=True)
+    prepare_step(config, progress)
+    train_step(config, progress)
+    evaluate_step(config, progress)
+    sample_step(config, progress)
+    return report_step(config)
