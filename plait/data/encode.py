@@ -1,0 +1,288 @@
+"""The worker processes of `plait prepare`: they read raw documents, and encode them to shards.
+
+What a job does depends on its arguments alone, so results do not depend on how many workers there are. Workers start
+fresh (never as a copy of a process that has used threads or a GPU), ignore Ctrl-C, and end when they are told to stop
+or when their parent is gone.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plait.batch import Document, Part
+from plait.codecs import CODECS, Codec, Encoded, codec_class, load_codec
+from plait.config import PrepareConfig
+from plait.data.manifest import ManifestSource, RowIndex
+from plait.data.raw import BrokenRow, RawDocument, RawSource
+from plait.data.shards import MAX_GRID_AXES, shard_name, write_json, write_shard
+from plait.errors import ConfigError, DataError, ResourceError
+from plait.progress import Bar
+
+ROWS_AT_ONCE = 64
+"""Rows that are read and encoded together."""
+
+
+@dataclass
+class Setup:
+    """What a worker has to know."""
+
+    folder: Path
+    """The prepared folder, absolute."""
+    prepare: PrepareConfig
+    seed: int
+    modalities: dict[str, tuple[str, dict]]
+    """Codec and its options for each modality."""
+    records: dict[str, dict] = field(default_factory=dict)
+    """The modalities' records of the index, once the codecs are there."""
+    manifest_index: RowIndex | None = None
+    registry: dict[str, str] = field(default_factory=lambda: dict(CODECS))
+    """Codecs known here: a codec registered at run time is known to the workers too."""
+
+
+def codec_folder(folder: Path, modality: str) -> Path:
+    """Return where a modality's codec lies in a prepared folder."""
+    return folder / "codecs" / modality
+
+
+def work_file(folder: Path, split: str, number: int) -> Path:
+    """Return the note that a shard is done; it goes once everything is."""
+    return folder / "work" / f"{split}-{number:05d}.json"
+
+
+def build_codecs(modalities: dict[str, tuple[str, dict]]) -> dict[str, Codec]:
+    """Build unfitted codecs from their settings. Raises ConfigError where two would read the same parts."""
+    codecs: dict[str, Codec] = {}
+    for name, (codec, options) in modalities.items():
+        where = f"model.modalities.{name}"
+        if not codec:
+            raise ConfigError(f"{where}.codec: '' is not allowed, prepare needs one of {', '.join(sorted(CODECS))}")
+        codecs[name] = codec_class(codec).from_options(options, f"{where}.codec_options")
+        for other in list(codecs)[:-1]:
+            if codecs[other].key == codecs[name].key:
+                raise ConfigError(
+                    f"{where}.codec: {codec!r} reads the parts {codecs[name].key!r}, "
+                    f"which model.modalities.{other} reads already, each modality needs a key of its own"
+                )
+    return codecs
+
+
+def open_source(setup: Setup, codecs: dict[str, Codec], keys: Sequence[str] | None = None) -> RawSource:
+    """Open the raw documents; ``keys`` names the parts that are wanted (all that the codecs read, if None)."""
+    keys = [codec.key for codec in codecs.values()] if keys is None else keys
+    if setup.prepare.source != "scenes":
+        return ManifestSource(setup.prepare.source, setup.prepare, codecs, setup.manifest_index)
+    from plait.data.scenes import PARTS, SceneSource
+
+    for name, codec in codecs.items():
+        if codec.key not in PARTS:
+            raise ConfigError(
+                f"model.modalities.{name}.codec: {codec.name!r} reads the parts {codec.key!r}, "
+                f"the scenes have {', '.join(PARTS)}"
+            )
+    return SceneSource(setup.prepare, setup.seed, parts=keys)
+
+
+def run_jobs(setup: Setup, function: Callable, jobs: Sequence[tuple], num_workers: int, bar: Bar) -> list:
+    """Call ``function(*job)`` for every job in worker processes; return the results in the order of the jobs.
+
+    Functions report progress by `_advance`. Stopped (Ctrl-C, an error), it waits only for the rows under way.
+    """
+    if not jobs:
+        return []
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        context.set_forkserver_preload(["plait.data.encode"])
+    queue, stop = context.SimpleQueue(), context.Event()
+    workers = min(num_workers or _num_cores(), len(jobs))
+    arguments = (setup, queue, stop)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments) as pool:
+        futures = [pool.submit(function, *job) for job in jobs]
+        try:
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, timeout=0.2)
+                while not queue.empty():
+                    bar.advance(*queue.get())
+                for future in done:
+                    future.result()
+        except BrokenProcessPool:
+            message = "prepare: a worker process ended by itself (out of memory?), set prepare.num_workers lower"
+            raise ResourceError(message) from None
+        finally:
+            stop.set()
+            for future in futures:
+                future.cancel()
+        return [future.result() for future in futures]
+
+
+def read_media(split: str, start: int, stop: int, keys: list[str]) -> tuple[dict[str, list], list[BrokenRow]]:
+    """Job: return the raw media of rows [start, stop) by key, and the rows that are broken."""
+    media: dict[str, list] = {key: [] for key in keys}
+    broken = []
+    source = _worker.source_for(keys)
+    for row in source.read(split, start, stop):
+        if isinstance(row, BrokenRow):
+            broken.append(row)
+            continue
+        for key, item in row.parts:
+            if key in media:
+                media[key].append(item)
+    _advance(stop - start)
+    return media, broken
+
+
+def encode_shard(split: str, number: int, start: int, stop: int) -> None:
+    """Job: encode rows [start, stop) of a split to one shard, then note that it is done and which rows are broken."""
+    documents: list[Document] = []
+    broken: list[BrokenRow] = []
+    left_out = 0
+    for at in range(start, stop, ROWS_AT_ONCE):
+        if _worker.stop.is_set():
+            raise _Stopped
+        rows = list(_worker.source_for(None).read(split, at, min(at + ROWS_AT_ONCE, stop)))
+        lines = [row.line if isinstance(row, BrokenRow) else None for row in rows]
+        for k, result in enumerate(_encode_rows(rows)):
+            if isinstance(result, BrokenRow):
+                broken.append(result if lines[k] else _located(result, split, at + k))
+            else:
+                documents.append(result)
+                left_out += len(rows[k].parts) - len(result.parts)
+        _advance(len(rows), split)
+    folder, records = _worker.setup.folder, _worker.setup.records
+    counts = {name: {"parts": 0, "tokens": 0} for name in records}
+    for part in (p for d in documents for p in d.parts):
+        counts[part.modality]["parts"] += 1
+        counts[part.modality]["tokens"] += len(part)
+    note = {
+        "shard": write_shard(folder, split, number, documents, records) if documents else None,
+        "broken": [asdict(row) for row in broken],
+        "parts_left_out": left_out,
+        "modalities": counts,
+    }
+    write_json(work_file(folder, split, number), note)
+
+
+def finished_shard(folder: Path, split: str, number: int) -> dict | None:
+    """Return the note of a shard that is done, or None."""
+    try:
+        note = json.loads(work_file(folder, split, number).read_text(encoding="utf-8"))
+        entry = note["shard"]
+        whole = entry is None or (folder / shard_name(split, number)).stat().st_size == entry["bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return note if whole else None
+
+
+class _Stopped(Exception):
+    """The parent wants no more."""
+
+
+class _Worker:
+    """This process's codecs and source, opened on first use."""
+
+    def __init__(self, setup: Setup, queue: Any, stop: Any):
+        self.setup, self.queue, self.stop = setup, queue, stop
+        self._codecs: dict[str, Codec] | None = None
+        self._sources: dict[tuple | None, RawSource] = {}
+
+    @property
+    def codecs(self) -> dict[str, Codec]:
+        """Fitted once the codecs are saved; before, good for reading only."""
+        if self._codecs is None:
+            if self.setup.records:
+                folder = self.setup.folder
+                self._codecs = {name: load_codec(codec_folder(folder, name)) for name in self.setup.modalities}
+            else:
+                self._codecs = build_codecs(self.setup.modalities)
+        return self._codecs
+
+    def source_for(self, keys: list[str] | None) -> RawSource:
+        name = None if keys is None else tuple(keys)
+        if name not in self._sources:
+            self._sources[name] = open_source(self.setup, self.codecs, keys)
+        return self._sources[name]
+
+
+_worker: _Worker
+
+
+def _start_worker(setup: Setup, queue: Any, stop: Any) -> None:
+    import torch
+
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and tells us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
+    CODECS.update(setup.registry)
+    _worker = _Worker(setup, queue, stop)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _advance(rows: int, text: str | None = None) -> None:
+    _worker.queue.put((rows, text))
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _encode_rows(rows: list[RawDocument | BrokenRow]) -> Iterator[Document | BrokenRow]:
+    """Encode rows; each codec gets the items of all rows at once."""
+    encoded: dict[tuple[int, int], Part | str] = {}
+    for name, codec in _worker.codecs.items():
+        places = [
+            (r, p)
+            for r, row in enumerate(rows)
+            if isinstance(row, RawDocument)
+            for p, (key, _) in enumerate(row.parts)
+            if key == codec.key
+        ]
+        items = [rows[r].parts[p][1] for r, p in places]
+        for place, result in zip(places, _encode_items(codec, items), strict=True):
+            encoded[place] = result if isinstance(result, str) else _part(name, result)
+    for r, row in enumerate(rows):
+        if isinstance(row, BrokenRow):
+            yield row
+            continue
+        found = [(p, encoded[r, p]) for p in range(len(row.parts)) if (r, p) in encoded]
+        reasons = [f"part {p + 1} ({row.parts[p][0]}): {part}" for p, part in found if isinstance(part, str)]
+        yield BrokenRow(0, reasons[0]) if reasons else Document([part for _, part in found], meta=row.meta)
+
+
+def _encode_items(codec: Codec, items: list) -> list[Encoded | str]:
+    """Encode items, or say why one cannot be."""
+    if not items:
+        return []
+    try:
+        return list(codec.encode(items))
+    except DataError as error:
+        if len(items) == 1:
+            return [str(error)]
+        return [result for item in items for result in _encode_items(codec, [item])]
+
+
+def _part(name: str, encoded: Encoded) -> Part | str:
+    part = Part(name, encoded.ids, encoded.latents, tuple(encoded.grid))
+    if len(part.grid) > MAX_GRID_AXES:
+        raise ConfigError(f"model.modalities.{name}.codec: grid {part.grid} has more than {MAX_GRID_AXES} axes")
+    return part if len(part) else "it is empty"
+
+
+def _located(row: BrokenRow, split: str, index: int) -> BrokenRow:
+    """Give a row that read well but could not be encoded its line."""
+    source = _worker.source_for(None)
+    return BrokenRow(source.line(split, index) if isinstance(source, ManifestSource) else index + 1, row.reason)

@@ -1,0 +1,380 @@
+"""`plait prepare`: raw documents to codecs and encoded shards, in stages that each go on where they were stopped.
+
+1. codecs: each is trained on some raw training documents, or taken as it is, and saved in ``codecs/<modality>``;
+2. encode: all splits, shard by shard, in worker processes;
+3. quality: the codecs' round trip on held-out documents;
+4. ``report.json``, ``broken.jsonl`` (line and reason of every broken row) and, last, ``index.json``.
+
+A folder belongs to the settings that it was begun with; other settings are refused by name.
+"""
+
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from plait.codecs import Codec, load_codec
+from plait.config import ModalityConfig, RunConfig
+from plait.data.encode import (
+    ROWS_AT_ONCE,
+    Setup,
+    build_codecs,
+    codec_folder,
+    encode_shard,
+    finished_shard,
+    open_source,
+    read_media,
+    run_jobs,
+)
+from plait.data.manifest import ManifestSource
+from plait.data.raw import RawSource
+from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION, write_atomic, write_json
+from plait.errors import CheckpointError, ConfigError, DataError, ResourceError, require
+from plait.progress import Progress, QuietProgress
+
+SETTINGS_NAME = "settings.json"
+REPORT_NAME = "report.json"
+BROKEN_NAME = "broken.jsonl"
+QUALITY_DOCUMENTS = 256
+"""Held-out documents on which the codecs' round trip is measured."""
+
+_OURS = ("codecs", "shards", "work", SETTINGS_NAME, REPORT_NAME, BROKEN_NAME, INDEX_NAME)
+_BROKEN_SHOWN = 3
+
+
+def prepare(config: RunConfig, *, progress: Progress | None = None, restart: bool = False) -> dict:
+    """Prepare the run's data in ``config.data.path`` and return what ``report.json`` says.
+
+    Stages and shards that an earlier call finished are kept; ``restart`` begins anew. Raises ConfigError where the
+    folder was begun with other settings, DataError for an unusable manifest or too many broken rows, ResourceError for
+    a full disk.
+    """
+    progress = progress or QuietProgress()
+    _check(config)
+    return _Preparation(config, progress).run(restart)
+
+
+class _Preparation:
+    """One call of `prepare`."""
+
+    def __init__(self, config: RunConfig, progress: Progress):
+        self.config = config
+        self.options = config.prepare
+        self.progress = progress
+        self.folder = Path(config.data.path).absolute()
+        modalities = {name: (m.codec, m.codec_options) for name, m in config.model.modalities.items()}
+        self.setup = Setup(self.folder, self.options, config.seed, modalities)
+        self.codecs = build_codecs(modalities)
+        for name, codec in self.codecs.items():
+            _check_vocabulary(name, config.model.modalities[name], codec)
+        self.source = self._open_source()
+        self.rows = self.source.splits()
+        self.seconds: dict[str, float] = {}
+
+    def run(self, restart: bool) -> dict:
+        """Run all stages that are not done yet."""
+        self._claim_folder(restart)
+        finished = _read_json(self.folder / REPORT_NAME)
+        if finished is not None and (self.folder / INDEX_NAME).exists():
+            self.progress.print(f"{self.config.data.path} is prepared already")
+            return finished
+        self._make_codecs()
+        notes = self._encode()
+        self._judge_broken([row for note in notes.values() for row in note["broken"]])
+        quality = self._measure_quality()
+        report = self._report(notes, quality)
+        write_json(self.folder / REPORT_NAME, report)
+        write_json(self.folder / INDEX_NAME, self._index(notes))
+        shutil.rmtree(self.folder / "work", ignore_errors=True)
+        return report
+
+    def _open_source(self) -> RawSource:
+        if self.options.source != "scenes":
+            # absolute, as the workers may start elsewhere
+            self.options = self.setup.prepare = dataclasses.replace(
+                self.options, source=str(Path(self.options.source).absolute())
+            )
+        source = open_source(self.setup, self.codecs)
+        if isinstance(source, ManifestSource):
+            self.setup.manifest_index = source.index
+            if not source.splits()["train"]:
+                raise DataError(
+                    f"prepare.source: all {source.splits()['validation']} rows of {self.options.source!r} fall within "
+                    f"prepare.validation_share {self.options.validation_share}, none is left to train on"
+                )
+        return source
+
+    # -- the folder and its settings ----------------------------------------------------------------------------
+
+    def _claim_folder(self, restart: bool) -> None:
+        """Write the settings into a new folder; in an old one, check that they are the same."""
+        if restart:
+            for name in _OURS:
+                path = self.folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        now = self._settings()
+        path = self.folder / SETTINGS_NAME
+        before = _read_json(path)
+        if before is None:
+            if self.folder.is_dir() and any(not name.startswith(".") for name in os.listdir(self.folder)):
+                what = f"{self.config.data.path!r} is not empty and was not begun by plait prepare"
+                raise ConfigError(f"data.path: {what}, it must be a new or an empty folder")
+            write_json(path, now)
+            return
+        for name in sorted(before.keys() | now.keys()):
+            if before.get(name) != now.get(name):
+                raise ConfigError(
+                    f"{name}: {now.get(name)!r} is not {before.get(name)!r}, with which {self.config.data.path!r} was "
+                    "begun; take the old setting, another data.path, or --restart"
+                )
+
+    def _settings(self) -> dict:
+        """Return every setting that the prepared data follows from, flat."""
+        names = ["codecs_from", "codec_documents", "codec_minutes", "shard_documents"]
+        scenes = self.options.source == "scenes"
+        names += ["documents", "validation_documents", "image_size"] if scenes else ["validation_share"]
+        settings = {f"prepare.{name}": getattr(self.options, name) for name in names}
+        # by content, so that a manifest may move together with its media
+        settings["prepare.source"] = "scenes" if scenes else f"manifest {_sha256([Path(self.options.source)])[:16]}"
+        settings |= {"schema_version": SHARD_SCHEMA_VERSION, "seed": self.config.seed}
+        settings["model.modalities"] = list(self.setup.modalities)
+        for name, (codec, options) in self.setup.modalities.items():
+            settings[f"model.modalities.{name}.codec"] = codec
+            settings[f"model.modalities.{name}.codec_options"] = options
+        return json.loads(json.dumps(settings))
+
+    # -- codecs -------------------------------------------------------------------------------------------------
+
+    def _make_codecs(self) -> None:
+        """Load or make every codec, and write down what the index says of it."""
+        missing = [name for name in self.codecs if not codec_folder(self.folder, name).exists()]
+        if self.options.codecs_from:
+            for name in missing:
+                self._copy_codec(name)
+            missing = []
+        untrained = [name for name in missing if not self.codecs[name].is_fitted]
+        media = self._read_for_codecs([self.codecs[name].key for name in untrained])
+        for name in missing:
+            codec = self.codecs[name]
+            if name in untrained:
+                self._fit(name, codec, media.pop(codec.key))
+            self._save_codec(name, codec)
+        for name in self.codecs:
+            folder = codec_folder(self.folder, name)
+            codec = self.codecs[name] = load_codec(folder)
+            _check_vocabulary(name, self.config.model.modalities[name], codec)
+            self.setup.records[name] = {
+                "codec": codec.name,
+                "key": codec.key,
+                "vocab_size": codec.vocab_size,
+                "latent_channels": codec.latent_channels,
+                "default_grid": list(codec.default_grid),
+                "fingerprint": _sha256(sorted(p for p in folder.rglob("*") if p.is_file())),
+            }
+
+    def _read_for_codecs(self, keys: list[str]) -> dict[str, list]:
+        """Return raw training media by key, from blocks of rows spread evenly over the split."""
+        if not keys:
+            return {}
+        jobs = spread_blocks("train", self.rows["train"], self.options.codec_documents, keys)
+        with self._stage("read for codecs", jobs) as bar:
+            results = run_jobs(self.setup, read_media, jobs, self.options.num_workers, bar)
+        broken = [row for _, rows in results for row in rows]
+        media = {key: [item for found, _ in results for item in found[key]] for key in keys}
+        empty = [key for key in keys if not media[key]]
+        if empty or len(broken) > self.options.max_broken_share * sum(self.rows.values()):
+            self._judge_broken([{"line": row.line, "reason": row.reason} for row in broken], some=True)
+        if empty:
+            raise DataError(f"prepare.source: {self.options.source!r} has no {empty[0]!r} part to make a codec from")
+        return media
+
+    def _fit(self, name: str, codec: Codec, media: list) -> None:
+        scratch = self.folder / "work" / f"fit-{name}"
+        scratch.mkdir(parents=True, exist_ok=True)
+        with self._stage(f"{name} codec", total=1.0) as bar, _disk(scratch):
+            codec.fit(media, minutes=self.options.codec_minutes, seed=self.config.seed, folder=scratch, progress=bar.to)
+        _check_vocabulary(name, self.config.model.modalities[name], codec)
+
+    def _save_codec(self, name: str, codec: Codec) -> None:
+        final = codec_folder(self.folder, name)
+        temporary = final.with_name(f".{name}.tmp")
+        with _disk(final):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            codec.save_pretrained(temporary)
+            os.replace(temporary, final)
+
+    def _copy_codec(self, name: str) -> None:
+        folder = codec_folder(Path(self.options.codecs_from), name)
+        try:
+            codec = load_codec(folder)
+        except CheckpointError as error:
+            raise ConfigError(f"prepare.codecs_from: {error}") from None
+        wanted = self.setup.modalities[name][0]
+        require(codec.name == wanted, f"model.modalities.{name}.codec", wanted, f"{codec.name!r} as in {str(folder)!r}")
+        self._save_codec(name, codec)
+
+    # -- encoding -----------------------------------------------------------------------------------------------
+
+    def _encode(self) -> dict[tuple[str, int], dict]:
+        """Encode all shards that are not done; return the note of each."""
+        size = self.options.shard_documents
+        jobs = {
+            (split, number): (split, number, start, min(start + size, rows))
+            for split, rows in self.rows.items()
+            for number, start in enumerate(range(0, rows, size))
+        }
+        notes = {job: finished_shard(self.folder, *job) for job in jobs}
+        left = [jobs[job] for job, note in notes.items() if note is None]
+        with self._stage("encode", total=sum(self.rows.values())) as bar:
+            bar.resume(sum(self.rows.values()) - sum(stop - start for _, _, start, stop in left))
+            run_jobs(self.setup, encode_shard, left, self.options.num_workers, bar)
+        return {job: note or finished_shard(self.folder, *job) for job, note in notes.items()}
+
+    def _judge_broken(self, broken: list[dict], *, some: bool = False) -> None:
+        """Write the list of broken rows, then stop if there are too many. ``some``: not all rows were read."""
+        path = self.folder / BROKEN_NAME
+        broken = sorted(broken, key=lambda row: row["line"])
+        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in broken).encode())
+        rows = sum(self.rows.values())
+        if len(broken) <= self.options.max_broken_share * rows:
+            return
+        first = "; ".join(f"line {row['line']}: {row['reason']}" for row in broken[:_BROKEN_SHOWN])
+        counted = f"{'at least ' if some else ''}{len(broken)} of {rows} rows ({len(broken) / rows:.1%})"
+        raise DataError(
+            f"prepare.source: {counted} are broken, prepare.max_broken_share allows "
+            f"{self.options.max_broken_share:.1%}; {first}; the list is in {str(path)!r}"
+        )
+
+    # -- what came out ------------------------------------------------------------------------------------------
+
+    def _measure_quality(self) -> dict[str, dict[str, float]]:
+        """Return each codec's figures on held-out documents, evenly from all splits but train."""
+        splits = [name for name, rows in self.rows.items() if name != "train" and rows]
+        keys = [codec.key for codec in self.codecs.values()]
+        share = -(-QUALITY_DOCUMENTS // max(len(splits), 1))
+        jobs = [job for split in splits for job in spread_blocks(split, self.rows[split], share, keys)]
+        if not jobs:
+            return {}
+        with self._stage("read held-out documents", jobs) as bar:
+            results = run_jobs(self.setup, read_media, jobs, self.options.num_workers, bar)
+        quality = {}
+        with self._stage("codec quality", total=len(self.codecs)) as bar:
+            for name, codec in self.codecs.items():
+                media = [item for found, _ in results for item in found[codec.key]]
+                quality[name] = {k: float(v) for k, v in codec.quality(media).items()} if media else {}
+                bar.advance(1, name)
+        return quality
+
+    def _report(self, notes: dict[tuple[str, int], dict], quality: dict) -> dict:
+        splits = {}
+        for split, rows in self.rows.items():
+            mine = [note for (s, _), note in notes.items() if s == split]
+            modalities = {
+                name: {k: sum(note["modalities"][name][k] for note in mine) for k in ("parts", "tokens")}
+                for name in self.codecs
+            }
+            documents = sum(note["shard"]["documents"] for note in mine if note["shard"])
+            broken = sum(len(note["broken"]) for note in mine)
+            splits[split] = {"rows": rows, "documents": documents, "broken": broken, "modalities": modalities}
+        return {
+            "splits": splits,
+            "rows": sum(self.rows.values()),
+            "broken_rows": sum(s["broken"] for s in splits.values()),
+            "parts_left_out": sum(note["parts_left_out"] for note in notes.values()),
+            "codecs": {
+                name: {k: record[k] for k in ("codec", "vocab_size", "latent_channels", "default_grid")}
+                for name, record in self.setup.records.items()
+            },
+            "quality": quality,
+            "seconds": {name: round(seconds, 2) for name, seconds in self.seconds.items()},
+        }
+
+    def _index(self, notes: dict[tuple[str, int], dict]) -> dict:
+        splits = {}
+        for split in self.rows:
+            shards = [note["shard"] for (s, _), note in notes.items() if s == split and note["shard"]]
+            documents, tokens = (sum(shard[k] for shard in shards) for k in ("documents", "tokens"))
+            splits[split] = {"documents": documents, "tokens": tokens, "shards": shards}
+        return {"schema_version": SHARD_SCHEMA_VERSION, "modalities": self.setup.records, "splits": splits}
+
+    @contextmanager
+    def _stage(self, title: str, jobs: list[tuple] | None = None, total: float | None = None):
+        """Open a stage of the progress and note how long it takes in all; ``jobs`` are (split, start, stop, ...)."""
+        total = sum(stop - start for _, start, stop, _ in jobs) if jobs else total
+        path = self.folder / "work" / "seconds.json"
+        self.seconds = _read_json(path) or {}
+        started = time.monotonic()
+        try:
+            with self.progress.stage(title, total=total) as bar:
+                yield bar
+        finally:
+            self.seconds[title] = self.seconds.get(title, 0.0) + time.monotonic() - started
+            write_json(path, self.seconds)
+
+
+def spread_blocks(split: str, rows: int, wanted: int, keys: list[str]) -> list[tuple[str, int, int, list[str]]]:
+    """Return jobs that read about ``wanted`` rows in whole blocks, spread evenly over a split."""
+    blocks = -(-rows // ROWS_AT_ONCE)
+    chosen = min(-(-wanted // ROWS_AT_ONCE), blocks)
+    starts = [ROWS_AT_ONCE * (k * blocks // chosen) for k in range(chosen)]
+    return [(split, start, min(start + ROWS_AT_ONCE, rows), keys) for start in starts]
+
+
+def _check(config: RunConfig) -> None:
+    options = config.prepare
+    require(bool(options.source), "prepare.source", options.source, "'scenes' or the path of a manifest")
+    require(0 <= options.validation_share < 1, "prepare.validation_share", options.validation_share, "in [0, 1)")
+    for name in ("documents", "codec_documents", "shard_documents", "image_size"):
+        require(getattr(options, name) >= 1, f"prepare.{name}", getattr(options, name), "at least 1")
+    for name in ("validation_documents", "num_workers", "codec_minutes"):
+        require(getattr(options, name) >= 0, f"prepare.{name}", getattr(options, name), "at least 0")
+
+
+def _check_vocabulary(name: str, modality: ModalityConfig, codec: Codec) -> None:
+    where = f"model.modalities.{name}"
+    if 0 < modality.vocab_size < codec.vocab_size:
+        allowed = f"at least {codec.vocab_size} (codec {codec.name!r}), or 0 to take that"
+        require(False, f"{where}.vocab_size", modality.vocab_size, allowed)
+    if modality.latent_channels and codec.latent_channels and modality.latent_channels != codec.latent_channels:
+        allowed = f"{codec.latent_channels} (codec {codec.name!r}), or 0 to take that"
+        require(False, f"{where}.latent_channels", modality.latent_channels, allowed)
+
+
+@contextmanager
+def _disk(path: Path):
+    """Turn a full disk into one sentence."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if full:
+            message = f"disk full: {str(path)!r} could not be written, free some space and go on"
+            raise ResourceError(message) from None
+        raise
+
+
+def _read_json(path: Path) -> dict | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raise DataError(f"data.path: {str(path)!r} is not JSON, begin anew with --restart") from None
+
+
+def _sha256(paths: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
