@@ -1,0 +1,260 @@
+"""Preparing a folder: the same bytes however many workers, wherever it was stopped; clear refusals."""
+
+import errno
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from fake_data import CODEC_NAMES, FakeImage
+from PIL import Image
+
+from plait.codecs import CODECS
+from plait.config import DataConfig, ModalityConfig, ModelConfig, PrepareConfig, RunConfig
+from plait.data import encode
+from plait.data import prepare as stages
+from plait.data.loader import Loader
+from plait.data.prepare import prepare, spread_blocks
+from plait.data.shards import ShardSource, read_index
+from plait.errors import ConfigError, DataError, ResourceError
+
+ROWS = 150
+
+
+@pytest.fixture(autouse=True)
+def fake_codecs(monkeypatch):
+    for name, place in CODEC_NAMES.items():
+        monkeypatch.setitem(CODECS, name, place)
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory):
+    """Return a manifest of ROWS documents, three of them broken."""
+    folder = tmp_path_factory.mktemp("raw")
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 255, (12, 9 + i, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+        soundfile.write(folder / f"{i}.flac", rng.uniform(-0.9, 0.9, 500 + 100 * i), 8000)
+    soundfile.write(folder / "short.wav", np.ones(50), 8000)
+    rows = []
+    for i in range(ROWS):
+        parts = [{"text": f"document {i}"}, {"image": f"{i % 5}.png"}, {"audio": f"{i % 5}.flac"}]
+        rows.append({"parts": [parts[j] for j in rng.permutation(3)[: rng.integers(1, 4)]], "meta": {"row": i}})
+    rows[20] = {"parts": [{"image": "gone.png"}]}
+    rows[70] = {"parts": [{"text": ""}]}
+    rows[140] = {"parts": [{"text": "a"}, {"audio": "short.wav"}]}
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder / "rows.jsonl"
+
+
+def config_for(folder, manifest, names=("text", "image", "speech"), **settings) -> RunConfig:
+    model = ModelConfig({n: ModalityConfig(codec=f"fake_{n}") for n in names}, width=16, num_heads=2)
+    settings = {"validation_share": 0.2, "shard_documents": 32, "num_workers": 1, "codec_documents": 100} | settings
+    options = PrepareConfig(source=str(manifest), **settings)
+    return RunConfig(model, prepare=options, data=DataConfig(str(folder), batch_tokens=128, num_workers=0))
+
+
+def files(folder) -> dict[str, bytes]:
+    """Return everything in a prepared folder but the times."""
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob("*") if p.is_file()}
+    report = json.loads(found["report.json"])
+    report.pop("seconds")
+    return found | {"report.json": json.dumps(report).encode()}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, manifest):
+    with pytest.MonkeyPatch.context() as patch:
+        for name, place in CODEC_NAMES.items():
+            patch.setitem(CODECS, name, place)
+        folder = tmp_path_factory.mktemp("prepared")
+        report = prepare(config_for(folder, manifest))
+    return folder, report
+
+
+def test_from_a_manifest_to_batches(prepared, manifest):
+    folder, report = prepared
+    assert report["rows"] == ROWS and report["broken_rows"] == 3
+    broken = [json.loads(line) for line in (folder / "broken.jsonl").read_text().splitlines()]
+    assert [row["line"] for row in broken] == [21, 71, 141]
+    reasons = ["there is no file 'gone.png'", "it is empty", "it is shorter than 100 samples"]
+    for row, reason in zip(broken, reasons, strict=True):
+        assert row["reason"].endswith(reason)
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    seen = []
+    for split in ("train", "validation"):
+        source = ShardSource(folder, split)
+        assert len(source) == report["splits"][split]["documents"]
+        for i in range(len(source)):
+            document = source.document(i)
+            row = rows[document.meta["row"]]
+            keys = {"text": "text", "image": "image", "speech": "audio"}
+            assert [keys[p.modality] for p in document.parts] == [next(iter(part)) for part in row["parts"]]
+            for part, written in zip(document.parts, row["parts"], strict=True):
+                if part.modality == "text":
+                    assert bytes(part.ids.astype(np.uint8)).decode() == written["text"]
+                assert part.grid == ((4, 4) if part.modality == "image" else ())
+            seen.append(document.meta["row"])
+    assert sorted(seen) == sorted(set(range(ROWS)) - {20, 70, 140})
+    assert report["quality"]["speech"]["items"] > 0
+    assert report["splits"]["train"]["modalities"]["image"]["tokens"] % 16 == 0
+    assert set(report["seconds"]) == {
+        "read for codecs", "image codec", "encode", "read held-out documents", "codec quality"}  # fmt: skip
+    assert not (folder / "work").exists()
+    batch, _ = next(iter(Loader(config_for(folder, manifest))))
+    assert batch.num_tokens <= 128
+
+
+def test_the_number_of_workers_changes_nothing(prepared, manifest, tmp_path):
+    prepare(config_for(tmp_path, manifest, num_workers=2))
+    assert files(tmp_path) == files(prepared[0])
+
+
+@pytest.mark.parametrize("stop_at", ["fit", "save", "shard 2", "quality", "index"])
+def test_it_goes_on_to_the_same_bytes_wherever_it_was_stopped(prepared, manifest, tmp_path, monkeypatch, stop_at):
+    config = config_for(tmp_path, manifest)
+    with monkeypatch.context() as patch:
+        if stop_at == "fit":
+            patch.setattr(FakeImage, "fit", stopped)
+        elif stop_at == "save":
+            patch.setattr(FakeImage, "save_pretrained", half_saved)
+        elif stop_at == "shard 2":
+            patch.setattr(stages, "run_jobs", lambda setup, function, jobs, *rest: (
+                encode.run_jobs(setup, function, jobs[:2] if function is encode.encode_shard else jobs, *rest),
+                stopped() if function is encode.encode_shard else None)[0])  # fmt: skip
+        elif stop_at == "quality":
+            patch.setattr(FakeImage, "quality", stopped)
+        else:
+            patch.setattr(stages._Preparation, "_index", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config)
+    with pytest.raises(DataError, match="plait prepare"):
+        read_index(tmp_path)
+    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "shards").glob("*")} if stop_at != "fit" else {}
+    prepare(config)
+    assert files(tmp_path) == files(prepared[0])
+    assert all(p.stat().st_mtime_ns == before for p, before in written.items())
+
+
+def stopped(*_, **__):
+    raise KeyboardInterrupt
+
+
+def half_saved(self, folder):
+    (folder / "codec.json").write_text("{")
+    raise KeyboardInterrupt
+
+
+def test_finished_folders_are_recognised(prepared, manifest, monkeypatch):
+    folder, report = prepared
+    before = files(folder)
+    monkeypatch.setattr(stages, "run_jobs", stopped)
+    assert prepare(config_for(folder, manifest)) == report
+    assert files(folder) == before
+
+
+def test_other_settings_are_refused_by_name(prepared, manifest, tmp_path):
+    folder, _ = prepared
+    with pytest.raises(ConfigError, match=r"prepare.codec_documents: 64 is not 100, .* --restart"):
+        prepare(config_for(folder, manifest, codec_documents=64))
+    with pytest.raises(ConfigError, match=r"model.modalities: \['text'\] is not"):
+        prepare(config_for(folder, manifest, names=("text",)))
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"data.path: .* is not empty"):
+        prepare(config_for(tmp_path, manifest))
+
+
+def test_restart_begins_anew(manifest, tmp_path):
+    prepare(config_for(tmp_path, manifest, names=("text",), max_broken_share=1.0))
+    config = config_for(tmp_path, manifest, names=("text",), shard_documents=50, max_broken_share=1.0)
+    prepare(config, restart=True)
+    assert len(read_index(tmp_path)["splits"]["train"]["shards"]) == 3
+
+
+def test_parts_of_other_modalities_are_left_out_and_counted(prepared, manifest, tmp_path):
+    report = prepare(config_for(tmp_path, manifest, names=("text",), max_broken_share=1.0))
+    assert report["parts_left_out"] > 20
+    reasons = [json.loads(line)["reason"] for line in (tmp_path / "broken.jsonl").read_text().splitlines()]
+    assert any(r.startswith("none of its parts (") for r in reasons)
+
+
+def test_codecs_of_another_folder(prepared, manifest, tmp_path):
+    other = prepared[0]
+    prepare(config_for(tmp_path, manifest, codecs_from=str(other)))
+    assert read_index(tmp_path)["modalities"] == read_index(other)["modalities"]
+    config = config_for(tmp_path, manifest)
+    config.data.sources = {str(tmp_path): 1.0, str(other): 1.0}
+    next(iter(Loader(config)))
+    with pytest.raises(ConfigError, match=r"prepare.codecs_from"):
+        prepare(config_for(tmp_path / "new", manifest, codecs_from=str(tmp_path / "gone")))
+
+
+def test_too_many_broken_rows(manifest, tmp_path):
+    config = config_for(tmp_path, manifest, max_broken_share=0.01)
+    with pytest.raises(DataError, match=r"3 of 150 rows \(2.0%\) are broken.*allows 1.0%; line 21: .*broken.jsonl'$"):
+        prepare(config)
+    assert len((tmp_path / "broken.jsonl").read_text().splitlines()) == 3
+    config.prepare.max_broken_share = 0.05
+    assert prepare(config)["broken_rows"] == 3  # the shards are there already
+
+
+def test_all_rows_broken(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"parts": [{"image": "gone.png"}]}\n' * 10)
+    with pytest.raises(DataError, match=r"at least 10 of 10 rows .* line 1: part 1 \(image\): there is no file"):
+        prepare(config_for(tmp_path / "data", tmp_path / "rows.jsonl", validation_share=0.0))
+
+
+def test_a_key_that_no_row_has(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"parts": [{"text": "a"}]}\n' * 10)
+    with pytest.raises(DataError, match="has no 'image' part"):
+        prepare(config_for(tmp_path / "data", tmp_path / "rows.jsonl", validation_share=0.0))
+
+
+def test_a_vocabulary_that_is_too_small(manifest, tmp_path):
+    config = config_for(tmp_path, manifest)
+    config.model.modalities["image"].vocab_size = 63
+    with pytest.raises(ConfigError, match=r"model.modalities.image.vocab_size: 63 .* at least 64"):
+        prepare(config)
+
+
+def test_two_modalities_with_one_key(manifest, tmp_path):
+    config = config_for(tmp_path, manifest)
+    config.model.modalities["speech"] = ModalityConfig(codec="fake_image")
+    with pytest.raises(ConfigError, match=r"model.modalities.speech.codec: .* model.modalities.image reads already"):
+        prepare(config)
+
+
+def test_scenes_lack_other_keys(tmp_path):
+    config = config_for(tmp_path, "scenes", names=("text", "depth"))
+    with pytest.raises(ConfigError, match="the scenes have text, image, audio"):
+        prepare(config)
+
+
+def test_a_full_disk_names_the_path(manifest, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("plait.data.shards.os.fsync", full)
+    with pytest.raises(ResourceError, match=r"disk full: .*settings.json"):
+        prepare(config_for(tmp_path, manifest))
+    assert not list(tmp_path.iterdir())
+
+
+def test_continuous_parts(tmp_path):
+    rows = [{"parts": [{"text": f"{i}"}, {"depth": [i, 1.5]}]} for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_for(tmp_path / "data", tmp_path / "rows.jsonl", names=("text", "depth"))
+    prepare(config)
+    document = ShardSource(tmp_path / "data", "train").document(0)
+    i = int(bytes(document.parts[0].ids.astype(np.uint8)))
+    np.testing.assert_array_equal(document.parts[1].latents, np.resize(np.array([i, 1.5], np.float32), (4, 3)))
+    assert document.parts[1].grid == (2, 2)
+
+
+@pytest.mark.parametrize(("rows", "wanted"), [(1, 1), (63, 5), (64, 64), (1000, 100), (1000, 5000)])
+def test_blocks_are_spread_and_do_not_overlap(rows, wanted):
+    jobs = spread_blocks("train", rows, wanted, [])
+    covered = [i for _, start, stop, _ in jobs for i in range(start, stop)]
+    assert len(covered) == len(set(covered)) and max(covered) < rows
+    assert min(wanted, rows) - 64 < len(covered) <= max(wanted + 63, 1) and min(covered) == 0
