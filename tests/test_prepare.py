@@ -12,14 +12,15 @@ from PIL import Image
 
 from plait.codecs import CODECS
 from plait.config import DataConfig, ModalityConfig, ModelConfig, PrepareConfig, RunConfig
-from plait.data import encode
 from plait.data import prepare as stages
+from plait.data.encode import Workers, encode_shard
 from plait.data.loader import Loader
 from plait.data.prepare import prepare, spread_blocks
 from plait.data.shards import ShardSource, read_index
 from plait.errors import ConfigError, DataError, ResourceError
 
 ROWS = 150
+run_all = Workers.run
 
 
 @pytest.fixture(autouse=True)
@@ -120,9 +121,7 @@ def test_it_goes_on_to_the_same_bytes_wherever_it_was_stopped(prepared, manifest
         elif stop_at == "save":
             patch.setattr(FakeImage, "save_pretrained", half_saved)
         elif stop_at == "shard 2":
-            patch.setattr(stages, "run_jobs", lambda setup, function, jobs, *rest: (
-                encode.run_jobs(setup, function, jobs[:2] if function is encode.encode_shard else jobs, *rest),
-                stopped() if function is encode.encode_shard else None)[0])  # fmt: skip
+            patch.setattr(Workers, "run", run_two_shards)
         elif stop_at == "quality":
             patch.setattr(FakeImage, "quality", stopped)
         else:
@@ -137,6 +136,13 @@ def test_it_goes_on_to_the_same_bytes_wherever_it_was_stopped(prepared, manifest
     assert all(p.stat().st_mtime_ns == before for p, before in written.items())
 
 
+def run_two_shards(self, function, jobs, bar):
+    if function is not encode_shard:
+        return run_all(self, function, jobs, bar)
+    run_all(self, function, jobs[:2], bar)
+    raise KeyboardInterrupt
+
+
 def stopped(*_, **__):
     raise KeyboardInterrupt
 
@@ -149,7 +155,7 @@ def half_saved(self, folder):
 def test_finished_folders_are_recognised(prepared, manifest, monkeypatch):
     folder, report = prepared
     before = files(folder)
-    monkeypatch.setattr(stages, "run_jobs", stopped)
+    monkeypatch.setattr(Workers, "run", stopped)
     assert prepare(config_for(folder, manifest)) == report
     assert files(folder) == before
 

@@ -40,8 +40,6 @@ class Setup:
     seed: int
     modalities: dict[str, tuple[str, dict]]
     """Codec and its options for each modality."""
-    records: dict[str, dict] = field(default_factory=dict)
-    """The modalities' records of the index, once the codecs are there."""
     manifest_index: RowIndex | None = None
     registry: dict[str, str] = field(default_factory=lambda: dict(CODECS))
     """Codecs known here: a codec registered at run time is known to the workers too."""
@@ -90,37 +88,40 @@ def open_source(setup: Setup, codecs: dict[str, Codec], keys: Sequence[str] | No
     return SceneSource(setup.prepare, setup.seed, parts=keys)
 
 
-def run_jobs(setup: Setup, function: Callable, jobs: Sequence[tuple], num_workers: int, bar: Bar) -> list:
-    """Call ``function(*job)`` for every job in worker processes; return the results in the order of the jobs.
+class Workers:
+    """The worker processes, as a context; they start when there is work and stay until the end."""
 
-    Functions report progress by `_advance`. Stopped (Ctrl-C, an error), it waits only for the rows under way.
-    """
-    if not jobs:
-        return []
-    methods = multiprocessing.get_all_start_methods()
-    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-    if "forkserver" in methods:
-        context.set_forkserver_preload(["plait.data.encode"])
-    queue, stop = context.SimpleQueue(), context.Event()
-    workers = min(num_workers or _num_cores(), len(jobs))
-    arguments = (setup, queue, stop)
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=arguments) as pool:
-        futures = [pool.submit(function, *job) for job in jobs]
+    def __init__(self, setup: Setup):
+        methods = multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:
+            context.set_forkserver_preload(["plait.data.encode"])
+        self._queue, self._stop = context.SimpleQueue(), context.Event()
+        count = setup.prepare.num_workers or _num_cores()
+        arguments = (setup, self._queue, self._stop)
+        self._pool = ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=arguments)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()  # so that only the rows under way are waited for
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, function: Callable, jobs: Sequence[tuple], bar: Bar) -> list:
+        """Call ``function(*job)`` for every job; return the results in the order of the jobs."""
         try:
+            futures = [self._pool.submit(function, *job) for job in jobs]
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, timeout=0.2)
-                while not queue.empty():
-                    bar.advance(*queue.get())
+                while not self._queue.empty():
+                    bar.advance(*self._queue.get())
                 for future in done:
                     future.result()
         except BrokenProcessPool:
             message = "prepare: a worker process ended by itself (out of memory?), set prepare.num_workers lower"
             raise ResourceError(message) from None
-        finally:
-            stop.set()
-            for future in futures:
-                future.cancel()
         return [future.result() for future in futures]
 
 
@@ -128,8 +129,9 @@ def read_media(split: str, start: int, stop: int, keys: list[str]) -> tuple[dict
     """Job: return the raw media of rows [start, stop) by key, and the rows that are broken."""
     media: dict[str, list] = {key: [] for key in keys}
     broken = []
-    source = _worker.source_for(keys)
-    for row in source.read(split, start, stop):
+    if _worker.stop.is_set():
+        raise _Stopped
+    for row in _worker.source_for(keys).read(split, start, stop):
         if isinstance(row, BrokenRow):
             broken.append(row)
             continue
@@ -140,8 +142,12 @@ def read_media(split: str, start: int, stop: int, keys: list[str]) -> tuple[dict
     return media, broken
 
 
-def encode_shard(split: str, number: int, start: int, stop: int) -> None:
-    """Job: encode rows [start, stop) of a split to one shard, then note that it is done and which rows are broken."""
+def encode_shard(split: str, number: int, start: int, stop: int, records: dict[str, dict]) -> None:
+    """Job: encode rows [start, stop) of a split to one shard, then note that it is done and which rows are broken.
+
+    ``records`` are the modalities' records of the index; their codecs lie in the folder.
+    """
+    _worker.load_codecs()
     documents: list[Document] = []
     broken: list[BrokenRow] = []
     left_out = 0
@@ -157,7 +163,7 @@ def encode_shard(split: str, number: int, start: int, stop: int) -> None:
                 documents.append(result)
                 left_out += len(rows[k].parts) - len(result.parts)
         _advance(len(rows), split)
-    folder, records = _worker.setup.folder, _worker.setup.records
+    folder = _worker.setup.folder
     counts = {name: {"parts": 0, "tokens": 0} for name in records}
     for part in (p for d in documents for p in d.parts):
         counts[part.modality]["parts"] += 1
@@ -192,18 +198,23 @@ class _Worker:
     def __init__(self, setup: Setup, queue: Any, stop: Any):
         self.setup, self.queue, self.stop = setup, queue, stop
         self._codecs: dict[str, Codec] | None = None
+        self._loaded = False
         self._sources: dict[tuple | None, RawSource] = {}
 
     @property
     def codecs(self) -> dict[str, Codec]:
-        """Fitted once the codecs are saved; before, good for reading only."""
+        """Good for reading only, until `load_codecs` was called."""
         if self._codecs is None:
-            if self.setup.records:
-                folder = self.setup.folder
-                self._codecs = {name: load_codec(codec_folder(folder, name)) for name in self.setup.modalities}
-            else:
-                self._codecs = build_codecs(self.setup.modalities)
+            self._codecs = build_codecs(self.setup.modalities)
         return self._codecs
+
+    def load_codecs(self) -> None:
+        """Take the codecs that were made."""
+        if not self._loaded:
+            folder = self.setup.folder
+            self._codecs = {name: load_codec(codec_folder(folder, name)) for name in self.setup.modalities}
+            self._sources.clear()
+            self._loaded = True
 
     def source_for(self, keys: list[str] | None) -> RawSource:
         name = None if keys is None else tuple(keys)

@@ -25,13 +25,13 @@ from plait.config import ModalityConfig, RunConfig
 from plait.data.encode import (
     ROWS_AT_ONCE,
     Setup,
+    Workers,
     build_codecs,
     codec_folder,
     encode_shard,
     finished_shard,
     open_source,
     read_media,
-    run_jobs,
 )
 from plait.data.manifest import ManifestSource
 from plait.data.raw import RawSource
@@ -76,6 +76,8 @@ class _Preparation:
             _check_vocabulary(name, config.model.modalities[name], codec)
         self.source = self._open_source()
         self.rows = self.source.splits()
+        self.records: dict[str, dict] = {}
+        """The index's record of each modality, once its codec is made."""
         self.seconds: dict[str, float] = {}
 
     def run(self, restart: bool) -> dict:
@@ -85,10 +87,11 @@ class _Preparation:
         if finished is not None and (self.folder / INDEX_NAME).exists():
             self.progress.print(f"{self.config.data.path} is prepared already")
             return finished
-        self._make_codecs()
-        notes = self._encode()
-        self._judge_broken([row for note in notes.values() for row in note["broken"]])
-        quality = self._measure_quality()
+        with Workers(self.setup) as self.workers:
+            self._make_codecs()
+            notes = self._encode()
+            self._judge_broken([row for note in notes.values() for row in note["broken"]])
+            quality = self._measure_quality()
         report = self._report(notes, quality)
         write_json(self.folder / REPORT_NAME, report)
         write_json(self.folder / INDEX_NAME, self._index(notes))
@@ -170,7 +173,7 @@ class _Preparation:
             folder = codec_folder(self.folder, name)
             codec = self.codecs[name] = load_codec(folder)
             _check_vocabulary(name, self.config.model.modalities[name], codec)
-            self.setup.records[name] = {
+            self.records[name] = {
                 "codec": codec.name,
                 "key": codec.key,
                 "vocab_size": codec.vocab_size,
@@ -185,7 +188,7 @@ class _Preparation:
             return {}
         jobs = spread_blocks("train", self.rows["train"], self.options.codec_documents, keys)
         with self._stage("read for codecs", jobs) as bar:
-            results = run_jobs(self.setup, read_media, jobs, self.options.num_workers, bar)
+            results = self.workers.run(read_media, jobs, bar)
         broken = [row for _, rows in results for row in rows]
         media = {key: [item for found, _ in results for item in found[key]] for key in keys}
         empty = [key for key in keys if not media[key]]
@@ -232,10 +235,10 @@ class _Preparation:
             for number, start in enumerate(range(0, rows, size))
         }
         notes = {job: finished_shard(self.folder, *job) for job in jobs}
-        left = [jobs[job] for job, note in notes.items() if note is None]
+        left = [(*jobs[job], self.records) for job, note in notes.items() if note is None]
         with self._stage("encode", total=sum(self.rows.values())) as bar:
-            bar.resume(sum(self.rows.values()) - sum(stop - start for _, _, start, stop in left))
-            run_jobs(self.setup, encode_shard, left, self.options.num_workers, bar)
+            bar.resume(sum(self.rows.values()) - sum(stop - start for _, _, start, stop, _ in left))
+            self.workers.run(encode_shard, left, bar)
         return {job: note or finished_shard(self.folder, *job) for job, note in notes.items()}
 
     def _judge_broken(self, broken: list[dict], *, some: bool = False) -> None:
@@ -264,7 +267,7 @@ class _Preparation:
         if not jobs:
             return {}
         with self._stage("read held-out documents", jobs) as bar:
-            results = run_jobs(self.setup, read_media, jobs, self.options.num_workers, bar)
+            results = self.workers.run(read_media, jobs, bar)
         quality = {}
         with self._stage("codec quality", total=len(self.codecs)) as bar:
             for name, codec in self.codecs.items():
@@ -291,7 +294,7 @@ class _Preparation:
             "parts_left_out": sum(note["parts_left_out"] for note in notes.values()),
             "codecs": {
                 name: {k: record[k] for k in ("codec", "vocab_size", "latent_channels", "default_grid")}
-                for name, record in self.setup.records.items()
+                for name, record in self.records.items()
             },
             "quality": quality,
             "seconds": {name: round(seconds, 2) for name, seconds in self.seconds.items()},
@@ -303,7 +306,7 @@ class _Preparation:
             shards = [note["shard"] for (s, _), note in notes.items() if s == split and note["shard"]]
             documents, tokens = (sum(shard[k] for shard in shards) for k in ("documents", "tokens"))
             splits[split] = {"documents": documents, "tokens": tokens, "shards": shards}
-        return {"schema_version": SHARD_SCHEMA_VERSION, "modalities": self.setup.records, "splits": splits}
+        return {"schema_version": SHARD_SCHEMA_VERSION, "modalities": self.records, "splits": splits}
 
     @contextmanager
     def _stage(self, title: str, jobs: list[tuple] | None = None, total: float | None = None):
