@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from plait.errors import CheckpointError, ResourceError
 
 
@@ -53,13 +55,14 @@ def clear_disk_errors(path: str | Path) -> Iterator[None]:
     """Turn a full disk or a forbidden folder into one sentence."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if full or "No space left" in str(error):  # safetensors' own error says it in words alone
             raise ResourceError(
                 f"disk: no space is left to write {str(path)!r}; what was written before is whole"
             ) from None
-        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise ResourceError(f"disk: {str(path)!r} may not be written ({error.strerror})") from None
+        if getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise ResourceError(f"disk: {str(path)!r} may not be written ({os.strerror(error.errno)})") from None
         raise
 
 

@@ -9,8 +9,9 @@ import numpy as np
 from plait.batch import Document, Part
 from plait.codecs.base import Codec, Encoded
 from plait.config import DataConfig, ModalityConfig, ModelConfig, RunConfig
-from plait.data.shards import SHARD_SCHEMA_VERSION, write_json, write_shard
+from plait.data.shards import SHARD_SCHEMA_VERSION, write_shard
 from plait.errors import DataError
+from plait.files import write_json
 
 MODALITIES = {
     "text": {"codec": "fake_text", "key": "text", "vocab_size": 256, "latent_channels": 0},

@@ -70,13 +70,16 @@ def prepared(tmp_path_factory, manifest):
         for name, place in CODEC_NAMES.items():
             patch.setitem(CODECS, name, place)
         folder = tmp_path_factory.mktemp("prepared")
-        report = prepare(config_for(folder, manifest))
+        figures = prepare(config_for(folder, manifest))
+    report = json.loads((folder / "report.json").read_text())
+    assert report["figures"] == figures
     return folder, report
 
 
 def test_from_a_manifest_to_batches(prepared, manifest):
     folder, report = prepared
-    assert report["rows"] == ROWS and report["broken_rows"] == 3
+    assert report["rows"] == ROWS and report["figures"]["broken_rows"] == 3
+    assert report["figures"]["speech_codec_items"] == report["quality"]["speech"]["items"]
     broken = [json.loads(line) for line in (folder / "broken.jsonl").read_text().splitlines()]
     assert [row["line"] for row in broken] == [21, 71, 141]
     reasons = ["there is no file 'gone.png'", "it is empty", "it is shorter than 100 samples"]
@@ -156,7 +159,7 @@ def test_finished_folders_are_recognised(prepared, manifest, monkeypatch):
     folder, report = prepared
     before = files(folder)
     monkeypatch.setattr(Workers, "run", stopped)
-    assert prepare(config_for(folder, manifest)) == report
+    assert prepare(config_for(folder, manifest)) == report["figures"]
     assert files(folder) == before
 
 
@@ -241,8 +244,8 @@ def test_a_full_disk_names_the_path(manifest, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("plait.data.shards.os.fsync", full)
-    with pytest.raises(ResourceError, match=r"disk full: .*settings.json"):
+    monkeypatch.setattr("plait.files.os.fsync", full)
+    with pytest.raises(ResourceError, match=r"no space is left to write .*settings.json"):
         prepare(config_for(tmp_path, manifest))
     assert not list(tmp_path.iterdir())
 

@@ -22,8 +22,9 @@ from plait.codecs import CODECS, Codec, Encoded, codec_class, load_codec
 from plait.config import PrepareConfig
 from plait.data.manifest import ManifestSource, RowIndex
 from plait.data.raw import BrokenRow, RawDocument, RawSource
-from plait.data.shards import MAX_GRID_AXES, shard_name, write_json, write_shard
+from plait.data.shards import MAX_GRID_AXES, shard_name, write_shard
 from plait.errors import ConfigError, DataError, ResourceError
+from plait.files import write_json
 from plait.progress import Bar
 
 ROWS_AT_ONCE = 64

@@ -97,7 +97,8 @@ class ManifestSource:
         except ResourceError:
             raise  # a missing package is no fault of the row
         except (PlaitError, OSError, ValueError) as error:
-            raise _BadRow(f"part {k} ({key}): {_sentence(error)}") from None
+            reason = _sentence(error).removeprefix(f"{key}: ")
+            raise _BadRow(f"part {k} ({key}): {reason}") from None
 
 
 class _BadRow(ValueError):

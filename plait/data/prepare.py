@@ -3,13 +3,13 @@
 1. codecs: each is trained on some raw training documents, or taken as it is, and saved in ``codecs/<modality>``;
 2. encode: all splits, shard by shard, in worker processes;
 3. quality: the codecs' round trip on held-out documents;
-4. ``report.json``, ``broken.jsonl`` (line and reason of every broken row) and, last, ``index.json``.
+4. ``report.json`` (figures, counts, times), ``broken.jsonl`` (line and reason of every broken row) and, last,
+   ``index.json``.
 
 A folder belongs to the settings that it was begun with; other settings are refused by name.
 """
 
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -17,8 +17,6 @@ import shutil
 import time
 from contextlib import contextmanager
 from pathlib import Path
-
-from safetensors import SafetensorError
 
 from plait.codecs import Codec, load_codec
 from plait.config import ModalityConfig, RunConfig
@@ -35,8 +33,9 @@ from plait.data.encode import (
 )
 from plait.data.manifest import ManifestSource
 from plait.data.raw import RawSource
-from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION, write_atomic, write_json
-from plait.errors import CheckpointError, ConfigError, DataError, ResourceError, require
+from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION
+from plait.errors import CheckpointError, ConfigError, DataError, require
+from plait.files import atomic_folder, clear_disk_errors, write_json, write_text
 from plait.progress import Progress, QuietProgress
 
 SETTINGS_NAME = "settings.json"
@@ -49,8 +48,8 @@ _OURS = ("codecs", "shards", "work", SETTINGS_NAME, REPORT_NAME, BROKEN_NAME, IN
 _BROKEN_SHOWN = 3
 
 
-def prepare(config: RunConfig, *, progress: Progress | None = None, restart: bool = False) -> dict:
-    """Prepare the run's data in ``config.data.path`` and return what ``report.json`` says.
+def prepare(config: RunConfig, *, progress: Progress | None = None, restart: bool = False) -> dict[str, float]:
+    """Prepare the run's data in ``config.data.path`` and return its figures, name to number.
 
     Stages and shards that an earlier call finished are kept; ``restart`` begins anew. Raises ConfigError where the
     folder was begun with other settings, DataError for an unusable manifest or too many broken rows, ResourceError for
@@ -59,6 +58,12 @@ def prepare(config: RunConfig, *, progress: Progress | None = None, restart: boo
     progress = progress or QuietProgress()
     _check(config)
     return _Preparation(config, progress).run(restart)
+
+
+def raw_source(config: RunConfig) -> RawSource:
+    """Open the run's raw documents: the scenes, or the manifest."""
+    modalities = {name: (m.codec, m.codec_options) for name, m in config.model.modalities.items()}
+    return open_source(Setup(Path(config.data.path), config.prepare, config.seed, modalities), build_codecs(modalities))
 
 
 class _Preparation:
@@ -80,13 +85,13 @@ class _Preparation:
         """The index's record of each modality, once its codec is made."""
         self.seconds: dict[str, float] = {}
 
-    def run(self, restart: bool) -> dict:
-        """Run all stages that are not done yet."""
+    def run(self, restart: bool) -> dict[str, float]:
+        """Run all stages that are not done yet and return the report's figures."""
         self._claim_folder(restart)
         finished = _read_json(self.folder / REPORT_NAME)
         if finished is not None and (self.folder / INDEX_NAME).exists():
             self.progress.print(f"{self.config.data.path} is prepared already")
-            return finished
+            return finished["figures"]
         with Workers(self.setup) as self.workers:
             self._make_codecs()
             notes = self._encode()
@@ -96,7 +101,7 @@ class _Preparation:
         write_json(self.folder / REPORT_NAME, report)
         write_json(self.folder / INDEX_NAME, self._index(notes))
         shutil.rmtree(self.folder / "work", ignore_errors=True)
-        return report
+        return report["figures"]
 
     def _open_source(self) -> RawSource:
         if self.options.source != "scenes":
@@ -201,18 +206,13 @@ class _Preparation:
     def _fit(self, name: str, codec: Codec, media: list) -> None:
         scratch = self.folder / "work" / f"fit-{name}"
         scratch.mkdir(parents=True, exist_ok=True)
-        with self._stage(f"{name} codec", total=1.0) as bar, _disk(scratch):
+        with self._stage(f"{name} codec", total=1.0) as bar, clear_disk_errors(scratch):
             codec.fit(media, minutes=self.options.codec_minutes, seed=self.config.seed, folder=scratch, progress=bar.to)
         _check_vocabulary(name, self.config.model.modalities[name], codec)
 
     def _save_codec(self, name: str, codec: Codec) -> None:
-        final = codec_folder(self.folder, name)
-        temporary = final.with_name(f".{name}.tmp")
-        with _disk(final):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
+        with atomic_folder(codec_folder(self.folder, name)) as temporary:
             codec.save_pretrained(temporary)
-            os.replace(temporary, final)
 
     def _copy_codec(self, name: str) -> None:
         folder = codec_folder(Path(self.options.codecs_from), name)
@@ -245,7 +245,7 @@ class _Preparation:
         """Write the list of broken rows, then stop if there are too many. ``some``: not all rows were read."""
         path = self.folder / BROKEN_NAME
         broken = sorted(broken, key=lambda row: row["line"])
-        write_atomic(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in broken).encode())
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in broken))
         rows = sum(self.rows.values())
         if len(broken) <= self.options.max_broken_share * rows:
             return
@@ -287,11 +287,18 @@ class _Preparation:
             documents = sum(note["shard"]["documents"] for note in mine if note["shard"])
             broken = sum(len(note["broken"]) for note in mine)
             splits[split] = {"rows": rows, "documents": documents, "broken": broken, "modalities": modalities}
-        return {
-            "splits": splits,
-            "rows": sum(self.rows.values()),
+        figures = {
+            "documents_train": splits["train"]["documents"],
+            "documents_held_out": sum(s["documents"] for name, s in splits.items() if name != "train"),
             "broken_rows": sum(s["broken"] for s in splits.values()),
             "parts_left_out": sum(note["parts_left_out"] for note in notes.values()),
+        }
+        figures |= {f"tokens_{name}": splits["train"]["modalities"][name]["tokens"] for name in self.codecs}
+        figures |= {f"{name}_codec_{k}": value for name, found in quality.items() for k, value in found.items()}
+        return {
+            "figures": figures,
+            "rows": sum(self.rows.values()),
+            "splits": splits,
             "codecs": {
                 name: {k: record[k] for k in ("codec", "vocab_size", "latent_channels", "default_grid")}
                 for name, record in self.records.items()
@@ -349,19 +356,6 @@ def _check_vocabulary(name: str, modality: ModalityConfig, codec: Codec) -> None
     if modality.latent_channels and codec.latent_channels and modality.latent_channels != codec.latent_channels:
         allowed = f"{codec.latent_channels} (codec {codec.name!r}), or 0 to take that"
         require(False, f"{where}.latent_channels", modality.latent_channels, allowed)
-
-
-@contextmanager
-def _disk(path: Path):
-    """Turn a full disk into one sentence."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if full:
-            message = f"disk full: {str(path)!r} could not be written, free some space and go on"
-            raise ResourceError(message) from None
-        raise
 
 
 def _read_json(path: Path) -> dict | None:

@@ -14,9 +14,7 @@ A shard's arrays, for D documents of P parts in all (a part's modality is its pl
     part_length    [P]      tokens without delimiters   part_grid [P, 3]         extent in space, padded with 0
 """
 
-import errno
 import json
-import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -29,36 +27,14 @@ import safetensors.numpy
 from safetensors import SafetensorError, safe_open
 
 from plait.batch import Document, Part
-from plait.errors import DataError, ResourceError, unknown
+from plait.errors import DataError, unknown
+from plait.files import atomic_file, write_text
 
 SHARD_SCHEMA_VERSION = 1
 INDEX_NAME = "index.json"
 MAX_GRID_AXES = 3
 
 _OPEN_SHARDS = 512  # kept mapped at once by one reader; systems limit maps to some ten thousands
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all. Raises ResourceError naming the path where the disk is full."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"disk full: {str(path)!r} could not be written, free some space and go on") from None
-        raise ResourceError(f"{str(path)!r} could not be written ({error.strerror})") from None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically."""
-    write_atomic(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def shard_name(split: str, number: int) -> str:
@@ -93,8 +69,9 @@ def write_shard(
             arrays[f"latents.{name}"] = _joined([empty, *latents], np.float32)
     path = shard_name(split, number)
     data = safetensors.numpy.save(arrays)
-    write_atomic(meta_path(folder / path), b"".join(_line(d.meta) for d in documents))
-    write_atomic(folder / path, data)
+    write_text(meta_path(folder / path), "".join(json.dumps(d.meta, ensure_ascii=False) + "\n" for d in documents))
+    with atomic_file(folder / path) as temporary:
+        temporary.write_bytes(data)
     return {
         "file": path,
         "documents": len(documents),
@@ -111,10 +88,6 @@ def meta_path(shard: Path) -> Path:
 
 def _joined(arrays: list[np.ndarray], dtype: Any) -> np.ndarray:
     return np.concatenate([np.asarray(a) for a in arrays]).astype(dtype) if arrays else np.zeros(0, dtype)
-
-
-def _line(meta: dict) -> bytes:
-    return (json.dumps(meta, ensure_ascii=False) + "\n").encode()
 
 
 def read_index(folder: str | Path) -> dict:

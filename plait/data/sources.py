@@ -23,29 +23,31 @@ def folders(config: RunConfig) -> dict[str, float]:
     return config.data.sources or {config.data.path: 1.0}
 
 
+def validation_splits(config: RunConfig) -> list[str]:
+    """Return the names of the splits that are not trained on and have documents, in the order they were prepared."""
+    splits: dict[str, None] = {}
+    for folder in folders(config):
+        splits |= {s: None for s, record in read_index(folder)["splits"].items() if record["documents"]}
+    return [s for s in splits if s != "train"]
+
+
 def open_sources(config: RunConfig, split: str) -> list[ShardSource]:
     """Open one split of every prepared folder that has it; all must be encoded by the same codecs."""
     indexes = {folder: read_index(folder) for folder in folders(config)}
-    first_folder, first = next(iter(indexes.items()))
+    known: dict[str, tuple[str, str]] = {}
     for folder, index in indexes.items():
         for name, record in index["modalities"].items():
-            other = first["modalities"].get(name, record)
-            if record["fingerprint"] != other["fingerprint"]:
+            first, fingerprint = known.setdefault(name, (folder, record["fingerprint"]))
+            if record["fingerprint"] != fingerprint:
                 raise DataError(
-                    f"data.sources: {folder!r} encodes {name} by another codec than {first_folder!r}, "
+                    f"data.sources: {folder!r} encodes {name} by another codec than {first!r}, "
                     "prepare one with prepare.codecs_from set to the other"
                 )
     opened = [ShardSource(f, split, index) for f, index in indexes.items() if split in index["splits"]]
     if not opened:
-        known = {s for index in indexes.values() for s in index["splits"]}
-        raise DataError(unknown("split of the prepared data", split, known))
+        splits = {s for index in indexes.values() for s in index["splits"]}
+        raise DataError(unknown("split of the prepared data", split, splits))
     return opened
-
-
-def validation_splits(config: RunConfig) -> list[str]:
-    """Return the splits of the run's prepared folders besides "train"."""
-    names = [split for folder in folders(config) for split in read_index(folder)["splits"]]
-    return [name for name in dict.fromkeys(names) if name != "train"]
 
 
 def resolve_vocabulary(config: RunConfig, index: dict | None = None) -> RunConfig:
