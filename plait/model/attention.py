@@ -5,6 +5,7 @@ own keys, so that documents never cost the square of the packed length.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,25 +22,37 @@ class AttentionPlan:
     """What one batch's attention needs, made once a step from its segments."""
 
     segments: list[Segment]
-    starts: dict[int, int]
+    documents: list[tuple[int, int]]
+    """Each document and its number of tokens, in order."""
     flex: Any = None
 
     @classmethod
     def of(cls, segments: list[Segment], num_tokens: int, device: torch.device) -> "AttentionPlan":
         flex = block_mask(segments, num_tokens, device) if device.type == "cuda" else None
-        return cls(segments, document_starts(segments), flex)
+        starts = [*document_starts(segments).items(), (-1, num_tokens)]
+        lengths = [(d, after - start) for (d, start), (_, after) in itertools.pairwise(starts)]
+        return cls(segments, lengths, flex)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
     """Attend within the batch: query [T, H, d], key and value [T, G, d] with G dividing H. Returns [T, H, d]."""
     if plan.flex is not None:
-        return _flex(query, key, value, plan.flex)
+        return _flex(query.to(value.dtype), key.to(value.dtype), value, plan.flex)
+    value = value.to(query.dtype)
+
+    # split, not slices: its backward writes each gradient once, where a slice's adds to a whole zero tensor
+    documents = [length for _, length in plan.documents]
+    place = {document: i for i, (document, _) in enumerate(plan.documents)}
+    keys, values = key.split(documents), value.split(documents)
 
     def keys_of(s: Segment, low: int, high: int) -> tuple[Tensor, Tensor]:
-        start = plan.starts[s.document]
-        return key[start + low : start + high], value[start + low : start + high]
+        k, v = keys[place[s.document]], values[place[s.document]]
+        return (k, v) if high - low == k.shape[0] else (k[low:high], v[low:high])
 
-    return attend_segments(query, plan.segments, keys_of)
+    # queries and keys come from the rotation in float32 and stay so under autocast: on a CPU the backward of short
+    # documents takes a third of bfloat16's time
+    with torch.autocast(query.device.type, enabled=False):
+        return attend_segments(query, plan.segments, keys_of)
 
 
 def attend_segments(
@@ -47,10 +60,10 @@ def attend_segments(
 ) -> Tensor:
     """Attend segment by segment; ``keys_of`` returns keys and values [n, G, d] of a document's range."""
     pieces = []
-    for s in segments:
+    for s, q in zip(segments, query.split([s.num_queries for s in segments]), strict=True):
         ranges = [keys_of(s, low, high) for low, high in s.keys]
         keys, values = ranges[0] if len(ranges) == 1 else (torch.cat(side) for side in zip(*ranges, strict=True))
-        pieces.append(_attend_one(query[s.start : s.stop], keys, values, causal=s.causal))
+        pieces.append(_attend_one(q, keys, values, causal=s.causal))
     return torch.cat(pieces)
 
 

@@ -10,6 +10,7 @@ from plait.config import ModelConfig
 from plait.model.attention import AttentionPlan, attend
 from plait.model.cache import CacheStep
 from plait.model.moe import MixtureOfExperts, SwiGLU
+from plait.model.norm import RMSNorm
 from plait.model.rope import rotate
 from plait.model.routing import PerTower, merged, separated, to_sequence, to_towers
 
@@ -38,8 +39,8 @@ class QKV(nn.Module):
         self.query = nn.Linear(width, heads * d, bias=config.qkv_bias)
         self.key = nn.Linear(width, groups * d, bias=config.qkv_bias)
         self.value = nn.Linear(width, groups * d, bias=config.qkv_bias)
-        self.query_norm = nn.RMSNorm(d, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.key_norm = nn.RMSNorm(d, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.query_norm = RMSNorm(d, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(d, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (p(x).unflatten(-1, (p.out_features // self.shape[1], self.shape[1])) for p in
@@ -57,7 +58,7 @@ class Block(nn.Module):
         heads = config.num_heads * config.head_dim
 
         def norm(tower: str) -> nn.Module:
-            return nn.RMSNorm(towers[tower].width, config.norm_eps)
+            return RMSNorm(towers[tower].width, config.norm_eps)
 
         def ffn(tower: str) -> nn.Module:
             record = towers[tower]
@@ -84,7 +85,6 @@ class Block(nn.Module):
         qkv = self.qkv(merged(streams) if self.qkv.is_shared else streams)
         query, key, value = (to_sequence(list(side), routing) for side in zip(*qkv, strict=True))
         query, key = rotate(query, step.cos, step.sin), rotate(key, step.cos, step.sin)
-        value = value.to(query.dtype)
         if step.cache is None:
             out = attend(query, key, value, step.plan)
         else:

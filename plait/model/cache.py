@@ -88,6 +88,7 @@ class CacheStep:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Write the new keys and values [T, G, d] of a layer, and attend the queries [T, H, d] to their rows."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]
+        query = query.to(keys.dtype)
         keys.index_put_((self.row_of, self.slot_of), key.to(keys.dtype))
         values.index_put_((self.row_of, self.slot_of), value.to(values.dtype))
         if self.visible is not None:

@@ -18,6 +18,7 @@ from plait.model.cache import CacheStep, KVCache
 from plait.model.heads import LatentIn
 from plait.model.mask import segments
 from plait.model.moe import MixtureOfExperts
+from plait.model.norm import RMSNorm
 from plait.model.rope import rotation
 from plait.model.routing import PerTower, merged, separated
 
@@ -37,7 +38,7 @@ class MixtureOfTransformers(nn.Module):
         self.embed = PerTower(lambda t: nn.Embedding(size, towers[t].width), towers, untied=untied)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         norm_untied = untied or "norm" in config.untied_at(config.num_layers - 1)
-        self.final_norm = PerTower(lambda t: nn.RMSNorm(towers[t].width, config.norm_eps), towers, untied=norm_untied)
+        self.final_norm = PerTower(lambda t: RMSNorm(towers[t].width, config.norm_eps), towers, untied=norm_untied)
         if not config.tie_embeddings:
             self.head = PerTower(lambda t: nn.Linear(towers[t].width, size, bias=False), towers, untied=untied)
         self.latent_in, self.latent_out = nn.ModuleDict(), nn.ModuleDict()

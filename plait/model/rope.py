@@ -27,6 +27,6 @@ def rotation(positions: Tensor, head_dim: int, theta: float, scaling: float, dty
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the two halves of each head: x [T, H, head_dim]."""
+    """Turn the two halves of each head: x [T, H, head_dim]. The result has the wider precision of x and the angles."""
     a, b = x.chunk(2, dim=-1)
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)

@@ -49,8 +49,9 @@ def _score(x: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """x [n, D], weight [V, D], target [n]: negative log-likelihood and log Z, in float32 at least."""
     logits = F.linear(x, weight)
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    log_z = logits.logsumexp(-1)
-    return log_z - logits.gather(1, target[:, None]).squeeze(1), log_z
+    at_target = target[:, None]
+    loss = -logits.log_softmax(-1).gather(1, at_target).squeeze(1)
+    return loss, loss + logits.gather(1, at_target).squeeze(1)
 
 
 def _score_in_chunks(x: Tensor, weight: Tensor, target: Tensor, size: int) -> tuple[Tensor, Tensor]:
