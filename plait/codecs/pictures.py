@@ -1,0 +1,122 @@
+"""Pictures as the image codecs know them: reading, resizing, writing, and showing in a page."""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plait.codecs.base import Codec
+from plait.errors import DataError, ResourceError
+
+
+def _pillow():
+    try:
+        import PIL.Image
+        import PIL.ImageOps
+    except ImportError:
+        raise ResourceError(
+            "images: package 'pillow' is not installed, install it: pip install 'plait[media]'"
+        ) from None
+    return PIL.Image, PIL.ImageOps
+
+
+def read_picture(value: Any, base: Path, size: int) -> np.ndarray:
+    """Read a picture file as uint8 [size, size, 3], see `resize_picture`. Raises DataError with the reason.
+
+    Turned as its EXIF data says; what is transparent becomes white.
+    """
+    image_module, operations = _pillow()
+    if not isinstance(value, str) or not value:
+        raise DataError(f"image: {value!r} is not allowed, it must be the path of a picture")
+    path = Path(base) / value
+    try:
+        with image_module.open(path) as file:
+            picture = operations.exif_transpose(file)
+            if picture.has_transparency_data:
+                picture = picture.convert("RGBA")
+                ground = image_module.new("RGBA", picture.size, "white")
+                picture = image_module.alpha_composite(ground, picture)
+            picture = picture.convert("RGB")
+    except FileNotFoundError:
+        raise DataError(f"image: there is no file {str(path)!r}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, image_module.DecompressionBombError) as error:
+        raise DataError(f"image: {str(path)!r} is not a readable picture ({error})") from None
+    return _fit(picture, size)
+
+
+def resize_picture(picture: np.ndarray, size: int) -> np.ndarray:
+    """Return uint8 [H, W, 3] as [size, size, 3]: the shorter side is scaled to ``size``, the longer cut to its middle.
+
+    Cut rather than padded, so that every token describes a part of the picture.
+    """
+    picture = np.asarray(picture)
+    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or 0 in picture.shape:
+        what = f"{picture.dtype} {list(picture.shape)}"
+        raise DataError(f"image: an array of {what} is not allowed, it must be uint8 [height, width, 3]")
+    if picture.shape[:2] == (size, size):
+        return picture
+    return _fit(_pillow()[0].fromarray(picture), size)
+
+
+def _fit(picture, size: int) -> np.ndarray:
+    image_module, operations = _pillow()
+    if picture.size != (size, size):
+        picture = operations.fit(picture, (size, size), image_module.Resampling.LANCZOS)
+    return np.asarray(picture)
+
+
+def write_picture(picture: np.ndarray, path: Path) -> None:
+    """Write uint8 [H, W, 3] as the kind of file that the suffix says."""
+    _pillow()[0].fromarray(picture).save(path)
+
+
+def picture_html(picture: np.ndarray) -> str:
+    """Return an <img> with the picture inside, small ones with sharp pixels."""
+    buffer = io.BytesIO()
+    _pillow()[0].fromarray(picture).save(buffer, format="PNG")
+    data = base64.b64encode(buffer.getvalue()).decode()
+    height, width = picture.shape[:2]
+    shown = max(width, 128)
+    style = ' style="image-rendering: pixelated"' if width < shown else ""
+    shape = f'width="{shown}" height="{round(height * shown / width)}"'
+    return f'<img alt="" {shape}{style} src="data:image/png;base64,{data}">'
+
+
+def to_unit(pictures: np.ndarray | Tensor) -> Tensor:
+    """Turn uint8 [B, H, W, 3] into float32 [B, 3, H, W] from -1 to 1."""
+    return torch.as_tensor(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+
+
+def from_unit(pictures_BCHW: Tensor) -> np.ndarray:
+    """Turn float [B, 3, H, W] from -1 to 1 into uint8 [B, H, W, 3]."""
+    levels = pictures_BCHW.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
+
+
+def psnr(pictures: np.ndarray, others: np.ndarray) -> float:
+    """Return the mean over pictures of their peak signal-to-noise ratio in dB, uint8 [B, H, W, 3]; equal: 100."""
+    error = ((pictures.astype(np.float64) - others.astype(np.float64)) ** 2).reshape(len(pictures), -1).mean(1)
+    return float(np.minimum(10 * np.log10(255**2 / np.maximum(error, 1e-12)), 100).mean())
+
+
+def thumbnails(pictures: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Return uint8 [B, H, W, 3] averaged down to ``grid`` and scaled up again: what as many tokens give for nothing."""
+    unit = to_unit(pictures)
+    small = torch.nn.functional.adaptive_avg_pool2d(unit, grid)
+    return from_unit(torch.nn.functional.interpolate(small, size=unit.shape[-2:], mode="bilinear"))
+
+
+def round_trip(codec: Codec, sized: np.ndarray) -> dict[str, float]:
+    """Return ``psnr``, ``psnr_thumbnail`` (averaged to as many pixels as tokens) and ``codes_used`` (share of ids)."""
+    encoded = codec.encode(sized)
+    decoded = np.stack(codec.decode(encoded))
+    used = len(np.unique(np.concatenate([e.ids for e in encoded])))
+    return {
+        "psnr": psnr(sized, decoded),
+        "psnr_thumbnail": psnr(sized, thumbnails(sized, encoded[0].grid)),
+        "codes_used": used / codec.vocab_size,
+    }

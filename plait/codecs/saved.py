@@ -1,0 +1,91 @@
+"""Writing and reading a codec's folder: codec.json and model.safetensors, atomically, with clear errors."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from plait.codecs.base import Codec
+from plait.config_file import to_dict
+from plait.errors import CheckpointError, ConfigError
+
+
+def write_description(codec: Codec, folder: Path, **more: Any) -> None:
+    """Write codec.json, which `plait.codecs.load_codec` starts from."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    description = {"codec": codec.name, "options": to_dict(codec.options), "vocab_size": codec.vocab_size} | more
+    replace_file(folder / "codec.json", lambda path: path.write_text(json.dumps(description, indent=1) + "\n"))
+
+
+def read_description(cls: type[Codec], folder: Path) -> tuple[Codec, dict[str, Any]]:
+    """Read codec.json; returns the codec built from its options, without weights, and the whole description."""
+    description = _description(cls, folder)
+    return _build(cls, folder, description["options"]), description
+
+
+def read_copy(cls: type[Codec], folder: Path) -> Codec:
+    """Read a codec whose ``path`` option names pretrained files, of which ``folder`` holds a copy."""
+    description = _description(cls, folder)
+    codec = _build(cls, folder, description["options"] | {"path": str(folder)})
+    codec.options.path = description["options"].get("path", "")
+    return codec
+
+
+def _description(cls: type[Codec], folder: Path) -> dict[str, Any]:
+    path = Path(folder) / "codec.json"
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        name, _ = description["codec"], description["options"].keys()
+    except FileNotFoundError:
+        raise CheckpointError(f"codec: there is no {str(path)!r}, so {str(folder)!r} holds no codec") from None
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
+        raise CheckpointError(f"codec: {str(path)!r} is not a codec description") from None
+    if name != cls.name:
+        raise CheckpointError(f"codec: {str(path)!r} describes a codec {name!r}, not {cls.name!r}")
+    return description
+
+
+def _build(cls: type[Codec], folder: Path, options: dict[str, Any]) -> Codec:
+    try:
+        return cls.from_options(options)
+    except ConfigError as error:
+        path = str(Path(folder) / "codec.json")
+        raise CheckpointError(f"codec: {path!r} cannot be used ({error})") from None
+
+
+def write_weights(model: nn.Module, folder: Path) -> None:
+    """Write the module's parameters and buffers to model.safetensors."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    replace_file(Path(folder) / "model.safetensors", lambda path: save_file(tensors, path))
+
+
+def read_weights(model: nn.Module, folder: Path) -> None:
+    """Load model.safetensors; raises CheckpointError unless names and shapes are exactly the module's."""
+    path = Path(folder) / "model.safetensors"
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise CheckpointError(f"codec: there is no {str(path)!r}") from None
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"codec: {str(path)!r} is not a readable safetensors file ({error})") from None
+    wanted = model.state_dict()
+    wrong = sorted(set(tensors) ^ set(wanted)) or [n for n, t in tensors.items() if t.shape != wanted[n].shape]
+    if wrong:
+        raise CheckpointError(f"codec: {str(path)!r} is of another codec (weight {wrong[0]!r} does not fit)")
+    model.load_state_dict(tensors)
+    model.eval()
+
+
+def replace_file(path: Path, write) -> None:
+    """Call ``write`` on a temporary path beside ``path``, then move it into place."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,188 @@
+"""Text as ids: a byte-level BPE trained with `tokenizers`, or the tokenizer of any model on the Hub or on disk."""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from plait.codecs import saved
+from plait.codecs.base import Codec, Encoded, Progress
+from plait.errors import CheckpointError, ConfigError, DataError, ResourceError, require
+
+_BYTES = 256
+
+
+@dataclass
+class BytePairOptions:
+    """Settings of `BytePairCodec`."""
+
+    vocab_size: int = 2048
+    """Number of ids: 256 bytes, and the most frequent merges of the training text."""
+
+    def __post_init__(self):
+        require(self.vocab_size >= _BYTES, "codec_options.vocab_size", self.vocab_size, f"at least {_BYTES}")
+
+
+@dataclass
+class PretrainedTokenizerOptions:
+    """Settings of `PretrainedTokenizerCodec`."""
+
+    path: str
+    """Folder or Hub name that `transformers.AutoTokenizer` loads."""
+
+
+class _TextCodec(Codec):
+    """What all text codecs share. Media: str."""
+
+    key: ClassVar[str] = "text"
+    suffix: ClassVar[str] = ".txt"
+
+    def read(self, value: Any, base: Path) -> str:
+        if not isinstance(value, str):
+            raise DataError(f"text: {value!r} is not allowed, it must be text")
+        if not value:
+            raise DataError("text: it is empty")
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:  # a lone surrogate, from a "\\ud800" in JSON
+            raise DataError(f"text: {value[:40]!r} is not valid Unicode ({error.reason})") from None
+        return value
+
+    def write(self, media: str, path: Path) -> None:
+        Path(path).write_text(media + "\n", encoding="utf-8")
+
+    def to_html(self, media: str) -> str:
+        return f"<p>{html.escape(media)}</p>"
+
+
+class BytePairCodec(_TextCodec):
+    """Byte-level BPE trained on the data: every text in any language comes back exactly."""
+
+    name: ClassVar[str] = "text_bpe"
+    options_class: ClassVar[type] = BytePairOptions
+
+    def __init__(self, options: BytePairOptions):
+        super().__init__(options)
+        self.vocab_size = options.vocab_size
+        self.tokenizer = None
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.tokenizer is not None
+
+    def fit(self, media: Sequence[str], *, minutes: float, seed: int, folder: Path, progress: Progress) -> None:
+        tokenizers = _tokenizers()
+        if not len(media):
+            raise DataError("text codec: there is no text to train on")
+        tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+        tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = tokenizers.decoders.ByteLevel()
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=self.options.vocab_size,
+            initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(media, trainer, length=len(media))
+        self.tokenizer = tokenizer
+        progress(1.0, f"{tokenizer.get_vocab_size()} of {self.vocab_size} ids in use")
+
+    def encode(self, media: Sequence[str]) -> list[Encoded]:
+        rows = self.tokenizer.encode_batch_fast(list(media))
+        return [Encoded(ids=np.array(row.ids, np.int32)) for row in rows]
+
+    def decode(self, encoded: Sequence[Encoded]) -> list[str]:
+        # ids that the training text was too small to fill stand for nothing
+        used = self.tokenizer.get_vocab_size()
+        return self.tokenizer.decode_batch([[int(i) for i in e.ids if i < used] for e in encoded])
+
+    def quality(self, media: Sequence[str]) -> dict[str, float]:
+        """Return ``exact`` (share of texts that come back), ``bytes_per_token``, ``ids_in_use``."""
+        encoded = self.encode(media)
+        tokens = sum(len(e.ids) for e in encoded)
+        return {
+            "exact": sum(a == b for a, b in zip(media, self.decode(encoded))) / len(media),
+            "bytes_per_token": sum(len(text.encode()) for text in media) / max(tokens, 1),
+            "ids_in_use": float(self.tokenizer.get_vocab_size()),
+        }
+
+    def save_pretrained(self, folder: Path) -> None:
+        saved.write_description(self, folder)
+        saved.replace_file(Path(folder) / "tokenizer.json", lambda path: self.tokenizer.save(str(path)))
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> "BytePairCodec":
+        codec, _ = saved.read_description(cls, folder)
+        codec.tokenizer = _load_tokenizer(Path(folder) / "tokenizer.json")
+        if codec.tokenizer.get_vocab_size() > codec.vocab_size:
+            found, stated = codec.tokenizer.get_vocab_size(), codec.vocab_size
+            raise CheckpointError(f"codec: {str(folder)!r} has {found} ids in tokenizer.json, codec.json says {stated}")
+        return codec
+
+
+class PretrainedTokenizerCodec(_TextCodec):
+    """Any tokenizer that `transformers.AutoTokenizer` loads, without the special ids it would add."""
+
+    name: ClassVar[str] = "text_pretrained"
+    options_class: ClassVar[type] = PretrainedTokenizerOptions
+
+    def __init__(self, options: PretrainedTokenizerOptions):
+        super().__init__(options)
+        try:
+            from transformers import AutoTokenizer
+        except ImportError:
+            message = "text: package 'transformers' is not installed, install it: pip install 'plait[media]'"
+            raise ResourceError(message) from None
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(options.path)
+        except (OSError, ValueError, KeyError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"codec_options.path: {options.path!r} holds no tokenizer ({reason})") from None
+        self.vocab_size = len(self.tokenizer)
+
+    def encode(self, media: Sequence[str]) -> list[Encoded]:
+        rows = self.tokenizer(list(media), add_special_tokens=False)["input_ids"] if len(media) else []
+        return [Encoded(ids=np.array(row, np.int32)) for row in rows]
+
+    def decode(self, encoded: Sequence[Encoded]) -> list[str]:
+        return [self.tokenizer.decode(e.ids.tolist(), clean_up_tokenization_spaces=False) for e in encoded]
+
+    def quality(self, media: Sequence[str]) -> dict[str, float]:
+        """Return ``exact`` (share of texts that come back) and ``bytes_per_token``."""
+        encoded = self.encode(media)
+        return {
+            "exact": sum(a == b for a, b in zip(media, self.decode(encoded))) / len(media),
+            "bytes_per_token": sum(len(t.encode()) for t in media) / max(sum(len(e.ids) for e in encoded), 1),
+        }
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write codec.json and the tokenizer's own files beside it."""
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save_pretrained(str(folder))
+        saved.write_description(self, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> "PretrainedTokenizerCodec":
+        return saved.read_copy(cls, folder)
+
+
+def _tokenizers():
+    try:
+        import tokenizers
+    except ImportError:
+        message = "text: package 'tokenizers' is not installed, install it: pip install 'plait[media]'"
+        raise ResourceError(message) from None
+    return tokenizers
+
+
+def _load_tokenizer(path: Path):
+    if not path.is_file():
+        raise CheckpointError(f"codec: there is no {str(path)!r}")
+    try:
+        return _tokenizers().Tokenizer.from_file(str(path))
+    except ResourceError:
+        raise
+    except Exception as error:  # the library raises bare Exception
+        raise CheckpointError(f"codec: {str(path)!r} is not a tokenizer ({error})") from None

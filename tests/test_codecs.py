@@ -1,0 +1,300 @@
+"""Every codec: what goes in comes back, at any size, from a saved copy, and wrong files say so in one sentence."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plait.codecs import CODECS, codec_class, load_codec
+from plait.codecs.base import Encoded
+from plait.codecs.image_tokens import ImageTokenCodec
+from plait.codecs.text import BytePairCodec, PretrainedTokenizerCodec
+from plait.errors import CheckpointError, ConfigError, DataError
+from plait.randomness import generator
+
+SENTENCES = ["a red apple on a blue background", "ein Fuchs über dem Mond", "赤いりんごと青い背景", "🦊 left of 🍎"] * 5
+
+
+def quiet(share, text):
+    assert 0 <= share <= 1 and isinstance(text, str)
+
+
+def blobs(count: int, size: int = 16, seed: int = 0) -> list[np.ndarray]:
+    """Draw pictures of one coloured square on a coloured ground."""
+    drawn = []
+    for i in range(count):
+        rng = generator(seed, "test picture", item=i)
+        picture = np.empty((size, size, 3), np.uint8)
+        picture[:] = rng.integers(256, size=3)
+        x, y, w, h = rng.integers(1, size // 2, 4)
+        picture[y : y + h, x : x + w] = rng.integers(256, size=3)
+        drawn.append(picture)
+    return drawn
+
+
+@pytest.fixture(scope="module")
+def text_codec(tmp_path_factory) -> BytePairCodec:
+    codec = BytePairCodec.from_options({"vocab_size": 300})
+    assert not codec.is_fitted
+    codec.fit(SENTENCES, minutes=0.1, seed=0, folder=tmp_path_factory.mktemp("fit"), progress=quiet)
+    return codec
+
+
+TINY_IMAGE = {"size": 16, "channels": 16, "levels": [4, 4, 4], "steps": 60, "learning_rate": 1e-2}
+
+
+def fitted_image_codec(folder: Path, **options) -> ImageTokenCodec:
+    codec = ImageTokenCodec.from_options(TINY_IMAGE | options)
+    codec.fit(blobs(64), minutes=1, seed=0, folder=folder, progress=quiet)
+    return codec
+
+
+@pytest.fixture(scope="module")
+def image_codec(tmp_path_factory) -> ImageTokenCodec:
+    return fitted_image_codec(tmp_path_factory.mktemp("fit"))
+
+
+# text
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.text(min_size=1, alphabet=st.characters(exclude_categories=["Cs"])), min_size=1, max_size=4))
+def test_any_text_in_any_language_comes_back_exactly(text_codec, texts):
+    encoded = text_codec.encode(texts)
+    assert text_codec.decode(encoded) == texts
+    assert all(e.ids.dtype == np.int32 and e.ids.min() >= 0 and e.ids.max() < 300 for e in encoded)
+
+
+def test_text_any_ids_decode(text_codec):
+    assert all(
+        isinstance(t, str)
+        for t in text_codec.decode([Encoded(ids=np.arange(300, dtype=np.int32)), Encoded(ids=np.array([], np.int32))])
+    )
+
+
+def test_text_of_few_merges_keeps_its_vocabulary(tmp_path):
+    codec = BytePairCodec.from_options({"vocab_size": 5000})
+    codec.fit(["ab"], minutes=0, seed=0, folder=tmp_path, progress=quiet)
+    assert codec.vocab_size == 5000
+    assert codec.decode([Encoded(ids=np.array([4999]))]) == [""]
+
+
+def test_text_quality(text_codec):
+    quality = text_codec.quality(SENTENCES)
+    assert quality["exact"] == 1.0 and quality["bytes_per_token"] > 1
+
+
+def test_text_is_saved_and_read_back(text_codec, tmp_path):
+    text_codec.save_pretrained(tmp_path)
+    again = load_codec(tmp_path)
+    assert isinstance(again, BytePairCodec) and again.is_fitted
+    assert [e.ids.tolist() for e in again.encode(SENTENCES)] == [e.ids.tolist() for e in text_codec.encode(SENTENCES)]
+
+
+@pytest.mark.parametrize("value", ["", 3, None, "\ud800"])
+def test_text_that_is_no_text(text_codec, value):
+    with pytest.raises(DataError, match="text"):
+        text_codec.read(value, Path())
+
+
+def test_text_html_is_escaped(text_codec, tmp_path):
+    assert text_codec.to_html("<b> & co") == "<p>&lt;b&gt; &amp; co</p>"
+    text_codec.write("ä", tmp_path / "a.txt")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "ä\n"
+
+
+def test_pretrained_tokenizer(text_codec, tmp_path):
+    from transformers import PreTrainedTokenizerFast
+
+    PreTrainedTokenizerFast(tokenizer_object=text_codec.tokenizer).save_pretrained(str(tmp_path / "theirs"))
+    codec = PretrainedTokenizerCodec.from_options({"path": str(tmp_path / "theirs")})
+    assert codec.is_fitted and codec.vocab_size == 300
+    assert codec.decode(codec.encode(SENTENCES)) == SENTENCES
+    codec.save_pretrained(tmp_path / "ours")
+    again = load_codec(tmp_path / "ours")
+    assert again.decode(codec.encode(SENTENCES)) == SENTENCES and again.options == codec.options
+    with pytest.raises(ConfigError, match=r"codec_options\.path"):
+        PretrainedTokenizerCodec.from_options({"path": str(tmp_path / "nothing")})
+
+
+# trained picture tokens
+
+
+def test_image_tokens_learn_and_have_a_grid(image_codec):
+    held_out = blobs(20, seed=1)
+    encoded = image_codec.encode(held_out)
+    assert image_codec.vocab_size == 64 and image_codec.default_grid == (4, 4)
+    assert all(e.grid == (4, 4) and e.ids.shape == (16,) and e.ids.dtype == np.int32 for e in encoded)
+    assert all(e.ids.min() >= 0 and e.ids.max() < 64 for e in encoded)
+    decoded = image_codec.decode(encoded)
+    assert all(d.shape == (16, 16, 3) and d.dtype == np.uint8 for d in decoded)
+    quality = image_codec.quality(held_out)
+    assert quality["psnr"] > 13 and 0 < quality["codes_used"] <= 1 and quality["psnr_thumbnail"] > 0
+
+
+def test_image_one_by_one_equals_together(image_codec):
+    pictures = blobs(70, seed=2)
+    together = image_codec.encode(pictures)
+    alone = [image_codec.encode([p])[0] for p in pictures[:5]]
+    assert np.mean([(a.ids == b.ids).mean() for a, b in zip(alone, together)]) > 0.98
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (16, 16), (40, 20), (7, 90)])
+def test_image_of_any_size(image_codec, shape):
+    picture = np.full((*shape, 3), 200, np.uint8)
+    decoded = image_codec.decode(image_codec.encode([picture]))[0]
+    assert decoded.shape == (16, 16, 3)
+
+
+def test_image_any_ids_decode(image_codec):
+    ids = generator(0, "test ids").integers(64, size=16).astype(np.int32)
+    assert image_codec.decode([Encoded(ids=ids)])[0].shape == (16, 16, 3)
+    with pytest.raises(DataError, match="15 ids are not a picture"):
+        image_codec.decode([Encoded(ids=ids[:15])])
+
+
+@pytest.mark.parametrize("options", [{"downsample": 2}, {"downsample": 8}, {"quantizer": "vq", "codebook_size": 32}])
+def test_image_options(tmp_path, options):
+    codec = fitted_image_codec(tmp_path / "fit", **{"steps": 12} | options)
+    codec.save_pretrained(tmp_path / "saved")
+    again = load_codec(tmp_path / "saved")
+    pictures = blobs(4, seed=3)
+    assert len(codec.encode(pictures)[0].ids) == (16 // codec.options.downsample) ** 2
+    for a, b in zip(codec.encode(pictures), again.encode(pictures)):
+        assert np.array_equal(a.ids, b.ids)
+    for a, b in zip(codec.decode(codec.encode(pictures)), again.decode(again.encode(pictures))):
+        assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"downsample": 3}, "codec_options.downsample: 3"),
+        ({"size": 18}, "codec_options.size: 18"),
+        ({"levels": [2, 2]}, r"codec_options.levels: \[2, 2\]"),
+        ({"quantizer": "vq", "codebook_size": 1}, "codec_options.codebook_size: 1"),
+        ({"quantizer": "fsk"}, "did you mean 'fsq'"),
+        ({"chanels": 3}, "did you mean 'channels'"),
+    ],
+)
+def test_image_wrong_options(options, message):
+    with pytest.raises(ConfigError, match=message):
+        ImageTokenCodec.from_options(options)
+
+
+def test_image_files(image_codec, tmp_path):
+    from PIL import Image
+
+    ramp = np.linspace(0, 255, 30 * 20 * 3).astype(np.uint8).reshape(20, 30, 3)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    Image.fromarray(ramp[..., 0]).convert("P").save(tmp_path / "b.gif")
+    Image.fromarray(np.dstack([ramp, np.zeros((20, 30), np.uint8)])).save(tmp_path / "clear.png")
+    assert image_codec.read("a.png", tmp_path).shape == (16, 16, 3)
+    assert image_codec.read("b.gif", tmp_path).shape == (16, 16, 3)
+    assert (image_codec.read("clear.png", tmp_path) == 255).all()
+    (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:-40])
+    (tmp_path / "text.png").write_text("no picture")
+    for name, message in [("cut.png", "not a readable"), ("text.png", "not a readable"), ("no.png", "there is no file"),
+                          (7, "must be the path"), (".", "not a readable")]:  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            image_codec.read(name, tmp_path)
+    image_codec.write(ramp, tmp_path / "out.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), ramp)
+    shown = image_codec.to_html(blobs(1)[0])
+    assert "data:image/png;base64," in shown and "pixelated" in shown
+
+
+# fitting
+
+
+def test_fitting_is_deterministic_and_resumes(tmp_path, monkeypatch):
+    from plait.codecs import fitting
+
+    first = fitted_image_codec(tmp_path / "one", steps=20)
+    assert np.array_equal(weights(first), weights(fitted_image_codec(tmp_path / "two", steps=20)))
+    monkeypatch.setattr(fitting, "_SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(fitting, "_REPORT_SECONDS", 0.0)
+
+    class Stop(Exception):
+        pass
+
+    def stop_half_way(share, text):
+        if share >= 0.5:
+            raise Stop
+
+    codec = ImageTokenCodec.from_options(TINY_IMAGE | {"steps": 20})
+    with pytest.raises(Stop):
+        codec.fit(blobs(64), minutes=1, seed=0, folder=tmp_path / "three", progress=stop_half_way)
+    seen = []
+    codec = ImageTokenCodec.from_options(TINY_IMAGE | {"steps": 20})
+    codec.fit(blobs(64), minutes=1, seed=0, folder=tmp_path / "three", progress=lambda share, _: seen.append(share))
+    assert seen[0] >= 0.4, "it began anew"
+    assert np.array_equal(weights(first), weights(codec))
+
+
+def weights(codec) -> np.ndarray:
+    return np.concatenate([p.detach().numpy().ravel() for p in codec.model.parameters()])
+
+
+def test_fitting_keeps_to_its_time(tmp_path):
+    import time
+
+    began, seen = time.monotonic(), []
+    codec = ImageTokenCodec.from_options(TINY_IMAGE | {"steps": 0})
+    codec.fit(blobs(64), minutes=0.03, seed=0, folder=tmp_path, progress=lambda share, text: seen.append((share, text)))
+    assert 1.5 < time.monotonic() - began < 8
+    assert len(seen) >= 3 and seen[-1][0] == 1.0 and "loss" in seen[0][1]
+    assert [s for s, _ in seen] == sorted(s for s, _ in seen)
+
+
+def test_fitting_on_nothing():
+    for codec in (ImageTokenCodec.from_options(TINY_IMAGE), BytePairCodec.from_options({})):
+        with pytest.raises(DataError, match=r"there (are|is) no"):
+            codec.fit([], minutes=1, seed=0, folder=Path("unused"), progress=quiet)
+
+
+# saved folders
+
+
+@pytest.mark.parametrize("codec", ["text_codec", "image_codec"])
+def test_wrong_folders_are_one_sentence(codec, request, tmp_path):
+    codec = request.getfixturevalue(codec)
+    cls = type(codec)
+
+    def refuses(message):
+        with pytest.raises(CheckpointError, match=message):
+            cls.from_pretrained(tmp_path)
+
+    refuses("there is no .*codec.json")
+    codec.save_pretrained(tmp_path)
+    data = next(p for p in tmp_path.iterdir() if p.name != "codec.json")
+    whole = data.read_bytes()
+    data.write_bytes(whole[: len(whole) // 2])
+    refuses(data.name)
+    data.unlink()
+    refuses(f"there is no .*{data.name}")
+    description = json.loads((tmp_path / "codec.json").read_text())
+    (tmp_path / "codec.json").write_text(json.dumps(description | {"options": {"unheard": 1}}))
+    refuses("unheard")
+    (tmp_path / "codec.json").write_text(json.dumps(description | {"codec": "another"}))
+    refuses("'another'")
+    (tmp_path / "codec.json").write_text("{")
+    refuses("not a codec description")
+
+
+def test_weights_of_another_size_are_refused(image_codec, tmp_path):
+    image_codec.save_pretrained(tmp_path)
+    description = json.loads((tmp_path / "codec.json").read_text())
+    description["options"]["channels"] = 32
+    (tmp_path / "codec.json").write_text(json.dumps(description))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        ImageTokenCodec.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_registered_codecs_have_the_promised_form(name):
+    cls = codec_class(name)
+    assert cls.name == name and cls.key in ("text", "image", "audio") and cls.suffix.startswith(".")
