@@ -166,16 +166,24 @@ class Loader:
         return {**counts, "packing_efficiency": filled, "wait_seconds": self.wait_seconds}
 
     def _iterate(self, pool: ThreadPoolExecutor | None) -> Iterator[tuple[Batch, dict]]:
-        ahead: deque[tuple[Future, dict]] = deque()
         steps = self._steps(pool)
+        ahead: deque[tuple[Future, dict]] = deque()
+
+        def submit() -> None:
+            window, chosen, state = next(steps)
+            ahead.append((_submit(pool, self._packer.batch, window, chosen), state))
+
         try:
+            for _ in range(_BATCHES_AHEAD * self.config.data.num_workers):
+                submit()
             while True:
                 started = time.perf_counter()
-                while len(ahead) < (1 if pool is None else _BATCHES_AHEAD * self.config.data.num_workers):
-                    window, chosen, state = next(steps)
-                    ahead.append((_submit(pool, self._packer.batch, window, chosen), state))
+                if pool is None:
+                    submit()
                 future, state = ahead.popleft()
                 batch = future.result()
+                if pool is not None:
+                    submit()
                 self.wait_seconds += time.perf_counter() - started
                 self.state = state
                 yield batch, state
