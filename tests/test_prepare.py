@@ -267,3 +267,23 @@ def test_blocks_are_spread_and_do_not_overlap(rows, wanted):
     covered = [i for _, start, stop, _ in jobs for i in range(start, stop)]
     assert len(covered) == len(set(covered)) and max(covered) < rows
     assert min(wanted, rows) - 64 < len(covered) <= max(wanted + 63, 1) and min(covered) == 0
+
+
+def test_with_the_real_codecs(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 255, (40, 30 + i, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        soundfile.write(tmp_path / f"{i}.wav", rng.uniform(-0.5, 0.5, 6000 + 500 * i), 8000)
+    rows = [
+        {"parts": [{"audio": f"{i}.wav"}, {"text": f"žluťoučký kůň {i}"}, {"image": f"{i}.png"}]} for i in range(12)
+    ]
+    rows += [{"parts": [{"image": "0.wav"}]}, {"parts": [{"audio": "0.png"}]}, {"parts": [{"text": 5}]}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_for(tmp_path / "data", tmp_path / "rows.jsonl", codec_minutes=0.005, max_broken_share=0.2)
+    for name, codec in {"text": "text_bpe", "image": "image_tokens", "speech": "speech_tokens"}.items():
+        config.model.modalities[name] = ModalityConfig(codec=codec, tower=name)
+    config.data.batch_tokens = 1024
+    figures = prepare(config)
+    assert figures["broken_rows"] == 3 and figures["image_codec_psnr"] > 0
+    batch, _ = next(iter(Loader(config)))
+    assert {p.modality for d in batch.documents for p in d.parts} == {"text", "image", "speech"}
