@@ -81,7 +81,7 @@ class Progress:
 
     def print(self, text: str) -> None:
         """Print a line of plain text above the bars."""
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, title: str, total: float | None = None) -> Iterator[Bar]:
@@ -149,7 +149,7 @@ class _LineBar(Bar):
         self._last_line = self.started
 
     def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _show(self) -> None:
         now = time.monotonic()

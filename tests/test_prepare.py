@@ -2,6 +2,10 @@
 
 import errno
 import json
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -137,6 +141,42 @@ def test_it_goes_on_to_the_same_bytes_wherever_it_was_stopped(prepared, manifest
     prepare(config)
     assert files(tmp_path) == files(prepared[0])
     assert all(p.stat().st_mtime_ns == before for p, before in written.items())
+
+
+KILLED_SCRIPT = """
+import sys
+if __name__ == "__main__":
+    sys.path.insert(0, {tests!r})
+    from fake_data import CODEC_NAMES
+    from plait.codecs import CODECS
+    CODECS.update(CODEC_NAMES)
+    from test_prepare import config_for
+    from plait.data.prepare import prepare
+    prepare(config_for({folder!r}, {manifest!r}, num_workers=2))
+"""
+
+
+@pytest.mark.recovery
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_killed_at_any_time_it_ends_with_the_same_bytes(prepared, manifest, tmp_path, how):
+    script, folder = tmp_path / "run.py", tmp_path / "data"
+    values = {"tests": str(Path(__file__).parent), "folder": str(folder), "manifest": str(manifest)}
+    script.write_text(KILLED_SCRIPT.format(**values))
+    rng, kills, finished = np.random.default_rng(0), 0, False
+    while kills < 10 or not finished:
+        run = subprocess.Popen([sys.executable, script], start_new_session=True, stderr=subprocess.PIPE)
+        try:
+            run.communicate(timeout=float(rng.uniform(0.5, 2.5)) if kills < 10 else None)
+        except subprocess.TimeoutExpired:
+            kills += 1
+            run.send_signal(how)
+            run.communicate()
+            continue
+        assert run.returncode == 0
+        assert files(folder) == files(prepared[0])
+        finished = kills >= 10
+        if not finished:
+            shutil.rmtree(folder)
 
 
 def run_two_shards(self, function, jobs, bar):
