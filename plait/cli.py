@@ -20,6 +20,8 @@ EXIT_CODES = """exit codes: 0 done, 1 failed, 2 a setting is wrong, 3 the data i
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
+    # waiting threads sleep instead of spinning: training shares the cores with the loader, and with other programs
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = _parser()
     chosen, rest = parser.parse_known_args(arguments)
     if not getattr(chosen, "command", None):

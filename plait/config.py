@@ -133,7 +133,13 @@ class ModelConfig:
         used = [t for m in self.modalities.values() for t in (m.tower, *m.tower_by_role.values())]
         if not self.towers:
             self.towers = {name: TowerConfig() for name in dict.fromkeys(used)}
+        for name, modality in self.modalities.items():
+            for tower in (modality.tower, *modality.tower_by_role.values()):
+                if tower not in self.towers:
+                    raise ConfigError(unknown(f"model.modalities.{name}.tower", tower, self.towers))
         for name, tower in self.towers.items():
+            require(name in used, "model.towers", name, "the tower of some modality (none uses it)")
+            require(name != "shared", "model.towers", name, "another name: that one is for what towers share")
             tower.width = self.width if tower.width is None else tower.width
             require(tower.width >= 1, f"model.towers.{name}.width", tower.width, "at least 1")
             if tower.ffn_width is None:
@@ -143,11 +149,6 @@ class ModelConfig:
                 require(tower.num_experts >= 1, f"{where}.num_experts", tower.num_experts, "at least 1")
                 require(1 <= tower.top_k <= tower.num_experts, f"{where}.top_k", tower.top_k,
                          f"between 1 and num_experts ({tower.num_experts})")  # fmt: skip
-            require(name in used, f"model.towers.{name}", name, "the tower of some modality (none uses it)")
-        for name, modality in self.modalities.items():
-            for tower in (modality.tower, *modality.tower_by_role.values()):
-                if tower not in self.towers:
-                    raise ConfigError(unknown(f"model.modalities.{name}.tower", tower, self.towers))
 
     def _check_modalities(self):
         for i, (name, m) in enumerate(self.modalities.items()):
@@ -408,6 +409,7 @@ class RunConfig:
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     schema_version: int = SCHEMA_VERSION
+    """Version of this file's form."""
 
     def __post_init__(self):
         self.out = self.out or f"runs/{self.name}"

@@ -89,10 +89,10 @@ class Trainer:
     """Trains the model of a config; goes on from the newest whole checkpoint of its run folder."""
 
     def __init__(self, config: RunConfig, progress: Progress | None = None):
+        self.device = pick_device(config.train.device)
         self.config = config = resolve_vocabulary(config)
         self.progress = progress or Progress()
         self.out = Path(config.out)
-        self.device = pick_device(config.train.device)
         self.model = MixtureOfTransformers(config.model, seed=config.seed).to(self.device)
         self.model.recompute_blocks = config.train.checkpoint_activations
         self.optimizer = make_optimizer(self.model, config.train)

@@ -1,0 +1,127 @@
+"""Configs: every shipped one builds, every wrong field is named in one sentence."""
+
+import pytest
+import torch
+import yaml
+from conftest import model_config
+
+from plait.config import ModalityConfig, ModelConfig, RunConfig, default_ffn_width
+from plait.config_file import from_dict, load, to_dict
+from plait.errors import ConfigError
+from plait.model.mot import MixtureOfTransformers
+from plait.shipped import FOLDERS, config_path, describe_settings
+
+SHIPPED = sorted(p for folder in FOLDERS for p in folder.glob("*.yaml"))
+VOCABULARY = 1000
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
+def test_every_shipped_config_builds(path):
+    config = load(path)
+    for modality in config.model.modalities.values():  # known once the data is prepared
+        if modality.objective == "next_token":
+            modality.vocab_size = modality.vocab_size or VOCABULARY
+        else:
+            modality.latent_channels = modality.latent_channels or 8
+    with torch.device("meta"):
+        model = MixtureOfTransformers(config.model)
+    assert model.num_parameters()["total"] > 0
+    head = path.read_text().split("name:")[0]
+    assert "command" in head and "hardware" in head
+
+
+def test_there_are_shipped_configs():
+    assert "quickstart" in [p.stem for p in SHIPPED]
+
+
+BASE = {"model": {"modalities": {"text": {"vocab_size": 10}, "image": {"vocab_size": 10}}}}
+
+
+def laid(**changes) -> dict:
+    values = yaml.safe_load(yaml.safe_dump(BASE))
+    for key, value in changes.items():
+        at = values
+        *parents, last = key.split("__")
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        at[last] = value
+    return values
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"trian": {}}, r"^trian: unknown name 'trian', allowed: .*; did you mean 'train'\?$"),
+        ({"train__learning_rat": 1}, r"^train\.learning_rat: .* did you mean 'learning_rate'\?$"),
+        ({"train__steps": "many"}, r"^train\.steps: 'many' is not allowed, it must be a whole number$"),
+        ({"train__steps": 0}, r"^train\.steps: 0 is not allowed, it must be at least 1$"),
+        ({"train__steps": True}, r"^train\.steps: True is not allowed"),
+        ({"train__schedule": "cosin"}, r"^train\.schedule: unknown name 'cosin', .* did you mean 'cosine'\?$"),
+        ({"model__num_kv_heads": 3}, r"^model\.num_kv_heads: 3 .* a divisor of num_heads \(8\)$"),
+        ({"model__untied": ["qvk"]}, r"^model\.untied: unknown name 'qvk', .* did you mean 'qkv'\?$"),
+        ({"model__untied": {"2-9": ["ffn"]}}, r"^model\.untied: '2-9' is not allowed, .* within 0-3$"),
+        ({"model__modalities__image__tower": "imag", "model__towers": {"text": {}, "image": {}}},
+         r"did you mean 'image'\?$"),
+        ({"model__towers": {"text": {}, "image": {}, "smell": {}}}, r"^model\.towers: 'smell' .* none uses it"),
+        ({"model__modalities__image__attention": "bidirectional"}, r"attention: 'bidirectional' .* would leak"),
+        ({"model__modalities": {}}, r"^model\.modalities: \{\} is not allowed"),
+        ({"model__towers": {"text": {}, "image": {"width": 64}}, "model__untied": ["qkv", "o", "norm"]},
+         r"towers of different width cannot share it"),
+        ({"data__tasks": {"text,imag": 1}}, r"^data\.tasks .* did you mean 'image'\?$"),
+        ({"schema_version": 7}, r"^schema_version: 7 is not allowed, it must be 1$"),
+        ({"model__towers": {"text": {"ffn": "moe", "top_k": 9}, "image": {}}}, r"top_k: 9 .* between 1 and num_exp"),
+    ],
+)  # fmt: skip
+def test_wrong_settings_are_named(changes, sentence):
+    with pytest.raises(ConfigError, match=sentence) as error:
+        from_dict(RunConfig, laid(**changes))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_section_is_named():
+    with pytest.raises(ConfigError, match=r"^model: this setting is missing"):
+        from_dict(RunConfig, {})
+
+
+def test_overrides(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(BASE))
+    config = load(path, ["train.learning_rate=1e-3", "model.modalities.image.loss_weight=2", "model.untied=[ffn]"])
+    assert config.train.learning_rate == 1e-3
+    assert config.model.modalities["image"].loss_weight == 2.0
+    assert config.model.untied_at(0) == {"ffn"}
+    with pytest.raises(ConfigError, match="form key"):
+        load(path, ["train"])
+    with pytest.raises(ConfigError, match="no file"):
+        load(tmp_path / "none.yaml")
+    path.write_text("a: [")
+    with pytest.raises(ConfigError, match="not a YAML file"):
+        load(path)
+
+
+def test_a_config_survives_being_written():
+    config = from_dict(RunConfig, laid(model__untied={"0-1": ["ffn"]}, train__betas=[0.8, 0.9]))
+    assert from_dict(RunConfig, yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
+
+
+def test_widths_and_layers():
+    assert [default_ffn_width(w) for w in (128, 256, 512, 4096)] == [384, 768, 1536, 11008]
+    config = model_config(untied={"0": ["qkv"]})
+    assert config.untied_at(0) == {"qkv"} and config.untied_at(1) == frozenset()
+    one = ModelConfig(modalities={"text": ModalityConfig(vocab_size=5)})
+    assert list(one.towers) == ["text"] and one.head_dim == 32
+
+
+def test_every_setting_is_described():
+    text = describe_settings()
+    assert "train.learning_rate = 0.001\n    Peak learning rate." in text
+    empty = [a for a, b in zip(text.splitlines(), text.splitlines()[1:]) if not a.startswith(" ") and not b.strip()]
+    assert empty == []
+
+
+def test_config_path(tmp_path):
+    assert config_path("quickstart").stem == "quickstart"
+    with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
+        config_path("quickstrat")
+    with pytest.raises(ConfigError, match="no file"):
+        config_path("none.yaml")
