@@ -62,7 +62,7 @@ def laid(**changes) -> dict:
         ({"model__untied": {"2-9": ["ffn"]}}, r"^model\.untied: '2-9' is not allowed, .* within 0-3$"),
         ({"model__modalities__image__tower": "imag", "model__towers": {"text": {}, "image": {}}},
          r"did you mean 'image'\?$"),
-        ({"model__towers": {"text": {}, "image": {}, "smell": {}}}, r"^model\.towers: 'smell' .* none uses it"),
+        ({"model__towers": {"text": {}, "image": {}, "smell": {}}}, r"^model\.towers: 'smell' .*none uses it"),
         ({"model__modalities__image__attention": "bidirectional"}, r"attention: 'bidirectional' .* would leak"),
         ({"model__modalities": {}}, r"^model\.modalities: \{\} is not allowed"),
         ({"model__towers": {"text": {}, "image": {"width": 64}}, "model__untied": ["qkv", "o", "norm"]},
