@@ -108,7 +108,7 @@ def test_from_a_manifest_to_batches(prepared, manifest):
     assert report["quality"]["speech"]["items"] > 0
     assert report["splits"]["train"]["modalities"]["image"]["tokens"] % 16 == 0
     assert set(report["seconds"]) == {
-        "read for codecs", "image codec", "encode", "read held-out documents", "codec quality"}  # fmt: skip
+        "read for codecs", "image codec", "encode", "codec quality"}  # fmt: skip
     assert not (folder / "work").exists()
     batch, _ = next(iter(Loader(config_for(folder, manifest))))
     assert batch.num_tokens <= 128
@@ -130,7 +130,7 @@ def test_it_goes_on_to_the_same_bytes_wherever_it_was_stopped(prepared, manifest
         elif stop_at == "shard 2":
             patch.setattr(Workers, "run", run_two_shards)
         elif stop_at == "quality":
-            patch.setattr(FakeImage, "quality", stopped)
+            patch.setattr(stages._Preparation, "_measure_quality", stopped)
         else:
             patch.setattr(stages._Preparation, "_index", stopped)
         with pytest.raises(KeyboardInterrupt):
@@ -303,8 +303,8 @@ def test_continuous_parts(tmp_path):
 
 @pytest.mark.parametrize(("rows", "wanted"), [(1, 1), (63, 5), (64, 64), (1000, 100), (1000, 5000)])
 def test_blocks_are_spread_and_do_not_overlap(rows, wanted):
-    jobs = spread_blocks("train", rows, wanted, [])
-    covered = [i for _, start, stop, _ in jobs for i in range(start, stop)]
+    jobs = spread_blocks("train", rows, wanted)
+    covered = [i for _, start, stop in jobs for i in range(start, stop)]
     assert len(covered) == len(set(covered)) and max(covered) < rows
     assert min(wanted, rows) - 64 < len(covered) <= max(wanted + 63, 1) and min(covered) == 0
 

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -29,6 +30,8 @@ from plait.progress import Bar
 
 ROWS_AT_ONCE = 64
 """Rows that are read and encoded together."""
+
+_GRACE_SECONDS = 2.0  # for what is under way when everything is stopped
 
 
 @dataclass
@@ -106,7 +109,7 @@ class Workers:
         return self
 
     def __exit__(self, *_) -> None:
-        self._stop.set()  # so that only the rows under way are waited for
+        self._stop.set()  # so that what is under way is not waited for long
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def run(self, function: Callable, jobs: Sequence[tuple], bar: Bar) -> list:
@@ -178,6 +181,18 @@ def encode_shard(split: str, number: int, start: int, stop: int, records: dict[s
     write_json(work_file(folder, split, number), note)
 
 
+def measure_quality(name: str, blocks: list[tuple[str, int, int]]) -> dict[str, float]:
+    """Job: return the figures of a codec's round trip on rows [start, stop) of splits."""
+    _worker.load_codecs()
+    codec = _worker.codecs[name]
+    source = _worker.source_for([codec.key])
+    rows = [row for block in blocks for row in source.read(*block) if isinstance(row, RawDocument)]
+    media = [item for row in rows for key, item in row.parts if key == codec.key]
+    figures = {k: float(v) for k, v in codec.quality(media).items()} if media else {}
+    _advance(1, name)
+    return figures
+
+
 def finished_shard(folder: Path, split: str, number: int) -> dict | None:
     """Return the note of a shard that is done, or None."""
     try:
@@ -233,6 +248,7 @@ def _start_worker(setup: Setup, queue: Any, stop: Any) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and tells us
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_when_stopped, args=(stop,), daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
     CODECS.update(setup.registry)
@@ -242,6 +258,12 @@ def _start_worker(setup: Setup, queue: Any, stop: Any) -> None:
 def _end_with_parent() -> None:
     multiprocessing.parent_process().join()
     os._exit(1)
+
+
+def _end_when_stopped(stop: Any) -> None:
+    stop.wait()
+    time.sleep(_GRACE_SECONDS)
+    os._exit(1)  # files are written whole or not at all, so nothing is lost
 
 
 def _advance(rows: int, text: str | None = None) -> None:

@@ -28,6 +28,7 @@ from plait.data.encode import (
     codec_folder,
     encode_shard,
     finished_shard,
+    measure_quality,
     open_source,
     read_media,
 )
@@ -127,6 +128,8 @@ class _Preparation:
             for name in _OURS:
                 path = self.folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for leftover in self.folder.glob("shards/.*.tmp"):  # of a process that was killed
+            leftover.unlink()
         now = self._settings()
         path = self.folder / SETTINGS_NAME
         before = _read_json(path)
@@ -191,8 +194,9 @@ class _Preparation:
         """Return raw training media by key, from blocks of rows spread evenly over the split."""
         if not keys:
             return {}
-        jobs = spread_blocks("train", self.rows["train"], self.options.codec_documents, keys)
-        with self._stage("read for codecs", jobs) as bar:
+        blocks = spread_blocks("train", self.rows["train"], self.options.codec_documents)
+        jobs = [(*block, keys) for block in blocks]
+        with self._stage("read for codecs", total=sum(stop - start for _, start, stop in blocks)) as bar:
             results = self.workers.run(read_media, jobs, bar)
         broken = [row for _, rows in results for row in rows]
         media = {key: [item for found, _ in results for item in found[key]] for key in keys}
@@ -261,20 +265,11 @@ class _Preparation:
     def _measure_quality(self) -> dict[str, dict[str, float]]:
         """Return each codec's figures on held-out documents, evenly from all splits but train."""
         splits = [name for name, rows in self.rows.items() if name != "train" and rows]
-        keys = [codec.key for codec in self.codecs.values()]
         share = -(-QUALITY_DOCUMENTS // max(len(splits), 1))
-        jobs = [job for split in splits for job in spread_blocks(split, self.rows[split], share, keys)]
-        if not jobs:
-            return {}
-        with self._stage("read held-out documents", jobs) as bar:
-            results = self.workers.run(read_media, jobs, bar)
-        quality = {}
-        with self._stage("codec quality", total=len(self.codecs)) as bar:
-            for name, codec in self.codecs.items():
-                media = [item for found, _ in results for item in found[codec.key]]
-                quality[name] = {k: float(v) for k, v in codec.quality(media).items()} if media else {}
-                bar.advance(1, name)
-        return quality
+        blocks = [block for split in splits for block in spread_blocks(split, self.rows[split], share)]
+        jobs = [(name, blocks) for name in self.codecs] if blocks else []
+        with self._stage("codec quality", total=len(jobs)) as bar:
+            return dict(zip(self.codecs, self.workers.run(measure_quality, jobs, bar), strict=False))
 
     def _report(self, notes: dict[tuple[str, int], dict], quality: dict) -> dict:
         splits = {}
@@ -316,9 +311,8 @@ class _Preparation:
         return {"schema_version": SHARD_SCHEMA_VERSION, "modalities": self.records, "splits": splits}
 
     @contextmanager
-    def _stage(self, title: str, jobs: list[tuple] | None = None, total: float | None = None):
-        """Open a stage of the progress and note how long it takes in all; ``jobs`` are (split, start, stop, ...)."""
-        total = sum(stop - start for _, start, stop, _ in jobs) if jobs else total
+    def _stage(self, title: str, total: float):
+        """Open a stage of the progress and note how long it takes in all."""
         path = self.folder / "work" / "seconds.json"
         self.seconds = _read_json(path) or {}
         started = time.monotonic()
@@ -330,12 +324,12 @@ class _Preparation:
             write_json(path, self.seconds)
 
 
-def spread_blocks(split: str, rows: int, wanted: int, keys: list[str]) -> list[tuple[str, int, int, list[str]]]:
-    """Return jobs that read about ``wanted`` rows in whole blocks, spread evenly over a split."""
+def spread_blocks(split: str, rows: int, wanted: int) -> list[tuple[str, int, int]]:
+    """Return (split, start, stop) of whole blocks with about ``wanted`` rows in all, spread evenly over a split."""
     blocks = -(-rows // ROWS_AT_ONCE)
     chosen = min(-(-wanted // ROWS_AT_ONCE), blocks)
     starts = [ROWS_AT_ONCE * (k * blocks // chosen) for k in range(chosen)]
-    return [(split, start, min(start + ROWS_AT_ONCE, rows), keys) for start in starts]
+    return [(split, start, min(start + ROWS_AT_ONCE, rows)) for start in starts]
 
 
 def _check(config: RunConfig) -> None:
