@@ -119,6 +119,16 @@ def test_the_number_of_workers_changes_nothing(prepared, manifest, tmp_path):
     assert files(tmp_path) == files(prepared[0])
 
 
+def test_the_size_of_shards_changes_no_document(prepared, manifest, tmp_path):
+    prepare(config_for(tmp_path, manifest, shard_documents=65))  # one row is left after the first block
+    for split in ("train", "validation"):
+        sources = [ShardSource(folder, split) for folder in (prepared[0], tmp_path)]
+        assert len(sources[0]) == len(sources[1])
+        for i in range(len(sources[0])):
+            a, b = (source.document(i) for source in sources)
+            assert a.meta == b.meta and all(np.array_equal(x.ids, y.ids) for x, y in zip(a.parts, b.parts, strict=True))
+
+
 @pytest.mark.parametrize("stop_at", ["fit", "save", "shard 2", "quality", "index"])
 def test_it_goes_on_to_the_same_bytes_wherever_it_was_stopped(prepared, manifest, tmp_path, monkeypatch, stop_at):
     config = config_for(tmp_path, manifest)
