@@ -51,7 +51,9 @@ class Sample:
             "stopped": self.result.stopped,
             "seed": request.seed,
             "number": request.number,
-            "sampling": {m: asdict(s) for m, s in request.sampling.items()},
+            "sampling": {
+                m: asdict(s) for m, s in request.sampling.items() if m in {p.modality for p in self.result.parts}
+            },
         }
         if truth:
             record["truth"] = [self._save_part(folder, f"{name}-truth{i}", p) for i, p in enumerate(truth)]

@@ -19,6 +19,7 @@ from plait.data.sources import open_sources, validation_splits
 from plait.errors import DataError
 from plait.evaluate.suite import Suite
 from plait.files import atomic_folder, read_json, write_json, write_text
+from plait.model.pretrained import read_tensors
 from plait.pipeline import MediaPart, Pipeline, Sample, documents_as_media, load_run, save_media
 from plait.progress import Progress
 from plait.report import write_report
@@ -214,6 +215,7 @@ def _training_figures(config: RunConfig) -> dict[str, Any]:
     figures |= {f"train_{k}": v for k, v in steps[-1].items() if k.startswith("loss/")}
     found = checkpoint.latest(Path(config.out) / "checkpoints")
     if found:
+        figures["parameters"] = sum(t.numel() for t in read_tensors(found / "model.safetensors", "checkpoint").values())
         counts = checkpoint.read_state(found)["run"]["loader"]["counts"]
         figures["packing_efficiency"] = counts["tokens"] / (counts["batches"] * config.data.batch_tokens)
         figures |= {f"documents_{k}": counts[k] for k in ("split", "truncated", "skipped")}
