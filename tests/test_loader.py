@@ -141,7 +141,7 @@ def test_tasks_choose_order_roles_and_dropped_conditions(folder):
         assert [p.modality for p in d.parts] == d.task.split(">")
         assert [p.role for p in d.parts] == ["understanding"] * (len(d.parts) - 1) + ["generation"]
     drawn = {(d.epoch, d.index): d.task for d in documents}
-    assert 50 < sum(drawn[0, i] != drawn[1, i] for i in range(200)) < 190  # drawn anew in every epoch
+    assert 110 < sum(drawn[0, i] != drawn[1, i] for i in range(200)) < 190  # drawn anew in every epoch
     again = run_config(folder, tasks=TASKS, drop_condition=0.25, batch_tokens=2048)
     for batch, _ in take(Loader(again), 20):  # another packing, the same draws
         assert all(drawn[d.epoch, d.index] == d.task for d in batch.documents)
