@@ -64,6 +64,11 @@ def test_flex_attention_takes_the_block_mask(rng):
     batch = pack(random_documents(rng, 6, mel=True), model_config(mel=True))
     found, n = segments(batch.spans), batch.num_tokens
     q, k, v = (torch.randn(1, 2, n, 16) for _ in range(3))
-    out = flex_attention(q, k, v, block_mask=block_mask(found, n, torch.device("cpu"), 16))
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense_mask(found, n))
+    out = flex_attention(q, k, v, block_mask=block_mask(found, n, torch.device("cpu"), 16))
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    longer = n + 37  # padded, as on a GPU
+    q, k, v = (torch.nn.functional.pad(x, (0, 0, 0, 37)) for x in (q, k, v))
+    out = flex_attention(q, k, v, block_mask=block_mask(found, longer, torch.device("cpu"), 16))
+    torch.testing.assert_close(out[:, :, :n], expected, rtol=1e-4, atol=1e-5)
+    assert out.isfinite().all()

@@ -16,6 +16,9 @@ from torch import Tensor
 
 from plait.model.mask import Segment, block_mask, document_starts
 
+FLEX_STEP = 1024
+"""FlexAttention runs on sequences padded to a multiple of this, so that it compiles for a few lengths only."""
+
 
 @dataclass
 class AttentionPlan:
@@ -28,7 +31,9 @@ class AttentionPlan:
 
     @classmethod
     def of(cls, segments: list[Segment], num_tokens: int, device: torch.device) -> "AttentionPlan":
-        flex = block_mask(segments, num_tokens, device) if device.type == "cuda" else None
+        flex = None
+        if device.type == "cuda":
+            flex = block_mask(segments, -(-num_tokens // FLEX_STEP) * FLEX_STEP, device)
         starts = [*document_starts(segments).items(), (-1, num_tokens)]
         lengths = [(d, after - start) for (d, start), (_, after) in itertools.pairwise(starts)]
         return cls(segments, lengths, flex)
@@ -106,6 +111,8 @@ def _compiled_flex():
 
 
 def _flex(query: Tensor, key: Tensor, value: Tensor, mask: Any) -> Tensor:
-    q, k, v = (x.transpose(0, 1).unsqueeze(0) for x in (query, key, value))
+    n = query.shape[0]
+    missing = mask.seq_lengths[0] - n
+    q, k, v = (F.pad(x, (0, 0, 0, 0, 0, missing)).transpose(0, 1).unsqueeze(0) for x in (query, key, value))
     out = _compiled_flex()(q, k, v, block_mask=mask, enable_gqa=query.shape[1] != key.shape[1])
-    return out.squeeze(0).transpose(0, 1)
+    return out.squeeze(0).transpose(0, 1)[:n]

@@ -95,8 +95,8 @@ def dense_mask(found: Sequence[Segment], num_tokens: int) -> Tensor:
 def block_mask(found: Sequence[Segment], num_tokens: int, device: torch.device, block_size: int = 128):
     """Return FlexAttention's block mask, built from the ranges without ever forming [T, T].
 
-    A block of keys is full for a block of queries where every query sees all of it, partial where some query sees
-    some of it.
+    ``num_tokens`` may be more than the segments hold: tokens beyond them see nothing and are seen by nobody. A block
+    of keys is full for a block of queries where every query sees all of it, partial where some query sees some of it.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -113,7 +113,7 @@ def block_mask(found: Sequence[Segment], num_tokens: int, device: torch.device, 
     queries = np.bincount(query_block, minlength=num_blocks)
     full = np.cumsum(covered, axis=1)[:, :-1] == queries[:, None]
     partial = (np.cumsum(touched, axis=1)[:, :-1] > 0) & ~full
-    low, high = torch.from_numpy(ranges).to(device).unbind(-1)
+    low, high = torch.from_numpy(ranges).to(device, non_blocking=True).unbind(-1)
 
     def mask_mod(batch, head, query, key):
         seen = (key >= low[query, 0]) & (key < high[query, 0])
@@ -138,4 +138,4 @@ def _listed(blocks: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the number of true entries in each row and their columns first, [1, 1, Q] and [1, 1, Q, K]."""
     order = np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
     count = blocks.sum(axis=1).astype(np.int32)
-    return torch.from_numpy(count)[None, None].to(device), torch.from_numpy(order)[None, None].to(device)
+    return tuple(torch.from_numpy(a)[None, None].to(device, non_blocking=True) for a in (count, order))

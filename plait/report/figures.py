@@ -108,7 +108,7 @@ def _choice(value: float, chance: float, shuffled: float | None) -> dict:
     if shuffled is None:
         return _figure(label, percent(value), *notes)
     notes.append(f"with the pictures shuffled {percent(shuffled)}")
-    return _figure(label, percent(value), *notes, goal="≥ 5 × shuffled", met=value >= 5 * shuffled)
+    return _figure(label, percent(value), *notes, goal="≥ 5 × shuffled", met=value > 0 and value >= 5 * shuffled)
 
 
 def _perplexities(numbers: dict, modalities: list[str]) -> list[dict]:
