@@ -5,12 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.codecs import CODECS, codec_class, load_codec
 from plait.codecs.base import Encoded
 from plait.codecs.image_tokens import ImageTokenCodec
+from plait.codecs.mel import LogMel, mel_filters
+from plait.codecs.speech_tokens import SpeechTokenCodec
 from plait.codecs.text import BytePairCodec, PretrainedTokenizerCodec
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.randomness import generator
@@ -207,6 +210,118 @@ def test_image_files(image_codec, tmp_path):
     assert "data:image/png;base64," in shown and "pixelated" in shown
 
 
+# trained speech tokens
+
+
+def tone(samples: int, frequency: float = 440.0) -> np.ndarray:
+    return (0.3 * np.sin(np.arange(samples) * frequency * 2 * np.pi / 16000)).astype(np.float32)
+
+
+def chirps(count: int, seed: int = 0) -> list[np.ndarray]:
+    """Make recordings of one to four tones after each other."""
+    made = []
+    for i in range(count):
+        rng = generator(seed, "test sound", item=i)
+        made.append(np.concatenate([tone(rng.integers(1500, 4000), rng.uniform(150, 3000)) for _ in range(4)]))
+    return made
+
+
+TINY_SPEECH = {"channels": 32, "levels": [4, 4, 4], "steps": 80, "learning_rate": 1e-2, "crop": 12, "batch_size": 8}
+
+
+@pytest.fixture(scope="module")
+def speech_codec(tmp_path_factory) -> SpeechTokenCodec:
+    codec = SpeechTokenCodec.from_options(TINY_SPEECH)
+    codec.fit(chirps(24), minutes=1, seed=0, folder=tmp_path_factory.mktemp("fit"), progress=quiet)
+    return codec
+
+
+def test_speech_tokens_are_25_a_second_and_learned(speech_codec):
+    held_out = chirps(6, seed=1)
+    encoded = speech_codec.encode(held_out)
+    assert [len(e.ids) for e in encoded] == [-(-len(clip) // 640) for clip in held_out]
+    assert all(e.ids.dtype == np.int32 and e.ids.min() >= 0 and e.ids.max() < 64 for e in encoded)
+    decoded = speech_codec.decode(encoded)
+    assert [len(wave) for wave in decoded] == [640 * len(e.ids) for e in encoded]
+    assert all(wave.dtype == np.float32 and np.abs(wave).max() <= 1 for wave in decoded)
+    untrained = SpeechTokenCodec.from_options(TINY_SPEECH)
+    untrained.model.mean.copy_(speech_codec.model.mean)
+    untrained.model.scale.copy_(speech_codec.model.scale)
+    quality = speech_codec.quality(held_out)
+    assert quality["mel_l1"] < 0.8 * untrained.quality(held_out)["mel_l1"]
+    assert quality["tokens_per_item"] == pytest.approx(np.mean([len(e.ids) for e in encoded]))
+
+
+def test_speech_one_by_one_equals_together(speech_codec):
+    clips = chirps(9, seed=2)
+    together = speech_codec.encode(clips)
+    assert all(np.array_equal(speech_codec.encode([c])[0].ids, e.ids) for c, e in zip(clips, together))
+
+
+@pytest.mark.parametrize("samples", [1, 639, 640, 641, 100_000])
+def test_speech_of_any_length(speech_codec, samples):
+    encoded = speech_codec.encode([tone(samples)])
+    assert len(speech_codec.decode(encoded)[0]) == 640 * len(encoded[0].ids) >= samples
+
+
+def test_speech_any_ids_decode(speech_codec):
+    ids = generator(0, "test ids").integers(64, size=21).astype(np.int32)
+    waves = speech_codec.decode([Encoded(ids=ids), Encoded(ids=ids[:0])])
+    assert [len(w) for w in waves] == [21 * 640, 0] and np.isfinite(waves[0]).all()
+
+
+def test_empty_speech_is_refused(speech_codec):
+    with pytest.raises(DataError, match="empty"):
+        speech_codec.encode([tone(700), np.zeros(0, np.float32)])
+
+
+def test_speech_is_saved_and_read_back(speech_codec, tmp_path):
+    speech_codec.save_pretrained(tmp_path)
+    again = load_codec(tmp_path)
+    clips = chirps(3, seed=3)
+    assert all(np.array_equal(a.ids, b.ids) for a, b in zip(again.encode(clips), speech_codec.encode(clips)))
+    encoded = again.encode(clips)
+    assert all(np.array_equal(a, b) for a, b in zip(again.decode(encoded), speech_codec.decode(encoded)))
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "ogg"])
+def test_speech_files(speech_codec, tmp_path, kind):
+    import soundfile
+
+    stereo = np.stack([tone(44_100, 330 * 16000 / 44100), np.zeros(44_100)], axis=1)
+    soundfile.write(tmp_path / f"a.{kind}", stereo, 44_100)
+    read = speech_codec.read(f"a.{kind}", tmp_path)
+    assert read.dtype == np.float32 and abs(len(read) - 16_000) < 20
+    assert 0.1 < np.abs(read[2000:-2000]).max() < 0.2  # the mean of a tone of 0.3 and silence
+    peak = np.abs(np.fft.rfft(read)).argmax() * 16_000 / len(read)
+    assert abs(peak - 330) < 3
+
+
+def test_speech_files_that_are_none(speech_codec, tmp_path):
+    import soundfile
+
+    speech_codec.write(tone(3000), tmp_path / "good.wav")
+    assert np.allclose(speech_codec.read("good.wav", tmp_path), tone(3000), atol=1e-3)
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
+    (tmp_path / "text.wav").write_text("no sound")
+    (tmp_path / "cut.flac").write_bytes(b"fLaC")
+    for name, message in [("empty.wav", "empty"), ("text.wav", "not a readable"), ("cut.flac", "not a readable"),
+                          ("no.wav", "there is no file"), (None, "must be the path")]:  # fmt: skip
+        with pytest.raises(DataError, match=message):
+            speech_codec.read(name, tmp_path)
+    assert "data:audio/wav;base64," in speech_codec.to_html(tone(300))
+
+
+def test_griffin_lim_keeps_the_spectrum():
+    mel = LogMel()
+    clip = torch.from_numpy(chirps(1)[0][: 640 * 10])[None]
+    original = mel(clip)
+    rebuilt = mel(mel.waveform(original))
+    loud = original > original.max() - 3
+    assert (original - rebuilt)[loud].abs().mean() < 0.3
+    assert mel_filters().sum(1).allclose(torch.ones(80))
+
+
 # fitting
 
 
@@ -251,7 +366,7 @@ def test_fitting_keeps_to_its_time(tmp_path):
 
 
 def test_fitting_on_nothing():
-    for codec in (ImageTokenCodec.from_options(TINY_IMAGE), BytePairCodec.from_options({})):
+    for codec in [cls.from_options({}) for cls in (ImageTokenCodec, BytePairCodec, SpeechTokenCodec)]:
         with pytest.raises(DataError, match=r"there (are|is) no"):
             codec.fit([], minutes=1, seed=0, folder=Path("unused"), progress=quiet)
 
@@ -259,7 +374,7 @@ def test_fitting_on_nothing():
 # saved folders
 
 
-@pytest.mark.parametrize("codec", ["text_codec", "image_codec"])
+@pytest.mark.parametrize("codec", ["text_codec", "image_codec", "speech_codec"])
 def test_wrong_folders_are_one_sentence(codec, request, tmp_path):
     codec = request.getfixturevalue(codec)
     cls = type(codec)

@@ -66,7 +66,7 @@ def _fit(picture, size: int) -> np.ndarray:
     image_module, operations = _pillow()
     if picture.size != (size, size):
         picture = operations.fit(picture, (size, size), image_module.Resampling.LANCZOS)
-    return np.asarray(picture)
+    return np.array(picture)
 
 
 def write_picture(picture: np.ndarray, path: Path) -> None:
@@ -88,7 +88,9 @@ def picture_html(picture: np.ndarray) -> str:
 
 def to_unit(pictures: np.ndarray | Tensor) -> Tensor:
     """Turn uint8 [B, H, W, 3] into float32 [B, 3, H, W] from -1 to 1."""
-    return torch.as_tensor(pictures).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    if isinstance(pictures, np.ndarray):
+        pictures = torch.from_numpy(np.require(pictures, requirements="W"))
+    return pictures.permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
 def from_unit(pictures_BCHW: Tensor) -> np.ndarray:

@@ -75,7 +75,7 @@ def rasterize(elements: str, *, size: int, background: str | None = None) -> np.
     svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1">{elements}</svg>'
     options = {"background": background} if background else {}
     png = resvg.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True, **options)
-    return np.asarray(image.open(BytesIO(bytes(png))).convert("RGB" if background else "RGBA"))
+    return np.array(image.open(BytesIO(bytes(png))).convert("RGB" if background else "RGBA"))
 
 
 def placed(concept: Concept, *, center: tuple[float, float], extent: float) -> str:

@@ -267,3 +267,10 @@ def with_article(name: str, group: str = "") -> str:
     if group == "zodiac" or _PROPER.match(name) or plural or head[-1] in _STUFF_WORDS:
         return name
     return f"{'an' if _AN.match(name) else 'a'} {name}"
+
+
+def sentence_slots(names: Sequence[str]) -> list[list[str]]:
+    """Return the choices that make up the captions of single drawings of these names, slot by slot."""
+    groups = {c.name: c.group for c in all_concepts()}
+    grounds = [f"{with_article(ground)} background" for ground in BACKGROUNDS]
+    return [[with_article(name, groups[name]) for name in names], ["on"], grounds]

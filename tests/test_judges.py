@@ -1,0 +1,127 @@
+"""The judges: they know good from bad, and say so the same way every time."""
+
+import numpy as np
+import pytest
+import torch
+
+from plait.data import scenes
+from plait.data.drawings import split_concepts
+from plait.errors import DataError, ResourceError
+from plait.evaluate.image import FeatureJudge, frechet_distance, psnr
+from plait.evaluate.speech import Recogniser, recognise, recognised_share
+from plait.randomness import generator
+
+
+@pytest.fixture(scope="module")
+def judge() -> FeatureJudge:
+    return FeatureJudge()
+
+
+@pytest.fixture(scope="module")
+def spoken() -> tuple[list[np.ndarray], list[str]]:
+    shown = [scenes.draw_scene(0, "seen", i) for i in range(24)]
+    return scenes.speak_scenes(shown), [s.caption for s in shown]
+
+
+# pictures
+
+
+def test_psnr_by_hand():
+    black, grey = np.zeros((2, 4, 4, 3), np.uint8), np.full((2, 4, 4, 3), 51, np.uint8)
+    assert psnr(black, grey) == pytest.approx(20 * np.log10(255 / 51))
+    assert psnr(black, black) == 100
+
+
+def test_nearest_reference_is_the_right_concept(judge):
+    chosen = split_concepts(0)["train"][::80]
+    references = [scenes.reference(c.code, 32) for c in chosen]
+    assert judge.nearest(references, references).tolist() == list(range(len(chosen)))
+    assert judge.accuracy(references[::-1], references, list(range(len(chosen)))[::-1]) == 1.0
+    noisy = [noised(picture, 25) for picture in references]
+    garbage = [noised(picture, 400) for picture in references]
+    truth = list(range(len(chosen)))
+    assert judge.accuracy(noisy, references, truth) > 0.6 > judge.accuracy(garbage, references, truth)
+
+
+def noised(picture: np.ndarray, deviation: float) -> np.ndarray:
+    noise = generator(0, "test noise").normal(0, deviation, picture.shape)
+    return np.clip(picture + noise, 0, 255).astype(np.uint8)
+
+
+def test_frechet_distance_orders_sets(judge):
+    drawn = [scenes.draw(scenes.draw_scene(0, "seen", i), 32) for i in range(96)]
+    one, other = drawn[:48], drawn[48:]
+    halves = judge.frechet(one, other)
+    assert judge.frechet(one, one) < 1e-6 * halves
+    assert (
+        halves < judge.frechet(one, [noised(p, 60) for p in other]) < judge.frechet(one, [noised(p, 400) for p in one])
+    )
+
+
+def test_frechet_distance_of_known_gaussians():
+    rng = generator(0, "test gaussians")
+    basis = np.linalg.qr(rng.standard_normal((6, 6)))[0]
+    a = torch.from_numpy(rng.standard_normal((40_000, 6)))
+    b = torch.from_numpy(2 * rng.standard_normal((40_000, 6)) @ basis + 3)
+    # equal directions: |3|^2 per axis, and (2 - 1)^2 per axis
+    assert frechet_distance(a, b) == pytest.approx(6 * 9 + 6 * 1, rel=0.02)
+    assert frechet_distance(a[:3], a[:3]) == pytest.approx(0, abs=1e-9)
+    with pytest.raises(DataError, match="at least 2"):
+        frechet_distance(a[:1], b)
+
+
+def test_no_pictures(judge):
+    with pytest.raises(DataError, match="no pictures"):
+        judge.features([])
+
+
+# speech
+
+
+def test_captions_are_recognised_and_noise_is_not(spoken):
+    clips, captions = spoken
+    result = recognised_share(clips, captions)
+    assert result.share >= 0.85 and result.trials + result.left_out == len(clips) and result.trials >= 18
+    noise = [generator(0, "test noise", item=i).normal(0, 0.1, 24_000).astype(np.float32) for i in range(6)]
+    assert recognised_share(noise, captions[:6]).share <= 0.34
+    swapped = recognised_share(clips, captions[1:] + captions[:1])
+    assert swapped.share <= 0.05
+
+
+def test_recognising_is_deterministic_and_returns_the_captions(spoken):
+    clips, captions = spoken
+    heard = recognise(clips[:8], captions[:8])
+    assert heard == recognise(clips[:8], captions[:8])
+    assert set(heard) <= {*captions[:8], ""}
+    assert np.mean([a == b for a, b in zip(heard, captions)]) > 0.7
+
+
+def test_unknown_words_are_left_out_and_counted():
+    judge = Recogniser([["a red apple", "a xqzvian apple", "a T-shirt", "a high-voltage sign"]])
+    assert judge.left_out == ["a xqzvian apple"]
+    assert judge.spoken("a high-voltage sign") == "a high voltage sign" and judge.spoken("A T-shirt!") == "a t-shirt"
+    with pytest.raises(DataError, match="none of 1 choices"):
+        Recogniser([["xqzvian"]])
+    silent = np.zeros(16_000, np.float32)
+    result = recognised_share([silent, silent], ["a xqzvian apple", "a red apple"])
+    assert (result.trials, result.left_out, result.hits) == (1, 1, [None, False])
+
+
+def test_sentences_of_slots(spoken):
+    clips, captions = spoken
+    shown = [scenes.draw_scene(0, "seen", i) for i in range(24)]
+    single = [i for i, s in enumerate(shown) if len(s.concepts) == 1]
+    names = list(dict.fromkeys(shown[i].concepts[0].name for i in single))
+    slots = scenes.sentence_slots(names)
+    result = recognised_share([clips[i] for i in single], [captions[i] for i in single], slots=slots)
+    assert result.share > 0.7
+
+
+@pytest.mark.parametrize(
+    ("module", "make"),
+    [("pocketsphinx", lambda: Recogniser([["a fox"]])), ("efficientnet_lite_pytorch", FeatureJudge)],
+)
+def test_a_missing_judge_says_what_to_install(monkeypatch, module, make):
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(ResourceError, match=rf"{module}.*pip install 'plait\[judges\]'"):
+        make()
