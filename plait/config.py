@@ -385,10 +385,12 @@ class EvaluateConfig:
     """Items to caption in each validation split."""
     choices: int = 150
     """Items whose caption is also chosen among 400 names."""
-    pictures: int = 64
-    """Pictures to generate."""
-    clips: int = 64
-    """Clips to generate."""
+    pictures: int = 200
+    """Pictures to generate from captions for the picture judge; 0 leaves it out."""
+    clips: int = 100
+    """Clips to generate from captions for the speech judge; 0 leaves it out."""
+    judged: int = 400
+    """Held-out documents on which the judges compare the codecs' round trip with the originals; 0 leaves it out."""
 
 
 @dataclass

@@ -14,13 +14,14 @@ from plait.config import RunConfig
 from plait.config_file import to_dict
 from plait.data.prepare import prepare, raw_source
 from plait.data.raw import RawDocument
-from plait.data.shards import ShardSource
+from plait.data.shards import ShardSource, read_index
 from plait.data.sources import open_sources, validation_splits
 from plait.errors import DataError
+from plait.evaluate.judges import available, judge_codecs
 from plait.evaluate.suite import Suite
 from plait.files import atomic_folder, read_json, write_json, write_text
 from plait.model.pretrained import read_tensors
-from plait.pipeline import MediaPart, Pipeline, Sample, documents_as_media, load_run, save_media
+from plait.pipeline import MediaPart, Pipeline, Sample, documents_as_media, load_codecs, load_run, save_media
 from plait.progress import Progress
 from plait.report import write_report
 from plait.train import checkpoint
@@ -54,7 +55,24 @@ def prepare_step(config: RunConfig, progress: Progress, *, restart: bool = False
     """Raw media to codecs and shards (plait prepare)."""
     start_run(config)
     with timed(config, "prepare"):
-        return prepare(config, progress=progress, restart=restart)
+        figures = prepare(config, progress=progress, restart=restart)
+    with timed(config, "judge"):
+        return figures | judge_step(config, progress)
+
+
+def judge_step(config: RunConfig, progress: Progress) -> dict[str, float]:
+    """Let the judges compare the codecs' round trip with the originals, once; kept beside the prepared data."""
+    path = Path(config.data.path) / "judges.json"
+    splits, count = validation_splits(config), config.evaluate.judged
+    codecs = load_codecs(config)
+    key = {"codecs": [c["fingerprint"] for c in read_index(config.data.path)["modalities"].values()], "count": count}
+    if path.exists() and read_json(path, "judges").get("key") == key:
+        return read_json(path, "judges")["figures"]
+    rows = raw_source(config).read(splits[0], 0, count) if splits and count else []
+    documents = [r for r in rows if isinstance(r, RawDocument) and "caption" in r.meta]
+    figures = judge_codecs(codecs, documents, progress) if documents and available(progress) else {}
+    write_json(path, {"key": key, "figures": figures})
+    return figures
 
 
 def train_step(config: RunConfig, progress: Progress) -> None:
@@ -184,6 +202,8 @@ def summarise(config: RunConfig) -> dict[str, Any]:
     data = Path(config.data.path)
     if (data / "report.json").exists():
         figures |= _flat(read_json(data / "report.json", "prepare").get("figures", {}))
+    if (data / "judges.json").exists():
+        figures |= read_json(data / "judges.json", "judges")["figures"]
     if (out / "metrics.jsonl").exists():
         figures |= _training_figures(config)
     if (out / "evaluation.json").exists():

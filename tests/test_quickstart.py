@@ -19,7 +19,8 @@ TINY = ["--prepare.documents", "192", "--prepare.validation_documents", "64", "-
         "--model.num_layers", "2", "--model.ffn_width", "64", "--model.num_heads", "2", "--data.batch_tokens", "1024",
         "--train.minutes", "0", "--train.steps", "12", "--train.log_every", "2", "--train.validate_every", "6",
         "--train.checkpoint_every", "4", "--evaluate.captions", "8", "--evaluate.choices", "2",
-        "--train.device", "cpu", "--evaluate.batches", "1"]  # fmt: skip
+        "--train.device", "cpu", "--evaluate.batches", "1", "--evaluate.judged", "16",
+        "--evaluate.pictures", "4", "--evaluate.clips", "4"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,7 @@ def test_summary(run):
     summary = json.loads((run / "summary.json").read_text())
     for name in ("seconds_total", "peak_memory_gb", "val_loss/text", "val_loss/image", "val_loss/speech",
                  "caption_object_accuracy", "caption_object_chance", "image_codec_psnr", "packing_efficiency",
+                 "speech_codec_recognised",
                  "tokens_per_second", "steps", "parameters"):  # fmt: skip
         assert isinstance(summary[name], int | float), name
     assert summary["steps"] == 12 and summary["packing_efficiency"] > 0.9

@@ -12,6 +12,7 @@ from plait.config import RunConfig, SamplingConfig
 from plait.data.loader import validation_batches
 from plait.data.shards import ShardSource
 from plait.data.sources import open_sources, validation_splits
+from plait.evaluate.judges import available, judge_pictures, judge_speech
 from plait.evaluate.losses import mean_losses, perplexity
 from plait.evaluate.text import caption_scores, continuation_scores, forced_choice, interval
 from plait.generate import Request, Result, generate
@@ -41,6 +42,8 @@ class Suite:
             source = open_sources(self.config, split)[0]
             if len(source) and "caption" in source.meta(0):
                 figures |= self.captions(split, source)
+                if split == validation_splits(self.config)[0] and available(self.progress):
+                    figures |= self.generated(source)
         return figures
 
     def losses(self) -> dict[str, float]:
@@ -96,9 +99,10 @@ class Suite:
         common = [n for n in held if all(any(p.modality == n for p in d.parts) for d in documents)]
         return [n for n in layout.names if n in common and n != layout.host and records[n].objective == "next_token"]
 
-    def complete(self, given: list[Part], output: str, title: str) -> list:
-        """Greedily generate ``output`` after each given part, and decode it (an empty text where nothing came)."""
-        requests = [Request([p], output, {output: GREEDY}, self.config.generate.max_tokens, number=i)
+    def complete(self, given: list[Part], output: str, title: str, sampling: dict | None = None) -> list:
+        """Generate ``output`` (greedily, if no sampling is given) after each part, and decode it ("" if none came)."""
+        sampling = {output: GREEDY} if sampling is None else sampling
+        requests = [Request([p], output, sampling, self.config.generate.max_tokens, number=i)
                     for i, p in enumerate(given)]  # fmt: skip
         grids = {n: tuple(c.default_grid) for n, c in self.codecs.items() if c.default_grid}
         with self.progress.stage(title, total=len(requests)) as bar:
@@ -109,6 +113,22 @@ class Suite:
             results = generate(self.model, requests, grids=grids, max_rows=max(self.config.generate.batch_size, 64),
                                max_length=1024, on_result=count)  # fmt: skip
         return [self.codecs[output].decode(r.parts)[0] if r.parts else "" for r in results]
+
+    def generated(self, source: ShardSource) -> dict[str, float]:
+        """Let the judges name pictures, and recognise speech, that were generated from captions."""
+        figures, host = {}, self.model.config.layout.host
+        wanted = {"image": (self.config.evaluate.pictures, judge_pictures, "generated_object_accuracy"),
+                  "audio": (self.config.evaluate.clips, judge_speech, "generated_recognised")}  # fmt: skip
+        for name, codec in self.codecs.items():
+            count, judge, label = wanted.get(codec.key, (0, None, ""))
+            if not count or self.model.config.modalities[name].objective != "next_token":
+                continue
+            documents = [source.document(i) for i in range(min(len(source), count))]
+            given = [next(p for p in d.parts if p.modality == host) for d in documents]
+            made = self.complete(given, name, f"{name} from {host}", self.config.generate.sampling)
+            figures[f"{name}_{label}"] = judge(made, [d.meta for d in documents])
+            figures[f"{name}_{label.rsplit('_', 1)[0]}_trials"] = float(len(made))
+        return figures
 
     def choices(self, prefix: str, modality: str, documents: list[Document]) -> dict[str, float]:
         """Score NUM_CHOICES names for each item with one drawing: the share named rightly, and with items shuffled."""

@@ -63,32 +63,30 @@ def caption_scores(captions: Sequence[str], truths: Sequence[dict], relations: S
 
 @torch.no_grad()
 def continuation_scores(
-    model: MixtureOfTransformers, prompt: list[Part], continuations: Sequence[np.ndarray], *, chunk: int = 512
+    model: MixtureOfTransformers, prompt: list[Part], continuations: Sequence[np.ndarray], *, chunk: int = 100
 ) -> np.ndarray:
     """Return the log-probability of each continuation (local ids of the host) after the prompt, [n].
 
-    The prompt runs once; its row of the cache is copied for the candidates, which are padded to one length.
+    The prompt runs once; its row of the cache is copied for the candidates, which go by length to be padded little.
     """
-    layout = model.config.layout
-    longest = max(len(c) for c in continuations)
-    runs = spell(Document(prompt), layout, close=False)
-    start = assemble([runs], model.config)
-    cache = model.new_cache(min(chunk, len(continuations)), start.num_tokens + longest)
-    cache.add_row()
+    lengths = np.array([len(c) for c in continuations])
+    order = np.argsort(lengths, kind="stable")
+    start = assemble([spell(Document(prompt), model.config.layout, close=False)], model.config)
+    cache = model.new_cache(min(chunk, len(order)), start.num_tokens + int(lengths.max()))
     moved = start.to(model.device)
-    hidden = model(moved, cache.step(moved, [0]))
+    hidden = model(moved, cache.step(moved, [cache.add_row()]))
     first = _log_probabilities(model, hidden, moved)[-1]
-    scores = []
-    for at in range(0, len(continuations), chunk):
-        scores.append(_chunk_scores(model, cache, first, start, continuations[at : at + chunk], longest))
+    scores = np.empty(len(order))
+    for some in np.split(order, range(chunk, len(order), chunk)):
+        scores[some] = _chunk_scores(model, cache, first, start, [continuations[i] for i in some])
         while len(cache.lengths) > 1:
             cache.drop_row(len(cache.lengths) - 1)
         cache.truncate(start.num_tokens)
-    return np.concatenate(scores)
+    return scores
 
 
-def _chunk_scores(model, cache, first, start, continuations, longest) -> np.ndarray:
-    layout = model.config.layout
+def _chunk_scores(model, cache, first, start, continuations) -> np.ndarray:
+    layout, longest = model.config.layout, max(len(c) for c in continuations)
     offset = layout.offsets[layout.host]
     padded = np.full((len(continuations), longest), layout.eos - offset, np.int64)
     for row, ids in zip(padded, continuations, strict=True):
