@@ -322,6 +322,132 @@ def test_griffin_lim_keeps_the_spectrum():
     assert mel_filters().sum(1).allclose(torch.ones(80))
 
 
+# pretrained codecs, as small models with random weights
+
+
+def tiny_image_model(kind: str):
+    torch.manual_seed(0)
+    if kind == "diffusers":
+        from diffusers import VQModel
+
+        blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+        return VQModel(block_out_channels=(8, 8), norm_num_groups=4, num_vq_embeddings=20, sample_size=16, **blocks)
+    shape = {"base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "embed_dim": 4}
+    if kind == "emu3":
+        from transformers.models.emu3.modeling_emu3 import Emu3VQVAE, Emu3VQVAEConfig
+
+        return Emu3VQVAE(Emu3VQVAEConfig(codebook_size=20, hidden_size=32, attn_resolutions=[], **shape))
+    from transformers.models.janus.modeling_janus import JanusVQVAE, JanusVQVAEConfig
+
+    return JanusVQVAE(JanusVQVAEConfig(num_embeddings=20, num_patches=8, latent_channels=8, **shape))
+
+
+@pytest.mark.parametrize(("kind", "size"), [("diffusers", 0), ("diffusers", 32), ("emu3", 16), ("janus", 0)])
+def test_pretrained_image_codecs(kind, size, tmp_path):
+    tiny_image_model(kind).save_pretrained(str(tmp_path / "theirs"))
+    codec = codec_class("image_tokens_pretrained").from_options(
+        {"path": str(tmp_path / "theirs"), "kind": kind, "size": size}
+    )
+    side = size or 16
+    assert codec.is_fitted and codec.vocab_size == 20 and codec.default_grid == (side // 2, side // 2)
+    media = [*blobs(9), np.zeros((20, 50, 3), np.uint8)]
+    encoded = codec.encode(media)
+    assert all(e.ids.shape == ((side // 2) ** 2,) and e.ids.dtype == np.int32 and e.ids.max() < 20 for e in encoded)
+    decoded = codec.decode(encoded)
+    assert all(d.shape == (side, side, 3) and d.dtype == np.uint8 for d in decoded)
+    assert {"psnr", "psnr_thumbnail", "codes_used"} == set(codec.quality(media))
+    codec.save_pretrained(tmp_path / "ours")
+    (tmp_path / "theirs").rename(tmp_path / "gone")
+    again = load_codec(tmp_path / "ours")
+    assert again.options == codec.options
+    assert all(np.array_equal(a, b) for a, b in zip(again.decode(encoded), decoded))
+
+
+def test_pretrained_diffusers_decodes_what_the_model_itself_does(tmp_path):
+    model = tiny_image_model("diffusers")
+    model.save_pretrained(str(tmp_path))
+    codec = codec_class("image_tokens_pretrained").from_options({"path": str(tmp_path)})
+    picture = torch.from_numpy(blobs(1)[0])[None].permute(0, 3, 1, 2) / 127.5 - 1
+    with torch.no_grad():
+        expected = model(picture).sample
+    found = codec.decode(codec.encode(blobs(1)))[0]
+    assert np.abs(found.astype(int) - ((expected[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).numpy()).max() <= 1
+
+
+def tiny_speech_model(kind: str, **options):
+    torch.manual_seed(0)
+    if kind == "encodec":
+        from transformers import EncodecConfig, EncodecModel
+
+        shape = {"num_filters": 4, "hidden_size": 8, "codebook_dim": 8, "codebook_size": 16, "num_lstm_layers": 1}
+        rates = {"upsampling_ratios": [4, 4], "sampling_rate": 16_000, "target_bandwidths": [8.0, 16.0]}
+        return EncodecModel(EncodecConfig(**shape, **rates, **options))
+    from transformers import MimiConfig, MimiModel
+
+    return MimiModel(
+        MimiConfig(
+            num_filters=4, hidden_size=16, codebook_dim=8, vector_quantization_hidden_dimension=8, codebook_size=16,
+            num_quantizers=4, num_hidden_layers=1, intermediate_size=16, num_attention_heads=2, num_key_value_heads=2,
+            head_dim=8, upsampling_ratios=[4, 4], upsample_groups=16, sampling_rate=16_000, frame_rate=500,
+        )
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("flattening", ["interleaved", "first"])
+@pytest.mark.parametrize("kind", ["encodec", "mimi"])
+def test_pretrained_speech_codecs(kind, flattening, tmp_path):
+    tiny_speech_model(kind).save_pretrained(str(tmp_path / "theirs"))
+    options = {"path": str(tmp_path / "theirs"), "kind": kind, "flattening": flattening}
+    codec = codec_class("speech_tokens_pretrained").from_options(options)
+    books = 1 if flattening == "first" else {"encodec": 2, "mimi": 4}[kind]
+    assert codec.num_codebooks == books and codec.vocab_size == 16 * books and codec.sample_rate == 16_000
+    clips = [tone(1600), tone(3000, 700)]
+    encoded = codec.encode(clips)
+    for item, clip in zip(encoded, clips):
+        frames = item.ids.reshape(-1, books)
+        assert item.ids.dtype == np.int32 and (frames // 16 == np.arange(books)).all()
+        assert abs(len(codec.decode([item])[0]) - len(clip)) <= 640
+    decoded = codec.decode([Encoded(ids=np.arange(codec.vocab_size).astype(np.int32)), Encoded(ids=encoded[0].ids[:0])])
+    assert len(decoded[0]) > 0 and len(decoded[1]) == 0
+    assert codec.quality(clips)["tokens_per_item"] == np.mean([len(e.ids) for e in encoded])
+    with pytest.raises(DataError, match="empty"):
+        codec.encode([np.zeros(0, np.float32)])
+    codec.save_pretrained(tmp_path / "ours")
+    (tmp_path / "theirs").rename(tmp_path / "gone")
+    again = load_codec(tmp_path / "ours")
+    assert all(np.array_equal(a, b) for a, b in zip(again.decode(encoded), codec.decode(encoded)))
+
+
+def test_pretrained_interleaving_is_the_models_own_codes(tmp_path):
+    model = tiny_speech_model("mimi")
+    model.save_pretrained(str(tmp_path))
+    codec = codec_class("speech_tokens_pretrained").from_options({"path": str(tmp_path), "codebooks": 3})
+    with torch.no_grad():
+        codes = model.encode(torch.from_numpy(tone(1600))[None, None], num_quantizers=3).audio_codes
+        wave = model.decode(codes).audio_values
+    item = codec.encode([tone(1600)])[0]
+    assert np.array_equal(item.ids.reshape(-1, 3).T - 16 * np.arange(3)[:, None], codes[0].numpy())
+    assert np.allclose(codec.decode([item])[0], wave[0, 0].clamp(-1, 1).numpy(), atol=1e-6)
+
+
+def test_pretrained_codecs_that_do_not_fit(tmp_path):
+    speech, image = codec_class("speech_tokens_pretrained"), codec_class("image_tokens_pretrained")
+    tiny_speech_model("encodec").save_pretrained(str(tmp_path / "encodec"))
+    tiny_speech_model("encodec", normalize=True).save_pretrained(str(tmp_path / "loud"))
+    tiny_image_model("janus").save_pretrained(str(tmp_path / "janus"))
+    for cls, options, message in [
+        (speech, {"path": str(tmp_path / "nothing")}, "holds no MimiModel"),
+        (speech, {"path": str(tmp_path / "encodec"), "kind": "encodec", "codebooks": 99}, "between 0 and 4"),
+        (speech, {"path": str(tmp_path / "loud"), "kind": "encodec"}, "normalises loudness"),
+        (image, {"path": str(tmp_path / "nothing")}, "holds no VQModel"),
+        (image, {"path": str(tmp_path / "janus"), "kind": "emu3"}, "holds no Emu3VQVAE"),
+        (image, {"path": str(tmp_path / "janus"), "kind": "janus", "size": 32}, "16, the only size"),
+        (image, {"path": str(tmp_path / "janus"), "kind": "janos"}, "did you mean 'janus'"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            cls.from_options(options)
+
+
 # fitting
 
 

@@ -1,7 +1,9 @@
 """Writing and reading a codec's folder: codec.json and model.safetensors, atomically, with clear errors."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from torch import nn
 
 from plait.codecs.base import Codec
 from plait.config_file import to_dict
-from plait.errors import CheckpointError, ConfigError
+from plait.errors import CheckpointError, ConfigError, ResourceError
 
 
 def write_description(codec: Codec, folder: Path, **more: Any) -> None:
@@ -79,6 +81,31 @@ def read_weights(model: nn.Module, folder: Path) -> None:
         raise CheckpointError(f"codec: {str(path)!r} is of another codec (weight {wrong[0]!r} does not fit)")
     model.load_state_dict(tensors)
     model.eval()
+
+
+@contextlib.contextmanager
+def installed(package: str) -> Iterator[None]:
+    """Turn an ImportError within into a ResourceError that says what to install."""
+    try:
+        yield
+    except ImportError as error:
+        message = f"codec: package {package!r} is not installed ({error}), install it: pip install 'plait[media]'"
+        raise ResourceError(message) from None
+
+
+def load_pretrained(model_class: type, path: str) -> nn.Module:
+    """Load a transformers or diffusers model for inference, from safetensors and with every weight accounted for."""
+    try:
+        model, info = model_class.from_pretrained(path, use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"codec_options.path: {path!r} holds no {model_class.__name__} ({reason})") from None
+    wrong = [
+        str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info.get(kind, ())
+    ]
+    if wrong:
+        raise ConfigError(f"codec_options.path: {path!r} holds no {model_class.__name__} (weight {wrong[0]!r} differs)")
+    return model.eval().requires_grad_(False)
 
 
 def replace_file(path: Path, write) -> None:

@@ -23,7 +23,7 @@ from plait.errors import ResourceError
 from plait.randomness import generator
 
 SAMPLE_RATE = 16_000
-"""Of the spoken captions, in samples per second."""
+"""Of the spoken captions, in samples per second, unless another is asked for."""
 
 BACKGROUNDS = {
     "white": "#ffffff",
@@ -97,11 +97,15 @@ class SceneSource:
     """Documents of the embedded scenes, by split and index; a `plait.data.raw.RawSource`.
 
     ``parts`` names the parts that are made (text, image, audio); leaving out what no codec needs saves its time.
+    ``sample_rate`` is that of the speech codec.
     """
 
-    def __init__(self, prepare: PrepareConfig, seed: int, *, parts: Sequence[str] = PARTS):
+    def __init__(
+        self, prepare: PrepareConfig, seed: int, *, parts: Sequence[str] = PARTS, sample_rate: int = SAMPLE_RATE
+    ):
         self.image_size = prepare.image_size
         self.seed = seed
+        self.sample_rate = sample_rate
         self.parts = tuple(p for p in PARTS if p in parts)
         held_out = ("seen", "unseen_concepts", "unseen_combinations", "other_voice")
         self._rows = {"train": prepare.documents} | {name: prepare.validation_documents for name in held_out}
@@ -121,7 +125,11 @@ class SceneSource:
             scenes = [self.scene(split, i) for i in range(first, last)]
             skipped = max(start - first, 0)
             # all are spoken, because what eSpeak says depends on what it said before
-            clips = speak_scenes(scenes)[skipped:] if "audio" in self.parts else [None] * (last - first - skipped)
+            clips = (
+                speak_scenes(scenes, self.sample_rate)[skipped:]
+                if "audio" in self.parts
+                else [None] * (last - first - skipped)
+            )
             for scene, clip in zip(scenes[skipped:], clips):
                 yield self._document(scene, clip)
 
@@ -149,8 +157,8 @@ def draw(scene: Scene, size: int) -> np.ndarray:
     return rasterize(elements, size=size, background=BACKGROUNDS[scene.background])
 
 
-def speak_scenes(scenes: Sequence[Scene]) -> list[np.ndarray]:
-    """Speak the captions in one fresh process; float32 [samples] at 16 kHz, silent ends cut."""
+def speak_scenes(scenes: Sequence[Scene], sample_rate: int = SAMPLE_RATE) -> list[np.ndarray]:
+    """Speak the captions in one fresh process; float32 [samples], silent ends cut."""
     try:
         import soxr
     except ImportError:
@@ -164,7 +172,7 @@ def speak_scenes(scenes: Sequence[Scene]) -> list[np.ndarray]:
         wave = np.frombuffer(samples, "<i2").astype(np.float32) / 32768
         loud = np.flatnonzero(np.abs(wave) > _SILENCE)
         wave = wave[loud[0] : loud[-1] + 1] if len(loud) else wave
-        clips.append(soxr.resample(wave, speaker.SAMPLE_RATE, SAMPLE_RATE).astype(np.float32))
+        clips.append(soxr.resample(wave, speaker.SAMPLE_RATE, sample_rate).astype(np.float32))
     return clips
 
 

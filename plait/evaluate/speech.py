@@ -16,7 +16,7 @@ from plait.errors import DataError, ResourceError
 from plait.randomness import generator
 
 SAMPLE_RATE = 16_000
-"""Samples per second of the clips that are judged."""
+"""Samples per second of the clips that are judged, unless told otherwise."""
 
 _PADDING = 0.3  # seconds before and after, which the recogniser needs to find the speech
 _NOISE = 1e-3  # of full scale: it was never trained on digital silence
@@ -30,8 +30,9 @@ class Recogniser:
     pocketsphinx, DataError where a slot has no choice left.
     """
 
-    def __init__(self, slots: Sequence[Sequence[str]]):
+    def __init__(self, slots: Sequence[Sequence[str]], *, sample_rate: int = SAMPLE_RATE):
         self._decoder = _decoder()
+        self.sample_rate = sample_rate
         self.left_out: list[str] = []
         """Choices with a word that the dictionary lacks."""
         self._said: list[dict[str, str]] = []
@@ -58,13 +59,17 @@ class Recogniser:
         return " ".join(words)
 
     def recognise(self, clips: Sequence[np.ndarray]) -> list[str]:
-        """Return the words heard in each clip, float32 [samples] at 16 kHz; "" where none of the sentences fits."""
+        """Return the words heard in each clip, float32 [samples]; "" where none of the sentences fits."""
         return [self.hear(clip, i) for i, clip in enumerate(clips)]
 
     def hear(self, clip: np.ndarray, index: int = 0) -> str:
         """Return the words heard in one clip; ``index`` chooses the noise that is laid under it."""
-        margin = round(_PADDING * SAMPLE_RATE)
-        wave = np.pad(np.asarray(clip, np.float32), margin)
+        wave = np.asarray(clip, np.float32)
+        if self.sample_rate != SAMPLE_RATE:
+            import soxr
+
+            wave = soxr.resample(wave, self.sample_rate, SAMPLE_RATE)
+        wave = np.pad(wave, round(_PADDING * SAMPLE_RATE))
         wave = wave + _NOISE * generator(0, "speech judge", item=index).standard_normal(len(wave))
         samples = (np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes()
         self._decoder.start_utt()
@@ -114,6 +119,7 @@ def recognised_share(
     *,
     slots: Sequence[Sequence[str]] | None = None,
     among: int = 100,
+    sample_rate: int = SAMPLE_RATE,
 ) -> Recognised:
     """Count the clips in which a recogniser hears their own caption.
 
@@ -122,11 +128,11 @@ def recognised_share(
     """
     hits: list[bool | None] = []
     if slots is not None:
-        hits = _hits(Recogniser(slots), clips, captions, 0)
+        hits = _hits(Recogniser(slots, sample_rate=sample_rate), clips, captions, 0)
     else:
         for start in range(0, len(clips), among):
             group = captions[start : start + among]
-            judge = Recogniser([list(dict.fromkeys(group))])
+            judge = Recogniser([list(dict.fromkeys(group))], sample_rate=sample_rate)
             hits += _hits(judge, clips[start : start + among], group, start)
     tried = [hit for hit in hits if hit is not None]
     return Recognised(float(np.mean(tried)) if tried else 0.0, len(tried), len(hits) - len(tried), hits)
