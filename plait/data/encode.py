@@ -25,7 +25,7 @@ from plait.data.manifest import ManifestSource, RowIndex
 from plait.data.raw import BrokenRow, RawDocument, RawSource
 from plait.data.shards import MAX_GRID_AXES, shard_name, write_shard
 from plait.errors import ConfigError, DataError, ResourceError
-from plait.files import write_json
+from plait.files import atomic_folder, clear_disk_errors, write_json
 from plait.progress import Bar
 
 ROWS_AT_ONCE = 64
@@ -101,7 +101,7 @@ class Workers:
         if "forkserver" in methods:
             context.set_forkserver_preload(["plait.data.encode"])
         self._queue, self._stop = context.SimpleQueue(), context.Event()
-        count = setup.prepare.num_workers or _num_cores()
+        count = setup.prepare.num_workers or num_cores()
         arguments = (setup, self._queue, self._stop)
         self._pool = ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=arguments)
 
@@ -129,21 +129,53 @@ class Workers:
         return [future.result() for future in futures]
 
 
-def read_media(split: str, start: int, stop: int, keys: list[str]) -> tuple[dict[str, list], list[BrokenRow]]:
-    """Job: return the raw media of rows [start, stop) by key, and the rows that are broken."""
-    media: dict[str, list] = {key: [] for key in keys}
-    broken = []
+def make_codec(name: str, blocks: list[tuple[str, int, int]], num_threads: int) -> list[BrokenRow]:
+    """Job: train a modality's codec on the blocks' media and save it; return the rows that are broken.
+
+    Codecs are trained beside each other, each with its own share of the cores: small networks gain little from more.
+    """
+    import torch
+
+    codec = build_codecs({name: _worker.setup.modalities[name]})[name]
+    media, broken = _read_media(blocks, codec.key)
+    broken_share = len(broken) / max(sum(stop - start for _, start, stop in blocks), 1)
+    if media and broken_share <= _worker.setup.prepare.max_broken_share:
+        torch.set_num_threads(num_threads)
+        scratch = _worker.setup.folder / "work" / f"fit-{name}"
+        scratch.mkdir(parents=True, exist_ok=True)
+        with clear_disk_errors(scratch):
+            codec.fit(media, minutes=_worker.setup.prepare.codec_minutes, seed=_worker.setup.seed, folder=scratch,
+                      progress=lambda share, text: _report_share(name, share, text))  # fmt: skip
+        torch.set_num_threads(1)
+        save_codec(codec, codec_folder(_worker.setup.folder, name))
+    _report_share(name, 1.0, "done")
+    return broken
+
+
+def _report_share(name: str, share: float, text: str) -> None:
     if _worker.stop.is_set():
         raise _Stopped
-    for row in _worker.source_for(keys).read(split, start, stop):
-        if isinstance(row, BrokenRow):
-            broken.append(row)
-            continue
-        for key, item in row.parts:
-            if key in media:
-                media[key].append(item)
-    _advance(stop - start)
+    _worker.queue.put((share, f"{name}: {text}"))
+
+
+def _read_media(blocks: list[tuple[str, int, int]], key: str) -> tuple[list, list[BrokenRow]]:
+    """Return the raw media of rows [start, stop) of splits, and the rows that are broken."""
+    media, broken = [], []
+    for split, start, stop in blocks:
+        if _worker.stop.is_set():
+            raise _Stopped
+        for row in _worker.source_for([key]).read(split, start, stop):
+            if isinstance(row, BrokenRow):
+                broken.append(row)
+            else:
+                media += [item for k, item in row.parts if k == key]
     return media, broken
+
+
+def save_codec(codec: Codec, folder: Path) -> None:
+    """Save a codec, whole or not at all."""
+    with atomic_folder(folder) as temporary:
+        codec.save_pretrained(temporary)
 
 
 def encode_shard(split: str, number: int, start: int, stop: int, records: dict[str, dict]) -> None:
@@ -270,7 +302,7 @@ def _advance(rows: int, text: str | None = None) -> None:
     _worker.queue.put((rows, text))
 
 
-def _num_cores() -> int:
+def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

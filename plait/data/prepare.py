@@ -9,13 +9,13 @@
 A folder belongs to the settings that it was begun with; other settings are refused by name.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 from plait.codecs import Codec, load_codec
@@ -28,16 +28,18 @@ from plait.data.encode import (
     codec_folder,
     encode_shard,
     finished_shard,
+    make_codec,
     measure_quality,
+    num_cores,
     open_source,
-    read_media,
+    save_codec,
 )
 from plait.data.manifest import ManifestSource
 from plait.data.raw import RawSource
 from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION
 from plait.errors import CheckpointError, ConfigError, DataError, require
-from plait.files import atomic_folder, clear_disk_errors, write_json, write_text
-from plait.progress import Progress, QuietProgress
+from plait.files import clear_disk_errors, write_json, write_text
+from plait.progress import Bar, Progress, QuietProgress
 
 SETTINGS_NAME = "settings.json"
 REPORT_NAME = "report.json"
@@ -65,6 +67,18 @@ def raw_source(config: RunConfig) -> RawSource:
     """Open the run's raw documents: the scenes, or the manifest."""
     modalities = {name: (m.codec, m.codec_options) for name, m in config.model.modalities.items()}
     return open_source(Setup(Path(config.data.path), config.prepare, config.seed, modalities), build_codecs(modalities))
+
+
+class _Bars:
+    """Several stages as one bar: a text ``name: ...`` says whose share it is."""
+
+    def __init__(self, bars: dict[str, Bar]):
+        self.bars = bars
+
+    def advance(self, share: float, text: str) -> None:
+        """Set the share of the stage that the text names."""
+        name, _, text = text.partition(": ")
+        self.bars[name].to(share, text)
 
 
 class _Preparation:
@@ -128,8 +142,9 @@ class _Preparation:
             for name in _OURS:
                 path = self.folder / name
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        for leftover in self.folder.glob("shards/.*.tmp"):  # of a process that was killed
-            leftover.unlink()
+        for leftover in [*self.folder.glob("shards/.*.tmp"), *self.folder.glob("codecs/.*.tmp")]:
+            # of a process that was killed
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         now = self._settings()
         path = self.folder / SETTINGS_NAME
         before = _read_json(path)
@@ -171,12 +186,10 @@ class _Preparation:
                 self._copy_codec(name)
             missing = []
         untrained = [name for name in missing if not self.codecs[name].is_fitted]
-        media = self._read_for_codecs([self.codecs[name].key for name in untrained])
         for name in missing:
-            codec = self.codecs[name]
-            if name in untrained:
-                self._fit(name, codec, media.pop(codec.key))
-            self._save_codec(name, codec)
+            if name not in untrained:
+                save_codec(self.codecs[name], codec_folder(self.folder, name))
+        self._train_codecs(untrained)
         for name in self.codecs:
             folder = codec_folder(self.folder, name)
             codec = self.codecs[name] = load_codec(folder)
@@ -190,33 +203,21 @@ class _Preparation:
                 "fingerprint": _sha256(sorted(p for p in folder.rglob("*") if p.is_file())),
             }
 
-    def _read_for_codecs(self, keys: list[str]) -> dict[str, list]:
-        """Return raw training media by key, from blocks of rows spread evenly over the split."""
-        if not keys:
-            return {}
+    def _train_codecs(self, names: list[str]) -> None:
+        """Train codecs in the workers, beside each other, on blocks of rows spread evenly over the split."""
+        if not names:
+            return
         blocks = spread_blocks("train", self.rows["train"], self.options.codec_documents)
-        jobs = [(*block, keys) for block in blocks]
-        with self._stage("read for codecs", total=sum(stop - start for _, start, stop in blocks)) as bar:
-            results = self.workers.run(read_media, jobs, bar)
-        broken = [row for _, rows in results for row in rows]
-        media = {key: [item for found, _ in results for item in found[key]] for key in keys}
-        empty = [key for key in keys if not media[key]]
-        if empty or len(broken) > self.options.max_broken_share * sum(self.rows.values()):
-            self._judge_broken([{"line": row.line, "reason": row.reason} for row in broken], some=True)
-        if empty:
-            raise DataError(f"prepare.source: {self.options.source!r} has no {empty[0]!r} part to make a codec from")
-        return media
-
-    def _fit(self, name: str, codec: Codec, media: list) -> None:
-        scratch = self.folder / "work" / f"fit-{name}"
-        scratch.mkdir(parents=True, exist_ok=True)
-        with self._stage(f"{name} codec", total=1.0) as bar, clear_disk_errors(scratch):
-            codec.fit(media, minutes=self.options.codec_minutes, seed=self.config.seed, folder=scratch, progress=bar.to)
-        _check_vocabulary(name, self.config.model.modalities[name], codec)
-
-    def _save_codec(self, name: str, codec: Codec) -> None:
-        with atomic_folder(codec_folder(self.folder, name)) as temporary:
-            codec.save_pretrained(temporary)
+        threads = max(1, num_cores() // max(len([n for n in names if self.codecs[n].key != "text"]), 1))
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(clear_disk_errors(self.folder))
+            bars = {name: stack.enter_context(self._stage(f"{name} codec", total=1.0)) for name in names}
+            results = self.workers.run(make_codec, [(name, blocks, threads) for name in names], _Bars(bars))
+        for name, broken in zip(names, results, strict=True):
+            if not codec_folder(self.folder, name).exists():
+                self._judge_broken([{"line": row.line, "reason": row.reason} for row in broken], some=True)
+                key, source = self.codecs[name].key, self.options.source
+                raise DataError(f"prepare.source: {source!r} has no {key!r} part to make a codec from")
 
     def _copy_codec(self, name: str) -> None:
         folder = codec_folder(Path(self.options.codecs_from), name)
@@ -226,7 +227,7 @@ class _Preparation:
             raise ConfigError(f"prepare.codecs_from: {error}") from None
         wanted = self.setup.modalities[name][0]
         require(codec.name == wanted, f"model.modalities.{name}.codec", wanted, f"{codec.name!r} as in {str(folder)!r}")
-        self._save_codec(name, codec)
+        save_codec(codec, codec_folder(self.folder, name))
 
     # -- encoding -----------------------------------------------------------------------------------------------
 
@@ -310,7 +311,7 @@ class _Preparation:
             splits[split] = {"documents": documents, "tokens": tokens, "shards": shards}
         return {"schema_version": SHARD_SCHEMA_VERSION, "modalities": self.records, "splits": splits}
 
-    @contextmanager
+    @contextlib.contextmanager
     def _stage(self, title: str, total: float):
         """Open a stage of the progress and note how long it takes in all."""
         path = self.folder / "work" / "seconds.json"

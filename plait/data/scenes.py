@@ -241,10 +241,10 @@ def _background(chosen: Sequence[Concept], rng) -> str:
 def _places(chosen: Sequence[Concept], relation: str | None, rng):
     """Return centres and longer sides on the unit square, y downwards."""
     if len(chosen) == 1:
-        extent = rng.uniform(0.76, 0.92)
+        extent = rng.uniform(0.82, 0.92)
         longest = max(chosen[0].box[2:])
         room = [max(0.98 - extent * side / longest, 0) / 2 for side in chosen[0].box[2:]]
-        shift = rng.uniform(-1, 1, 2) * np.minimum(room, 0.12)
+        shift = rng.uniform(-1, 1, 2) * np.minimum(room, 0.05)
         return ((0.5 + float(shift[0]), 0.5 + float(shift[1])),), (extent,)
     if relation:
         near, far, drift = 0.26, 0.74, 0.1
