@@ -137,6 +137,12 @@ def compare(mix: str, options) -> list[dict]:
         rows.append(ratio_row(f"step_ratio/{mix}/{arm.name}", arm.times, arms[0].times))
         rows.append(ratio_row(f"optimizer_ratio/{mix}/{arm.name}", arm.optimizer_times, arms[0].optimizer_times))
     mot, tokens = arms[-1], batches["many"].num_tokens
+    started = time.process_time()
+    for _ in range(options.turns):
+        pack(found, many)
+    packing = (time.process_time() - started) / options.turns
+    rows.append({"name": f"loader_share/{mix}", "value": packing / statistics.median(mot.times), "unit": "share",
+                 "n": options.turns, "spread": 0.0})  # fmt: skip
     rows.append({"name": f"tokens_per_second/{mix}", "value": tokens / statistics.median(mot.times), "unit": "1/s",
                  "n": options.turns, "spread": 0.0})  # fmt: skip
     return rows

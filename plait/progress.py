@@ -25,6 +25,10 @@ SECONDS_BETWEEN_LINES = 15.0
 """How often a stage says something where there is no terminal."""
 
 
+_KNOWN_FROM = 0.02
+"""Share of a stage from which on its speed is known: before, starting up counts too much."""
+
+
 class Bar:
     """One stage under way."""
 
@@ -60,7 +64,7 @@ class Bar:
     def seconds_left(self) -> float | None:
         """Seconds that the rest takes at the speed so far, or None where nothing is known yet."""
         fresh = self.done - self._done_before
-        if not self.total or fresh <= 0:
+        if not self.total or fresh < _KNOWN_FROM * self.total:
             return None
         return max(self.total - self.done, 0) * self.seconds / fresh
 

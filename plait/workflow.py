@@ -20,9 +20,10 @@ from plait.errors import DataError
 from plait.evaluate.judges import available, judge_codecs
 from plait.evaluate.suite import Suite
 from plait.files import atomic_folder, read_json, write_json, write_text
+from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import read_tensors
 from plait.pipeline import MediaPart, Pipeline, Sample, documents_as_media, load_codecs, load_run, save_media
-from plait.progress import Progress
+from plait.progress import Progress, QuietProgress
 from plait.report import write_report
 from plait.train import checkpoint
 from plait.train.engine import Trainer, autocast
@@ -79,7 +80,19 @@ def train_step(config: RunConfig, progress: Progress) -> None:
     """Shards to a trained model (plait train)."""
     start_run(config)
     with timed(config, "train"):
-        Trainer(config, progress).run()
+        Trainer(config, progress, on_sample=lambda model, step: sample_while_training(config, model, step)).run()
+
+
+def sample_while_training(config: RunConfig, model: MixtureOfTransformers, step: int) -> None:
+    """Write a few samples of every task into ``<run>/progress/step-...`` (train.sample_every)."""
+    folder = Path(config.out) / "progress" / f"step-{step:08d}"
+    splits, pipeline = validation_splits(config), Pipeline(model, load_codecs(config), config.generate)
+    with atomic_folder(folder) as temporary:
+        records = []
+        if splits:
+            source = open_sources(config, splits[0])[0]
+            records = _task_samples(config, pipeline, source, splits[0], temporary, QuietProgress(), count=2)
+        _write_records(temporary, records + _free_samples(pipeline, temporary, config.seed, count=2))
 
 
 def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:
@@ -111,10 +124,12 @@ def sample_step(config: RunConfig, progress: Progress) -> None:
                 source = open_sources(config, splits[0])[0]
                 records = _task_samples(config, pipeline, source, splits[0], temporary, progress)
                 _codec_samples(config, pipeline, source, splits[0], temporary)
-            records += _free_samples(pipeline, temporary, config.seed)
-            lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
-            write_text(temporary / "samples.jsonl", lines)
+            _write_records(temporary, records + _free_samples(pipeline, temporary, config.seed))
             write_json(temporary / "key.json", key)
+
+
+def _write_records(folder: Path, records: list[dict]) -> None:
+    write_text(folder / "samples.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
 
 
 def save_generated(samples: list[Sample], folder: str) -> None:
@@ -137,9 +152,18 @@ def _key(config: RunConfig) -> dict[str, Any]:
     return {"weights": checksums.get("model.safetensors"), **{k: values[k] for k in ("generate", "evaluate", "data")}}
 
 
-def _task_samples(config, pipeline: Pipeline, source: ShardSource, split: str, folder: Path, progress) -> list[dict]:
+def _task_samples(
+    config,
+    pipeline: Pipeline,
+    source: ShardSource,
+    split: str,
+    folder: Path,
+    progress,
+    *,
+    count: int = SAMPLES_PER_TASK,
+) -> list[dict]:
     """Generate the last modality of each task from the ones before it."""
-    media = _originals(config, pipeline, source, split, SAMPLES_PER_TASK)
+    media = _originals(config, pipeline, source, split, count)
     known = {name for name, _ in media[0]} if media else set()
     asked, outputs, truths = [], [], []
     for task in config.data.tasks:
@@ -160,9 +184,9 @@ def _generates(pipeline: Pipeline, name: str) -> bool:
     return pipeline.model.config.modalities[name].objective == "next_token"
 
 
-def _free_samples(pipeline: Pipeline, folder: Path, seed: int) -> list[dict]:
+def _free_samples(pipeline: Pipeline, folder: Path, seed: int, *, count: int = FREE_SAMPLES) -> list[dict]:
     """Let the model open and close spans itself, from nothing."""
-    samples = pipeline.generate_from_media([[]] * FREE_SAMPLES, [None] * FREE_SAMPLES, seed=seed + 1)
+    samples = pipeline.generate_from_media([[]] * count, [None] * count, seed=seed + 1)
     return [s.save(folder, f"free-{i:02d}") for i, s in enumerate(samples)]
 
 

@@ -18,9 +18,10 @@ TINY = ["--prepare.documents", "192", "--prepare.validation_documents", "64", "-
         "--prepare.codec_minutes", "0.05", "--prepare.shard_documents", "64", "--model.width", "32",
         "--model.num_layers", "2", "--model.ffn_width", "64", "--model.num_heads", "2", "--data.batch_tokens", "1024",
         "--train.minutes", "0", "--train.steps", "12", "--train.log_every", "2", "--train.validate_every", "6",
-        "--train.checkpoint_every", "4", "--evaluate.captions", "8", "--evaluate.choices", "2",
-        "--train.device", "cpu", "--evaluate.batches", "1", "--evaluate.judged", "16",
-        "--evaluate.pictures", "4", "--evaluate.clips", "4"]  # fmt: skip
+        "--train.checkpoint_every", "4", "--train.sample_every", "12",
+        "--evaluate.captions", "8", "--evaluate.choices", "2", "--train.device", "cpu",
+        "--evaluate.batches", "1", "--evaluate.judged", "16", "--evaluate.pictures", "4", "--evaluate.clips",
+        "4"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,11 @@ def test_samples_are_real_files(run):
                 assert soundfile.info(run / "samples" / part["file"]).frames > 0
             else:
                 assert part["text"] is not None
+
+
+def test_samples_while_training(run):
+    lines = (run / "progress" / "step-00000012" / "samples.jsonl").read_text().splitlines()
+    assert len(lines) == 6 * 2 + 2
 
 
 def test_report_is_one_page(run):

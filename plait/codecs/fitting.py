@@ -7,7 +7,6 @@ steps always gives the same weights on one machine.
 
 import contextlib
 import json
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from plait.codecs.base import Progress
+from plait.files import atomic_file
 from plait.randomness import generator
 
 _WARMUP_STEPS = 50
@@ -118,11 +118,9 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Te
 
 
 def _save(path: Path, key: str, model, optimizer, step: int, seconds: float) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"key": key, "step": str(step), "seconds": repr(seconds)}
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    save_file(_tensors(model, optimizer), temporary, metadata)
-    os.replace(temporary, path)
+    with atomic_file(path) as temporary:
+        save_file(_tensors(model, optimizer), temporary, metadata)
 
 
 def _restore(path: Path, key: str, model: nn.Module, optimizer) -> tuple[int, float]:

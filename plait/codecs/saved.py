@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import nn
 from plait.codecs.base import Codec
 from plait.config_file import to_dict
 from plait.errors import CheckpointError, ConfigError, ResourceError
+from plait.files import atomic_file, write_json
 
 
 def write_description(codec: Codec, folder: Path, **more: Any) -> None:
@@ -21,7 +21,7 @@ def write_description(codec: Codec, folder: Path, **more: Any) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     description = {"codec": codec.name, "options": to_dict(codec.options), "vocab_size": codec.vocab_size} | more
-    replace_file(folder / "codec.json", lambda path: path.write_text(json.dumps(description, indent=1) + "\n"))
+    write_json(folder / "codec.json", description)
 
 
 def read_description(cls: type[Codec], folder: Path) -> tuple[Codec, dict[str, Any]]:
@@ -63,7 +63,8 @@ def _build(cls: type[Codec], folder: Path, options: dict[str, Any]) -> Codec:
 def write_weights(model: nn.Module, folder: Path) -> None:
     """Write the module's parameters and buffers to model.safetensors."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    replace_file(Path(folder) / "model.safetensors", lambda path: save_file(tensors, path))
+    with atomic_file(Path(folder) / "model.safetensors") as temporary:
+        save_file(tensors, temporary)
 
 
 def read_weights(model: nn.Module, folder: Path) -> None:
@@ -106,13 +107,3 @@ def load_pretrained(model_class: type, path: str) -> nn.Module:
     if wrong:
         raise ConfigError(f"codec_options.path: {path!r} holds no {model_class.__name__} (weight {wrong[0]!r} differs)")
     return model.eval().requires_grad_(False)
-
-
-def replace_file(path: Path, write) -> None:
-    """Call ``write`` on a temporary path beside ``path``, then move it into place."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -11,6 +11,7 @@ import numpy as np
 from plait.codecs import saved
 from plait.codecs.base import Codec, Encoded, Progress
 from plait.errors import CheckpointError, ConfigError, DataError, ResourceError, require
+from plait.files import atomic_file
 
 _BYTES = 256
 
@@ -110,7 +111,8 @@ class BytePairCodec(_TextCodec):
 
     def save_pretrained(self, folder: Path) -> None:
         saved.write_description(self, folder)
-        saved.replace_file(Path(folder) / "tokenizer.json", lambda path: self.tokenizer.save(str(path)))
+        with atomic_file(Path(folder) / "tokenizer.json") as temporary:
+            self.tokenizer.save(str(temporary))
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "BytePairCodec":

