@@ -42,7 +42,7 @@ class ImageTokenOptions:
     channels: int = 128
     """Width of the network at the tokens' resolution."""
     batch_size: int = 16
-    """Pictures in one training step."""
+    """Pictures in one training step; 8 is better at a size of 64, where a step takes four times as long."""
     learning_rate: float = 3e-3
     """Peak learning rate."""
     steps: int = 0

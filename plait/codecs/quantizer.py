@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from plait.codecs.saved import installed
 from plait.errors import require
 
 
@@ -15,8 +16,8 @@ class Quantizer(nn.Module):
     def __init__(self, kind: Literal["fsq", "vq"], *, dim: int, levels: list[int], codebook_size: int):
         super().__init__()
         self.kind = kind
-        from vector_quantize_pytorch import FSQ, VectorQuantize
-
+        with installed("vector-quantize-pytorch"):
+            from vector_quantize_pytorch import FSQ, VectorQuantize
         if kind == "fsq":
             self.vocab_size = math.prod(levels)
             self.inner = FSQ(levels, dim=dim)

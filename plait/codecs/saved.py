@@ -94,7 +94,7 @@ def installed(package: str) -> Iterator[None]:
         raise ResourceError(message) from None
 
 
-def load_pretrained(model_class: type, path: str) -> nn.Module:
+def load_pretrained(model_class: Any, path: str) -> Any:
     """Load a transformers or diffusers model for inference, from safetensors and with every weight accounted for."""
     try:
         model, info = model_class.from_pretrained(path, use_safetensors=True, output_loading_info=True)
