@@ -316,7 +316,7 @@ class TrainConfig:
     validate_every: int = 250
     """Steps between validations."""
     validation_batches: int = 8
-    """Packed batches per validation split while training."""
+    """Packed batches per validation split and task while training."""
     sample_every: int = 0
     """Steps between samples; 0 means none while training."""
     checkpoint_every: int = 250

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable
 import torch
 
 from plait.batch import Batch
-from plait.config import DiffusionConfig
+from plait.config import DiffusionConfig, RunConfig
+from plait.data.loader import validation_batches
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
@@ -33,6 +34,31 @@ def mean_losses(
             sums += loss_sums(model, model(batch), batch).double().cpu()
         counts += torch.tensor(batch.counts, dtype=torch.float64)
     return {name: float(s / c) for name, s, c in zip(names, sums, counts, strict=True) if c > 0}
+
+
+def split_losses(
+    model: MixtureOfTransformers,
+    config: RunConfig,
+    split: str,
+    *,
+    limit: int = 0,
+    autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
+    """Return a split's loss by modality, and by (task, modality), over ``limit`` batches a task (0: all).
+
+    A modality's loss is the mean over the tasks that predict it from others (over all documents, where there are no
+    tasks), so that it means the same while training and at the end.
+    """
+    by_modality: dict[str, list[float]] = {}
+    by_task: dict[tuple[str, str], float] = {}
+    for task in config.data.tasks or {"": 1.0}:
+        batches = validation_batches(config, split, task, limit)
+        losses = mean_losses(model, batches, diffusion=config.diffusion, autocast=autocast)
+        for name, value in losses.items():
+            by_task[task, name] = value
+            if not task or name == task.split(",")[-1]:
+                by_modality.setdefault(name, []).append(value)
+    return {name: sum(values) / len(values) for name, values in by_modality.items()}, by_task
 
 
 def perplexity(loss: float) -> float:

@@ -9,11 +9,10 @@ import numpy as np
 from plait.batch import Document, Part
 from plait.codecs import Codec
 from plait.config import RunConfig, SamplingConfig
-from plait.data.loader import validation_batches
 from plait.data.shards import ShardSource
 from plait.data.sources import open_sources, validation_splits
 from plait.evaluate.judges import available, judge_pictures, judge_speech
-from plait.evaluate.losses import mean_losses, perplexity
+from plait.evaluate.losses import perplexity, split_losses
 from plait.evaluate.text import caption_scores, continuation_scores, forced_choice, interval
 from plait.generate import Request, Result, generate
 from plait.model.mot import MixtureOfTransformers
@@ -49,21 +48,13 @@ class Suite:
     def losses(self) -> dict[str, float]:
         """Return val_loss/<split>/<modality>, task_loss/<split>/<task>/<modality>, and means over splits as seen."""
         figures, splits = {}, validation_splits(self.config)
-        tasks = list(self.config.data.tasks) or [""]
-        with self.progress.stage("validation losses", total=len(splits) * len(tasks)) as bar:
+        with self.progress.stage("validation losses", total=len(splits)) as bar:
             for split in splits:
-                sums: dict[str, list[float]] = {}
-                for task in tasks:
-                    batches = validation_batches(self.config, split, task, self.config.evaluate.batches)
-                    losses = mean_losses(self.model, batches, diffusion=self.config.diffusion, autocast=self.autocast)
-                    predicted = task.split(",")[-1]
-                    for name, value in losses.items():
-                        if task:
-                            figures[f"task_loss/{split}/{task.replace(',', '>')}/{name}"] = value
-                        if not task or name == predicted:  # as a target, given what precedes it
-                            sums.setdefault(name, []).append(value)
-                    bar.advance(1, split)
-                figures |= {f"val_loss/{split}/{name}": float(np.mean(v)) for name, v in sums.items()}
+                losses, tasks = split_losses(self.model, self.config, split, limit=self.config.evaluate.batches,
+                                             autocast=self.autocast)  # fmt: skip
+                figures |= {f"val_loss/{split}/{name}": value for name, value in losses.items()}
+                figures |= {f"task_loss/{split}/{t.replace(',', '>')}/{n}": v for (t, n), v in tasks.items() if t}
+                bar.advance(1, split)
         first = splits[0] if splits else ""
         for name in self.config.model.modalities:
             value = figures.get(f"val_loss/{first}/{name}")

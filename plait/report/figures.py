@@ -79,35 +79,43 @@ def _times(ratio: float) -> str:
     return f"{ratio:.0f}{SPACE}×" if ratio >= 10 else f"{ratio:.1f}{SPACE}×"
 
 
+_SCORES = {
+    "object": "Right object",
+    "colour": "Right colour",
+    "relation": "Right relation",
+    "exact": "Whole caption right",
+}
+"""What a caption can say rightly, in the order of the page."""
+
+
 def _captions(numbers: dict) -> list[dict]:
+    """Return the scores of captions: of pictures (caption_object_accuracy), then of others (caption_speech_...)."""
+    found = [
+        re.fullmatch(r"caption_(?:(\w+)_)?(choice|object|colour|relation|exact)_accuracy", name) for name in numbers
+    ]
     figures = []
-    for name, value in numbers.items():
-        found = re.fullmatch(r"caption_(\w+)_accuracy", name)
-        if not found:
-            continue
-        what = found[1].replace("_", " ")
-        chance = numbers.get(f"caption_{found[1]}_chance")
-        if found[1] == "choice":
-            figures.append(_choice(value, chance or 1 / CHOICE_NAMES, numbers.get("caption_choice_shuffled")))
+    for match in sorted(filter(None, found), key=lambda m: (m[1] or "", ["choice", *_SCORES].index(m[2]))):
+        value, prefix = numbers[match[0]], match[0].removesuffix("_accuracy")
+        chance, heard = numbers.get(f"{prefix}_chance"), f"given {match[1]}" if match[1] else "open caption"
+        if match[2] == "choice":
+            figures.append(
+                _choice(value, chance or 1 / CHOICE_NAMES, numbers.get(f"{prefix}_shuffled"), match[1] or "")
+            )
             continue
         notes = [f"chance {percent(chance)}, this is {_times(value / chance)}"] if chance else []
-        if found[1] == "object" and chance:
-            figures.append(
-                _figure("Right object, open caption", percent(value), *notes, goal="≥ 10 × chance",
-                        met=value >= 10 * chance)
-            )  # fmt: skip
-        else:
-            figures.append(_figure(f"Right {what}, open caption", percent(value), *notes))
-    order = ("Right object", "Object")
-    return sorted(figures, key=lambda f: not f["label"].startswith(order))
+        goal = {"goal": "≥ 10 × chance", "met": value >= 10 * chance} if chance and not match[1] else {}
+        figures.append(_figure(f"{_SCORES[match[2]]}, {heard}", percent(value), *notes, **goal))
+    return figures
 
 
-def _choice(value: float, chance: float, shuffled: float | None) -> dict:
-    label = f"Object picked among {round(1 / chance)}"
+def _choice(value: float, chance: float, shuffled: float | None, given: str) -> dict:
+    label = f"Object picked among {round(1 / chance)}" + (f", given {given}" if given else "")
     notes = [f"chance {percent(chance)}, this is {_times(value / chance)}"]
     if shuffled is None:
         return _figure(label, percent(value), *notes)
-    notes.append(f"with the pictures shuffled {percent(shuffled)}")
+    notes.append(f"with the {given or 'pictures'} shuffled {percent(shuffled)}")
+    if given:
+        return _figure(label, percent(value), *notes)
     return _figure(label, percent(value), *notes, goal="≥ 5 × shuffled", met=value > 0 and value >= 5 * shuffled)
 
 

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from plait.batch import Batch
 from plait.config import RunConfig
-from plait.data.loader import Loader, validation_batches
+from plait.data.loader import Loader
 from plait.data.sources import resolve_vocabulary, validation_splits
 from plait.errors import PlaitError, ResourceError
-from plait.evaluate.losses import mean_losses
+from plait.evaluate.losses import split_losses
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_weights
 from plait.objectives import loss_sums
@@ -257,9 +257,8 @@ class Trainer:
     def _validate(self, log: MetricsLog) -> None:
         row, limit = {}, self.config.train.validation_batches
         for split in validation_splits(self.config) if limit else []:
-            batches = validation_batches(self.config, split, limit=limit)
-            losses = mean_losses(self.model, batches, diffusion=self.config.diffusion,
-                                 autocast=lambda: autocast(self.config.train.precision, self.device))  # fmt: skip
+            losses, _ = split_losses(self.model, self.config, split, limit=limit,
+                                     autocast=lambda: autocast(self.config.train.precision, self.device))  # fmt: skip
             row |= {f"val_loss/{split}/{name}": value for name, value in losses.items()}
         if row:
             log.log(row, step=self.state.step, seconds=self.state.seconds, tokens=self.state.tokens)
