@@ -160,11 +160,15 @@ def load(run: str | Path, *, device: str = "auto") -> Pipeline:
 
 
 def run_config(run: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read the config that a run keeps in its folder; paths in it are as they were when it was made."""
+    """Read the config that a run keeps in its folder, which may have been moved; its own data moves with it."""
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise CheckpointError(f"run: {str(run)!r} holds no config.yaml, so it is not the folder of a run")
-    return load_config_file(path, [f"out={json.dumps(str(run))}", *overrides])
+    made = load_config_file(path)
+    moved = [f"out={json.dumps(str(run))}"]
+    if made.data.path == f"{made.out}/data":
+        moved.append(f"data.path={json.dumps(f'{run}/data')}")
+    return load_config_file(path, [*moved, *overrides])
 
 
 def load_run(config: RunConfig, *, device: str = "auto") -> Pipeline:

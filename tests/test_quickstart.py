@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import soundfile
 from PIL import Image
 
 from plait.cli import main
+from plait.pipeline import run_config
 
 TINY = ["--prepare.documents", "192", "--prepare.validation_documents", "64", "--prepare.codec_documents", "128",
         "--prepare.codec_minutes", "0.05", "--prepare.shard_documents", "64", "--model.width", "32",
@@ -102,6 +104,12 @@ def test_generate_from_the_command_line(run, tmp_path, capsys):
     assert main(["generate", str(run), "--image", "none.png", "--output", "text"]) == 3
     assert main(["generate", str(run), "--output", "smell"]) == 2
     assert "none.png" in capsys.readouterr().err
+
+
+def test_a_run_may_be_moved(run, tmp_path):
+    shutil.copytree(run, tmp_path / "moved")
+    config = run_config(tmp_path / "moved")
+    assert config.out == str(tmp_path / "moved") and config.data.path == str(tmp_path / "moved" / "data")
 
 
 def test_inspect(run, tmp_path, capsys):

@@ -54,7 +54,7 @@ class Refuse:
             raise ImportError(name + " is not installed here")
 
 sys.meta_path.insert(0, Refuse())
-import plait.train.engine, plait.generate, plait.evaluate.losses, plait.model.pretrained, plait.compare
+import plait.train.engine, plait.generate, plait.evaluate.losses, plait.model.pretrained
 """
 
 

@@ -41,6 +41,8 @@ class Codec(ABC):
     """Number of ids (discrete)."""
     latent_channels: int = 0
     """Numbers per token (continuous)."""
+    sample_rate: int = 16_000
+    """Samples per second of its media, where they are sound (key "audio")."""
 
     def __init__(self, options: Any):
         self.options = options

@@ -89,7 +89,8 @@ def open_source(setup: Setup, codecs: dict[str, Codec], keys: Sequence[str] | No
                 f"model.modalities.{name}.codec: {codec.name!r} reads the parts {codec.key!r}, "
                 f"the scenes have {', '.join(PARTS)}"
             )
-    return SceneSource(setup.prepare, setup.seed, parts=keys)
+    rate = next((c.sample_rate for c in codecs.values() if c.key == "audio"), Codec.sample_rate)
+    return SceneSource(setup.prepare, setup.seed, parts=keys, sample_rate=rate)
 
 
 class Workers:

@@ -5,16 +5,18 @@ what the same judge makes of the originals.
 """
 
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
 from plait.codecs import Codec, Media
+from plait.data.encode import num_cores
 from plait.data.raw import RawDocument
 from plait.errors import ResourceError
 from plait.progress import Progress
+from plait.randomness import generator
 
 GRAMMAR = 100
 """Captions that the speech judge chooses among."""
@@ -34,41 +36,57 @@ def judge_codecs(codecs: dict[str, Codec], documents: Sequence[RawDocument], pro
             continue
         media, truths = [m for m, _ in pairs], [t for _, t in pairs]
         again = codec.decode(codec.encode(media))
-        judge = judge_speech if codec.key == "audio" else judge_pictures
-        label = "recognised" if codec.key == "audio" else "judge_top1"
         with progress.stage(f"judge of {name}", total=2) as bar:
-            originals = judge(media, truths)
+            originals = judge_media(codec, media, truths)
             bar.advance(1, "originals")
-            copies = judge(again, truths)
+            copies = judge_media(codec, again, truths)
             bar.advance(1, "round trip")
-        figures[f"{name}_codec_{label}"] = copies / originals if originals else 0.0
-        figures[f"{name}_codec_{label}_originals"] = originals
-        figures[f"{name}_codec_{label}_trials"] = float(len(media))
+        label = f"{name}_codec_{'recognised' if codec.key == 'audio' else 'judge_top1'}"
+        figures[label] = copies.share / originals.share if originals.share else 0.0
+        figures[f"{label}_originals"] = originals.share
+        figures[f"{label}_trials"] = float(copies.trials)
     return figures
 
 
-def judge_speech(clips: Sequence[Media], truths: Sequence[dict]) -> float:
-    """Return the share of clips in which a recogniser hears their own caption among GRAMMAR captions."""
-    captions = [t["caption"] for t in truths]
+class Judged(NamedTuple):
+    """What a judge found."""
+
+    share: float
+    """Items it named rightly."""
+    trials: int
+    """Items it could judge at all."""
+
+    @classmethod
+    def of(cls, hits: Sequence[bool]) -> "Judged":
+        return cls(float(np.mean(hits)) if len(hits) else 0.0, len(hits))
+
+
+def judge_media(codec: Codec, media: Sequence[Media], truths: Sequence[dict]) -> Judged:
+    """Judge items of a codec of pictures or sound against their scenes' truths."""
+    if codec.key == "audio":
+        return judge_speech(media, [t["caption"] for t in truths], codec.sample_rate)
+    return judge_pictures(media, truths)
+
+
+def judge_speech(clips: Sequence[Media], captions: Sequence[str], sample_rate: int) -> Judged:
+    """Return how many clips a recogniser hears as their own caption, among GRAMMAR captions."""
     starts = range(0, len(clips), GRAMMAR)
-    groups = [(clips[i : i + GRAMMAR], captions[i : i + GRAMMAR]) for i in starts]
+    groups = [(clips[i : i + GRAMMAR], captions[i : i + GRAMMAR], sample_rate) for i in starts]
     if len(groups) == 1:
-        hits = _hits(*groups[0])
-    else:  # a process for each core: the recogniser is slow, and uses one
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(min(len(groups), os.cpu_count() or 1), context) as pool:
-            hits = [hit for found in pool.map(_hits, *zip(*groups, strict=True)) for hit in found]
-    return float(np.mean(hits)) if hits else 0.0
+        return Judged.of(_hits(*groups[0]))
+    # a process for each core: the recogniser is slow, and uses one
+    with ProcessPoolExecutor(min(len(groups), num_cores()), multiprocessing.get_context("spawn")) as pool:
+        return Judged.of([hit for found in pool.map(_hits, *zip(*groups, strict=True)) for hit in found])
 
 
-def _hits(clips: Sequence[Media], captions: Sequence[str]) -> list[bool]:
+def _hits(clips: Sequence[Media], captions: Sequence[str], sample_rate: int) -> list[bool]:
     from plait.evaluate.speech import recognised_share
 
-    return [hit for hit in recognised_share(clips, captions).hits if hit is not None]
+    return [hit for hit in recognised_share(clips, captions, sample_rate=sample_rate).hits if hit is not None]
 
 
-def judge_pictures(pictures: Sequence[Media], truths: Sequence[dict]) -> float:
-    """Return the share of one-drawing pictures whose nearest of NUM_CONCEPTS reference drawings is the true one.
+def judge_pictures(pictures: Sequence[Media], truths: Sequence[dict]) -> Judged:
+    """Return how many one-drawing pictures have the true one as their nearest of NUM_CONCEPTS reference drawings.
 
     References are drawn as large as the pictures, on white. The concepts are the pictures' own, filled up with others.
     """
@@ -78,14 +96,15 @@ def judge_pictures(pictures: Sequence[Media], truths: Sequence[dict]) -> float:
 
     single = [i for i, t in enumerate(truths) if len(t["objects"]) == 1]
     if not single:
-        return 0.0
+        return Judged(0.0, 0)
     codes = list(dict.fromkeys(truths[i]["objects"][0]["concept"] for i in single))[:NUM_CONCEPTS]
     single = [i for i in single if truths[i]["objects"][0]["concept"] in codes]
     others = [c.code for c in all_concepts() if c.code not in codes]
-    codes += [others[i] for i in np.random.default_rng(0).permutation(len(others))[: NUM_CONCEPTS - len(codes)]]
+    order = generator(0, "picture judge: other concepts").permutation(len(others))
+    codes += [others[i] for i in order[: NUM_CONCEPTS - len(codes)]]
     references = [reference(code, pictures[0].shape[0]) for code in codes]
     truth = [codes.index(truths[i]["objects"][0]["concept"]) for i in single]
-    return FeatureJudge().accuracy([pictures[i] for i in single], references, truth)
+    return Judged.of(FeatureJudge().nearest([pictures[i] for i in single], references) == np.array(truth))
 
 
 def available(progress: Progress) -> bool:

@@ -11,12 +11,13 @@ from plait.codecs import Codec
 from plait.config import RunConfig, SamplingConfig
 from plait.data.shards import ShardSource
 from plait.data.sources import open_sources, validation_splits
-from plait.evaluate.judges import available, judge_pictures, judge_speech
+from plait.evaluate.judges import available, judge_media
 from plait.evaluate.losses import perplexity, split_losses
 from plait.evaluate.text import caption_scores, continuation_scores, forced_choice, interval
 from plait.generate import Request, Result, generate
 from plait.model.mot import MixtureOfTransformers
 from plait.progress import Progress
+from plait.randomness import generator
 
 NUM_CHOICES = 400
 """Names in the forced choice."""
@@ -75,7 +76,7 @@ class Suite:
             given = [next(p for p in d.parts if p.modality == name) for d in documents]
             said = self.complete(given, host, f"captions of {name}, {split}")
             scores = caption_scores(said, [d.meta for d in documents], RELATIONS)
-            prefix = "caption" if name == "image" else f"caption_{name}"
+            prefix = "caption" if self.codecs[name].key == "image" else f"caption_{name}"
             figures |= {f"{prefix}_{k}_accuracy/{split}": v for k, v in scores.items()}
             if first:
                 figures |= {f"{prefix}_{k}_accuracy": v for k, v in scores.items()}
@@ -108,17 +109,17 @@ class Suite:
     def generated(self, source: ShardSource) -> dict[str, float]:
         """Let the judges name pictures, and recognise speech, that were generated from captions."""
         figures, host = {}, self.model.config.layout.host
-        wanted = {"image": (self.config.evaluate.pictures, judge_pictures, "generated_object_accuracy"),
-                  "audio": (self.config.evaluate.clips, judge_speech, "generated_recognised")}  # fmt: skip
+        labels = {"image": ("object_accuracy", self.config.evaluate.pictures),
+                  "audio": ("recognised", self.config.evaluate.clips)}  # fmt: skip
         for name, codec in self.codecs.items():
-            count, judge, label = wanted.get(codec.key, (0, None, ""))
+            label, count = labels.get(codec.key, ("", 0))
             if not count or self.model.config.modalities[name].objective != "next_token":
                 continue
             documents = [source.document(i) for i in range(min(len(source), count))]
             given = [next(p for p in d.parts if p.modality == host) for d in documents]
             made = self.complete(given, name, f"{name} from {host}", self.config.generate.sampling)
-            figures[f"{name}_{label}"] = judge(made, [d.meta for d in documents])
-            figures[f"{name}_{label.rsplit('_', 1)[0]}_trials"] = float(len(made))
+            judged = judge_media(codec, made, [d.meta for d in documents])
+            figures |= {f"generated_{name}_{label}": judged.share, f"generated_{name}_trials": float(judged.trials)}
         return figures
 
     def choices(self, prefix: str, modality: str, documents: list[Document]) -> dict[str, float]:
@@ -149,7 +150,7 @@ class Suite:
 
         phrases = {d.meta["objects"][0]["name"]: d.meta["caption"].rsplit(" on ", 1)[0] + " on" for d in documents}
         others = split_concepts(self.config.seed)["train"]
-        for i in np.random.default_rng(self.config.seed).permutation(len(others)):
+        for i in generator(self.config.seed, "forced choice: names").permutation(len(others)):
             if len(phrases) >= NUM_CHOICES:
                 break
             phrases.setdefault(others[i].name, f"{with_article(others[i].name, others[i].group)} on")

@@ -14,6 +14,7 @@ import torch
 
 from plait.batch import Document, Part, Run, assemble, spell
 from plait.model.mot import MixtureOfTransformers
+from plait.randomness import generator
 
 _CAPTION = re.compile(r"^(?P<what>.*) on an? (?P<background>\w+) background$")
 _ARTICLE = re.compile(r"^(an?|the) ")
@@ -118,7 +119,7 @@ def forced_choice(scores: np.ndarray, truth: np.ndarray, *, seed: int = 0) -> di
     picture's scores with another picture's truth, over 200 shuffles: what naming without looking reaches.
     """
     best = scores.argmax(1)
-    rng = np.random.default_rng(seed)
+    rng = generator(seed, "forced choice: shuffles")
     shuffled = np.mean([np.mean(best == truth[_derangement(rng, len(truth))]) for _ in range(200)])
     return {"accuracy": float(np.mean(best == truth)), "shuffled": float(shuffled), "chance": 1 / scores.shape[1]}
 
