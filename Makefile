@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-slow lint benchmark clean
+.PHONY: quickstart test test-recovery lint benchmark clean
 
 quickstart: $(READY)
 	$(BIN)/plait quickstart
@@ -12,8 +12,8 @@ quickstart: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 
-test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
+test-recovery: $(READY)
+	$(BIN)/python -m pytest -m recovery
 
 lint: $(READY)
 	$(BIN)/ruff check .
