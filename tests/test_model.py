@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from plait.batch import Document, assemble, pack, spell
 from plait.config import DiffusionConfig, ModalityConfig, ModelConfig, TowerConfig
 from plait.model.mot import MixtureOfTransformers
+from plait.model.pretrained import load_pretrained, save_pretrained
 from plait.objectives import loss_sums, next_token
 from plait.objectives.diffusion import corrupt
 
@@ -208,6 +209,51 @@ def test_activation_checkpointing_changes_nothing(rng):
         loss_sums(model, model(batch), batch).sum().backward()
         found.append(grads(model))
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("settings", [
+    {"tie_embeddings": True}, {"qkv_bias": True}, {"rope_scaling": 4.0}, {"qk_norm": False}, {"norm_order": "post"},
+    {"num_kv_heads": 2}, {"untied": []}, {"position_axes": ["time", "height", "width"]},
+], ids=str)  # fmt: skip
+def test_every_setting_trains_and_survives_saving(settings, rng, tmp_path):
+    config = model_config(mel=True, **settings)
+    model = build(config)
+    batch = corrupt(pack(random_documents(rng, 6, mel=True), config), DiffusionConfig(), 0)
+    loss = loss_sums(model, model(batch), batch)
+    loss.sum().backward()
+    assert loss.isfinite().all() and all(p.grad is not None for p in model.parameters())
+    save_pretrained(model, tmp_path)
+    again = load_pretrained(tmp_path).double()
+    torch.testing.assert_close(loss_sums(again, again(batch), batch), loss, rtol=1e-12, atol=1e-12)
+
+
+def test_tied_embeddings_score_with_the_embedding():
+    model = build(model_config(tie_embeddings=True))
+    assert not hasattr(model, "head") and model.head_weights() is model.embed
+
+
+def test_rope_scaling_stretches_positions(rng):
+    """Scaled positions are the unscaled ones of a sequence that many times slower."""
+    plain, scaled = build(model_config()), build(model_config(rope_scaling=4.0))
+    scaled.load_state_dict(plain.state_dict())
+    batch = pack(random_documents(rng, 2), plain.config)
+    expected = in_sequence(scaled(batch), batch)
+    batch.positions = batch.positions / 4
+    torch.testing.assert_close(in_sequence(plain(batch), batch), expected, rtol=0, atol=1e-12)
+
+
+def test_compiled_equals_eager(rng):
+    """Blocks compiled without a graph break; the backend runs the same kernels, so only tracing is tested."""
+    config = model_config(mel=True)
+    eager, compiled = build(config), build(config)
+    for block in compiled.blocks:
+        block.compile(backend="aot_eager", dynamic=True)
+    for count in (3, 5):
+        batch = corrupt(pack(random_documents(rng, count, mel=True), config), DiffusionConfig(), 0)
+        for model in (eager, compiled):
+            model.zero_grad()
+            loss_sums(model, model(batch), batch).sum().backward()
+        torch.testing.assert_close(grads(eager), grads(compiled), rtol=0, atol=1e-10)
 
 
 class Forbidden(TorchDispatchMode):

@@ -131,7 +131,7 @@ SUMMARY = {
     "caption_object_accuracy": 0.063, "caption_object_chance": 0.00052, "caption_choice_accuracy": 0.182,
     "caption_choice_shuffled": 0.006, "caption_colour_accuracy": 0.71, "caption_colour_chance": 0.125,
     "caption_relation_accuracy": 0.44, "caption_relation_chance": 0.25, "image_codec_psnr": 22.4,
-    "image_codec_thumbnail_psnr": 18.8, "image_codec_codes_used": 986, "speech_codec_recognised": 0.93,
+    "image_codec_psnr_thumbnail": 18.8, "image_codec_codes_used": 986, "speech_codec_recognised": 0.93,
     "speech_codec_mel_l1": 0.231, "commit": "768336d0c1f2", "hardware": "2 cores, AMD EPYC, 6 GB",
     "versions": "python 3.11.2, torch 2.13.0, plait 0.1.0",
 }  # fmt: skip

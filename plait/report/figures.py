@@ -6,7 +6,7 @@ from typing import Any
 
 CODEC_LABELS = {
     "psnr": ("Round trip, PSNR", "decibel"),
-    "thumbnail_psnr": ("A thumbnail with as many numbers, PSNR", "decibel"),
+    "psnr_thumbnail": ("A thumbnail with as many numbers, PSNR", "decibel"),
     "recognised": ("Clips still recognised, relative to the originals", "percent"),
     "mel_l1": ("Mel spectrogram, L1", "plain"),
     "codes_used": ("Codes in use", "plain"),
@@ -138,7 +138,7 @@ def _codecs(numbers: dict) -> list[dict]:
         if not separator:
             continue
         if figure == "psnr":
-            thumbnail = numbers.get(f"{modality}_codec_thumbnail_psnr")
+            thumbnail = numbers.get(f"{modality}_codec_psnr_thumbnail")
             notes = [f"thumbnail {decibel(thumbnail)}"] if thumbnail is not None else []
             goal = "≥ 21.5 dB" + (", 3 dB over the thumbnail" if thumbnail is not None else "")
             met = value >= 21.5 and (thumbnail is None or value >= thumbnail + 3)
