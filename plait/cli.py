@@ -182,9 +182,10 @@ def _evaluate(chosen) -> None:
 
 def _report(chosen) -> None:
     from plait.pipeline import run_config
+    from plait.progress import Progress
     from plait.workflow import report_step
 
-    print(f"report: {report_step(run_config(chosen.run_folder))}")
+    print(f"report: {report_step(run_config(chosen.run_folder), Progress())}")
 
 
 def _quickstart(chosen) -> None:

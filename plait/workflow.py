@@ -16,7 +16,6 @@ from plait.data.prepare import prepare, raw_source
 from plait.data.raw import RawDocument
 from plait.data.shards import ShardSource, read_index
 from plait.data.sources import open_sources, validation_splits
-from plait.errors import DataError
 from plait.evaluate.judges import available, judge_codecs
 from plait.evaluate.suite import Suite
 from plait.files import atomic_folder, read_json, write_json, write_text
@@ -193,7 +192,7 @@ def _free_samples(pipeline: Pipeline, folder: Path, seed: int, *, count: int = F
 def _codec_samples(config, pipeline: Pipeline, source: ShardSource, split: str, folder: Path) -> None:
     """Write pairs of an original and what its codec makes of it."""
     lines = []
-    originals = _originals(config, pipeline, source, split, SAMPLES_PER_TASK)
+    originals = [] if not _drawn_scenes(config) else _originals(config, pipeline, source, split, SAMPLES_PER_TASK)
     for i, parts in enumerate(originals):
         for name, item in parts:
             codec = pipeline.codecs[name]
@@ -211,12 +210,18 @@ def _codec_samples(config, pipeline: Pipeline, source: ShardSource, split: str, 
 def _originals(config, pipeline: Pipeline, source: ShardSource, split: str, count: int) -> list[list[MediaPart]]:
     """Return the first validation documents as media: the originals, or what the codecs kept of them."""
     count = min(count, len(source))
-    keys = {codec.key: name for name, codec in pipeline.codecs.items()}
-    try:
-        raw = [r for r in raw_source(config).read(split, 0, count) if isinstance(r, RawDocument)]
-        return [[(keys[k], item) for k, item in r.parts if k in keys] for r in raw]
-    except DataError:  # the manifest has gone since
+    if not _drawn_scenes(config):  # rows that were broken shift a manifest's numbers
         return documents_as_media([source.document(i) for i in range(count)], pipeline.codecs)
+    keys = {codec.key: name for name, codec in pipeline.codecs.items()}
+    raw = [r for r in raw_source(config).read(split, 0, count) if isinstance(r, RawDocument)]
+    return [[(keys[k], item) for k, item in r.parts if k in keys] for r in raw]
+
+
+def _drawn_scenes(config: RunConfig) -> bool:
+    """Say whether the run's data are scenes, which can be drawn again."""
+    settings = Path(config.data.path) / "settings.json"
+    made = read_json(settings, "prepare").get("prepare.source") if settings.exists() else ""
+    return made == config.prepare.source == "scenes" and not config.data.sources
 
 
 def summarise(config: RunConfig) -> dict[str, Any]:
@@ -266,8 +271,10 @@ def _training_figures(config: RunConfig) -> dict[str, Any]:
     return figures
 
 
-def report_step(config: RunConfig) -> Path:
-    """Write report.html (plait report)."""
+def report_step(config: RunConfig, progress: Progress) -> Path:
+    """Write report.html, with samples of the newest checkpoint (plait report)."""
+    if checkpoint.latest(Path(config.out) / "checkpoints"):
+        sample_step(config, progress)
     summarise(config)
     return write_report(config.out)
 
@@ -279,5 +286,4 @@ def whole_run(config: RunConfig, progress: Progress, *, restart: bool = False) -
     prepare_step(config, progress)
     train_step(config, progress)
     evaluate_step(config, progress)
-    sample_step(config, progress)
-    return report_step(config)
+    return report_step(config, progress)
