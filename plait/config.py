@@ -181,11 +181,10 @@ class ModelConfig:
     def untied_at(self, layer: int) -> frozenset[str]:
         """Return the components that have one copy per tower in this layer."""
         if isinstance(self.untied, list):
-            chosen = {"": self.untied}
             names = self.untied
         else:
-            chosen = {r: c for r, c in self.untied.items() if layer in _layer_range(r, self.num_layers)}
-            names = [c for components in chosen.values() for c in components]
+            ranges = {r: _layer_range(r, self.num_layers) for r in self.untied}
+            names = [c for r, components in self.untied.items() if layer in ranges[r] for c in components]
         for name in names:
             if name not in COMPONENTS:
                 raise ConfigError(unknown("model.untied", name, COMPONENTS))

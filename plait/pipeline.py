@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from plait.batch import Part
-from plait.codecs import Codec, Media, load_codec
+from plait.codecs import Codec, Media, fixed_grids, load_codec
 from plait.config import GenerateConfig, RunConfig, SamplingConfig
 from plait.config_file import load as load_config_file
 from plait.data.shards import read_index
@@ -85,7 +85,7 @@ class Pipeline:
     @property
     def grids(self) -> dict[str, tuple[int, ...]]:
         """Extent of one generated item, for modalities where it is fixed."""
-        return {name: tuple(c.default_grid) for name, c in self.codecs.items() if c.default_grid}
+        return fixed_grids(self.codecs)
 
     def encode(self, media: Sequence[MediaPart]) -> list[Part]:
         """Encode media in order."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from plait.codecs.base import Codec, Encoded, Media
 from plait.errors import CheckpointError, ConfigError, unknown
 
-__all__ = ["CODECS", "Codec", "Encoded", "Media", "codec_class", "load_codec"]
+__all__ = ["CODECS", "Codec", "Encoded", "Media", "codec_class", "fixed_grids", "load_codec"]
 
 # name in a config -> module and class; imported when used, so that training needs none of their libraries
 CODECS = {
@@ -26,6 +26,11 @@ def codec_class(name: str) -> type[Codec]:
         raise ConfigError(unknown("codec", name, CODECS))
     module, _, cls = CODECS[name].partition(":")
     return getattr(importlib.import_module(module), cls)
+
+
+def fixed_grids(codecs: dict[str, Codec]) -> dict[str, tuple[int, ...]]:
+    """Return the extent of one generated item, for the modalities where it is fixed."""
+    return {name: tuple(codec.default_grid) for name, codec in codecs.items() if codec.default_grid}
 
 
 def load_codec(folder: str | Path) -> Codec:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from plait.batch import Document, Part
-from plait.codecs import Codec
+from plait.codecs import Codec, fixed_grids
 from plait.config import RunConfig, SamplingConfig
 from plait.data.shards import ShardSource
 from plait.data.sources import open_sources, validation_splits
@@ -96,13 +96,12 @@ class Suite:
         sampling = {output: GREEDY} if sampling is None else sampling
         requests = [Request([p], output, sampling, self.config.generate.max_tokens, number=i)
                     for i, p in enumerate(given)]  # fmt: skip
-        grids = {n: tuple(c.default_grid) for n, c in self.codecs.items() if c.default_grid}
         with self.progress.stage(title, total=len(requests)) as bar:
 
             def count(result: Result) -> None:
                 bar.advance(1)
 
-            results = generate(self.model, requests, grids=grids, max_rows=max(self.config.generate.batch_size, 64),
+            results = generate(self.model, requests, grids=fixed_grids(self.codecs), max_rows=max(self.config.generate.batch_size, 64),
                                max_length=1024, on_result=count)  # fmt: skip
         return [self.codecs[output].decode(r.parts)[0] if r.parts else "" for r in results]
 

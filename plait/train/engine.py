@@ -20,10 +20,10 @@ from plait.batch import Batch
 from plait.config import RunConfig
 from plait.data.loader import Loader
 from plait.data.sources import resolve_vocabulary, validation_splits
-from plait.errors import PlaitError, ResourceError
+from plait.errors import CheckpointError, PlaitError, ResourceError
 from plait.evaluate.losses import split_losses
 from plait.model.mot import MixtureOfTransformers
-from plait.model.pretrained import load_weights
+from plait.model.pretrained import check_shapes, load_config, load_weights, read_tensors
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 from plait.progress import Progress
@@ -296,9 +296,6 @@ class Trainer:
 
 def load_tower(model: MixtureOfTransformers, tower: str, folder: str) -> None:
     """Copy into one tower the tower of that name, or the only one, of a saved model."""
-    from plait.errors import CheckpointError
-    from plait.model.pretrained import check_shapes, load_config, read_tensors
-
     towers = list(load_config(folder).towers)
     source = tower if tower in towers else towers[0]
     if source != tower and len(towers) > 1:
