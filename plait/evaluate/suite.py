@@ -101,7 +101,8 @@ class Suite:
             def count(result: Result) -> None:
                 bar.advance(1)
 
-            results = generate(self.model, requests, grids=fixed_grids(self.codecs), max_rows=max(self.config.generate.batch_size, 64),
+            results = generate(self.model, requests, grids=fixed_grids(self.codecs),
+                               max_rows=max(self.config.generate.batch_size, 64),
                                max_length=1024, on_result=count)  # fmt: skip
         return [self.codecs[output].decode(r.parts)[0] if r.parts else "" for r in results]
 
