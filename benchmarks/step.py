@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from dense_reference import Dense
 
 from plait.batch import Batch, Document, Part, pack
-from plait.config import ModalityConfig, ModelConfig
 from plait.data.packing import efficiency, plan_bins
 from plait.model.mot import MixtureOfTransformers
+from plait.model_config import ModalityConfig, ModelConfig
 from plait.objectives import loss_sums
 from plait.train.metrics import hardware, peak_memory_gb, versions
 

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.config import ModelConfig
 from plait.layout import IdLayout
+from plait.model_config import ModelConfig
 
 
 @dataclass

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from plait.batch import Document, Part
-from plait.config import ModalityConfig, ModelConfig, TowerConfig
+from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 
 torch.set_num_threads(1)
 

@@ -8,10 +8,11 @@ import numpy as np
 
 from plait.batch import Document, Part
 from plait.codecs.base import Codec, Encoded
-from plait.config import DataConfig, ModalityConfig, ModelConfig, RunConfig
+from plait.config import DataConfig, RunConfig
 from plait.data.shards import SHARD_SCHEMA_VERSION, write_shard
 from plait.errors import DataError
 from plait.files import write_json
+from plait.model_config import ModalityConfig, ModelConfig
 
 MODALITIES = {
     "text": {"codec": "fake_text", "key": "text", "vocab_size": 256, "latent_channels": 0},

@@ -14,10 +14,10 @@ from conftest import model_config
 import plait.codecs
 from plait.batch import Document, Part, pack
 from plait.cli import main
-from plait.config import ModalityConfig, ModelConfig, TowerConfig
 from plait.data.manifest import registered_keys
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained
+from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 from plait.train import checkpoint

@@ -5,10 +5,11 @@ import torch
 import yaml
 from conftest import model_config
 
-from plait.config import ModalityConfig, ModelConfig, RunConfig, default_ffn_width
+from plait.config import RunConfig
 from plait.config_file import from_dict, load, to_dict
 from plait.errors import ConfigError
 from plait.model.mot import MixtureOfTransformers
+from plait.model_config import ModalityConfig, ModelConfig, default_ffn_width
 from plait.shipped import FOLDERS, config_path, describe_settings
 
 SHIPPED = sorted(p for folder in FOLDERS for p in folder.glob("*.yaml"))

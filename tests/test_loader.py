@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from plait.batch import Document, Part
-from plait.config import ModalityConfig
 from plait.data.loader import Loader, validation_batches
 from plait.data.mixing import MixedOrder
 from plait.data.shards import ShardSource, read_index
 from plait.data.sources import resolve_vocabulary
 from plait.errors import ConfigError, DataError
+from plait.model_config import ModalityConfig
 
 TASKS = {"text,image": 2.0, "image,text": 1.0, "text,image,speech": 1.0}
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from plait.batch import Document, assemble, pack, spell
-from plait.config import DiffusionConfig, ModalityConfig, ModelConfig, TowerConfig
+from plait.config import DiffusionConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained, save_pretrained
+from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 from plait.objectives import loss_sums, next_token
 from plait.objectives.diffusion import corrupt
 

@@ -15,13 +15,14 @@ from fake_data import CODEC_NAMES
 from PIL import Image
 
 from plait.codecs import CODECS
-from plait.config import DataConfig, ModalityConfig, ModelConfig, PrepareConfig, RunConfig
+from plait.config import DataConfig, PrepareConfig, RunConfig
 from plait.data import prepare as stages
 from plait.data.encode import Workers, encode_shard
 from plait.data.loader import Loader
 from plait.data.prepare import prepare, spread_blocks
 from plait.data.shards import ShardSource, read_index
 from plait.errors import ConfigError, DataError, ResourceError
+from plait.model_config import ModalityConfig, ModelConfig
 
 ROWS = 150
 run_all = Workers.run

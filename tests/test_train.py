@@ -9,10 +9,11 @@ from conftest import model_config, random_documents
 from fake_data import run_config, scene_like, write_folder
 
 from plait.batch import pack
-from plait.config import TowerConfig, TrainConfig
+from plait.config import TrainConfig
 from plait.errors import CheckpointError, ResourceError
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained, save_pretrained
+from plait.model_config import TowerConfig
 from plait.objectives import loss_sums
 from plait.progress import Progress
 from plait.train import checkpoint

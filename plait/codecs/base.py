@@ -41,6 +41,9 @@ class Codec(ABC):
     """Number of ids (discrete)."""
     latent_channels: int = 0
     """Numbers per token (continuous)."""
+    patch_size: int = 1
+    """Latents along each side that one token holds (continuous): a token is patch_size^axes latents, row by row, each
+    with all its channels together."""
     sample_rate: int = 16_000
     """Samples per second of its media, where they are sound (key "audio")."""
 

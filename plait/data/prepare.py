@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from plait.codecs import Codec, load_codec
-from plait.config import ModalityConfig, RunConfig
+from plait.config import RunConfig
 from plait.data.encode import (
     ROWS_AT_ONCE,
     Setup,
@@ -39,6 +39,7 @@ from plait.data.raw import RawSource
 from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION
 from plait.errors import CheckpointError, ConfigError, DataError, require
 from plait.files import clear_disk_errors, write_json, write_text
+from plait.model_config import ModalityConfig
 from plait.progress import Bar, Progress, QuietProgress
 
 SETTINGS_NAME = "settings.json"
@@ -199,6 +200,7 @@ class _Preparation:
                 "key": codec.key,
                 "vocab_size": codec.vocab_size,
                 "latent_channels": codec.latent_channels,
+                "patch_size": codec.patch_size,
                 "default_grid": list(codec.default_grid),
                 "fingerprint": _sha256(sorted(p for p in folder.rglob("*") if p.is_file())),
             }

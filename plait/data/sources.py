@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from plait.batch import Document, Part
-from plait.config import ModelConfig, RunConfig
+from plait.config import RunConfig
 from plait.data.packing import EDGES, PartSize
 from plait.data.shards import ShardSource, read_index
 from plait.errors import ConfigError, DataError, unknown
+from plait.model_config import ModelConfig
 from plait.randomness import generator
 
 AS_WRITTEN = -1
@@ -74,6 +75,7 @@ def resolve_vocabulary(config: RunConfig, index: dict | None = None) -> RunConfi
             _fill(modality, "vocab_size", record, where, exact=False)
         else:
             _fill(modality, "latent_channels", record, where, exact=True)
+            _fill(modality, "patch_size", {"patch_size": 1} | record, where, exact=True)
     return config
 
 

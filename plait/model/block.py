@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from plait.batch import Routing
-from plait.config import ModelConfig
 from plait.model.attention import AttentionPlan, attend
 from plait.model.cache import CacheStep
 from plait.model.moe import MixtureOfExperts, SwiGLU
 from plait.model.norm import RMSNorm
 from plait.model.rope import rotate
 from plait.model.routing import PerTower, merged, separated, to_sequence, to_towers
+from plait.model_config import ModelConfig
 
 
 @dataclass

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plait.config import TowerConfig
+from plait.model_config import TowerConfig
 
 
 class SwiGLU(nn.Module):

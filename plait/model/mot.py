@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from plait.batch import Batch
-from plait.config import ModelConfig
 from plait.model.attention import AttentionPlan
 from plait.model.block import Block, Step, is_token
 from plait.model.cache import CacheStep, KVCache
@@ -21,6 +20,7 @@ from plait.model.moe import MixtureOfExperts
 from plait.model.norm import RMSNorm
 from plait.model.rope import rotation
 from plait.model.routing import PerTower, merged, separated
+from plait.model_config import ModelConfig
 
 
 class MixtureOfTransformers(nn.Module):
@@ -44,7 +44,7 @@ class MixtureOfTransformers(nn.Module):
         self.latent_in, self.latent_out = nn.ModuleDict(), nn.ModuleDict()
         for name, modality in config.modalities.items():
             if modality.objective == "diffusion":
-                used = dict.fromkeys([modality.tower, *modality.tower_by_role.values()])
+                used = modality.towers
                 c = modality.latent_channels
                 self.latent_in[name] = PerTower(lambda t, c=c: LatentIn(c, towers[t].width), used, untied=True)
                 self.latent_out[name] = PerTower(lambda t, c=c: nn.Linear(towers[t].width, c), used, untied=True)

@@ -8,11 +8,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from plait.config import SCHEMA_VERSION, ModelConfig
+from plait.config import SCHEMA_VERSION
 from plait.config_file import from_dict, to_dict
 from plait.errors import CheckpointError, ConfigError
 from plait.files import read_json, write_json
 from plait.model.mot import MixtureOfTransformers
+from plait.model_config import ModelConfig
 
 ARCHITECTURE = "MixtureOfTransformers"
 

@@ -1,0 +1,248 @@
+"""The settings of the model: modalities, towers and shape, as dataclasses that check themselves. No torch here."""
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from plait.errors import ConfigError, require, unknown
+from plait.layout import IdLayout
+
+COMPONENTS = ("qkv", "o", "ffn", "norm")
+ROLES = ("understanding", "generation")
+NOISE_STATES = ("clean", "noised")
+
+
+@dataclass
+class ModalityConfig:
+    """One kind of data that flows through the model."""
+
+    codec: str = ""
+    """Name of the codec (see plait/codecs): what turns raw media into ids or latents and back."""
+    codec_options: dict[str, Any] = field(default_factory=dict)
+    """Settings of that codec; checked by the codec itself."""
+    objective: Literal["next_token", "diffusion"] = "next_token"
+    """next_token: discrete ids, cross-entropy. diffusion: continuous latents, denoising."""
+    attention: Literal["causal", "bidirectional"] = "causal"
+    """Attention inside one span of this modality. Bidirectional needs a continuous objective."""
+    tower: str = ""
+    """Tower that carries these tokens. Empty: the tower of the modality's own name."""
+    tower_by_role: dict[str, str] = field(default_factory=dict)
+    """Towers for spans of a certain role (understanding, generation), where that differs from `tower`."""
+    tower_by_noise: dict[str, str] = field(default_factory=dict)
+    """Towers for clean and for noised spans (continuous), where that differs; it goes before `tower_by_role`."""
+    later_sees: Literal["noised", "clean_copy", "nothing"] = "noised"
+    """What later tokens see of a generated span (continuous): the noised tokens themselves (Transfusion), a clean copy
+    beside them (BAGEL), or nothing (Cosmos 3)."""
+    loss_weight: float = 1.0
+    """Factor of this modality's loss in the total."""
+    vocab_size: int = 0
+    """Number of ids reserved for the codec (discrete). Training takes the codec's own number where this is 0."""
+    latent_channels: int = 0
+    """Numbers per token (continuous). Training takes the codec's own where this is 0."""
+    patch_size: int = 0
+    """Latents folded into one token along each side (continuous). Training takes the codec's own where this is 0."""
+    patch_network: Literal["linear", "unet"] = "linear"
+    """How latents enter and leave the tower: one matrix, or U-Net down and up blocks on the grid of latents."""
+
+    @property
+    def towers(self) -> list[str]:
+        """Every tower that may carry these tokens, `tower` first."""
+        return list(dict.fromkeys([self.tower, *self.tower_by_role.values(), *self.tower_by_noise.values()]))
+
+
+@dataclass
+class TowerConfig:
+    """One set of parameters. Unset sizes are the model's."""
+
+    width: int | None = None
+    """Size of the hidden state in this tower."""
+    ffn_width: int | None = None
+    """Hidden size of the feed-forward network; of one expert when ffn is moe."""
+    ffn: Literal["swiglu", "moe"] = "swiglu"
+    """Kind of feed-forward network."""
+    num_experts: int = 4
+    """Experts, when ffn is moe."""
+    top_k: int = 1
+    """Experts per token, when ffn is moe (the mean number for expert_choice)."""
+    moe_routing: Literal["expert_choice", "token_choice"] = "token_choice"
+    """expert_choice sees the whole batch (not causal, cannot generate); token_choice is causal and dropless."""
+    moe_balance_rate: float = 1e-3
+    """Step of the expert bias that balances token_choice (arXiv 2408.15664)."""
+    frozen: bool = False
+    """Keep this tower's own parameters fixed."""
+    init_from: str = ""
+    """A saved model whose tower of the same or only name initialises this one."""
+    learning_rate_scale: float = 1.0
+    """Factor of the learning rate for this tower's own parameters."""
+
+
+@dataclass
+class ModelConfig:
+    """The Mixture-of-Transformers: its modalities, towers and shape (paper, sections 2 and 3)."""
+
+    modalities: dict[str, ModalityConfig] = field(default_factory=dict)
+    """Modalities in append-only order. The first one hosts the delimiters and is written without them."""
+    towers: dict[str, TowerConfig] = field(default_factory=dict)
+    """Towers by name. Empty: one for each name that the modalities use."""
+    width: int = 256
+    """Size of the hidden state, for towers that set none."""
+    num_layers: int = 4
+    """Transformer blocks."""
+    num_heads: int = 8
+    """Attention heads (global: every tower's queries meet in one attention)."""
+    num_kv_heads: int | None = None
+    """Key and value heads; fewer than num_heads is grouped-query attention. Unset: num_heads."""
+    head_dim: int | None = None
+    """Size of one head. Unset: width / num_heads."""
+    ffn_width: int | None = None
+    """Hidden size of the feed-forward network. Unset: 8/3 of the width, rounded up to 256 (64 below width 256)."""
+    norm_order: Literal["pre", "post"] = "pre"
+    """pre: x + f(norm(x)). post: x + norm(f(x)), the paper's equations and Chameleon-34B."""
+    norm_eps: float = 1e-5
+    """Epsilon of every RMSNorm."""
+    qk_norm: bool = True
+    """RMSNorm on queries and keys over head_dim, one per tower (Chameleon found it essential)."""
+    qkv_bias: bool = False
+    """Biases on the query, key and value projections."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: float = 1.0
+    """Positions are divided by this (linear interpolation for longer contexts)."""
+    position_axes: list[str] = field(default_factory=lambda: ["sequence"])
+    """Axes of a position: one is the usual RoPE, several (time, height, width) share one frequency ladder (mRoPE)."""
+    untied: list[str] | dict[str, list[str]] = field(default_factory=lambda: list(COMPONENTS))
+    """Components with one copy per tower: of qkv, o, ffn, norm. A mapping from layer ranges ("0-3", "4") sets it
+    per layer; layers not named there are shared."""
+    tie_embeddings: bool = False
+    """Use the embedding table as the output head."""
+    max_positions: int = 8192
+    """Longest document, in tokens."""
+
+    def __post_init__(self):
+        require(len(self.modalities) > 0, "model.modalities", {}, "a mapping with at least one modality")
+        require(self.num_layers >= 1, "model.num_layers", self.num_layers, "at least 1")
+        require(self.num_heads >= 1, "model.num_heads", self.num_heads, "at least 1")
+        require(self.width >= 1, "model.width", self.width, "at least 1")
+        require(self.rope_scaling > 0, "model.rope_scaling", self.rope_scaling, "above 0")
+        require(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "above 0")
+        self.num_kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+        require(
+            1 <= self.num_kv_heads <= self.num_heads and self.num_heads % self.num_kv_heads == 0,
+            "model.num_kv_heads", self.num_kv_heads, f"a divisor of num_heads ({self.num_heads})",
+        )  # fmt: skip
+        if self.head_dim is None:
+            require(self.width % self.num_heads == 0, "model.width", self.width,
+                     f"a multiple of num_heads ({self.num_heads}) where head_dim is unset")  # fmt: skip
+            self.head_dim = self.width // self.num_heads
+        axes = len(self.position_axes)
+        require(axes >= 1, "model.position_axes", self.position_axes, "a list of at least one axis name")
+        require(self.head_dim % 2 == 0 and self.head_dim // 2 >= axes, "model.head_dim", self.head_dim,
+                 f"even and at least {2 * axes}")  # fmt: skip
+        self._fill_towers()
+        self._check_modalities()
+        self._check_untied()
+
+    def _fill_towers(self):
+        for name, modality in self.modalities.items():
+            modality.tower = modality.tower or name
+        used = [tower for modality in self.modalities.values() for tower in modality.towers]
+        if not self.towers:
+            self.towers = {name: TowerConfig() for name in dict.fromkeys(used)}
+        for name, modality in self.modalities.items():
+            for tower in modality.towers:
+                if tower not in self.towers:
+                    raise ConfigError(unknown(f"model.modalities.{name}.tower", tower, self.towers))
+        for name, tower in self.towers.items():
+            require(name in used, "model.towers", name, "the tower of some modality (none uses it)")
+            require(name != "shared", "model.towers", name, "another name: that one is for what towers share")
+            tower.width = self.width if tower.width is None else tower.width
+            require(tower.width >= 1, f"model.towers.{name}.width", tower.width, "at least 1")
+            if tower.ffn_width is None:
+                tower.ffn_width = self.ffn_width or default_ffn_width(tower.width)
+            if tower.ffn == "moe":
+                where = f"model.towers.{name}"
+                require(tower.num_experts >= 1, f"{where}.num_experts", tower.num_experts, "at least 1")
+                require(1 <= tower.top_k <= tower.num_experts, f"{where}.top_k", tower.top_k,
+                         f"between 1 and num_experts ({tower.num_experts})")  # fmt: skip
+
+    def _check_modalities(self):
+        for i, (name, m) in enumerate(self.modalities.items()):
+            where = f"model.modalities.{name}"
+            require(name.isidentifier(), "model.modalities", name, "a name of letters, digits and underscores")
+            if m.objective == "next_token":
+                require(m.attention == "causal", f"{where}.attention", m.attention,
+                         "causal where the objective is next_token (a later id would leak)")  # fmt: skip
+            require(i > 0 or m.objective == "next_token", f"{where}.objective", m.objective,
+                     "next_token for the first modality, which hosts the delimiters")  # fmt: skip
+            require(m.vocab_size >= 0, f"{where}.vocab_size", m.vocab_size, "0 or more")
+            require(m.loss_weight >= 0, f"{where}.loss_weight", m.loss_weight, "0 or more")
+            for field_name, keys in (("tower_by_role", ROLES), ("tower_by_noise", NOISE_STATES)):
+                for key in getattr(m, field_name):
+                    if key not in keys:
+                        raise ConfigError(unknown(f"{where}.{field_name}", key, keys))
+            if m.objective == "next_token":
+                for field_name, plain in (
+                    ("tower_by_noise", {}),
+                    ("later_sees", "noised"),
+                    ("patch_network", "linear"),
+                ):
+                    require(getattr(m, field_name) == plain, f"{where}.{field_name}", getattr(m, field_name),
+                            f"{plain!r} where the objective is next_token")  # fmt: skip
+            require(m.patch_size >= 0, f"{where}.patch_size", m.patch_size, "0 or more")
+            if m.patch_network == "unet" and m.patch_size and m.latent_channels:
+                require(m.patch_size in (2, 4, 8), f"{where}.patch_size", m.patch_size, "2, 4 or 8 with a U-Net")
+                require(m.latent_channels % m.patch_size**2 == 0, f"{where}.latent_channels", m.latent_channels,
+                        f"a multiple of {m.patch_size**2} (patch_size squared) with a U-Net")  # fmt: skip
+
+    def _check_untied(self):
+        for layer in range(self.num_layers):
+            for component in COMPONENTS:
+                if component not in self.untied_at(layer):
+                    self._check_shared(layer, component)
+
+    def _check_shared(self, layer: int, component: str):
+        widths = {t.width for t in self.towers.values()}
+        where = f"model.untied (layer {layer})"
+        require(len(widths) == 1, where, sorted(self.untied_at(layer)),
+                 f"a list with {component!r}: towers of different width cannot share it")  # fmt: skip
+        kinds = {(t.ffn, t.ffn_width, t.num_experts, t.top_k, t.moe_routing) if t.ffn == "moe" else
+                 (t.ffn, t.ffn_width) for t in self.towers.values()}  # fmt: skip
+        require(component != "ffn" or len(kinds) == 1, where, sorted(self.untied_at(layer)),
+                 "a list with 'ffn': towers with different feed-forward networks cannot share it")  # fmt: skip
+
+    def untied_at(self, layer: int) -> frozenset[str]:
+        """Return the components that have one copy per tower in this layer."""
+        if isinstance(self.untied, list):
+            names = self.untied
+        else:
+            ranges = {r: _layer_range(r, self.num_layers) for r in self.untied}
+            names = [c for r, components in self.untied.items() if layer in ranges[r] for c in components]
+        for name in names:
+            if name not in COMPONENTS:
+                raise ConfigError(unknown("model.untied", name, COMPONENTS))
+        return frozenset(names)
+
+    @functools.cached_property
+    def layout(self) -> IdLayout:
+        """The shared id space of all modalities."""
+        return IdLayout.of({name: m.vocab_size for name, m in self.modalities.items()})
+
+    @property
+    def same_width(self) -> bool:
+        """Whether all towers have one width, so that embedding and head can be shared."""
+        return len({t.width for t in self.towers.values()}) == 1
+
+
+def _layer_range(text: str, num_layers: int) -> range:
+    first, _, last = str(text).partition("-")
+    allowed = f"a layer or a range like '0-3' within 0-{num_layers - 1}"
+    require(first.isdigit() and (last or first).isdigit(), "model.untied", text, allowed)
+    start, stop = int(first), int(last or first)
+    require(start <= stop < num_layers, "model.untied", text, allowed)
+    return range(start, stop + 1)
+
+
+def default_ffn_width(width: int) -> int:
+    """Return 2/3 of four times the width, rounded up to a multiple of 256 (of 64 for widths below 256)."""
+    step = 256 if width >= 256 else 64
+    return -(-(8 * width // 3) // step) * step
