@@ -1,0 +1,148 @@
+"""Denoising by diffusers' schedulers: from noise to clean latents, over noise levels known in advance.
+
+Levels are this project's t (0 clean, 1 noise) and the noise schedule is `signal_and_noise`: diffusers is given it, as
+betas (ddpm) or as sigmas (flow), and never uses one of its own. Nothing is clipped and nothing thresholded.
+
+A schedule is made for the levels that are visited only (arXiv 2102.09672, section 4, "respacing"): every scheduler
+then goes down one index at a time, and its own ways of choosing timesteps do not matter.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plait.config import DiffusionConfig
+from plait.errors import ConfigError, ResourceError, require, unknown
+from plait.objectives.diffusion import signal_and_noise
+
+SAMPLERS = {"ddpm": ("ddim", "ddpm", "unipc", "dpm_solver"), "flow": ("euler", "heun", "unipc", "dpm_solver")}
+"""Samplers that fit each process; the first one is "auto"."""
+
+MAX_BETA = 0.999
+"""Largest beta of ddpm (arXiv 2102.09672, section 3.2)."""
+
+LAST_SIGMA = 1 - 1e-6
+"""Highest noise level of the solvers that take the logarithm of the signal (flow)."""
+
+
+def check_sampler(config: DiffusionConfig, sampler: str, steps: int, where: str) -> None:
+    """Raise a ConfigError unless the sampler fits the process and can take so many steps; ``where`` is the setting."""
+    known = ("auto", *SAMPLERS[config.process])
+    if sampler not in known:
+        if not any(sampler in names for names in SAMPLERS.values()):
+            raise ConfigError(unknown(f"{where}.sampler", sampler, {"auto"}.union(*SAMPLERS.values())))
+        allowed = f"one of {', '.join(known)} where diffusion.process is {config.process!r}"
+        require(False, f"{where}.sampler", sampler, allowed)
+    require(steps >= 1, f"{where}.steps", steps, "at least 1")
+    if config.process == "ddpm":
+        require(steps <= config.num_timesteps, f"{where}.steps", steps,
+                f"at most diffusion.num_timesteps ({config.num_timesteps})")  # fmt: skip
+
+
+class Denoiser:
+    """Takes latents from noise to clean, by one of diffusers' schedulers. It serves one run from noise to clean.
+
+    All is elementwise, so latents of many items [n, C] may share one, unless `is_random`: then each item has its own,
+    whose draws depend on ``seed`` alone.
+
+    Latents keep their device. The coefficients stay on the host in float32; Euler and Heun also compute in float32,
+    the others in the dtype of the latents, which is what `step` returns in each case. No step waits for the device,
+    but that UniPC solves its 2x2 system there.
+    """
+
+    levels: list[float]
+    """Noise level in [0, 1] of each forward pass, falling: one for each call of `step`."""
+    is_random: bool
+    """Whether noise is added on the way."""
+
+    def __init__(self, config: DiffusionConfig, sampler: str, steps: int, *, seed: int = 0):
+        check_sampler(config, sampler, steps, "sampling")
+        sampler = SAMPLERS[config.process][0] if sampler == "auto" else sampler
+        self.is_random = sampler == "ddpm"
+        self._draw = {"generator": torch.Generator().manual_seed(seed)} if self.is_random else {}
+        build = _ddpm_scheduler if config.process == "ddpm" else _flow_scheduler
+        self._scheduler, self.levels = build(config, sampler, steps)
+        if hasattr(self._scheduler, "set_begin_index"):  # it counts the steps itself, from here
+            self._scheduler.set_begin_index(0)
+        self._next = 0
+
+    def step(self, prediction: Tensor, latents: Tensor) -> Tensor:
+        """Return the latents [n, C] of the next level, from what the model says at this one; clean after the last.
+
+        ``prediction`` [n, C] is what `plait.objectives.diffusion.target` names: the noise (ddpm), the velocity (flow).
+        """
+        assert self._next < len(self.levels), f"all {len(self.levels)} levels were visited"
+        timestep = self._scheduler.timesteps[self._next]
+        self._next += 1
+        prediction = prediction.to(latents.dtype)
+        out = self._scheduler.step(prediction, timestep, latents, return_dict=False, **self._draw)[0]
+        return out.to(latents.dtype)
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+    except ImportError:
+        raise ResourceError("denoising needs diffusers; install it: pip install 'plait[media]'") from None
+    return diffusers
+
+
+def _ddpm_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> tuple[Any, list[float]]:
+    """Return the scheduler over the visited levels, and the levels."""
+    diffusers = _diffusers()
+    levels = _ddpm_levels(config.num_timesteps, steps)
+    rising = torch.tensor(levels[::-1], dtype=torch.float64)
+    alpha_bar = signal_and_noise(rising, "ddpm")[0].square()
+    betas = 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+    settings = {
+        "num_train_timesteps": steps,
+        "trained_betas": betas.clamp(max=MAX_BETA).tolist(),
+        "prediction_type": "epsilon",
+        "timestep_spacing": "trailing",
+    }
+    if sampler == "ddpm":
+        scheduler = diffusers.DDPMScheduler(**settings, clip_sample=False, variance_type="fixed_small")
+    elif sampler == "ddim":
+        scheduler = diffusers.DDIMScheduler(**settings, clip_sample=False, set_alpha_to_one=True)
+    else:
+        scheduler = _multistep(diffusers, sampler)(**settings, solver_order=2, final_sigmas_type="zero")
+    scheduler.set_timesteps(steps)
+    return scheduler, levels
+
+
+def _ddpm_levels(num_timesteps: int, steps: int) -> list[float]:
+    """Return the levels k / T that are visited, falling by T / steps each; the first one lies half a step below 1.
+
+    At 1 there is no signal, so predicted noise says nothing of the item, and its errors would be divided by nearly
+    zero. Where every level is visited (steps = T) the largest beta bounds that instead.
+    """
+    index = [round(num_timesteps * (1 - i / steps)) for i in range(steps)]
+    second = index[1] if steps > 1 else 0
+    index[0] = second + (num_timesteps - second + 1) // 2
+    return [k / num_timesteps for k in index]
+
+
+def _flow_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> tuple[Any, list[float]]:
+    """Return the scheduler over the visited levels, and the levels: evenly spaced from 1, then shifted."""
+    diffusers = _diffusers()
+    places = [1 - i / steps for i in range(steps)]
+    levels = [config.shift * t / (1 + (config.shift - 1) * t) for t in places]
+    if sampler == "euler":
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    elif sampler == "heun":  # predictor and corrector look at each level but the first
+        scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
+        levels = levels[:1] + [t for t in levels[1:] for _ in range(2)]
+    else:
+        levels[0] = LAST_SIGMA
+        scheduler = _multistep(diffusers, sampler)(
+            prediction_type="flow_prediction", use_flow_sigmas=True, solver_order=2, final_sigmas_type="zero"
+        )
+    scheduler.set_timesteps(steps)
+    # all four read `sigmas` by the index of the step, but only two take them as an argument
+    scheduler.sigmas = torch.tensor([*levels, 0.0], dtype=torch.float32)
+    return scheduler, levels
+
+
+def _multistep(diffusers: Any, sampler: str) -> type:
+    return diffusers.UniPCMultistepScheduler if sampler == "unipc" else diffusers.DPMSolverMultistepScheduler
