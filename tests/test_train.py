@@ -46,19 +46,23 @@ def losses(out) -> list:
     ]
 
 
+def stopped_at(trainer: Trainer, step: int) -> None:
+    """Train up to a step, as a signal there would have it."""
+    original = trainer.update
+
+    def stopping(batches):
+        trainer._stop = trainer.state.step + 1 == step
+        return original(batches)
+
+    trainer.update = stopping
+    with pytest.raises(TrainingStopped, match=f"step {step}"):
+        trainer.run()
+
+
 def test_resumed_equals_uninterrupted_bit_for_bit(folder, tmp_path):
     whole = Trainer(config_for(folder, tmp_path / "whole")).run()
     for stop_at in (4, 6):
-        trainer = Trainer(config_for(folder, tmp_path / "cut"))
-        original = trainer.update
-
-        def stopping(batches, trainer=trainer, original=original, stop_at=stop_at):
-            trainer._stop = trainer.state.step + 1 == stop_at
-            return original(batches)
-
-        trainer.update = stopping
-        with pytest.raises(TrainingStopped, match=f"step {stop_at}"):
-            trainer.run()
+        stopped_at(Trainer(config_for(folder, tmp_path / "cut")), stop_at)
     resumed = Trainer(config_for(folder, tmp_path / "cut")).run()
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name

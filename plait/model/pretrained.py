@@ -16,6 +16,7 @@ from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModelConfig
 
 ARCHITECTURE = "MixtureOfTransformers"
+WEIGHTS = "model.safetensors"
 
 
 def save_pretrained(model: MixtureOfTransformers, folder: str | Path) -> None:
@@ -24,7 +25,7 @@ def save_pretrained(model: MixtureOfTransformers, folder: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     head = {"architecture": ARCHITECTURE, "schema_version": SCHEMA_VERSION}
     write_json(folder / "config.json", head | to_dict(model.config))
-    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, folder / "model.safetensors")
+    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, folder / WEIGHTS)
 
 
 def load_config(folder: str | Path) -> ModelConfig:
@@ -44,22 +45,26 @@ def load_config(folder: str | Path) -> ModelConfig:
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def load_pretrained(folder: str | Path, *, device: torch.device | str = "cpu") -> MixtureOfTransformers:
-    """Load a model that `save_pretrained` (or a checkpoint) wrote."""
+def load_pretrained(
+    folder: str | Path, *, device: torch.device | str = "cpu", weights: str = WEIGHTS
+) -> MixtureOfTransformers:
+    """Load a model that `save_pretrained` (or a checkpoint) wrote; ``weights`` is the file's name in its folder."""
     config = load_config(folder)
     with torch.device("meta"):
         model = MixtureOfTransformers(config)
     model.to_empty(device=device)
-    load_weights(model, folder)
+    load_weights(model, folder, weights=weights)
     return model
 
 
-def load_weights(model: MixtureOfTransformers, folder: str | Path, *, allow_missing: tuple[str, ...] = ()) -> None:
+def load_weights(
+    model: MixtureOfTransformers, folder: str | Path, *, allow_missing: tuple[str, ...] = (), weights: str = WEIGHTS
+) -> None:
     """Copy saved weights into ``model``; any missing, unexpected or differently shaped one is an error.
 
     ``allow_missing`` names parameters (by the start of their name) that may keep their present value.
     """
-    state = read_tensors(Path(folder) / "model.safetensors", "model")
+    state = read_tensors(Path(folder) / weights, "model")
     own = model.state_dict()
     missing = [n for n in own if n not in state and not n.startswith(allow_missing or ("\0",))]
     unexpected = [n for n in state if n not in own]

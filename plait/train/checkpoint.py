@@ -1,8 +1,8 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped. Safetensors and JSON, no pickle.
 
 ``checkpoints/step-00000100/`` holds config.json and model.safetensors (loadable as a saved model),
-optimizer.safetensors, and state.json with the step, the data position and checksums. A folder is written under a
-temporary name and renamed, so a folder that is there is whole.
+optimizer.safetensors, ema.safetensors where the run averages its weights, and state.json with the step, the data
+position and checksums. A folder is written under a temporary name and renamed, so a folder that is there is whole.
 """
 
 import shutil
@@ -17,23 +17,34 @@ from plait.config import SCHEMA_VERSION
 from plait.errors import CheckpointError
 from plait.files import atomic_folder, read_json, write_json
 from plait.model.mot import MixtureOfTransformers
-from plait.model.pretrained import load_config, load_weights, read_tensors, save_pretrained
+from plait.model.pretrained import WEIGHTS, load_config, load_weights, read_tensors, save_pretrained
+from plait.train.ema import AveragedWeights
 
-FILES = ("model.safetensors", "optimizer.safetensors")
+OPTIMIZER, AVERAGES = "optimizer.safetensors", "ema.safetensors"
 
 
 def save(folder: Path, model: MixtureOfTransformers, optimizer: torch.optim.Optimizer, state: dict[str, Any], *,
-         keep: int) -> Path:  # fmt: skip
+         keep: int, averages: AveragedWeights | None = None) -> Path:  # fmt: skip
     """Write the checkpoint of ``state["step"]`` and remove all but the newest ``keep``."""
     path = folder / f"step-{state['step']:08d}"
     with atomic_folder(path) as temporary:
         save_pretrained(model, temporary)
-        save_file(_optimizer_tensors(model, optimizer), temporary / "optimizer.safetensors")
-        checksums = {name: _checksum(temporary / name) for name in FILES}
+        save_file(_optimizer_tensors(model, optimizer), temporary / OPTIMIZER)
+        if averages:  # under the model's names, so that it loads as a model; what has no average is as it is
+            tensors = model.state_dict() | averages.tensors
+            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary / AVERAGES)
+            state = state | {"ema_updates": float(averages.num_updates)}
+        checksums = {path.name: _checksum(path) for path in sorted(temporary.glob("*.safetensors"))}
         write_json(temporary / "state.json", {"schema_version": SCHEMA_VERSION, "checksums": checksums, **state})
     for old in find(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+def weights_file(path: Path) -> Path:
+    """Return the file of a checkpoint that figures and samples are made with: the averages, where there are any."""
+    averages = Path(path) / AVERAGES
+    return averages if averages.is_file() else Path(path) / WEIGHTS
 
 
 def find(folder: Path) -> list[Path]:
@@ -70,12 +81,20 @@ def restore(path: Path, model: MixtureOfTransformers, optimizer: torch.optim.Opt
             "give the run another name, or start from its weights by train.init_from"
         )
     load_weights(model, path)
-    tensors = read_tensors(path / "optimizer.safetensors", "checkpoint")
+    tensors = read_tensors(path / OPTIMIZER, "checkpoint")
     for name, parameter in model.named_parameters():
         found = {key.partition("/")[0]: t for key, t in tensors.items() if key.partition("/")[2] == name}
         if found:
             optimizer.state[parameter] = {k: t.to(parameter.device) for k, t in found.items()}
     return state
+
+
+def restore_averages(path: Path, state: dict[str, Any], averages: AveragedWeights) -> None:
+    """Load a checkpoint's averages, ``state`` being what `restore` returned; without any, they start anew."""
+    if "ema_updates" not in state:
+        return
+    tensors = read_tensors(path / AVERAGES, "checkpoint")
+    averages.load(tensors, state["ema_updates"])
 
 
 def _optimizer_tensors(model: MixtureOfTransformers, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

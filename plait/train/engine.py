@@ -28,6 +28,7 @@ from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 from plait.progress import Progress
 from plait.train import checkpoint
+from plait.train.ema import AveragedWeights
 from plait.train.metrics import MetricsLog, peak_device_memory_gb, peak_memory_gb
 from plait.train.optim import learning_rate, make_optimizer, set_learning_rate
 
@@ -96,7 +97,10 @@ class Trainer:
         *,
         on_sample: Callable[[MixtureOfTransformers, int], None] | None = None,
     ):
-        """``on_sample(model, step)`` is called every ``train.sample_every`` steps, to look at what the model makes."""
+        """``on_sample(model, step)`` is called every ``train.sample_every`` steps, to look at what the model makes.
+
+        Its weights are the averages then, where ``train.ema`` keeps any, as for the validation loss.
+        """
         self.on_sample = on_sample
         self.device = pick_device(config.train.device)
         self.config = config = resolve_vocabulary(config)
@@ -106,6 +110,7 @@ class Trainer:
         self.model.recompute_blocks = config.train.checkpoint_activations
         self.optimizer = make_optimizer(self.model, config.train)
         self.state = RunState()
+        self.averages: AveragedWeights | None = None
         self._restore()
         if config.train.compile:
             for block in self.model.blocks:
@@ -125,6 +130,10 @@ class Trainer:
             for name, tower in self.config.model.towers.items():
                 if tower.init_from:
                     load_tower(self.model, name, tower.init_from)
+        if self.config.train.ema:
+            self.averages = AveragedWeights(self.model, self.config.train.ema)
+            if found:
+                checkpoint.restore_averages(found, values, self.averages)
 
     @property
     def finished(self) -> bool:
@@ -137,6 +146,10 @@ class Trainer:
         if self.config.train.minutes > 0:
             return self.state.seconds / (60 * self.config.train.minutes)
         return self.state.step / self.config.train.steps
+
+    def averaged(self) -> contextlib.AbstractContextManager:
+        """Return a context in which the model has its averaged weights, where there are any."""
+        return self.averages.applied() if self.averages else contextlib.nullcontext()
 
     def run(self) -> MixtureOfTransformers:
         """Train to the end and return the model; raises TrainingStopped after saving when a signal asks to stop."""
@@ -165,7 +178,8 @@ class Trainer:
                     self._validate(log)
                     window = self._new_window()  # its time is not training time
                 if self.on_sample and train.sample_every and (step % train.sample_every == 0 or last):
-                    self.on_sample(self.model, step)
+                    with self.averaged():
+                        self.on_sample(self.model, step)
                     window = self._new_window()
                 if last or self._stop or self._time_to_save(step):
                     self._save()
@@ -208,6 +222,8 @@ class Trainer:
         self.optimizer.found_inf = bad  # the fused kernel leaves everything as it is where this is 1
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.averages:
+            self.averages.update(bad)
         self.model.update_balance()
         self._bad_steps += bad
         # a skipped step's loss is left out of the log
@@ -233,9 +249,7 @@ class Trainer:
 
     def _log(self, log: MetricsLog, window: Window) -> str:
         names = self.config.model.layout.names
-        skipped = int(self._bad_steps)
-        self.state.skipped_steps += skipped
-        self._bad_steps.zero_()
+        self._count_skipped()
         if self.state.skipped_steps > self.config.train.max_bad_steps:
             raise PlaitError(
                 f"training: {self.state.skipped_steps} steps had a loss or gradient that is not finite "
@@ -254,12 +268,18 @@ class Trainer:
         log.log(row, step=self.state.step, seconds=self.state.seconds, tokens=self.state.tokens)
         return "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
 
+    def _count_skipped(self) -> None:
+        """Ask the device how many steps it skipped since the last time."""
+        self.state.skipped_steps += int(self._bad_steps)
+        self._bad_steps.zero_()
+
     def _validate(self, log: MetricsLog) -> None:
-        row, limit = {}, self.config.train.validation_batches
-        for split in validation_splits(self.config) if limit else []:
-            losses, _ = split_losses(self.model, self.config, split, limit=limit,
-                                     autocast=lambda: autocast(self.config.train.precision, self.device))  # fmt: skip
-            row |= {f"val_loss/{split}/{name}": value for name, value in losses.items()}
+        row, train = {}, self.config.train
+        with self.averaged():
+            for split in validation_splits(self.config) if train.validation_batches else []:
+                losses, _ = split_losses(self.model, self.config, split, limit=train.validation_batches,
+                                         autocast=lambda: autocast(train.precision, self.device))  # fmt: skip
+                row |= {f"val_loss/{split}/{name}": value for name, value in losses.items()}
         if row:
             log.log(row, step=self.state.step, seconds=self.state.seconds, tokens=self.state.tokens)
 
@@ -269,9 +289,10 @@ class Trainer:
         return step % train.checkpoint_every == 0 or 0 < train.checkpoint_seconds < waited
 
     def _save(self) -> None:
+        self._count_skipped()
         state = {"step": self.state.step, "run": dict(vars(self.state))}
         checkpoint.save(self.out / "checkpoints", self.model, self.optimizer, state,
-                        keep=self.config.train.keep_checkpoints)  # fmt: skip
+                        keep=self.config.train.keep_checkpoints, averages=self.averages)  # fmt: skip
         self._last_saved = time.monotonic()
 
     @contextlib.contextmanager
