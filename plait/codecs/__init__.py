@@ -1,11 +1,11 @@
 """Raw media to ids or latents and back. One codec a file; this registry is the only list of them."""
 
 import importlib
-import json
 from pathlib import Path
 
 from plait.codecs.base import Codec, Encoded, Media
-from plait.errors import CheckpointError, ConfigError, unknown
+from plait.codecs.saved import description_of
+from plait.errors import ConfigError, unknown
 
 __all__ = ["CODECS", "Codec", "Encoded", "Media", "codec_class", "fixed_grids", "load_codec"]
 
@@ -14,6 +14,8 @@ CODECS = {
     "text_bpe": "plait.codecs.text:BytePairCodec",
     "text_pretrained": "plait.codecs.text:PretrainedTokenizerCodec",
     "image_tokens": "plait.codecs.image_tokens:ImageTokenCodec",
+    "image_latents": "plait.codecs.image_latents:ImageLatentCodec",
+    "image_pixels": "plait.codecs.image_pixels:ImagePixelCodec",
     "image_tokens_pretrained": "plait.codecs.image_pretrained:PretrainedImageCodec",
     "speech_tokens": "plait.codecs.speech_tokens:SpeechTokenCodec",
     "speech_tokens_pretrained": "plait.codecs.speech_pretrained:PretrainedSpeechCodec",
@@ -35,11 +37,4 @@ def fixed_grids(codecs: dict[str, Codec]) -> dict[str, tuple[int, ...]]:
 
 def load_codec(folder: str | Path) -> Codec:
     """Load the codec that `Codec.save_pretrained` wrote into ``folder``."""
-    path = Path(folder) / "codec.json"
-    try:
-        name = json.loads(path.read_text())["codec"]
-    except FileNotFoundError:
-        raise CheckpointError(f"codec: there is no {str(path)!r}, so {str(folder)!r} holds no codec") from None
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError):
-        raise CheckpointError(f"codec: {str(path)!r} is not a codec description") from None
-    return codec_class(name).from_pretrained(folder)
+    return codec_class(description_of(folder)["codec"]).from_pretrained(folder)

@@ -123,7 +123,7 @@ class PretrainedImageCodec(Codec):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "PretrainedImageCodec":
-        return saved.read_copy(cls, folder)
+        return saved.read_copy(cls, folder)[0]
 
 
 def _model_class(kind: str) -> type:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,8 @@ def _pillow():
     return PIL.Image, PIL.ImageOps
 
 
-def read_picture(value: Any, base: Path, size: int) -> np.ndarray:
-    """Read a picture file as uint8 [size, size, 3], see `resize_picture`. Raises DataError with the reason.
+def read_picture(value: Any, base: Path, size: int, *, multiple: int = 0) -> np.ndarray:
+    """Read a picture file as uint8 [H, W, 3] of the sides that `picture_sides` says. Raises DataError with the reason.
 
     Turned as its EXIF data says; what is transparent becomes white.
     """
@@ -45,11 +46,27 @@ def read_picture(value: Any, base: Path, size: int) -> np.ndarray:
         raise DataError(f"image: there is no file {str(path)!r}") from None
     except (OSError, SyntaxError, ValueError, EOFError, image_module.DecompressionBombError) as error:
         raise DataError(f"image: {str(path)!r} is not a readable picture ({error})") from None
-    return _fit(picture, size)
+    return _fit(picture, picture_sides(picture.height, picture.width, size, multiple=multiple))
 
 
-def resize_picture(picture: np.ndarray, size: int) -> np.ndarray:
-    """Return uint8 [H, W, 3] as [size, size, 3]: the shorter side is scaled to ``size``, the longer cut to its middle.
+def picture_sides(height: int, width: int, size: int, *, multiple: int = 0) -> tuple[int, int]:
+    """Return the height and width that a picture is scaled and cut to.
+
+    ``multiple`` 0: a square of ``size`` x ``size``. Else about its own aspect ratio: both sides are multiples of
+    ``multiple``, and the area is the largest up to ``size``^2 for the shorter side. So a picture never has more
+    tokens than the square has, and a picture that was shaped before keeps its shape.
+    """
+    if not multiple:
+        return size, size
+    across = size // multiple
+    shapes = [(short, across**2 // short) for short in range(1, across + 1)]
+    ratio = math.log(max(height, width) / min(height, width))
+    short, long = min(shapes, key=lambda shape: abs(math.log(shape[1] / shape[0]) - ratio))
+    return (short * multiple, long * multiple) if height < width else (long * multiple, short * multiple)
+
+
+def resize_picture(picture: np.ndarray, size: int, *, multiple: int = 0) -> np.ndarray:
+    """Return uint8 [H, W, 3] with the sides that `picture_sides` says, scaled to cover them and cut to its middle.
 
     Cut rather than padded, so that every token describes a part of the picture.
     """
@@ -57,15 +74,17 @@ def resize_picture(picture: np.ndarray, size: int) -> np.ndarray:
     if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or 0 in picture.shape:
         what = f"{picture.dtype} {list(picture.shape)}"
         raise DataError(f"image: an array of {what} is not allowed, it must be uint8 [height, width, 3]")
-    if picture.shape[:2] == (size, size):
+    sides = picture_sides(*picture.shape[:2], size, multiple=multiple)
+    if picture.shape[:2] == sides:
         return picture
-    return _fit(_pillow()[0].fromarray(picture), size)
+    return _fit(_pillow()[0].fromarray(picture), sides)
 
 
-def _fit(picture, size: int) -> np.ndarray:
+def _fit(picture, sides: tuple[int, int]) -> np.ndarray:
     image_module, operations = _pillow()
-    if picture.size != (size, size):
-        picture = operations.fit(picture, (size, size), image_module.Resampling.LANCZOS)
+    height, width = sides
+    if picture.size != (width, height):
+        picture = operations.fit(picture, (width, height), image_module.Resampling.LANCZOS)
     return np.array(picture)
 
 

@@ -30,25 +30,34 @@ def read_description(cls: type[Codec], folder: Path) -> tuple[Codec, dict[str, A
     return _build(cls, folder, description["options"]), description
 
 
-def read_copy(cls: type[Codec], folder: Path) -> Codec:
-    """Read a codec whose ``path`` option names pretrained files, of which ``folder`` holds a copy."""
+def read_copy(cls: type[Codec], folder: Path) -> tuple[Codec, dict[str, Any]]:
+    """Read a codec whose weights lie in ``folder`` as pretrained files; returns it and the whole description.
+
+    Its ``path`` option stays what it was: the name of the files that were copied, or "".
+    """
     description = _description(cls, folder)
     codec = _build(cls, folder, description["options"] | {"path": str(folder)})
     codec.options.path = description["options"].get("path", "")
-    return codec
+    return codec, description
 
 
-def _description(cls: type[Codec], folder: Path) -> dict[str, Any]:
+def description_of(folder: Path) -> dict[str, Any]:
+    """Return codec.json as plain values; raises CheckpointError where it is missing or describes no codec."""
     path = Path(folder) / "codec.json"
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-        name, _ = description["codec"], description["options"].keys()
+        _, _ = description["codec"], description["options"].keys()
     except FileNotFoundError:
         raise CheckpointError(f"codec: there is no {str(path)!r}, so {str(folder)!r} holds no codec") from None
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
         raise CheckpointError(f"codec: {str(path)!r} is not a codec description") from None
-    if name != cls.name:
-        raise CheckpointError(f"codec: {str(path)!r} describes a codec {name!r}, not {cls.name!r}")
+    return description
+
+
+def _description(cls: type[Codec], folder: Path) -> dict[str, Any]:
+    description, path = description_of(folder), str(Path(folder) / "codec.json")
+    if description["codec"] != cls.name:
+        raise CheckpointError(f"codec: {path!r} describes a codec {description['codec']!r}, not {cls.name!r}")
     return description
 
 
@@ -96,8 +105,10 @@ def installed(package: str) -> Iterator[None]:
 
 def load_pretrained(model_class: Any, path: str) -> Any:
     """Load a transformers or diffusers model for inference, from safetensors and with every weight accounted for."""
+    # diffusers' other way of loading needs one more package, and warns where it is not there
+    options = {"low_cpu_mem_usage": False} if model_class.__module__.startswith("diffusers.") else {}
     try:
-        model, info = model_class.from_pretrained(path, use_safetensors=True, output_loading_info=True)
+        model, info = model_class.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"codec_options.path: {path!r} holds no {model_class.__name__} ({reason})") from None

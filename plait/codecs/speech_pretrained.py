@@ -123,4 +123,4 @@ class PretrainedSpeechCodec(Codec):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "PretrainedSpeechCodec":
-        return saved.read_copy(cls, folder)
+        return saved.read_copy(cls, folder)[0]

@@ -167,7 +167,7 @@ class PretrainedTokenizerCodec(_TextCodec):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "PretrainedTokenizerCodec":
-        return saved.read_copy(cls, folder)
+        return saved.read_copy(cls, folder)[0]
 
 
 def _tokenizers():

@@ -1,0 +1,167 @@
+"""Pictures as continuous tokens: what the codecs in a VAE's latent space and in pixel space share.
+
+A picture is shaped, becomes a map of latents, is normalised per channel, and is cut into patches: one token each.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plait.codecs import pictures
+from plait.codecs.base import Codec, Encoded
+from plait.codecs.scaling import Scaling
+from plait.errors import DataError, require
+
+_BATCH = 64  # pictures encoded or decoded together
+_MEASURED = 1024  # training pictures from which mean and scale are measured
+
+
+def fold(latents_BCHW: Tensor, patch: int) -> Tensor:
+    """Cut maps of latents into patches: [B, C, H, W] to tokens [B, H/patch * W/patch, patch * patch * C].
+
+    Tokens go row by row over the map; in a token its latents go row by row, each with all its channels together.
+    """
+    patches = latents_BCHW.unflatten(2, (-1, patch)).unflatten(4, (-1, patch))  # [B, C, rows, y, columns, x]
+    return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def unfold(tokens_BNC: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """Undo `fold`: tokens [B, rows * columns, patch * patch * C] to latents [B, C, rows * patch, columns * patch]."""
+    patches = tokens_BNC.unflatten(1, grid).unflatten(3, (patch, patch, -1))  # [B, rows, columns, y, x, C]
+    return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
+
+
+def check_picture_options(options: Any, pixels: int, formula: str) -> None:
+    """Raise a ConfigError unless ``size`` is a whole number of tokens of ``pixels`` x ``pixels``."""
+    where = "codec_options"
+    require(options.patch_size >= 1, f"{where}.patch_size", options.patch_size, "at least 1")
+    require(options.size >= pixels and options.size % pixels == 0, f"{where}.size", options.size,
+            f"a multiple of {formula} ({pixels})")  # fmt: skip
+
+
+class PictureLatentCodec(Codec):
+    """Base of the continuous picture codecs. Media: uint8 [H, W, 3] of any size; decoded: as the grid says.
+
+    Options have ``size``, ``patch_size`` and ``aspect``. A subclass gives `_latents` and `_pictures`, and calls
+    `_measure` when it is fitted.
+    """
+
+    key: ClassVar[str] = "image"
+    suffix: ClassVar[str] = ".png"
+
+    def __init__(self, options: Any, *, channels: int, token_pixels: int):
+        """``channels`` of one latent, and pixels along one side of a token."""
+        super().__init__(options)
+        self.patch_size = options.patch_size
+        self.latent_channels = channels * options.patch_size**2
+        self.scaling: Scaling | None = None
+        """Mean and scale of the latents, per channel; None until fitted."""
+        self._channels, self._token_pixels = channels, token_pixels
+        self._multiple = token_pixels if options.aspect == "any" else 0
+
+    @abstractmethod
+    def _latents(self, pictures_BCHW: Tensor) -> Tensor:
+        """Return the latents [B, C, h, w] of pictures from -1 to 1, on the CPU."""
+
+    @abstractmethod
+    def _pictures(self, latents_BCHW: Tensor) -> Tensor:
+        """Return the pictures, from -1 to 1, of latents."""
+
+    @property
+    def is_fitted(self) -> bool:
+        return self.scaling is not None
+
+    @property
+    def default_grid(self) -> tuple[int, ...]:
+        return (self.options.size // self._token_pixels,) * 2
+
+    @torch.no_grad()
+    def encode(self, media: Sequence[np.ndarray]) -> list[Encoded]:
+        """Encode pictures of any sizes: latents [rows * columns, patch^2 * C] of mean 0 and deviation 1 per channel."""
+        shaped = self._shaped(media)
+        encoded: list[Encoded | None] = [None] * len(shaped)
+        for (height, width), places in _batches([p.shape[:2] for p in shaped]):
+            latents = self._latents(pictures.to_unit(np.stack([shaped[i] for i in places])))
+            tokens = fold(self.scaling.normalize(latents), self.patch_size).numpy()
+            grid = (height // self._token_pixels, width // self._token_pixels)
+            for i, row in zip(places, tokens, strict=True):
+                encoded[i] = Encoded(latents=row, grid=grid)
+        return encoded
+
+    @torch.no_grad()
+    def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
+        """Decode tokens of any grid; raises DataError where they are none."""
+        for item in encoded:
+            self._check(item)
+        decoded: list[np.ndarray | None] = [None] * len(encoded)
+        for grid, places in _batches([tuple(e.grid) for e in encoded]):
+            tokens = torch.from_numpy(np.stack([np.asarray(encoded[i].latents, np.float32) for i in places]))
+            latents = self.scaling.restore(unfold(tokens, grid, self.patch_size))
+            for i, picture in zip(places, pictures.from_unit(self._pictures(latents)), strict=True):
+                decoded[i] = picture
+        return decoded
+
+    def _check(self, item: Encoded) -> None:
+        latents, grid = np.asarray(item.latents), tuple(item.grid)
+        if len(grid) != 2 or min(grid) < 1:
+            raise DataError(f"image codec: the grid {grid} is no picture's, it must be (rows, columns)")
+        wanted = (grid[0] * grid[1], self.latent_channels)
+        if latents.shape != wanted:
+            raise DataError(f"image codec: latents {list(latents.shape)} are no picture of the grid {grid}, "
+                            f"it has {list(wanted)}")  # fmt: skip
+        if not np.isfinite(latents).all():
+            raise DataError("image codec: the latents hold values that are not numbers (NaN or infinite)")
+
+    def read(self, value: Any, base: Path) -> np.ndarray:
+        return pictures.read_picture(value, base, self.options.size, multiple=self._multiple)
+
+    def write(self, media: np.ndarray, path: Path) -> None:
+        pictures.write_picture(media, path)
+
+    def to_html(self, media: np.ndarray) -> str:
+        return pictures.picture_html(media)
+
+    def quality(self, media: Sequence[np.ndarray]) -> dict[str, float]:
+        """Return ``psnr``, ``psnr_thumbnail`` (averaged to as many numbers), ``latent_mean``, ``latent_std``."""
+        shaped = self._shaped(media)
+        encoded = self.encode(shaped)
+        decoded = self.decode(encoded)
+        finer = math.sqrt(self.latent_channels / 3)  # a thumbnail's pixels along one side of a token
+        grids = [tuple(max(1, round(side * finer)) for side in e.grid) for e in encoded]
+        small = [pictures.thumbnails(p[None], grid)[0] for p, grid in zip(shaped, grids)]
+        values = np.concatenate([e.latents.ravel() for e in encoded])
+        return {
+            "psnr": float(np.mean([pictures.psnr(a[None], b[None]) for a, b in zip(shaped, decoded)])),
+            "psnr_thumbnail": float(np.mean([pictures.psnr(a[None], b[None]) for a, b in zip(shaped, small)])),
+            "latent_mean": float(values.mean()),
+            "latent_std": float(values.std()),
+        }
+
+    def _shaped(self, media: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [pictures.resize_picture(p, self.options.size, multiple=self._multiple) for p in media]
+
+    @torch.no_grad()
+    def _measure(self, shaped: Sequence[np.ndarray]) -> None:
+        """Measure mean and scale of the latents on pictures spread evenly over ``shaped``."""
+        chosen = np.unique(np.linspace(0, len(shaped) - 1, min(_MEASURED, len(shaped))).round().astype(int))
+        values = []
+        for _, places in _batches([shaped[i].shape[:2] for i in chosen]):
+            latents = self._latents(pictures.to_unit(np.stack([shaped[chosen[i]] for i in places])))
+            values.append(latents.movedim(1, -1).flatten(0, -2))
+        self.scaling = Scaling.measure(torch.cat(values))
+
+
+def _batches(shapes: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], list[int]]]:
+    """Yield a shape and the places of up to _BATCH items that have it, until all were named."""
+    by_shape: dict[tuple[int, int], list[int]] = {}
+    for i, shape in enumerate(shapes):
+        by_shape.setdefault(shape, []).append(i)
+    for shape, places in by_shape.items():
+        for start in range(0, len(places), _BATCH):
+            yield shape, places[start : start + _BATCH]

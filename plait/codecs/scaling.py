@@ -1,0 +1,58 @@
+"""Latents with mean 0 and deviation 1 per channel, as diffusion wants them: measured once, stored with the codec."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plait.errors import CheckpointError, DataError
+
+_SMALLEST = 1e-6  # a channel that never changes is not blown up
+
+
+@dataclass
+class Scaling:
+    """Mean and scale of each channel. Tensors are [B, C, ...], channels second."""
+
+    mean: list[float]
+    scale: list[float]
+
+    @classmethod
+    def measure(cls, values_NC: Tensor) -> "Scaling":
+        """Measure on latents [N, C]; raises DataError where they are not numbers."""
+        values = values_NC.double()
+        if not torch.isfinite(values).all():
+            raise DataError("codec: the latents of the training media hold values that are not numbers")
+        return cls(values.mean(0).tolist(), values.std(0, correction=0).clamp(min=_SMALLEST).tolist())
+
+    def normalize(self, latents: Tensor) -> Tensor:
+        """Scale latents to mean 0 and deviation 1 per channel, in float32."""
+        mean, scale = self._shaped(latents)
+        return (latents.float() - mean) / scale
+
+    def restore(self, latents: Tensor) -> Tensor:
+        """Undo `normalize`."""
+        mean, scale = self._shaped(latents)
+        return latents * scale + mean
+
+    def _shaped(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        shape = (-1,) + (1,) * (latents.ndim - 2)
+        return torch.tensor(self.mean).view(shape), torch.tensor(self.scale).view(shape)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what codec.json holds."""
+        return {"latent_mean": self.mean, "latent_scale": self.scale}
+
+    @classmethod
+    def described(cls, description: dict[str, Any], channels: int, folder: Path) -> "Scaling":
+        """Read what `describe` wrote; raises CheckpointError where it is not that of ``channels`` channels."""
+        found = cls(description.get("latent_mean"), description.get("latent_scale"))
+        for name, numbers in vars(found).items():
+            listed = isinstance(numbers, list) and all(isinstance(n, int | float) for n in numbers)
+            if not listed or len(numbers) != channels:
+                what = f"{len(numbers)} numbers" if listed else repr(numbers)
+                raise CheckpointError(f"codec: latent_{name} in {str(folder)!r} is {what}, "
+                                      f"it must be {channels} numbers, one a latent channel")  # fmt: skip
+        return found
