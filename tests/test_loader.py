@@ -11,13 +11,15 @@ from fake_data import MODALITIES, run_config, scene_like, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.batch import Document, Part
-from plait.data.loader import Loader, validation_batches
+from plait.batch import Document, Part, pack
+from plait.data.loader import Loader, open_task_sources, validation_batches
+from plait.data.loader import _Packer as Packer
 from plait.data.mixing import MixedOrder
 from plait.data.shards import ShardSource, read_index
-from plait.data.sources import resolve_vocabulary
+from plait.data.sources import ALL_GIVEN, HOST_GIVEN, resolve_vocabulary
 from plait.errors import ConfigError, DataError
 from plait.model_config import ModalityConfig
+from plait.randomness import generator
 
 TASKS = {"text,image": 2.0, "image,text": 1.0, "text,image,speech": 1.0}
 
@@ -147,6 +149,106 @@ def test_tasks_choose_order_roles_and_dropped_conditions(folder):
         assert all(drawn[d.epoch, d.index] == d.task for d in batch.documents)
 
 
+def mixed_document(rng) -> Document:
+    """Return parts of four modalities in any order, some of them several times."""
+    parts = []
+    for kind in rng.integers(0, 4, rng.integers(1, 9)):
+        n = int(rng.integers(1, 12))
+        if kind == 3:
+            parts.append(Part("depth", latents=rng.standard_normal((2 * n, 3)).astype(np.float32), grid=(2, n)))
+        else:
+            name, size = (("text", 256), ("image", 64), ("speech", 128))[kind]
+            parts.append(Part(name, rng.integers(0, size, n)))
+    return Document(parts)
+
+
+MIXED_TASKS = {"text,depth,depth": 1.0, "depth,text": 1.0, "text,image,text": 1.0, "text,text,depth": 0.5,
+               "speech,image,depth": 0.5, "text,image": 0.5}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    documents = [mixed_document(rng) for _ in range(300)]
+    # every fourth has the parts for all tasks
+    every = ("text", "image", "speech", "depth")
+    for d in documents[::4]:
+        while lacking := [n for n in every if sum(p.modality == n for p in d.parts) < 2]:
+            d.parts += [p for p in mixed_document(rng).parts if p.modality == lacking[0]]
+    return write_folder(tmp_path_factory.mktemp("mixed"), {"train": documents})
+
+
+@pytest.mark.parametrize("later_sees", ["noised", "clean_copy", "nothing"])
+def test_documents_are_as_long_as_was_promised(mixed, later_sees):
+    config = run_config(mixed, ("text", "image", "speech", "depth"))
+    config.model.modalities["depth"].later_sees = later_sees
+    config = resolve_vocabulary(config)
+    settings = {"drop_condition": 0.2, "drop_host": 0.3}
+    for tasks in ({}, MIXED_TASKS):
+        (source,) = open_task_sources(config, "train", tasks, **settings)
+        found = Counter()
+        for epoch in range(3):
+            draw = source.draw(epoch)
+            assert draw.dropped.dtype == np.int8
+            for i in range(len(source)):
+                document = source.document(i, int(draw.task[i]), int(draw.dropped[i]))
+                length = pack([document], config.model).lengths[0] if document.parts else 2
+                assert draw.lengths[i] == length, (draw.task[i], draw.dropped[i], [p.modality for p in document.parts])
+                found[int(draw.dropped[i])] += 1
+        assert set(found) == ({0, ALL_GIVEN, HOST_GIVEN} if tasks else {0})
+
+
+@pytest.mark.parametrize("later_sees", ["noised", "clean_copy"])
+@pytest.mark.parametrize("policy", ["split", "truncate"])
+def test_pieces_are_as_long_as_was_promised(mixed, later_sees, policy):
+    config = run_config(mixed, ("text", "image", "speech", "depth"), batch_tokens=60, too_long=policy)
+    config.model.modalities["depth"].later_sees = later_sees
+    packer = Packer(resolve_vocabulary(config), open_task_sources(resolve_vocabulary(config), "train", {}))
+    everything = np.arange(300)
+    window = packer.window(np.zeros_like(everything), np.zeros_like(everything), everything)
+    assert window.counts["split" if policy == "split" else "truncated"] > 50
+    for chosen in window.bins:
+        batch = packer.batch(window, chosen)
+        assert batch.lengths == window.lengths[chosen].tolist() and batch.num_tokens <= 60
+
+
+def test_only_the_host_is_dropped_at_its_rate(mixed):
+    config = resolve_vocabulary(run_config(mixed, ("text", "image", "speech", "depth")))
+
+    def draws(**settings):
+        (source,) = open_task_sources(config, "train", MIXED_TASKS, **settings)
+        found = [source.draw(epoch) for epoch in range(60)]
+        return np.concatenate([d.task for d in found]), np.concatenate([d.dropped for d in found])
+
+    task, dropped = draws(drop_condition=0.2, drop_host=0.3)
+    for t, name in enumerate(MIXED_TASKS):
+        share = np.bincount(dropped[task == t], minlength=3) / (task == t).sum()
+        host = 0.3 if name in ("text,depth,depth", "text,image,text") else 0.0  # it and another one are given
+        assert share == pytest.approx([0.8 - host, 0.2, host], abs=0.035), name
+        assert share[HOST_GIVEN] == 0.0 or host
+    assert not dropped[task < 0].any()
+    task_without, without = draws(drop_condition=0.2)
+    assert (task == task_without).all() and ((dropped == ALL_GIVEN) == without).all()
+    uniform = [generator(0, "drop condition", item=0, epoch=e).random(300) for e in range(60)]
+    assert (without == ((np.concatenate(uniform) < 0.2) & (task >= 0))).all()
+
+
+def test_what_is_left_without_the_host(tmp_path):
+    kinds = ("text", "image", "text", "image", "speech", "text")
+    parts = [Part(name, np.full(3, n)) for n, name in enumerate(kinds)]
+    folder = write_folder(tmp_path, {"train": [Document(parts)]})
+
+    def parts_left(task):
+        config = run_config(folder, tasks={task: 1.0}, batch_tokens=64, drop_condition=0.0, drop_host=1 - 1e-9)
+        (document, *_) = take(Loader(config), 1)[0][0].documents
+        return document.task, [(int(p.ids[0]), p.role == "generation") for p in document.parts]
+
+    assert parts_left("text,image,speech") == ("image>speech", [(1, False), (3, False), (4, True)])
+    assert parts_left("text,image,text") == ("image>text", [(1, False), (3, False), (2, True), (5, True)])
+    assert parts_left("image,text,image") == ("image>image", [(1, False), (3, True)])
+    assert parts_left("text,speech") == ("text>speech", [(0, False), (2, False), (5, False), (4, True)])
+
+
 def test_without_tasks_parts_stay_as_written(folder):
     batch, _ = take(Loader(run_config(folder)), 1)[0]
     assert {d.task for d in batch.documents} == {"text>image>speech"}
@@ -266,6 +368,8 @@ def test_a_state_of_other_settings_is_refused(folder):
     state = take(Loader(run_config(folder)), 1)[0][1]
     with pytest.raises(ConfigError, match=r"data.batch_tokens: 600 .* which is 512"):
         Loader(run_config(folder, batch_tokens=600), state=state)
+    with pytest.raises(ConfigError, match=r"data.drop_host: 0.2 .* which is 0.0"):
+        Loader(run_config(folder, drop_host=0.2), state=state)
     with pytest.raises(ConfigError, match=r"data.max_document_tokens: 513 .* at most 512"):
         Loader(run_config(folder, max_document_tokens=513))
 

@@ -54,7 +54,7 @@ class _Packer:
     def window(self, source: np.ndarray, epoch: np.ndarray, document: np.ndarray) -> _Window:
         """Look up the drawn tasks, cut what is too long, and plan the bins."""
         n = len(source)
-        task, dropped, lengths = np.empty(n, np.int16), np.empty(n, bool), np.empty(n, np.int64)
+        task, dropped, lengths = np.empty(n, np.int16), np.empty(n, np.int8), np.empty(n, np.int64)
         for k in range(len(self.sources)):
             for e in np.unique(epoch[source == k]).tolist():
                 mine = (source == k) & (epoch == e)
@@ -82,7 +82,7 @@ class _Packer:
 
     def _document(self, window: _Window, e: int) -> Document:
         k, i = int(window.source[e]), int(window.document[e])
-        task, dropped, number = int(window.task[e]), bool(window.dropped[e]), int(window.piece[e])
+        task, dropped, number = int(window.task[e]), int(window.dropped[e]), int(window.piece[e])
         piece = self._cut(k, i, task, dropped)[0].pieces[number] if number >= 0 else None
         document = self.sources[k].document(i, task, dropped, piece)
         document.epoch = int(window.epoch[e])
@@ -90,7 +90,7 @@ class _Packer:
         document.index = self.offsets[k] + i + max(number, 0) * self.offsets[-1]
         return document
 
-    def _cut(self, k: int, i: int, task: int, dropped: bool) -> tuple[Cut, list[PartSize]]:
+    def _cut(self, k: int, i: int, task: int, dropped: int) -> tuple[Cut, list[PartSize]]:
         source = self.sources[k]
         sizes = source.sizes(i, source.parts_of(i, task, dropped))
         return cut_document(sizes, self.limit, self.config.data.too_long), sizes
@@ -120,7 +120,7 @@ class _Packer:
         done = {"split": "split", "truncate": "truncated", "skip": "skipped"}[self.config.data.too_long]
         window.counts[done if cut.pieces else "skipped"] += 1
         window.counts["parts_skipped"] += cut.parts_skipped
-        return [EDGES + sum(stop - start + sizes[p].delimiters for p, start, stop in piece) for piece in cut.pieces]
+        return [TaskSource.piece_length(piece, sizes) for piece in cut.pieces]
 
 
 class Loader:
@@ -141,7 +141,9 @@ class Loader:
         self.rank, self.world_size = rank, world_size
         self.wait_seconds = 0.0
         """Seconds that the consumer has waited for batches so far."""
-        sources = open_task_sources(self.config, split, config.data.tasks, drop_condition=config.data.drop_condition)
+        data = config.data
+        sources = open_task_sources(self.config, split, data.tasks, drop_condition=data.drop_condition,
+                                    drop_host=data.drop_host)  # fmt: skip
         weights = [folders(config)[s.source.folder] for s in sources]
         for source in sources:
             if not len(source):
@@ -249,6 +251,7 @@ class Loader:
             "data.too_long": data.too_long,
             "data.tasks": dict(data.tasks),
             "data.drop_condition": data.drop_condition,
+            "data.drop_host": data.drop_host,
             "data.sources (weights)": list(folders(self.config).values()),
             "data.path (documents)": [len(s) for s in self._packer.sources],
         }
@@ -285,11 +288,13 @@ def validation_batches(
 
 
 def open_task_sources(
-    config: RunConfig, split: str, tasks: dict[str, float], *, drop_condition: float = 0.0
+    config: RunConfig, split: str, tasks: dict[str, float], *, drop_condition: float = 0.0, drop_host: float = 0.0
 ) -> list[TaskSource]:
     """Open one split of the run's prepared folders, with tasks drawn by the run's seed."""
     return [
-        TaskSource(s, config.model, tasks, drop_condition=drop_condition, seed=config.seed, number=k)
+        TaskSource(
+            s, config.model, tasks, drop_condition=drop_condition, drop_host=drop_host, seed=config.seed, number=k
+        )
         for k, s in enumerate(open_sources(config, split))
     ]
 

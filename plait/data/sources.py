@@ -18,6 +18,9 @@ from plait.randomness import generator
 AS_WRITTEN = -1
 """The task of documents whose parts stay as written."""
 
+ALL_GIVEN, HOST_GIVEN = 1, 2
+"""What a draw may drop of the given parts: all of them, or those of the host modality. 0 is nothing."""
+
 
 def folders(config: RunConfig) -> dict[str, float]:
     """Return the prepared folders of a run and their weights."""
@@ -99,9 +102,9 @@ class Draw:
     task: np.ndarray
     """[D] place among the tasks, or AS_WRITTEN."""
     dropped: np.ndarray
-    """[D] whether all parts before the last one are dropped."""
+    """[D] int8: 0, ALL_GIVEN or HOST_GIVEN."""
     lengths: np.ndarray
-    """[D] tokens, <bos>, <eos> and delimiters included; 2 where no part is left."""
+    """[D] tokens, <bos>, <eos>, delimiters and clean copies included; 2 where no part is left."""
 
 
 class TaskSource:
@@ -109,7 +112,9 @@ class TaskSource:
 
     A task such as ``text,image`` orders the parts by modality: the k-th mention of a modality takes its k-th part, the
     last mention all that are left; parts of modalities not mentioned are no part of the task. Documents that cannot
-    serve any task stay as written. A draw depends on (seed, document, epoch) alone.
+    serve any task stay as written. The last mention is predicted, those before it are given; at rate
+    ``drop_condition`` all given parts are dropped, at rate ``drop_host`` only those of the host modality, where others
+    are given with them. A draw depends on (seed, document, epoch) alone.
     """
 
     def __init__(
@@ -119,19 +124,24 @@ class TaskSource:
         tasks: dict[str, float],
         *,
         drop_condition: float = 0.0,
+        drop_host: float = 0.0,
         seed: int = 0,
         number: int = 0,
     ):
         self.source = source
         self.tasks = [task.split(",") for task in tasks]
         self.weights = np.array(list(tasks.values()), float)
-        self.drop_condition = drop_condition
+        self.drop_condition, self.drop_host = drop_condition, drop_host
         self.seed = seed
         self.number = number
         self.host = model.layout.host
         self._places = {name: i for i, name in enumerate(source.names)}
         used = np.array([name in model.modalities for name in source.names])
         wrapped = np.array([0 if name == self.host else 2 for name in source.names])
+        records = [model.modalities.get(name) for name in source.names]
+        self._copied = np.array([
+            r is not None and r.objective == "diffusion" and r.later_sees == "clean_copy" for r in records
+        ])  # fmt: skip
         self._used = used[source.part_modality]
         self._cost = np.where(self._used, source.part_length + wrapped[source.part_modality], 0).astype(np.int64)
         self._kinds, self._kind = np.unique(self._eligible(), return_inverse=True)
@@ -153,11 +163,15 @@ class TaskSource:
                     np.minimum(np.searchsorted(edges, uniform[mine] * edges[-1], side="right"), len(eligible) - 1)
                 ]
         drop = generator(self.seed, "drop condition", item=self.number, epoch=epoch).random(size)
-        several = np.array([len(t) > 1 for t in self.tasks] + [False])  # the last stands for AS_WRITTEN
-        dropped = (drop < self.drop_condition) & several[task]
+        # one number decides both, so that they exclude each other; the last entry stands for AS_WRITTEN
+        several = np.array([len(t) > 1 for t in self.tasks] + [False])
+        others = np.array([len({self.host, *t[:-1]}) > 1 and self.host in t[:-1] for t in self.tasks] + [False])
+        dropped, below = np.zeros(size, np.int8), drop < self.drop_condition
+        dropped[below & several[task]] = ALL_GIVEN
+        dropped[~below & (drop < self.drop_condition + self.drop_host) & others[task]] = HOST_GIVEN
         return Draw(task, dropped, self._lengths(task, dropped))
 
-    def parts_of(self, i: int, task: int, dropped: bool) -> list[tuple[int, str]]:
+    def parts_of(self, i: int, task: int, dropped: int) -> list[tuple[int, str]]:
         """Return the chosen parts of document ``i`` in order, as (place in the document, role)."""
         first, last = int(self.source.part_starts[i]), int(self.source.part_starts[i + 1])
         places = [p for p in range(last - first) if self._used[first + p]]
@@ -173,26 +187,40 @@ class TaskSource:
         for k, name in enumerate(mentions):
             take = 1 if name in mentions[k + 1 :] else len(by_name[name])
             taken, by_name[name] = by_name[name][:take], by_name[name][take:]
-            if k == len(mentions) - 1:
-                chosen = [] if dropped else chosen
-                chosen += [(p, "generation") for p in taken]
-            else:
-                chosen += [(p, "understanding") for p in taken]
+            if self._keeps(mentions, k, dropped):
+                chosen += [(p, "generation" if k == len(mentions) - 1 else "understanding") for p in taken]
         return chosen
 
+    def _keeps(self, mentions: list[str], k: int, dropped: int) -> bool:
+        """Say whether the k-th mention of a task is there with ``dropped`` of the given ones left out."""
+        given = k < len(mentions) - 1
+        return not (given and (dropped == ALL_GIVEN or (dropped == HOST_GIVEN and mentions[k] == self.host)))
+
     def sizes(self, i: int, chosen: Sequence[tuple[int, str]]) -> list[PartSize]:
-        """Return what cutting has to know of the chosen parts of document ``i``."""
+        """Return what cutting has to know of the chosen parts of document ``i``.
+
+        A part that gets a clean copy is kept whole, and its copy counts as delimiters do; the last part has none.
+        """
         first = int(self.source.part_starts[i])
         rows = [first + p for p, _ in chosen]
         grids = (self.source.part_grid[rows] > 0).sum(1)
-        names = [self.source.names[self.source.part_modality[r]] for r in rows]
-        return [
-            PartSize(int(self.source.part_length[r]), 0 if name == self.host else 2, bool(axes > 1))
-            for r, name, axes in zip(rows, names, grids, strict=True)
-        ]
+        found = []
+        for k, (row, (_, role)) in enumerate(zip(rows, chosen, strict=True)):
+            modality, length = self.source.part_modality[row], int(self.source.part_length[row])
+            wrapped = 0 if self.source.names[modality] == self.host else 2
+            copied = bool(self._copied[modality]) and role == "generation" and k < len(rows) - 1
+            found.append(PartSize(length, wrapped + (length if copied else 0), copied or bool(grids[k] > 1)))
+        return found
+
+    @staticmethod
+    def piece_length(piece: Sequence[tuple[int, int, int]], sizes: Sequence[PartSize]) -> int:
+        """Return the tokens of a document cut out as ``piece``, whose last part has no copy."""
+        last = len(piece) - 1
+        extra = [min(sizes[p].delimiters, 2) if k == last else sizes[p].delimiters for k, (p, _, _) in enumerate(piece)]
+        return EDGES + sum(extra) + sum(stop - start for _, start, stop in piece)
 
     def document(
-        self, i: int, task: int, dropped: bool, piece: Sequence[tuple[int, int, int]] | None = None, *, meta=False
+        self, i: int, task: int, dropped: int, piece: Sequence[tuple[int, int, int]] | None = None, *, meta=False
     ) -> Document:
         """Return document ``i`` for a task; ``piece`` holds (chosen part, start, stop) where it is cut."""
         written = self.source.document(i, meta=meta)
@@ -201,8 +229,9 @@ class TaskSource:
         if piece is not None:
             parts = [_slice(parts[k], start, stop) for k, start, stop in piece]
         names = dict.fromkeys(p.modality for p in parts) if task != AS_WRITTEN else [p.modality for p in parts]
-        if task != AS_WRITTEN and piece is None and not dropped:
-            names = self.tasks[task]
+        if task != AS_WRITTEN and piece is None:
+            mentions = self.tasks[task]
+            names = [name for k, name in enumerate(mentions) if self._keeps(mentions, k, dropped)]
         return Document(parts, index=i, task=">".join(names), meta=written.meta)
 
     def _eligible(self) -> np.ndarray:
@@ -219,18 +248,23 @@ class TaskSource:
     def _lengths(self, task: np.ndarray, dropped: np.ndarray) -> np.ndarray:
         counts = np.diff(self.source.part_starts)
         part_task, part_dropped = np.repeat(task, counts), np.repeat(dropped, counts)
-        keep = self._used.copy()
+        is_host = self.source.part_modality == self._places.get(self.host, -1)
+        drops = (part_dropped == ALL_GIVEN) | ((part_dropped == HOST_GIVEN) & is_host)
+        keep, generated = self._used.copy(), self._used & (part_task == AS_WRITTEN)
         for t, mentions in enumerate(self.tasks):
             mine = part_task == t
             named = np.isin(self.source.part_modality, [self._places[m] for m in mentions if m in self._places])
-            keep &= ~mine | named
             is_last = self.source.part_modality == self._places.get(mentions[-1], -1)
-            generated = is_last & (self._rank_in_modality(is_last) >= mentions.count(mentions[-1]) - 1)
-            keep &= ~(mine & part_dropped) | generated
-        return EDGES + self._sum(np.where(keep, self._cost, 0))
+            predicted = mine & is_last & (self._rank(is_last) >= mentions.count(mentions[-1]) - 1)
+            keep &= ~mine | (named & (predicted | ~drops))
+            generated |= predicted
+        # noised parts that later ones see as a clean copy stand there twice, but for a document's last part
+        last = self._rank(generated) == np.repeat(self._sum(generated), counts) - 1
+        copied = generated & ~last & self._copied[self.source.part_modality]
+        return EDGES + self._sum(np.where(keep, self._cost + copied * self.source.part_length, 0))
 
-    def _rank_in_modality(self, mine: np.ndarray) -> np.ndarray:
-        """Return for each part [P] how many parts of the modality come before it in its document."""
+    def _rank(self, mine: np.ndarray) -> np.ndarray:
+        """Return for each part [P] how many of the parts ``mine`` [P] come before it in its document."""
         before = np.concatenate([[0], np.cumsum(mine)])
         return before[:-1] - np.repeat(before[self.source.part_starts[:-1]], np.diff(self.source.part_starts))
 
