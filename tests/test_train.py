@@ -2,19 +2,25 @@
 
 import copy
 import json
+import threading
 
+import numpy as np
 import pytest
 import torch
-from conftest import model_config, random_documents
+import yaml
+from conftest import model_config, random_documents, random_part
 from fake_data import run_config, scene_like, write_folder
 
-from plait.batch import pack
+from plait.batch import Document, Part, pack
+from plait.cli import main
 from plait.config import TrainConfig
+from plait.config_file import to_dict
 from plait.errors import CheckpointError, ResourceError
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained, save_pretrained
-from plait.model_config import TowerConfig
+from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 from plait.objectives import loss_sums
+from plait.objectives.diffusion import corrupt
 from plait.progress import Progress
 from plait.train import checkpoint
 from plait.train.engine import Trainer, TrainingStopped, load_tower, pick_device
@@ -105,6 +111,94 @@ def test_accumulated_equals_whole(folder, tmp_path, rng, normalize):
         results.append((sums, counts, norm, trainer.model.state_dict()))
     torch.testing.assert_close(results[0][2:], results[1][2:], rtol=0, atol=1e-9)
     assert results[0][1] == results[1][1]
+
+
+def with_latents(folder, out, **train):
+    config = config_for(folder, out, **train)
+    config.model.modalities["mel"] = ModalityConfig(
+        objective="diffusion", attention="bidirectional", latent_channels=3, patch_size=1, later_sees="clean_copy"
+    )
+    config.model = ModelConfig(config.model.modalities, width=16, num_layers=1, num_heads=2)
+    return config
+
+
+def latent_documents(rng, roles) -> list[Document]:
+    """Return documents of a text, latents of one role, and a text."""
+    documents = []
+    for i, role in enumerate(roles):
+        parts = [random_part(rng, name) for name in ("text", "mel", "text")]
+        parts[1].role = role
+        documents.append(Document(parts, index=i))
+    return documents
+
+
+@pytest.mark.parametrize("normalize", ["all_tokens", "per_modality"])
+def test_spans_that_are_not_noised_count_nothing(folder, tmp_path, rng, normalize):
+    trainer = Trainer(with_latents(folder, tmp_path, normalize=normalize))
+    documents = latent_documents(rng, ["understanding"] * 3)
+    batch = corrupt(pack(documents, trainer.config.model), trainer.config.diffusion, 0)
+    mel, tokens = trainer.config.model.layout.names.index("mel"), sum(batch.counts)
+    assert len(batch.latents["mel"].lengths) == 3 and batch.counts[mel] == 0
+    assert trainer.loss_factors(batch.counts)[mel] == 0
+    assert trainer.loss_factors(batch.counts)[0] == pytest.approx(
+        1 / tokens if normalize == "all_tokens" else 1 / batch.counts[0]
+    )
+    head = trainer.model.latent_out["mel"]["mel"]
+    gradients = []
+    step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (gradients.extend(p.grad for p in head.parameters()), step())
+    sums, counts, norm = trainer.update([batch])
+    assert float(sums[mel]) == counts[mel] == 0 and torch.isfinite(sums).all() and torch.isfinite(norm)
+    assert len(gradients) == len(list(head.parameters())) and not any(
+        g.any() for g in gradients
+    )  # it takes part, with zeros
+    assert int(trainer._bad_steps) == 0
+
+
+def test_accumulated_equals_whole_where_some_spans_are_noised(folder, tmp_path, rng):
+    roles = ["understanding", "understanding", "generation", "understanding", "generation", "generation"]
+    documents, results = latent_documents(rng, roles), []
+    for cuts in (1, 3):
+        trainer = Trainer(with_latents(folder, tmp_path))
+        trainer.model.double()
+        trainer.optimizer = make_optimizer(trainer.model, trainer.config.train)
+        size = len(documents) // cuts
+        batches = [pack(documents[i : i + size], trainer.config.model) for i in range(0, len(documents), size)]
+        batches = [corrupt(b, trainer.config.diffusion, 0) for b in batches]
+        results.append((trainer.update(batches), trainer.model.state_dict()))
+    ((sums, counts, norm), weights), ((sums_cut, counts_cut, norm_cut), weights_cut) = results
+    assert counts == counts_cut and counts[-1] == 3
+    torch.testing.assert_close((sums, norm, weights), (sums_cut, norm_cut, weights_cut), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_latents_that_are_not_finite_stop_the_run_with_one_sentence(tmp_path, capsys, num_workers):
+    documents = [Document([Part("text", np.arange(5)), Part("depth", latents=np.ones((4, 3), np.float32), grid=(2, 2))])
+                 for _ in range(30)]  # fmt: skip
+    documents[17].parts[1].latents[2, 1] = np.nan
+    write_folder(tmp_path / "data", {"train": documents})
+    assert train_by_command(tmp_path, ("text", "depth"), num_workers) == 3
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("plait: ")]
+    assert "document 17" in line and "'depth'" in line and "NaN" in line
+
+
+def test_what_fails_in_a_thread_of_the_loader_stops_the_run_with_one_sentence(tmp_path, capsys):
+    write_folder(tmp_path / "data", {"train": [scene_like(i) for i in range(30)]})
+    shard = tmp_path / "data/shards/train-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-10])
+    assert train_by_command(tmp_path, ("text", "image"), 2) == 3
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("plait: ")]
+    assert "train-00000.safetensors" in line
+    assert not [t for t in threading.enumerate() if t.name.startswith("plait-loader")]
+
+
+def train_by_command(folder, names, num_workers) -> int:
+    """Run plait train on ``folder``/data and return its exit code."""
+    config = run_config(folder / "data", names, batch_tokens=64, num_workers=num_workers)
+    config.out = str(folder / "run")
+    config.train = TrainConfig(steps=40, device="cpu")
+    (folder / "run.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    return main(["train", str(folder / "run.yaml")])
 
 
 def test_all_tokens_is_one_mean(folder, tmp_path):
