@@ -37,10 +37,7 @@ class AveragedWeights:
         # 1 - (1 + n) / (10 + n), written so that nothing cancels
         weight = (9 / (10 + self.num_updates)).clamp_min(1 - self.decay) * done
         averages = [_own(t) for t in self.tensors.values()]
-        # a lerp whose weight is on the device; the gradients are gone by now, so their room is free for the difference
-        difference = torch._foreach_sub([_own(p) for p in self._parameters.values()], averages)
-        torch._foreach_mul_(difference, weight)
-        torch._foreach_add_(averages, difference)
+        torch._foreach_lerp_(averages, [_own(p) for p in self._parameters.values()], [weight] * len(averages))
         self.num_updates += done
 
     @contextlib.contextmanager
