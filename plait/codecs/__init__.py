@@ -18,6 +18,7 @@ CODECS = {
     "image_pixels": "plait.codecs.image_pixels:ImagePixelCodec",
     "image_tokens_pretrained": "plait.codecs.image_pretrained:PretrainedImageCodec",
     "speech_tokens": "plait.codecs.speech_tokens:SpeechTokenCodec",
+    "speech_latents": "plait.codecs.speech_latents:SpeechLatentCodec",
     "speech_tokens_pretrained": "plait.codecs.speech_pretrained:PretrainedSpeechCodec",
 }
 

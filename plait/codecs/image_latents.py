@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from plait.codecs import pictures, saved
 from plait.codecs.base import Progress
 from plait.codecs.fitting import Schedule, best_device, fit_model, fitting_key
+from plait.codecs.latents import Scaling, divergence
 from plait.codecs.patches import PictureLatentCodec, check_picture_options
-from plait.codecs.scaling import Scaling
 from plait.errors import ConfigError, DataError, require
 
 
@@ -40,7 +40,7 @@ class ImageLatentOptions:
     """Latents along each side of a token, so that a token has patch_size^2 * latent_channels numbers."""
     path: str = ""
     """Folder or Hub name of a pretrained AutoencoderKL; the settings below are for a VAE trained here."""
-    channels: list[int] = field(default_factory=lambda: [96])
+    channels: list[int] = field(default_factory=lambda: [64])
     """Width of the network at the latents' resolution, or at each resolution down to it, the finest first; pixels are
     folded into channels before the first."""
     l1_weight: float = 0.2
@@ -139,16 +139,11 @@ class ImageLatentCodec(PictureLatentCodec):
 
 
 def vae_loss(vae: nn.Module, folded_BCHW: Tensor, options: ImageLatentOptions) -> Tensor:
-    """Return squared and absolute error and the KL divergence (arXiv 1312.6114, appendix B), each a mean over numbers.
-
-    KL(N(mu, sigma^2) || N(0, 1)) = (mu^2 + sigma^2 - 1 - log sigma^2) / 2.
-    """
+    """Return the squared and absolute error and the KL divergence, each a mean over numbers and weighted as set."""
     posterior = vae.encode(folded_BCHW).latent_dist
     output = vae.decode(posterior.sample()).sample.float()
-    mean, log_variance = posterior.mean.float(), posterior.logvar.float()
-    divergence = (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
     error = F.mse_loss(output, folded_BCHW) + options.l1_weight * F.l1_loss(output, folded_BCHW)
-    return error + options.kl_weight * divergence
+    return error + options.kl_weight * divergence(posterior.mean, posterior.logvar)
 
 
 def _autoencoder_class() -> type:

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from plait.codecs import saved
 from plait.codecs.base import Progress
+from plait.codecs.latents import Scaling
 from plait.codecs.patches import PictureLatentCodec, check_picture_options
-from plait.codecs.scaling import Scaling
 from plait.errors import DataError
 
 _COLOURS = 3

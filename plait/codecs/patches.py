@@ -15,11 +15,10 @@ from torch import Tensor
 
 from plait.codecs import pictures
 from plait.codecs.base import Codec, Encoded
-from plait.codecs.scaling import Scaling
+from plait.codecs.latents import Scaling, checked_latents, measured_places
 from plait.errors import DataError, require
 
 _BATCH = 64  # pictures encoded or decoded together
-_MEASURED = 1024  # training pictures from which mean and scale are measured
 
 
 def fold(latents_BCHW: Tensor, patch: int) -> Tensor:
@@ -97,26 +96,21 @@ class PictureLatentCodec(Codec):
     @torch.no_grad()
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """Decode tokens of any grid; raises DataError where they are none."""
-        for item in encoded:
-            self._check(item)
+        tokens = [self._checked(item) for item in encoded]
         decoded: list[np.ndarray | None] = [None] * len(encoded)
         for grid, places in _batches([tuple(e.grid) for e in encoded]):
-            tokens = torch.from_numpy(np.stack([np.asarray(encoded[i].latents, np.float32) for i in places]))
-            latents = self.scaling.restore(unfold(tokens, grid, self.patch_size))
+            together = torch.from_numpy(np.stack([tokens[i] for i in places]))
+            latents = self.scaling.restore(unfold(together, grid, self.patch_size))
             for i, picture in zip(places, pictures.from_unit(self._pictures(latents)), strict=True):
                 decoded[i] = picture
         return decoded
 
-    def _check(self, item: Encoded) -> None:
-        latents, grid = np.asarray(item.latents), tuple(item.grid)
-        if len(grid) != 2 or min(grid) < 1:
-            raise DataError(f"image codec: the grid {grid} is no picture's, it must be (rows, columns)")
-        wanted = (grid[0] * grid[1], self.latent_channels)
-        if latents.shape != wanted:
-            raise DataError(f"image codec: latents {list(latents.shape)} are no picture of the grid {grid}, "
-                            f"it has {list(wanted)}")  # fmt: skip
-        if not np.isfinite(latents).all():
-            raise DataError("image codec: the latents hold values that are not numbers (NaN or infinite)")
+    def _checked(self, item: Encoded) -> np.ndarray:
+        tokens = checked_latents(item, self.latent_channels, "image")
+        if len(item.grid) != 2 or min(item.grid) < 1 or math.prod(item.grid) != len(tokens):
+            raise DataError(f"image codec: the grid {tuple(item.grid)} is not allowed for {len(tokens)} tokens, "
+                            "it must be (rows, columns) of as many")  # fmt: skip
+        return tokens
 
     def read(self, value: Any, base: Path) -> np.ndarray:
         return pictures.read_picture(value, base, self.options.size, multiple=self._multiple)
@@ -149,10 +143,10 @@ class PictureLatentCodec(Codec):
     @torch.no_grad()
     def _measure(self, shaped: Sequence[np.ndarray]) -> None:
         """Measure mean and scale of the latents on pictures spread evenly over ``shaped``."""
-        chosen = np.unique(np.linspace(0, len(shaped) - 1, min(_MEASURED, len(shaped))).round().astype(int))
+        chosen = [shaped[i] for i in measured_places(len(shaped))]
         values = []
-        for _, places in _batches([shaped[i].shape[:2] for i in chosen]):
-            latents = self._latents(pictures.to_unit(np.stack([shaped[chosen[i]] for i in places])))
+        for _, places in _batches([p.shape[:2] for p in chosen]):
+            latents = self._latents(pictures.to_unit(np.stack([chosen[i] for i in places])))
             values.append(latents.movedim(1, -1).flatten(0, -2))
         self.scaling = Scaling.measure(torch.cat(values))
 

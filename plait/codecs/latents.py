@@ -1,15 +1,21 @@
-"""Latents with mean 0 and deviation 1 per channel, as diffusion wants them: measured once, stored with the codec."""
+"""What continuous codecs share: latents of mean 0 and deviation 1 per channel, as diffusion wants them, and a VAE's KL.
+
+Mean and scale are measured once, on training media, and stored with the codec.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from plait.codecs.base import Encoded
 from plait.errors import CheckpointError, DataError
 
 _SMALLEST = 1e-6  # a channel that never changes is not blown up
+_MEASURED = 1024  # training items from which mean and scale are measured
 
 
 @dataclass
@@ -56,3 +62,29 @@ class Scaling:
                 raise CheckpointError(f"codec: latent_{name} in {str(folder)!r} is {what}, "
                                       f"it must be {channels} numbers, one a latent channel")  # fmt: skip
         return found
+
+
+def measured_places(count: int) -> list[int]:
+    """Return the places, spread evenly over ``count`` training items, of those that mean and scale come from."""
+    return np.unique(np.linspace(0, count - 1, min(_MEASURED, count)).round().astype(int)).tolist()
+
+
+def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Return the KL divergence of a VAE's posterior from N(0, 1), a mean over its numbers.
+
+    KL(N(mu, sigma^2) || N(0, 1)) = (mu^2 + sigma^2 - 1 - log sigma^2) / 2 (arXiv 1312.6114, appendix B).
+    """
+    mean, log_variance = mean.float(), log_variance.float()
+    return (mean.square() + log_variance.exp() - 1 - log_variance).mean() / 2
+
+
+def checked_latents(item: Encoded, width: int, what: str) -> np.ndarray:
+    """Return an item's latents, float32 [n, width]; raises DataError where they are of another shape or not numbers."""
+    if item.latents is None:
+        raise DataError(f"{what} codec: the item holds ids, it must hold latents")
+    latents = np.asarray(item.latents, np.float32)
+    if latents.ndim != 2 or latents.shape[1] != width:
+        raise DataError(f"{what} codec: latents {list(latents.shape)} are not allowed, they must be [tokens, {width}]")
+    if not np.isfinite(latents).all():
+        raise DataError(f"{what} codec: the latents hold values that are not numbers (NaN or infinite)")
+    return latents
