@@ -47,8 +47,8 @@ class Denoiser:
     whose draws depend on ``seed`` alone.
 
     Latents keep their device. The coefficients stay on the host in float32; Euler and Heun also compute in float32,
-    the others in the dtype of the latents, which is what `step` returns in each case. No step waits for the device,
-    but that UniPC solves its 2x2 system there.
+    the others in the dtype of the latents, which is what `step` returns in each case. Steps do not wait for the
+    device, but for ddpm (noise drawn on the host) and unipc (small tensors sent there, a 2 x 2 system solved there).
     """
 
     levels: list[float]
