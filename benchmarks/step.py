@@ -44,7 +44,7 @@ def documents(names, tokens: int, share: float | None, rng) -> list[Document]:
             sizes["image"] = max(1, int(sizes["text"] * share / (1 - share)))
         order = list(names) if len(found) % 2 else list(reversed(names))
         document = Document([Part(n, rng.integers(0, VOCABULARY[n], sizes[n])) for n in order])
-        size = document.num_tokens("text")
+        size = 2 + sum(len(p) + 2 * (p.modality != "text") for p in document.parts)
         if total + size > tokens:
             break
         found.append(document)

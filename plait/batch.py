@@ -8,7 +8,7 @@ how many tokens a tower has.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -49,9 +49,9 @@ class Document:
     task: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def num_tokens(self, host: str) -> int:
-        """Return the number of tokens it takes, delimiters and <bos>, <eos> included."""
-        return 2 + sum(len(p) + (0 if p.modality == host else 2) for p in self.parts)
+    def num_tokens(self, config: ModelConfig) -> int:
+        """Return the number of tokens it takes, delimiters, copies and <bos>, <eos> included."""
+        return sum(len(run) for run in spell(self, config))
 
 
 @dataclass
@@ -64,6 +64,12 @@ class Run:
     grid: tuple[int, ...] = ()
     role: str = ""
     loss: float = 1.0
+    noised: bool = False
+    """Whether the objective noises these latents and learns from them."""
+    hidden: bool = False
+    """Whether no later run sees these tokens."""
+    is_copy: bool = False
+    """Whether this is the clean copy of the run before it, at the same positions."""
 
     def __len__(self) -> int:
         return len(self.ids) if self.ids is not None else len(self.latents)
@@ -80,6 +86,8 @@ class Span:
     length: int
     document: int
     bidirectional: bool
+    noised: bool = False
+    hidden: bool = False
 
     @property
     def stop(self) -> int:
@@ -119,6 +127,18 @@ class Targets:
 
 
 @dataclass
+class Place:
+    """Where one tower holds latents of a modality."""
+
+    tokens: Tensor
+    """[n_k] which of the modality's n tokens it carries, whole spans."""
+    rows: Tensor
+    """[n_k] in which of its rows."""
+    grids: list[tuple[int, ...]]
+    """The extent of each span."""
+
+
+@dataclass
 class Latents:
     """The continuous tokens of one modality, in sequence order: n tokens of several spans."""
 
@@ -126,12 +146,14 @@ class Latents:
     """[n, C] clean latents; noised ones once the objective has corrupted them."""
     span: Tensor
     """[n] index among this modality's spans in the batch."""
-    places: dict[str, tuple[Tensor, Tensor]]
-    """For each tower: which of the n tokens it carries, and in which of its rows."""
+    places: dict[str, Place]
+    """By tower."""
     lengths: list[int]
     """Tokens of each span."""
     documents: list[int]
     """The document of each span."""
+    noised: list[bool]
+    """Whether the objective noises the span and learns from it; the others stay clean."""
     timesteps: Tensor | None = None
     """[n] noise level in [0, 1], set by the objective (0 clean, 1 noise); None means clean."""
     targets: Tensor | None = None
@@ -173,32 +195,52 @@ def _to(value: Any, device: torch.device | str) -> Any:
         return value.to(device, non_blocking=True)
     if isinstance(value, dict):
         return {k: _to(v, device) for k, v in value.items()}
-    if isinstance(value, (Batch, Routing, Targets, Latents)) and is_dataclass(value):
+    if isinstance(value, (Batch, Routing, Targets, Latents, Place)):
         return replace(value, **{f.name: _to(getattr(value, f.name), device) for f in fields(value)})
-    if isinstance(value, tuple) and value and isinstance(value[0], Tensor):
-        return tuple(v.to(device, non_blocking=True) for v in value)
     if isinstance(value, list) and value and isinstance(value[0], Tensor):
         return [v.to(device, non_blocking=True) for v in value]
     return value
 
 
-def spell(document: Document, layout: IdLayout, *, close: bool = True) -> list[Run]:
+def spell(document: Document, config: ModelConfig, *, close: bool = True, noised: bool = True) -> list[Run]:
     """Write a document as runs of tokens: <bos>, host ids bare, other parts between their delimiters, <eos>.
 
-    ``close=False`` leaves out the <eos>, so that generation can go on.
+    ``close=False`` leaves out the <eos>, so that generation can go on; ``noised=False`` leaves latents clean.
     """
+    layout = config.layout
     runs = [_delimiter(layout, layout.bos)]
-    for part in document.parts:
-        run = Run(part.modality, None, part.latents, part.grid, part.role, part.loss)
-        if part.ids is not None:
-            run.ids = np.asarray(part.ids, dtype=np.int64) + layout.offsets[part.modality]
+    for i, part in enumerate(document.parts):
         if part.modality == layout.host:
-            runs.append(run)
+            runs.append(_ids_run(part, layout))
+            continue
+        runs.append(_delimiter(layout, layout.opening[part.modality]))
+        if part.ids is not None:
+            runs.append(_ids_run(part, layout))
         else:
-            # the closing delimiter is learnt with the part: it is how speech stops
-            close_run = _delimiter(layout, layout.closing[part.modality], part.loss)
-            runs += [_delimiter(layout, layout.opening[part.modality]), run, close_run]
+            last = close and i == len(document.parts) - 1
+            runs += _latent_runs(part, config.modalities[part.modality].later_sees, noised, last)
+        # the closing delimiter is learnt with the part: it is how speech stops
+        runs.append(_delimiter(layout, layout.closing[part.modality], part.loss))
     return runs + ([_delimiter(layout, layout.eos)] if close else [])
+
+
+def _ids_run(part: Part, layout: IdLayout) -> Run:
+    ids = np.asarray(part.ids, dtype=np.int64) + layout.offsets[part.modality]
+    return Run(part.modality, ids, None, part.grid, part.role, part.loss)
+
+
+def _latent_runs(part: Part, later_sees: str, noised: bool, last: bool) -> list[Run]:
+    """Write a continuous part: as it is, or a noised run that nothing later sees, with a clean copy where needed.
+
+    A given part (role understanding) is noised only where later tokens see noised ones, as in Transfusion.
+    """
+    clean = Run(part.modality, None, part.latents, part.grid, part.role, part.loss)
+    if not noised or (later_sees != "noised" and part.role == "understanding"):
+        return [clean]
+    if later_sees == "noised":
+        return [replace(clean, noised=True)]
+    copies = [replace(clean, is_copy=True)] if later_sees == "clean_copy" and not last else []
+    return [replace(clean, noised=True, hidden=True), *copies]
 
 
 def _delimiter(layout: IdLayout, token: int, loss: float = 1.0) -> Run:
@@ -207,7 +249,7 @@ def _delimiter(layout: IdLayout, token: int, loss: float = 1.0) -> Run:
 
 def pack(documents: Sequence[Document], config: ModelConfig, *, pad_rows_to: int = 32) -> Batch:
     """Build the batch that holds these documents one after another."""
-    batch = assemble([spell(d, config.layout) for d in documents], config, pad_rows_to=pad_rows_to)
+    batch = assemble([spell(d, config) for d in documents], config, pad_rows_to=pad_rows_to)
     batch.documents = list(documents)
     return batch
 
@@ -228,20 +270,21 @@ def assemble(
     ids = np.concatenate([np.zeros(len(r), np.int64) if r.ids is None else r.ids for r in runs])
     lengths = [sum(len(r) for r in s) for s in sequences]
     names = list(config.towers)
-    towers = np.repeat([names.index(tower_of(s.modality, s.role, config)) for s in spans], [s.length for s in spans])
+    towers = np.repeat([names.index(tower_of(s, config)) for s in spans], [s.length for s in spans])
     routing, order, starts = _route(towers, len(names), pad_rows_to)
     targets, counts = _targets(runs, spans, ids, towers, order, starts, lengths, config)
     latents = _latents(runs, spans, towers, routing, starts, config)
     for name, group in latents.items():
-        counts[config.layout.names.index(name)] = float(len(group.lengths))
+        counts[config.layout.names.index(name)] = float(sum(group.noised))
     return Batch(torch.from_numpy(ids), torch.from_numpy(positions), routing, spans, targets, latents, counts,
                  lengths, ends)  # fmt: skip
 
 
-def tower_of(modality: str, role: str, config: ModelConfig) -> str:
-    """Return the tower for tokens of a modality and role: the routing key."""
-    record = config.modalities[modality]
-    return record.tower_by_role.get(role, record.tower)
+def tower_of(span: Span, config: ModelConfig) -> str:
+    """Return the tower of a span's tokens: THE routing key is its modality, noise state and role."""
+    record = config.modalities[span.modality]
+    by_role = record.tower_by_role.get(span.role, record.tower)
+    return record.tower_by_noise.get("noised" if span.noised else "clean", by_role)
 
 
 def _place(sequences, config, first_positions):
@@ -249,13 +292,14 @@ def _place(sequences, config, first_positions):
     spans, positions, ends, at = [], [], [], 0
     axes = len(config.position_axes)
     for d, sequence in enumerate(sequences):
-        p = float(first_positions[d]) if first_positions is not None else 0.0
+        p = before = float(first_positions[d]) if first_positions is not None else 0.0
         for run in sequence:
             if not len(run):
                 continue
             bidirectional = config.modalities[run.modality].attention == "bidirectional"
-            spans.append(Span(run.modality, run.role, run.grid, at, len(run), d, bidirectional))
-            block, p = _positions(run, p, axes)
+            spans.append(Span(run.modality, run.role, run.grid, at, len(run), d, bidirectional, run.noised, run.hidden))
+            before = before if run.is_copy else p
+            block, p = _positions(run, before, axes)
             positions.append(block)
             at += len(run)
         ends.append(p)
@@ -274,6 +318,11 @@ def _positions(run: Run, start: float, axes: int) -> tuple[np.ndarray, float]:
     extent = (1,) * (axes - len(run.grid)) + tuple(run.grid[-axes:])
     coordinates = np.stack(np.unravel_index(np.arange(n), extent), axis=1)
     return start + coordinates, start + max(extent)
+
+
+def position_after(run: Run, start: float, config: ModelConfig) -> float:
+    """Return where the run after this one starts."""
+    return _positions(run, start, len(config.position_axes))[1]
 
 
 def _route(towers: np.ndarray, num_towers: int, pad_rows_to: int) -> tuple[Routing, np.ndarray, np.ndarray]:
@@ -336,12 +385,14 @@ def _latents(runs, spans, towers, routing, starts, config) -> dict[str, Latents]
             chosen = np.flatnonzero(towers[tokens] == k)
             if len(chosen):
                 rows = to_sequence[tokens[chosen]] - starts[k]
-                places[tower] = (torch.from_numpy(chosen), torch.from_numpy(rows))
+                grids = [s.grid for _, s in mine if towers[s.start] == k]
+                places[tower] = Place(torch.from_numpy(chosen), torch.from_numpy(rows), grids)
         groups[name] = Latents(
             torch.from_numpy(np.concatenate([r.latents for r, _ in mine]).astype(np.float32)),
             torch.from_numpy(np.repeat(np.arange(len(mine)), [s.length for _, s in mine])),
             places,
             [s.length for _, s in mine],
             [s.document for _, s in mine],
+            [s.noised for _, s in mine],
         )
     return groups

@@ -109,7 +109,8 @@ class ModelConfig:
     rope_scaling: float = 1.0
     """Positions are divided by this (linear interpolation for longer contexts)."""
     position_axes: list[str] = field(default_factory=lambda: ["sequence"])
-    """Axes of a position: one is the usual RoPE, several (time, height, width) share one frequency ladder (mRoPE)."""
+    """Axes of a position: one is the usual RoPE, several (time, height, width) share one frequency ladder in turn
+    (interleaved mRoPE)."""
     untied: list[str] | dict[str, list[str]] = field(default_factory=lambda: list(COMPONENTS))
     """Components with one copy per tower: of qkv, o, ffn, norm. A mapping from layer ranges ("0-3", "4") sets it
     per layer; layers not named there are shared."""

@@ -10,7 +10,7 @@ import torch
 
 from plait.batch import Part
 from plait.codecs import Codec, Media, fixed_grids, load_codec
-from plait.config import GenerateConfig, RunConfig, SamplingConfig
+from plait.config import DiffusionConfig, GenerateConfig, RunConfig, SamplingConfig
 from plait.config_file import load as load_config_file
 from plait.data.shards import read_index
 from plait.data.sources import folders
@@ -79,13 +79,15 @@ def save_media(codec: Codec, part: MediaPart, folder: Path, name: str) -> dict[s
 class Pipeline:
     """A model with its codecs. Modalities and their codecs are those of the prepared data it was trained on."""
 
-    def __init__(self, model: MixtureOfTransformers, codecs: dict[str, Codec], config: GenerateConfig):
-        self.model, self.codecs, self.config = model, codecs, config
+    def __init__(self, model: MixtureOfTransformers, codecs: dict[str, Codec], config: GenerateConfig,
+                 diffusion: DiffusionConfig | None = None):  # fmt: skip
+        self.model, self.codecs, self.config, self.diffusion = model, codecs, config, diffusion
 
     @property
     def grids(self) -> dict[str, tuple[int, ...]]:
         """Extent of one generated item, for modalities where it is fixed."""
-        return fixed_grids(self.codecs)
+        chosen = {name: tuple(grid) for name, grid in self.config.grids.items()}
+        return fixed_grids(self.codecs) | chosen
 
     def encode(self, media: Sequence[MediaPart]) -> list[Part]:
         """Encode media in order."""
@@ -123,15 +125,17 @@ class Pipeline:
         seed: int = 0,
         sampling: dict[str, SamplingConfig] | None = None,
         max_tokens: dict[str, int] | None = None,
+        grids: dict[str, tuple[int, ...]] | None = None,
     ) -> list[Sample]:
         """Generate one sample for each prompt (a text, or a list of parts).
 
-        ``output`` is the modality that shall follow; None lets the model open and close spans itself.
+        ``output`` is the modality that shall follow; None lets the model open and close spans itself. ``grids`` sets
+        the extent of latents, in tokens.
         """
         prompts = [prompts] if isinstance(prompts, str) else prompts
         media = [self.read(p) for p in prompts]
         return self.generate_from_media(media, [output] * len(media), seed=seed, sampling=sampling,
-                                        max_tokens=max_tokens)  # fmt: skip
+                                        max_tokens=max_tokens, grids=grids)  # fmt: skip
 
     def generate_from_media(
         self,
@@ -141,20 +145,24 @@ class Pipeline:
         seed: int = 0,
         sampling: dict[str, SamplingConfig] | None = None,
         max_tokens: dict[str, int] | None = None,
+        grids: dict[str, tuple[int, ...]] | None = None,
+        num_snapshots: int = 0,
         on_result: Callable[[Result], None] | None = None,
     ) -> list[Sample]:
         """Generate one sample for each list of media, with its output modality."""
         sampling = self.config.sampling | (sampling or {})
         longest = self.config.max_tokens | (max_tokens or {})
-        requests = [Request(self.encode(m), o, sampling, longest, seed=seed, number=i)
+        requests = [Request(self.encode(m), o, sampling, longest, grids or {}, seed=seed, number=i,
+                            num_snapshots=num_snapshots)
                     for i, (m, o) in enumerate(zip(media, outputs, strict=True))]  # fmt: skip
         results = generate(self.model, requests, grids=self.grids, max_rows=self.config.batch_size,
-                           max_length=self.model.config.max_positions, on_result=on_result)  # fmt: skip
+                           max_length=self.model.config.max_positions, diffusion=self.diffusion,
+                           on_result=on_result)  # fmt: skip
         return [Sample(list(m), self.decode(r.parts), r, self.codecs) for m, r in zip(media, results, strict=True)]
 
 
 def load(run: str | Path, *, device: str = "auto") -> Pipeline:
-    """Load the newest whole checkpoint of a run folder, with the codecs of its prepared data."""
+    """Load the newest whole checkpoint of a run folder (its averaged weights, if any), with its data's codecs."""
     run = Path(run)
     return load_run(run_config(run), device=device)
 
@@ -176,9 +184,10 @@ def load_run(config: RunConfig, *, device: str = "auto") -> Pipeline:
     found = checkpoint.latest(Path(config.out) / "checkpoints")
     if found is None:
         raise CheckpointError(f"run: {config.out!r} has no whole checkpoint, train it with plait train first")
-    model = load_pretrained(found, device=pick_device(device))
+    weights = checkpoint.weights_file(found).name
+    model = load_pretrained(found, device=pick_device(device), weights=weights)
     model.requires_grad_(False)
-    return Pipeline(model, load_codecs(config, list(model.config.modalities)), config.generate)
+    return Pipeline(model, load_codecs(config, list(model.config.modalities)), config.generate, config.diffusion)
 
 
 def load_codecs(config: RunConfig, names: Sequence[str] | None = None) -> dict[str, Codec]:

@@ -85,7 +85,10 @@ def train_step(config: RunConfig, progress: Progress) -> None:
 def sample_while_training(config: RunConfig, model: MixtureOfTransformers, step: int) -> None:
     """Write a few samples of every task into ``<run>/progress/step-...`` (train.sample_every)."""
     folder = Path(config.out) / "progress" / f"step-{step:08d}"
-    splits, pipeline = validation_splits(config), Pipeline(model, load_codecs(config), config.generate)
+    splits, pipeline = (
+        validation_splits(config),
+        Pipeline(model, load_codecs(config), config.generate, config.diffusion),
+    )
     with atomic_folder(folder) as temporary:
         records = []
         if splits:
@@ -148,7 +151,8 @@ def _key(config: RunConfig) -> dict[str, Any]:
     found = checkpoint.latest(Path(config.out) / "checkpoints")
     values = to_dict(config)
     checksums = checkpoint.read_state(found)["checksums"] if found else {}
-    return {"weights": checksums.get("model.safetensors"), **{k: values[k] for k in ("generate", "evaluate", "data")}}
+    weights = checkpoint.weights_file(found).name if found else ""
+    return {"weights": checksums.get(weights), **{k: values[k] for k in ("generate", "evaluate", "data")}}
 
 
 def _task_samples(
@@ -167,7 +171,7 @@ def _task_samples(
     asked, outputs, truths = [], [], []
     for task in config.data.tasks:
         names = task.split(",")
-        if len(names) < 2 or not set(names) <= known or not _generates(pipeline, names[-1]):
+        if len(names) < 2 or not set(names) <= known:
             continue
         for parts in media:
             by_name = dict(parts)
@@ -177,10 +181,6 @@ def _task_samples(
     with progress.stage("generate samples", total=len(asked)) as bar:
         samples = pipeline.generate_from_media(asked, outputs, seed=config.seed, on_result=lambda r: bar.advance(1))
     return [s.save(folder, f"{i:04d}", truth) for i, (s, truth) in enumerate(zip(samples, truths, strict=True))]
-
-
-def _generates(pipeline: Pipeline, name: str) -> bool:
-    return pipeline.model.config.modalities[name].objective == "next_token"
 
 
 def _free_samples(pipeline: Pipeline, folder: Path, seed: int, *, count: int = FREE_SAMPLES) -> list[dict]:

@@ -16,24 +16,35 @@ torch.set_num_threads(1)
 SIZES = {"text": 20, "image": 12, "speech": 9}
 
 
-def modalities(*, mel: bool = False, towers: dict[str, str] | None = None) -> dict[str, ModalityConfig]:
+def modalities(
+    *, mel: bool = False, towers: dict[str, str] | None = None, later_sees: str = "noised", attention="bidirectional"
+) -> dict[str, ModalityConfig]:
     towers = towers or {}
     found = {name: ModalityConfig(vocab_size=size, tower=towers.get(name, "")) for name, size in SIZES.items()}
     if mel:
-        found["mel"] = ModalityConfig(objective="diffusion", attention="bidirectional", latent_channels=3,
-                                      tower=towers.get("mel", ""))  # fmt: skip
+        found["mel"] = ModalityConfig(objective="diffusion", attention=attention, latent_channels=3,
+                                      later_sees=later_sees, tower=towers.get("mel", ""))  # fmt: skip
     return found
 
 
-def model_config(*, mel: bool = False, towers: dict[str, str] | None = None, **settings) -> ModelConfig:
+def model_config(
+    *,
+    mel: bool = False,
+    towers: dict[str, str] | None = None,
+    later_sees="noised",
+    attention="bidirectional",
+    **settings,
+) -> ModelConfig:
     settings = {"width": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 24} | settings
-    return ModelConfig(modalities=modalities(mel=mel, towers=towers), **settings)
+    records = modalities(mel=mel, towers=towers, later_sees=later_sees, attention=attention)
+    return ModelConfig(modalities=records, **settings)
 
 
 def random_part(rng: np.random.Generator, modality: str, longest: int = 7) -> Part:
     n = int(rng.integers(1, longest + 1))
     if modality == "mel":
-        return Part("mel", latents=rng.standard_normal((2 * n, 3)).astype(np.float32), grid=(2, n))
+        role = ("understanding", "generation")[int(rng.integers(2))]
+        return Part("mel", latents=rng.standard_normal((2 * n, 3)).astype(np.float32), grid=(2, n), role=role)
     return Part(modality, ids=rng.integers(0, SIZES[modality], n))
 
 

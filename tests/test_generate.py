@@ -72,7 +72,7 @@ def test_greedy_equals_the_uncached_model(rng):
     so_far: list[int] = []
     for token in [*(result.parts[0].ids + layout.offsets["speech"]), None]:
         document = Document([*request.prompt, Part("speech", np.array(so_far, int) - layout.offsets["speech"])])
-        runs = spell(document, layout, close=False)[:-1]  # without the closing delimiter
+        runs = spell(document, model.config, close=False)[:-1]  # without the closing delimiter
         from plait.batch import assemble
 
         batch = assemble([[r for r in runs if len(r)]], model.config)
@@ -94,7 +94,7 @@ def test_guidance_of_one_and_two_by_hand(rng):
         from plait.batch import Run, assemble
 
         opening = Run("text", np.array([layout.opening["image"]]))
-        batch = assemble([[*spell(Document(parts), layout, close=False), opening]], model.config)
+        batch = assemble([[*spell(Document(parts), model.config, close=False), opening]], model.config)
         hidden = torch.cat(model(batch)).index_select(0, batch.routing.to_sequence)[-1]
         return model.head["shared"](hidden)
 
@@ -131,8 +131,16 @@ def test_requests_that_cannot_be_made():
     engine = Generator(model, grids=GRIDS)
     with pytest.raises(ConfigError, match=r"imagee.*did you mean 'image'"):
         engine.add(Request([], "imagee"))
-    with pytest.raises(ConfigError, match="discrete"):
+    with pytest.raises(ConfigError, match=r"generate.grids.mel.*extent"):
         engine.add(Request([], "mel"))
+    with pytest.raises(ConfigError, match=r"generate.grids.mel: \[64, 40\].*positions end at 2048"):
+        engine.add(Request([], "mel", grids={"mel": (64, 40)}))
+    with pytest.raises(ConfigError, match=r"sampler: 'euler' is not allowed.*'ddpm'"):
+        engine.add(Request([], "mel", {"mel": SamplingConfig(sampler="euler")}, grids={"mel": (1, 2)}))
+    with pytest.raises(ConfigError, match=r"latents of 'mel'.*\[tokens, 3\]"):
+        engine.add(Request([Part("mel", latents=np.zeros((4, 2)), grid=(2, 2))], "text"))
+    with pytest.raises(ConfigError, match=r"latents of 'mel'.*finite"):
+        engine.add(Request([Part("mel", latents=np.full((4, 3), np.nan), grid=(2, 2))], "text"))
     with pytest.raises(ConfigError, match="top_p"):
         engine.add(Request([], "image", {"image": SamplingConfig(top_p=0.0)}))
     with pytest.raises(ConfigError, match="length"):

@@ -3,39 +3,54 @@
 import numpy as np
 import pytest
 import torch
-from conftest import model_config, random_documents
+from conftest import model_config, random_documents, random_part
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-from plait.batch import pack
+from plait.batch import Document, pack
 from plait.model.attention import AttentionPlan, attend
-from plait.model.mask import block_mask, dense_mask, segments
+from plait.model.mask import block_mask, dense_mask, segments, varlen_calls
 
 
 def rule(batch) -> torch.Tensor:
-    """The rule token by token: own document, up to itself, and all of its own bidirectional span."""
+    """The rule token by token: own document, up to itself but for hidden spans, all of its own bidirectional span."""
     span_of = {t: s for s in batch.spans for t in range(s.start, s.stop)}
     n = batch.num_tokens
     seen = torch.zeros(n, n, dtype=torch.bool)
     for q in range(n):
         for k in range(n):
             a, b = span_of[q], span_of[k]
-            seen[q, k] = a.document == b.document and (k <= q or (a is b and a.bidirectional))
+            if a is b:
+                seen[q, k] = k <= q or a.bidirectional
+            else:
+                seen[q, k] = a.document == b.document and k <= q and not b.hidden
     return seen
+
+
+SCHEMES = [
+    (sees, attention) for sees in ("noised", "clean_copy", "nothing") for attention in ("bidirectional", "causal")
+]
+
+
+def random_batch(seed: int, count: int):
+    """Documents of all schemes in turn: what later tokens see, and attention within a span."""
+    sees, attention = SCHEMES[seed % len(SCHEMES)]
+    config = model_config(mel=True, later_sees=sees, attention=attention)
+    return pack(random_documents(np.random.default_rng(seed), count, mel=True), config)
 
 
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 5))
 @settings(max_examples=40, deadline=None)
 def test_dense_mask_is_the_rule(seed, count):
-    batch = pack(random_documents(np.random.default_rng(seed), count, mel=True), model_config(mel=True))
+    batch = random_batch(seed, count)
     assert torch.equal(dense_mask(segments(batch.spans), batch.num_tokens), rule(batch))
 
 
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 12), block=st.sampled_from([4, 16, 128]))
 @settings(max_examples=25, deadline=None)
 def test_block_mask_equals_dense_mask(seed, count, block):
-    batch = pack(random_documents(np.random.default_rng(seed), count, mel=True), model_config(mel=True))
+    batch = random_batch(seed, count)
     found, n = segments(batch.spans), batch.num_tokens
     expected = dense_mask(found, n)
     flex = block_mask(found, n, torch.device("cpu"), block)
@@ -49,9 +64,9 @@ def test_block_mask_equals_dense_mask(seed, count, block):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-def test_segment_attention_equals_masked_attention(rng, groups):
-    for _ in range(10):
-        batch = pack(random_documents(rng, 4, mel=True), model_config(mel=True))
+def test_segment_attention_equals_masked_attention(groups):
+    for seed in range(12):
+        batch = random_batch(seed, 4)
         found, n = segments(batch.spans), batch.num_tokens
         q, k, v = (torch.randn(n, h, 8, dtype=torch.float64) for h in (2, groups, groups))
         out = attend(q, k, v, AttentionPlan.of(found, n, torch.device("cpu")))
@@ -60,8 +75,45 @@ def test_segment_attention_equals_masked_attention(rng, groups):
         torch.testing.assert_close(out, expected.transpose(0, 1), rtol=0, atol=1e-12)
 
 
-def test_flex_attention_takes_the_block_mask(rng):
-    batch = pack(random_documents(rng, 6, mel=True), model_config(mel=True))
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 6))
+@settings(max_examples=40, deadline=None)
+def test_varlen_calls_equal_masked_attention(seed, count):
+    """Each sequence attends to its own keys alone, causal ones aligned at the end, as flash attention does."""
+    batch = random_batch(seed, count)
+    found, n = segments(batch.spans), batch.num_tokens
+    q, k, v = (torch.randn(2, n, 8, dtype=torch.float64) for _ in range(3))
+    out = torch.full_like(q, torch.nan)
+    calls = varlen_calls(found)
+    for call in calls:
+        for i in range(len(call.query_offsets) - 1):
+            queries = call.queries[call.query_offsets[i] : call.query_offsets[i + 1]]
+            keys = call.keys[call.key_offsets[i] : call.key_offsets[i + 1]]
+            mask = torch.ones(len(queries), len(keys), dtype=torch.bool)
+            mask = mask.tril(len(keys) - len(queries)) if call.causal else mask
+            sides = q[:, queries], k[:, keys], v[:, keys]
+            out[:, queries] = torch.nn.functional.scaled_dot_product_attention(*sides, attn_mask=mask)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense_mask(found, n))
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    assert sorted(np.concatenate([c.queries for c in calls])) == list(range(n))  # every token attends once
+    assert len(calls) <= 2
+
+
+def test_the_scheme_of_cosmos_needs_no_copies_of_keys(rng):
+    """Where nothing sees diffusion tokens, a document's causal tokens are one sequence with its own keys."""
+    documents = [
+        Document([random_part(rng, name) for name in ("text", "mel", "text", "mel", "text")]) for _ in range(3)
+    ]
+    for part in (p for d in documents for p in d.parts):
+        part.role = "generation"
+    batch = pack(documents, model_config(mel=True, later_sees="nothing"))
+    causal, spans = varlen_calls(segments(batch.spans))
+    assert causal.causal and not spans.causal
+    np.testing.assert_array_equal(causal.queries, causal.keys)
+    assert len(causal.query_offsets) - 1 == 3 and len(spans.query_offsets) - 1 == 6
+
+
+def test_flex_attention_takes_the_block_mask():
+    batch = random_batch(1, 6)
     found, n = segments(batch.spans), batch.num_tokens
     q, k, v = (torch.randn(1, 2, n, 16) for _ in range(3))
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense_mask(found, n))

@@ -16,6 +16,7 @@ from plait.batch import Document, assemble, pack, spell
 from plait.config import DiffusionConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained, save_pretrained
+from plait.model.rope import rotation
 from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 from plait.objectives import loss_sums, next_token
 from plait.objectives.diffusion import corrupt
@@ -102,10 +103,11 @@ def test_identical_towers_are_dense_and_their_gradients_sum(seed, count, only, u
         torch.testing.assert_close(total[name], grad, rtol=0, atol=1e-9, msg=name)
 
 
-@given(seed=st.integers(0, 10_000), count=st.integers(2, 6), axes=st.sampled_from([1, 3]))
-@settings(max_examples=20, deadline=None)
-def test_packed_equals_unpacked(seed, count, axes):
-    config = model_config(mel=True, position_axes=["time", "height", "width"][:axes])
+@given(seed=st.integers(0, 10_000), count=st.integers(2, 6), axes=st.sampled_from([1, 3]),
+       later_sees=st.sampled_from(["noised", "clean_copy", "nothing"]))  # fmt: skip
+@settings(max_examples=25, deadline=None)
+def test_packed_equals_unpacked(seed, count, axes, later_sees):
+    config = model_config(mel=True, position_axes=["time", "height", "width"][:axes], later_sees=later_sees)
     model = build(config)
     documents = random_documents(np.random.default_rng(seed), count, mel=True)
     together = corrupt(pack(documents, config), DiffusionConfig(), 1)
@@ -126,7 +128,7 @@ def test_cached_equals_uncached(seed, count):
     config = model_config()
     model = build(config)
     rng = np.random.default_rng(seed)
-    sequences = [spell(d, config.layout) for d in random_documents(rng, count)]
+    sequences = [spell(d, config) for d in random_documents(rng, count)]
     whole = assemble(sequences, config)
     expected = in_sequence(model(whole), whole).split(whole.lengths)
     tokens = [[(run, i) for run in s for i in range(len(run))] for s in sequences]
@@ -158,7 +160,7 @@ def test_dropping_a_cache_row_moves_the_last_one(rng):
     config = model_config()
     model = build(config)
     documents = random_documents(rng, 3)
-    sequences = [spell(d, config.layout, close=False) for d in documents]
+    sequences = [spell(d, config, close=False) for d in documents]
     batch = assemble(sequences, config)
     cache = model.new_cache(3, 64)
     rows = [cache.add_row() for _ in sequences]
@@ -215,6 +217,7 @@ def test_activation_checkpointing_changes_nothing(rng):
 @pytest.mark.parametrize("settings", [
     {"tie_embeddings": True}, {"qkv_bias": True}, {"rope_scaling": 4.0}, {"qk_norm": False}, {"norm_order": "post"},
     {"num_kv_heads": 2}, {"untied": []}, {"position_axes": ["time", "height", "width"]},
+    {"later_sees": "clean_copy"}, {"later_sees": "nothing"}, {"attention": "causal"},
 ], ids=str)  # fmt: skip
 def test_every_setting_trains_and_survives_saving(settings, rng, tmp_path):
     config = model_config(mel=True, **settings)
@@ -341,3 +344,14 @@ def test_an_empty_document_still_runs():
     batch = pack([Document([])], config)
     assert batch.num_tokens == 2
     assert [h.shape[0] for h in build(config)(batch)] == [32, 32, 32]
+
+
+def test_every_axis_has_fast_and_slow_frequencies():
+    """A step along any axis turns some pair by about a radian, and some hardly: no axis is left without position."""
+    for axis in range(3):
+        positions = torch.zeros(2, 3)
+        positions[1, axis] = 1
+        cos, sin = rotation(positions, 64, 10000.0, 1.0, torch.float64)
+        turned = torch.atan2(sin, cos)[1, 0]
+        turned = turned[turned > 0]
+        assert turned.max() > 0.5 and turned.min() < 1e-2 and len(turned) in (10, 11)

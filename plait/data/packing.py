@@ -66,9 +66,9 @@ class PartSize:
     length: int
     """Tokens without delimiters."""
     delimiters: int
-    """0 for the host modality, else 2."""
+    """0 for the host modality, else 2, and the tokens of its clean copy where it has one."""
     whole: bool
-    """Never cut: a part with an extent in two dimensions, such as an image."""
+    """Never cut: a part with an extent in two dimensions, such as an image, or with a clean copy."""
 
 
 @dataclass

@@ -72,7 +72,7 @@ class Suite:
         host, figures = self.model.config.layout.host, {}
         documents = [source.document(i) for i in range(min(len(source), self.config.evaluate.captions))]
         first = split == validation_splits(self.config)[0]
-        for name in self._discrete_others(documents):
+        for name in self._others(documents):
             given = [next(p for p in d.parts if p.modality == name) for d in documents]
             said = self.complete(given, host, f"captions of {name}, {split}")
             scores = caption_scores(said, [d.meta for d in documents], RELATIONS)
@@ -85,11 +85,11 @@ class Suite:
                 figures |= self.choices(prefix, name, documents)
         return figures
 
-    def _discrete_others(self, documents: list[Document]) -> list[str]:
-        layout, records = self.model.config.layout, self.model.config.modalities
+    def _others(self, documents: list[Document]) -> list[str]:
+        layout = self.model.config.layout
         held = {p.modality for d in documents for p in d.parts}
         common = [n for n in held if all(any(p.modality == n for p in d.parts) for d in documents)]
-        return [n for n in layout.names if n in common and n != layout.host and records[n].objective == "next_token"]
+        return [n for n in layout.names if n in common and n != layout.host]
 
     def complete(self, given: list[Part], output: str, title: str, sampling: dict | None = None) -> list:
         """Generate ``output`` (greedily, if no sampling is given) after each part, and decode it ("" if none came)."""
@@ -103,7 +103,7 @@ class Suite:
 
             results = generate(self.model, requests, grids=fixed_grids(self.codecs),
                                max_rows=max(self.config.generate.batch_size, 64),
-                               max_length=1024, on_result=count)  # fmt: skip
+                               max_length=1024, diffusion=self.config.diffusion, on_result=count)  # fmt: skip
         return [self.codecs[output].decode(r.parts)[0] if r.parts else "" for r in results]
 
     def generated(self, source: ShardSource) -> dict[str, float]:
@@ -113,7 +113,7 @@ class Suite:
                   "audio": ("recognised", self.config.evaluate.clips)}  # fmt: skip
         for name, codec in self.codecs.items():
             label, count = labels.get(codec.key, ("", 0))
-            if not count or self.model.config.modalities[name].objective != "next_token":
+            if not count:
                 continue
             documents = [source.document(i) for i in range(min(len(source), count))]
             given = [next(p for p in d.parts if p.modality == host) for d in documents]

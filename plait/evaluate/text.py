@@ -72,7 +72,7 @@ def continuation_scores(
     """
     lengths = np.array([len(c) for c in continuations])
     order = np.argsort(lengths, kind="stable")
-    start = assemble([spell(Document(prompt), model.config.layout, close=False)], model.config)
+    start = assemble([spell(Document(prompt), model.config, close=False, noised=False)], model.config)
     cache = model.new_cache(min(chunk, len(order)), start.num_tokens + int(lengths.max()))
     moved = start.to(model.device)
     hidden = model(moved, cache.step(moved, [cache.add_row()]))

@@ -93,12 +93,13 @@ def _expand(x: Tensor, query: Tensor) -> Tensor:
 def attend_rows(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) -> Tensor:
     """Attend n queries a row to the row's cached keys, all rows at once.
 
-    query [B, n, H, d], keys and values [B, L, G, d], visible [B, n, L]. Returns [B, n, H, d].
+    query [B, n, H, d], keys and values [B, L, G, d], visible [B, n, L], or [B, 1, L] where a row's queries see the
+    same. Returns [B, n, H, d].
     """
     heads, groups, n = query.shape[2], keys.shape[2], query.shape[1]
     # the heads of one group share keys: they stand in one row of queries, so that the cache is not copied
     q = query.unflatten(2, (groups, heads // groups)).transpose(1, 2).flatten(2, 3)  # B G n*r d
-    mask = visible.repeat_interleave(heads // groups, dim=1)[:, None]
+    mask = visible[:, None] if visible.shape[1] == 1 else visible.repeat_interleave(heads // groups, dim=1)[:, None]
     out = F.scaled_dot_product_attention(q, keys.transpose(1, 2), values.transpose(1, 2), attn_mask=mask)
     return out.unflatten(2, (n, heads // groups)).transpose(1, 2).flatten(2, 3)
 

@@ -1,5 +1,6 @@
 """The KV cache of generation: preallocated, one slot a row, rows of different lengths."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,35 +56,50 @@ class KVCache:
         """Forget what any row holds beyond ``length`` tokens."""
         self.lengths = [min(n, length) for n in self.lengths]
 
-    def step(self, batch: Batch, rows: list[int]) -> "CacheStep":
-        """Return the plan of a forward pass that appends the batch's documents to these rows."""
-        return CacheStep(self, batch, rows)
+    def step(self, batch: Batch, rows: list[int], *, passing: list[int] | None = None) -> "CacheStep":
+        """Return the plan of a forward pass that appends the batch's documents to these rows.
+
+        The last ``passing[d]`` tokens of document d are seen in this pass only and not kept: latents under denoising,
+        which come again at the next noise level.
+        """
+        return CacheStep(self, batch, rows, passing or [0] * len(rows))
 
 
 class CacheStep:
     """One forward pass through the cache: where new keys go, and what each query sees."""
 
-    def __init__(self, cache: KVCache, batch: Batch, rows: list[int]):
-        self.cache, self.rows = cache, rows
+    def __init__(self, cache: KVCache, batch: Batch, rows: list[int], passing: list[int]):
+        self.cache, self.rows, self.passing = cache, rows, passing
         prefix = [cache.lengths[r] for r in rows]
-        ends = [p + n for p, n in zip(prefix, batch.lengths, strict=True)]
-        assert max(ends) <= cache.max_length, f"the cache holds {cache.max_length} tokens a row, {max(ends)} needed"
+        self.ends = [p + n for p, n in zip(prefix, batch.lengths, strict=True)]
+        self.longest, self.num_new = max(self.ends), batch.lengths[0]
+        needed = f"the cache holds {cache.max_length} tokens a row, {self.longest} needed"
+        assert self.longest <= cache.max_length, needed
         device = cache.keys.device
-        row_of = [r for r, n in zip(rows, batch.lengths) for _ in range(n)]
-        slot_of = [p + i for p, n in zip(prefix, batch.lengths) for i in range(n)]
-        self.row_of, self.slot_of = torch.tensor(row_of, device=device), torch.tensor(slot_of, device=device)
-        self.ends, self.longest, self.num_new = ends, max(ends), batch.lengths[0]
+        new = np.array(batch.lengths)
+        slot_of = np.arange(new.sum()) + np.repeat(np.array(prefix) - (np.cumsum(new) - new), new)
+        self.row_of = torch.from_numpy(np.repeat(np.array(rows), new)).to(device, non_blocking=True)
+        self.slot_of = torch.from_numpy(slot_of).to(device, non_blocking=True)
         self.visible = None
-        if self._is_uniform(batch):
-            slots = torch.tensor(slot_of, device=device).view(-1, self.num_new, 1)
+        kind = self._uniform(batch)
+        if kind == "causal":
+            slots = self.slot_of.view(-1, self.num_new, 1)
             self.visible = torch.arange(self.longest, device=device) <= slots
+        elif kind == "bidirectional":
+            ends = torch.tensor(self.ends, device=device)[:, None, None]
+            self.visible = torch.arange(self.longest, device=device) < ends
         else:
             self.segments = segments(batch.spans, prefix)
 
-    def _is_uniform(self, batch: Batch) -> bool:
-        """Whether all rows from the first on get the same few causal tokens, so that one call serves them all."""
-        few = self.num_new <= MAX_TOGETHER and all(n == self.num_new for n in batch.lengths)
-        return few and self.rows == list(range(len(self.rows))) and not any(s.bidirectional for s in batch.spans)
+    def _uniform(self, batch: Batch) -> str:
+        """Return "causal" or "bidirectional" where one masked call serves all rows, which get equally many tokens."""
+        alike = all(n == self.num_new for n in batch.lengths) and self.rows == list(range(len(self.rows)))
+        two_ways = {s.bidirectional for s in batch.spans}
+        if not alike or len(two_ways) > 1:
+            return ""
+        if two_ways == {True}:
+            return "bidirectional" if len(batch.spans) == len(self.rows) else ""
+        return "causal" if self.num_new <= MAX_TOGETHER and not any(s.hidden for s in batch.spans) else ""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Write the new keys and values [T, G, d] of a layer, and attend the queries [T, H, d] to their rows."""
@@ -103,6 +119,6 @@ class CacheStep:
         return attend_segments(query, self.segments, keys_of)
 
     def commit(self) -> None:
-        """Count the new tokens: the forward pass is done."""
-        for row, end in zip(self.rows, self.ends, strict=True):
-            self.cache.lengths[row] = end
+        """Count the new tokens that are kept: the forward pass is done."""
+        for row, end, passing in zip(self.rows, self.ends, self.passing, strict=True):
+            self.cache.lengths[row] = end - passing

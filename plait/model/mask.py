@@ -1,19 +1,21 @@
 """THE attention mask: one rule, and the forms that kernels want.
 
-The rule: a token sees its own document up to itself; inside a bidirectional span it also sees the rest of that span.
-A document ``<bos> a b <image> i j k </image> c`` with a bidirectional image::
+The rule: a token sees its own document up to itself, but for hidden spans; inside a bidirectional span it also sees
+the rest of that span. A hidden span (the noised copy of an image, or diffusion tokens that nothing later may see) is
+seen by its own tokens only. A document ``<bos> a < i j > c`` with a bidirectional image ``i j``, on the left; on the
+right with a noised, hidden copy ``n m`` before the clean ``i j``, at the same positions::
 
-               keys
-               bos a b < i j k > c
-        bos     x
-        a       x  x
-        b       x  x x
-        <       x  x x x
-        i       x  x x x x x x            one image sees all of itself
-        j       x  x x x x x x
-        k       x  x x x x x x
-        >       x  x x x x x x x
-        c       x  x x x x x x x x
+                  keys                              keys
+             bos a < i j > c                   bos a < n m i j > c
+        bos   x                           bos   x
+        a     x  x                        a     x  x
+        <     x  x x                      <     x  x x
+        i     x  x x x x                  n     x  x x x x             sees its past and itself
+        j     x  x x x x                  m     x  x x x x
+        >     x  x x x x x                i     x  x x     x x         the clean copy does not see the noised one
+        c     x  x x x x x x              j     x  x x     x x
+                                          >     x  x x     x x x       later tokens see the clean copy only
+                                          c     x  x x     x x x x
 
 The rule is written once, in `segments`: runs of queries with the key ranges that they see. The dense mask, the
 FlexAttention block mask and the cuts for scaled_dot_product_attention are all made from those ranges on the host.
@@ -51,18 +53,29 @@ class Segment:
 def segments(spans: Sequence[Span], prefix: Sequence[int] | None = None) -> list[Segment]:
     """Apply the rule to the spans of a batch; ``prefix[d]`` tokens of document d lie in a cache before them."""
     found: list[Segment] = []
-    document, first, before = -1, 0, 0
+    document, offset, can_grow = -1, 0, False
+    seen: list[tuple[int, int]] = []
     for span in spans:
         if span.document != document:
-            document, first = span.document, span.start
+            document, can_grow = span.document, False
             before = prefix[document] if prefix is not None else 0
-        last = found[-1] if found else None
-        keys = ((0, before + span.stop - first),)
-        if not span.bidirectional and last and last.causal and last.document == document:
-            found[-1] = Segment(document, last.start, span.stop, keys, True)
-        else:
-            found.append(Segment(document, span.start, span.stop, keys, not span.bidirectional))
+            offset, seen = before - span.start, _joined([], 0, before)
+        keys = _joined(seen, offset + span.start, offset + span.stop)
+        grows = can_grow and not span.bidirectional and not span.hidden
+        start = found.pop().start if grows else span.start
+        found.append(Segment(document, start, span.stop, tuple(keys), not span.bidirectional))
+        can_grow = not span.bidirectional and not span.hidden
+        seen = seen if span.hidden else keys
     return found
+
+
+def _joined(ranges: list[tuple[int, int]], low: int, high: int) -> list[tuple[int, int]]:
+    """Return the ranges with [low, high) added at their end."""
+    if low == high:
+        return ranges
+    if ranges and ranges[-1][1] == low:
+        return [*ranges[:-1], (ranges[-1][0], high)]
+    return [*ranges, (low, high)]
 
 
 def key_ranges(found: Sequence[Segment], num_tokens: int) -> np.ndarray:
@@ -83,6 +96,47 @@ def document_starts(found: Sequence[Segment]) -> dict[int, int]:
     for s in found:
         starts.setdefault(s.document, s.start)
     return starts
+
+
+@dataclass(frozen=True)
+class VarlenCall:
+    """One call of variable-length attention: sequences of queries, each with its own keys, without a mask.
+
+    ``causal`` aligns the last query with the last key, as flash attention does.
+    """
+
+    causal: bool
+    queries: np.ndarray
+    """Tokens in order of their sequences."""
+    keys: np.ndarray
+    query_offsets: list[int]
+    key_offsets: list[int]
+
+
+def varlen_calls(found: Sequence[Segment]) -> list[VarlenCall]:
+    """Cut a packed batch into at most two calls, the causal tokens and the spans that see all of themselves.
+
+    Causal runs of a document are one sequence where later ones see nothing but earlier ones: in documents without
+    bidirectional spans, and where those are hidden (Cosmos 3). Otherwise each run has its own copy of its keys.
+    """
+    starts = document_starts(found)
+    sequences: dict[bool, list[tuple[int, np.ndarray, np.ndarray]]] = {True: [], False: []}
+    for s in found:
+        queries = np.arange(s.start, s.stop)
+        keys = np.concatenate([np.arange(low, high) for low, high in s.keys]) + starts[s.document]
+        if s.causal and sequences[True]:
+            document, queries_before, keys_before = sequences[True][-1]
+            if document == s.document and np.array_equal(keys[: -s.num_queries], keys_before):
+                sequences[True].pop()
+                queries = np.concatenate([queries_before, queries])
+        sequences[s.causal].append((s.document, queries, keys))
+    return [_varlen_call(causal, some) for causal, some in sequences.items() if some]
+
+
+def _varlen_call(causal: bool, sequences: list[tuple[int, np.ndarray, np.ndarray]]) -> VarlenCall:
+    queries, keys = [q for _, q, _ in sequences], [k for _, _, k in sequences]
+    offsets = [np.cumsum([0, *map(len, side)]).tolist() for side in (queries, keys)]
+    return VarlenCall(causal, np.concatenate(queries), np.concatenate(keys), *offsets)
 
 
 def dense_mask(found: Sequence[Segment], num_tokens: int) -> Tensor:

@@ -86,10 +86,14 @@ class MixtureOfExperts(nn.Module):
         return torch.zeros_like(x).index_add(0, order // self.top_k, y.to(x.dtype))
 
     @torch.no_grad()
-    def update_balance(self) -> None:
-        """Move each expert's bias against its load since the last call (after the counts were summed over ranks)."""
+    def update_balance(self, skipped: Tensor | None = None) -> None:
+        """Move each expert's bias against its load since the last call (after the counts were summed over ranks).
+
+        ``skipped`` [] is 1 where the step was skipped, on the device: then the bias stays.
+        """
         load = self.tokens_per_expert
-        self.expert_bias += self.balance_rate * torch.sign(load.mean() - load)
+        rate = self.balance_rate if skipped is None else self.balance_rate * (1 - skipped)
+        self.expert_bias += rate * torch.sign(load.mean() - load)
         self.tokens_per_expert.zero_()
 
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from plait.batch import Batch
+from plait.batch import Batch, Latents, Place
 from plait.model.attention import AttentionPlan
 from plait.model.block import Block, Step, is_token
 from plait.model.cache import CacheStep, KVCache
-from plait.model.heads import LatentIn
+from plait.model.heads import LatentIn, LatentOut
 from plait.model.mask import segments
 from plait.model.moe import MixtureOfExperts
 from plait.model.norm import RMSNorm
@@ -44,10 +44,14 @@ class MixtureOfTransformers(nn.Module):
         self.latent_in, self.latent_out = nn.ModuleDict(), nn.ModuleDict()
         for name, modality in config.modalities.items():
             if modality.objective == "diffusion":
-                used = modality.towers
-                c = modality.latent_channels
-                self.latent_in[name] = PerTower(lambda t, c=c: LatentIn(c, towers[t].width), used, untied=True)
-                self.latent_out[name] = PerTower(lambda t, c=c: nn.Linear(towers[t].width, c), used, untied=True)
+                used, shape = modality.towers, {"patch_size": modality.patch_size or 1}
+                shape |= {"channels": modality.latent_channels, "network": modality.patch_network}
+                self.latent_in[name] = PerTower(
+                    lambda t, s=shape: LatentIn(width=towers[t].width, **s), used, untied=True
+                )
+                self.latent_out[name] = PerTower(
+                    lambda t, s=shape: LatentOut(width=towers[t].width, **s), used, untied=True
+                )
         self.recompute_blocks = False
         self.init_weights(seed)
 
@@ -55,8 +59,8 @@ class MixtureOfTransformers(nn.Module):
     def init_weights(self, seed: int) -> None:
         """Draw every parameter from a generator keyed by its own name, so that none depends on the others.
 
-        Matrices have standard deviation 1/sqrt(fan in), those that write to the residual stream 1/sqrt(2 L) of that;
-        embedding, head and latent output are small.
+        Matrices and convolutions have standard deviation 1/sqrt(fan in), those that write to the residual stream
+        1/sqrt(2 L) of that; embedding, head and the last step of latent output are small.
         """
         depth = 1 / math.sqrt(2 * self.config.num_layers)
         for name, parameter in self.named_parameters():
@@ -67,10 +71,10 @@ class MixtureOfTransformers(nn.Module):
             elif "norm" in name:
                 parameter.fill_(1.0)
             else:
-                # nn.Linear holds [out, in], stacked experts [E, in, out]
-                std = (parameter.shape[-1] if parameter.ndim == 2 else parameter.shape[-2]) ** -0.5
+                std = _fan_in(parameter) ** -0.5
                 std *= depth if ".o." in name or ".down." in name else 1.0
-                std = 0.02 if name.startswith(("embed.", "head.", "latent_out.")) else std
+                last = name.startswith("latent_out.") and name.endswith(".last.weight")
+                std = 0.02 if last or name.startswith(("embed.", "head.")) else std
                 digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
                 generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
                 draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
@@ -106,13 +110,12 @@ class MixtureOfTransformers(nn.Module):
             for tower, module in latent_in.items():
                 k = towers.index(tower)
                 if group is not None and tower in group.places:
-                    tokens, rows = group.places[tower]
-                    times = None if group.timesteps is None else group.timesteps.index_select(0, tokens).to(self.dtype)
-                    x = module(group.values.index_select(0, tokens).to(self.dtype), times)
-                    streams[k] = streams[k].index_copy(0, rows, x.to(streams[k].dtype))
+                    place = group.places[tower]
+                    x = module(*self._latents_of(group, place))
+                    streams[k] = streams[k].index_copy(0, place.rows, x.to(streams[k].dtype))
                 else:  # no such token here: the parameters still take part, with zero gradients
-                    empty = streams[k].new_zeros(1, self.config.modalities[name].latent_channels)
-                    streams[k] = streams[k] + 0.0 * module(empty, None).sum()
+                    empty = streams[k].new_zeros(0, self.config.modalities[name].latent_channels)
+                    streams[k] = streams[k] + module(empty, None, []).sum()
         return streams
 
     def head_weights(self) -> PerTower:
@@ -131,10 +134,16 @@ class MixtureOfTransformers(nn.Module):
         """Return what the latent head says for each token [n, C] of a continuous modality, in sequence order."""
         towers, group = list(self.config.towers), batch.latents[modality]
         out = hidden[0].new_zeros(group.values.shape)
-        for tower, (tokens, rows) in group.places.items():
-            y = self.latent_out[modality][tower](hidden[towers.index(tower)].index_select(0, rows))
-            out = out.index_copy(0, tokens, y.to(out.dtype))
+        for tower, place in group.places.items():
+            mine = hidden[towers.index(tower)].index_select(0, place.rows)
+            y = self.latent_out[modality][tower](mine, *self._latents_of(group, place))
+            out = out.index_copy(0, place.tokens, y.to(out.dtype))
         return out
+
+    def _latents_of(self, group: Latents, place: Place) -> tuple[Tensor, Tensor | None, list[tuple[int, ...]]]:
+        """Return a tower's latents, their noise levels and their extents."""
+        times = None if group.timesteps is None else group.timesteps.index_select(0, place.tokens).to(self.dtype)
+        return group.values.index_select(0, place.tokens).to(self.dtype), times, place.grids
 
     def new_cache(self, num_rows: int, max_length: int, dtype: torch.dtype | None = None) -> KVCache:
         """Return an empty KV cache for ``num_rows`` sequences of up to ``max_length`` tokens."""
@@ -147,11 +156,11 @@ class MixtureOfTransformers(nn.Module):
         return KVCache(c.num_layers, num_rows, max_length, c.num_kv_heads, c.head_dim, device=self.device,
                        dtype=dtype or self.dtype)  # fmt: skip
 
-    def update_balance(self) -> None:
+    def update_balance(self, skipped: Tensor | None = None) -> None:
         """Move the biases of token-choice experts against their load; call it after each optimizer step."""
         for module in self.modules():
             if isinstance(module, MixtureOfExperts) and module.routing == "token_choice":
-                module.update_balance()
+                module.update_balance(skipped)
 
     @property
     def device(self) -> torch.device:
@@ -168,3 +177,9 @@ class MixtureOfTransformers(nn.Module):
             others = {t for t in self.config.towers if t != tower}
             counts[tower] = sum(p.numel() for n, p in self.named_parameters() if not others & set(n.split(".")))
         return counts
+
+
+def _fan_in(parameter: Tensor) -> int:
+    """Return how many inputs one output sums over: [out, in] of a matrix, [E, in, out] of experts, [out, in, h, w]."""
+    shape = parameter.shape
+    return {2: shape[-1], 3: shape[-2], 4: math.prod(shape[1:])}[parameter.ndim]

@@ -13,15 +13,16 @@ def frequencies(head_dim: int, theta: float, device: torch.device | None = None)
 def rotation(positions: Tensor, head_dim: int, theta: float, scaling: float, dtype: torch.dtype) -> tuple:
     """Return cos and sin [T, 1, head_dim / 2] for positions [T, A].
 
-    With several axes, the one ladder is cut into A sections (as equal as possible, the first ones longer) and each
-    section turns with its own axis. A token with the same coordinate on all axes turns as in one dimension.
+    With several axes, the frequencies of the one ladder go to the axes in turn, so that each axis has fast and slow
+    ones (interleaved mRoPE, Qwen3-VL, arXiv 2511.21631; cut into sections, the last axis would hardly turn at all).
+    A token with the same coordinate on all axes turns as in one dimension.
     """
     half, axes = head_dim // 2, positions.shape[1]
-    section = torch.arange(half, device=positions.device) * axes // half
+    axis = torch.arange(half, device=positions.device) % axes
     # float32 loses no position below 2^24; the ladder in float64 keeps long angles exact on the CPU
     wide = torch.float32 if positions.device.type == "mps" else torch.float64
     angles = (
-        positions.to(wide).index_select(1, section) / scaling * frequencies(head_dim, theta, positions.device).to(wide)
+        positions.to(wide).index_select(1, axis) / scaling * frequencies(head_dim, theta, positions.device).to(wide)
     )
     return angles.cos().to(dtype)[:, None], angles.sin().to(dtype)[:, None]
 

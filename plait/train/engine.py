@@ -224,7 +224,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.averages:
             self.averages.update(bad)
-        self.model.update_balance()
+        self.model.update_balance(bad)
         self._bad_steps += bad
         # a skipped step's loss is left out of the log
         return torch.where(bad > 0, torch.zeros_like(total), total), counts, norm

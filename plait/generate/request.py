@@ -1,0 +1,95 @@
+"""What is asked of a generator, what comes back, and which requests cannot be made."""
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from plait.batch import Document, Part, spell
+from plait.config import DiffusionConfig, SamplingConfig
+from plait.errors import ConfigError, require, unknown
+from plait.model_config import ModelConfig
+from plait.objectives.samplers import check_sampler
+
+PLAIN = SamplingConfig()
+
+
+@dataclass
+class Request:
+    """What to generate: a prompt, and the modality that shall follow (None: whatever the model opens itself)."""
+
+    prompt: list[Part] = field(default_factory=list)
+    output: str | None = None
+    sampling: dict[str, SamplingConfig] = field(default_factory=dict)
+    """Sampling by modality of the open span; a missing one is plain sampling."""
+    max_tokens: dict[str, int] = field(default_factory=dict)
+    """Longest span by modality (where the modality has no fixed number)."""
+    grids: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    """Extent of an item by modality, where it shall not be the generator's (continuous)."""
+    max_spans: int = 8
+    """Most spans besides the host's in a free request."""
+    seed: int = 0
+    number: int = 0
+    """Which of the requests with this seed it is: (seed, number) fixes its draws, whatever else is in the batch."""
+    num_snapshots: int = 0
+    """Moments of the denoising to keep in `Result.snapshots`, evenly spaced, from noise on."""
+
+    def sampling_of(self, modality: str) -> SamplingConfig:
+        """Return how a span of a modality is sampled."""
+        return self.sampling.get(modality, PLAIN)
+
+
+@dataclass
+class Result:
+    """The generated parts of a request, and why it ended: done, eos, length or cancelled."""
+
+    request: Request
+    parts: list[Part]
+    stopped: str
+    snapshots: list[tuple[float, Part]] = field(default_factory=list)
+    """Noise level and noised latents on the way, where the request asked for them."""
+
+
+def check_request(
+    request: Request,
+    config: ModelConfig,
+    *,
+    grids: dict[str, tuple[int, ...]],
+    max_length: int,
+    diffusion: DiffusionConfig,
+) -> None:
+    """Raise a ConfigError for a request that cannot be made."""
+    records = config.modalities
+    for name in [p.modality for p in request.prompt] + ([request.output] if request.output else []):
+        if name not in records:
+            raise ConfigError(unknown("generate", name, records))
+    for name, s in request.sampling.items():
+        where = f"generate.sampling.{name}"
+        require(s.temperature >= 0, f"{where}.temperature", s.temperature, "0 or more")
+        require(0 < s.top_p <= 1, f"{where}.top_p", s.top_p, "above 0 and at most 1")
+        require(s.top_k >= 0, f"{where}.top_k", s.top_k, "0 or more")
+        if name in records and records[name].objective == "diffusion":
+            check_sampler(diffusion, s.sampler, s.steps, where)
+    _check_prompt(request, config)
+    length = sum(len(run) for run in spell(Document(request.prompt), config, close=False, noised=False))
+    require(length < max_length, "generate: the prompt's length", length, f"below {max_length} tokens")
+    name = request.output
+    if name and records[name].objective == "diffusion":
+        grid = tuple(request.grids.get(name, grids.get(name, ())))
+        require(bool(grid) and all(n >= 1 for n in grid), f"generate.grids.{name}", list(grid),
+                "the extent of an item in tokens, such as [8, 12]")  # fmt: skip
+        room = max_length - length - 2
+        require(math.prod(grid) <= room, f"generate.grids.{name}", list(grid),
+                f"at most {room} tokens in all beside this prompt (positions end at {max_length})")  # fmt: skip
+
+
+def _check_prompt(request: Request, config: ModelConfig) -> None:
+    for part in request.prompt:
+        if part.latents is not None:
+            where, channels = (
+                f"generate: latents of {part.modality!r}",
+                config.modalities[part.modality].latent_channels,
+            )
+            require(part.latents.shape[1:] == (channels,), where, list(part.latents.shape),
+                    f"[tokens, {channels}], as the model was trained")  # fmt: skip
+            require(bool(np.isfinite(part.latents).all()), where, "nan or inf", "finite numbers")
