@@ -386,7 +386,7 @@ def test_a_stored_scale_of_another_shape_is_refused(image_codec, tmp_path):
 
 def test_broken_weights_are_noticed_when_measured():
     with pytest.raises(DataError, match="not numbers"):
-        Scaling.measure(torch.tensor([[1.0, float("nan")]]))
+        Scaling.measure([torch.ones(2, 3), torch.tensor([[1.0, float("nan"), 2.0]])])
 
 
 @pytest.mark.parametrize("name", ["image_latents", "image_pixels", "speech_latents"])

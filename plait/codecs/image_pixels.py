@@ -45,7 +45,7 @@ class ImagePixelCodec(PictureLatentCodec):
         """Measure mean and scale of each colour; nothing is trained."""
         if not len(media):
             raise DataError("image codec: there are no pictures to measure")
-        self._measure(self._shaped(media))
+        self._measure(media)
         progress(1.0, "measured")
 
     def _latents(self, pictures_BCHW: Tensor) -> Tensor:

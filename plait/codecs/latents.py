@@ -3,6 +3,7 @@
 Mean and scale are measured once, on training media, and stored with the codec.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,12 +27,18 @@ class Scaling:
     scale: list[float]
 
     @classmethod
-    def measure(cls, values_NC: Tensor) -> "Scaling":
-        """Measure on latents [N, C]; raises DataError where they are not numbers."""
-        values = values_NC.double()
-        if not torch.isfinite(values).all():
+    def measure(cls, batches: Iterable[Tensor]) -> "Scaling":
+        """Measure over batches of latents, each [B, C, ...]; raises DataError where they are not numbers."""
+        count, total, squares = 0, 0.0, 0.0
+        for latents in batches:
+            values_CN = latents.movedim(1, 0).flatten(1).double()
+            count += values_CN.shape[1]
+            total, squares = total + values_CN.sum(1), squares + values_CN.square().sum(1)
+        if not torch.isfinite(squares).all():
             raise DataError("codec: the latents of the training media hold values that are not numbers")
-        return cls(values.mean(0).tolist(), values.std(0, correction=0).clamp(min=_SMALLEST).tolist())
+        mean = total / count
+        variance = squares / count - mean.square()
+        return cls(mean.tolist(), variance.clamp(min=_SMALLEST**2).sqrt().tolist())
 
     def normalize(self, latents: Tensor) -> Tensor:
         """Scale latents to mean 0 and deviation 1 per channel, in float32."""

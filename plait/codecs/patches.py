@@ -61,7 +61,7 @@ class PictureLatentCodec(Codec):
         self.latent_channels = channels * options.patch_size**2
         self.scaling: Scaling | None = None
         """Mean and scale of the latents, per channel; None until fitted."""
-        self._channels, self._token_pixels = channels, token_pixels
+        self._token_pixels = token_pixels
         self._multiple = token_pixels if options.aspect == "any" else 0
 
     @abstractmethod
@@ -141,14 +141,13 @@ class PictureLatentCodec(Codec):
         return [pictures.resize_picture(p, self.options.size, multiple=self._multiple) for p in media]
 
     @torch.no_grad()
-    def _measure(self, shaped: Sequence[np.ndarray]) -> None:
-        """Measure mean and scale of the latents on pictures spread evenly over ``shaped``."""
-        chosen = [shaped[i] for i in measured_places(len(shaped))]
-        values = []
-        for _, places in _batches([p.shape[:2] for p in chosen]):
-            latents = self._latents(pictures.to_unit(np.stack([chosen[i] for i in places])))
-            values.append(latents.movedim(1, -1).flatten(0, -2))
-        self.scaling = Scaling.measure(torch.cat(values))
+    def _measure(self, media: Sequence[np.ndarray]) -> None:
+        """Measure mean and scale of the latents on pictures spread evenly over ``media``."""
+        chosen = self._shaped([media[i] for i in measured_places(len(media))])
+        self.scaling = Scaling.measure(
+            self._latents(pictures.to_unit(np.stack([chosen[i] for i in places])))
+            for _, places in _batches([p.shape[:2] for p in chosen])
+        )
 
 
 def _batches(shapes: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], list[int]]]:

@@ -74,8 +74,7 @@ class SpeechLatentCodec(SpeechCodec):
         """Train the network, then measure mean and scale of its latents and the clips' median length."""
         super().fit(media, minutes=minutes, seed=seed, folder=folder, progress=progress)
         chosen = [media[i] for i in measured_places(len(media))]
-        latents = [self.model.latents(mel).transpose(1, 2).flatten(0, 1) for _, mel in self._batches(chosen)]
-        self.scaling = Scaling.measure(torch.cat(latents))
+        self.scaling = Scaling.measure(self.model.latents(mel) for _, mel in self._batches(chosen))
         self._median = int(np.median([count_tokens(clip) for clip in media]))
 
     def _new_model(self) -> "SpeechVAE":
