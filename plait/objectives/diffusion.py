@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.batch import Batch, Latents
+from plait.batch import Batch, Document, Latents
 from plait.config import DiffusionConfig
+from plait.errors import DataError
 from plait.model.mot import MixtureOfTransformers
 from plait.randomness import generator
 
@@ -35,53 +36,89 @@ def target(clean: Tensor, noise: Tensor, process: str) -> Tensor:
 
 
 def corrupt(batch: Batch, config: DiffusionConfig, seed: int) -> Batch:
-    """Noise the batch's latents and set their timesteps and targets, in place; one noise level per span.
+    """Noise the batch's noised spans and set timesteps and targets, in place; one noise level per span.
 
-    Draws are keyed by the document, its epoch and the span, so they do not depend on the packing. Where a span
-    precedes its text, its level stays below ``config.max_level_first`` (Transfusion: t <= 500 of 1000).
+    Spans that are not noised keep their values, at level 0. Draws are keyed by the document, its epoch and the span's
+    place among its noised ones, so they do not depend on the packing. Where later text sees the noised item and no
+    text comes before it, its level stays at or below ``config.max_level_first`` (Transfusion: t <= 500 of 1000).
+    Raises DataError where latents are not finite.
     """
+    for document in batch.documents:
+        _check_finite(document)
+    host = batch.spans[0].modality  # every document opens with the host's <bos>
     for name, group in batch.latents.items():
+        spans = [s for s in batch.spans if s.modality == name]
         levels, noise, seen = [], [], {}
-        for i, d in enumerate(group.documents):
-            document = batch.documents[d]
-            order = seen[d] = seen.get(d, -1) + 1
+        for span, is_noised in zip(spans, group.noised, strict=True):
+            shape = (span.length, group.values.shape[1])
+            if not is_noised:
+                levels.append(0.0)
+                noise.append(np.zeros(shape, np.float32))
+                continue
+            document = batch.documents[span.document]
+            order = seen[span.document] = seen.get(span.document, -1) + 1
             draw = generator(seed, f"noise/{name}", item=document.index, epoch=document.epoch, position=order)
-            limit = config.max_level_first if _comes_first(batch, name, d) else 1.0
-            levels.append(_level(draw, config) * limit)
-            noise.append(draw.standard_normal((group.lengths[i], group.values.shape[1]), dtype=np.float32))
+            limited = not span.hidden and _comes_first(document, name, order, host)
+            levels.append(_level(draw, config, config.max_level_first if limited else 1.0))
+            noise.append(draw.standard_normal(shape, dtype=np.float32))
         _noise(group, torch.tensor(levels), torch.from_numpy(np.concatenate(noise)), config.process)
     return batch
 
 
+def _check_finite(document: Document) -> None:
+    for part in document.parts:
+        if part.latents is not None and not np.isfinite(part.latents).all():
+            raise DataError(f"document {document.index}: its latents of {part.modality!r} hold NaN or infinity")
+
+
 def _noise(group: Latents, levels: Tensor, noise: Tensor, process: str) -> None:
+    """Set values and targets [n, C] and timesteps [n] from levels [spans] and noise [n, C]."""
     clean = group.values
     group.timesteps = levels.to(clean.device, clean.dtype).index_select(0, group.span)
     noise = noise.to(clean.device, clean.dtype)
     a, b = signal_and_noise(group.timesteps, process)
-    group.values = a[:, None] * clean + b[:, None] * noise
+    noised = a[:, None] * clean + b[:, None] * noise
+    group.values = torch.where(is_noised(group)[:, None], noised, clean)
     group.targets = target(clean, noise, process)
 
 
-def _comes_first(batch: Batch, name: str, document: int) -> bool:
-    parts = batch.documents[document].parts
-    return bool(parts) and parts[0].modality == name
+def is_noised(group: Latents) -> Tensor:
+    """Return which tokens [n] the objective noised: those with a level above 0."""
+    return group.timesteps > 0
 
 
-def _level(draw: np.random.Generator, config: DiffusionConfig) -> float:
+def _comes_first(document: Document, name: str, order: int, host: str) -> bool:
+    """Say whether part number ``order`` of a modality has no text before it, and a part to be learnt from it after it.
+
+    Transfusion limits the noise of images that come before their caption (arXiv 2408.11039, section 4), since the
+    caption could not be told from noise. So both images of (image, image, text) are limited, but an image alone or
+    last is not: nothing is told from it, and without a condition it must be learnt from pure noise too.
+    """
+    modalities = [part.modality for part in document.parts]
+    place = [i for i, modality in enumerate(modalities) if modality == name][order]
+    return host not in modalities[:place] and any(m != name for m in modalities[place + 1 :])
+
+
+def _level(draw: np.random.Generator, config: DiffusionConfig, limit: float) -> float:
+    """Draw a noise level in (0, limit]: one of T (ddpm), or a shifted logit-normal one, scaled (flow)."""
     if config.process == "ddpm":
-        return float(draw.integers(1, config.num_timesteps + 1)) / config.num_timesteps
+        highest = max(1, math.floor(limit * config.num_timesteps + 1e-9))
+        return float(draw.integers(1, highest + 1)) / config.num_timesteps
     t = 1 / (1 + math.exp(-draw.normal(config.logit_mean, config.logit_std)))
-    return config.shift * t / (1 + (config.shift - 1) * t)
+    return limit * config.shift * t / (1 + (config.shift - 1) * t)
 
 
 def loss_sum(model: MixtureOfTransformers, hidden: list[Tensor], batch: Batch, name: str) -> Tensor:
-    """Return the sum over spans of each span's mean squared error (per image, as Transfusion); zero without spans."""
+    """Return the sum over noised spans of each span's mean squared error (per image, as Transfusion); zero without."""
     group = batch.latents.get(name)
-    if group is None:  # the head still takes part, with zero gradients
-        return 0.0 * sum(p.sum() for p in model.latent_out[name].parameters())
+    # heads of towers without such tokens still take part, with zero gradients
+    idle = [head for tower, head in model.latent_out[name].items() if group is None or tower not in group.places]
+    total = 0.0 * sum(p.sum() for head in idle for p in head.parameters())
+    if group is None:
+        return total
     assert group.targets is not None, f"corrupt() must run before the loss of {name}"
     error = (model.predict_latents(hidden, batch, name) - group.targets.to(hidden[0].dtype)).square().mean(-1)
     error = error if error.dtype == torch.float64 else error.float()
-    ones = torch.ones_like(error)
-    total = error.new_zeros(len(group.lengths))
-    return (total.index_add(0, group.span, error) / total.index_add(0, group.span, ones)).sum()
+    sums = error.new_zeros(len(group.lengths)).index_add(0, group.span, error * is_noised(group))
+    tokens = error.new_zeros(len(group.lengths)).index_add(0, group.span, torch.ones_like(error))
+    return total + (sums / tokens).sum()
