@@ -1,10 +1,18 @@
 """Latents into the towers and out of them: one matrix, or U-Net blocks on the grid of latents."""
 
+import numpy as np
 import pytest
 import torch
+from conftest import modalities
 
+from plait.batch import Document, Part, pack
+from plait.config import DiffusionConfig
 from plait.errors import ConfigError
 from plait.model.heads import LatentIn, LatentOut, from_images, to_images
+from plait.model.mot import MixtureOfTransformers
+from plait.model_config import ModelConfig
+from plait.objectives import loss_sums
+from plait.objectives.diffusion import corrupt
 
 GRIDS = [(2, 3), (1, 1), (3, 2), (2, 3)]
 SIZES = [h * w for h, w in GRIDS]
@@ -107,3 +115,38 @@ def test_a_unet_needs_rows_and_columns():
     latent_in = LatentIn(12, 24, patch_size=2, network="unet")
     with pytest.raises(ConfigError, match=r"patch_network: 'unet' is not allowed.*linear.*\(4,\)"):
         latent_in(torch.zeros(4, 12), None, [(4,)])
+
+
+@pytest.fixture
+def unet_model() -> MixtureOfTransformers:
+    records = modalities(mel=True)
+    records["mel"].latent_channels, records["mel"].patch_size, records["mel"].patch_network = 12, 2, "unet"
+    return MixtureOfTransformers(ModelConfig(modalities=records, width=16, num_layers=2, num_heads=2)).double()
+
+
+def pictures(rng: np.random.Generator, *grids: tuple[int, int]) -> list[Part]:
+    return [Part("mel", latents=rng.standard_normal((h * w, 12)).astype(np.float32), grid=(h, w)) for h, w in grids]
+
+
+def test_in_the_model_documents_do_not_meet_and_all_parameters_learn(rng, unet_model):
+    caption = Part("text", ids=np.arange(4))
+    grids = [[(2, 2)], [(1, 3), (2, 2)], [(2, 2), (3, 1)]]
+    documents = [Document([caption, *pictures(rng, *g), caption], index=i) for i, g in enumerate(grids)]
+
+    def losses(chosen):
+        batch = corrupt(pack(chosen, unet_model.config), DiffusionConfig(), 0)
+        return loss_sums(unet_model, unet_model(batch), batch)
+
+    together = losses(documents)
+    torch.testing.assert_close(together, sum(losses([d]) for d in documents), rtol=1e-10, atol=1e-10)
+    together.sum().backward()
+    heads = {n: p for n, p in unet_model.named_parameters() if n.startswith("latent_")}
+    assert all(p.grad.abs().max() > 0 for p in heads.values())
+    assert 4 < together[-1] < 12  # five pictures, each near the error of a prediction that is small: about 1
+
+
+def test_in_the_model_no_picture_gives_zero_gradients(unet_model):
+    batch = corrupt(pack([Document([Part("text", ids=np.arange(4))])], unet_model.config), DiffusionConfig(), 0)
+    loss_sums(unet_model, unet_model(batch), batch).sum().backward()
+    heads = {n: p for n, p in unet_model.named_parameters() if n.startswith("latent_")}
+    assert heads and all(p.grad is not None and not p.grad.any() for p in heads.values())

@@ -46,7 +46,7 @@ class LatentIn(nn.Module):
         self.fold = Fold(channels, width, patch_size) if network == "unet" else None
         self.project = nn.Linear(channels, width) if network == "linear" else None
 
-    def forward(self, latents: Tensor, timesteps: Tensor | None, grids: Sequence[Grid] = ()) -> Tensor:
+    def forward(self, latents: Tensor, timesteps: Tensor | None, grids: Sequence[Grid]) -> Tensor:
         """Return the tokens [n, D]; ``timesteps`` [n] are noise levels (None: clean), ``grids`` the items' extents."""
         timesteps = torch.zeros_like(latents[:, 0]) if timesteps is None else timesteps
         if self.project is not None:
