@@ -331,7 +331,7 @@ def test_long_runs_are_averaged_down_and_gaps_stay_gaps():
 
 
 def test_goals_are_judged():
-    groups = {g["title"]: {f["label"]: f for f in g["figures"]} for g in figures.headline(SUMMARY, ["text"])}
+    groups = {g["title"]: {f["label"]: f for f in g["figures"]} for g in figures.headline(SUMMARY, ["text"], [])}
     assert groups["Understanding"]["Right object, open caption"]["met"] is True
     assert groups["Understanding"]["Object picked among 400"]["met"] is True
     assert groups["Codecs"]["image round trip"]["met"] is True

@@ -7,10 +7,16 @@ from typing import Any
 CODEC_LABELS = {
     "psnr": ("Round trip, PSNR", "decibel"),
     "psnr_thumbnail": ("A thumbnail with as many numbers, PSNR", "decibel"),
+    "latent_mean": ("Latents on held-out data, mean", "plain"),
+    "latent_std": ("Latents on held-out data, standard deviation", "plain"),
     "recognised": ("Clips still recognised, relative to the originals", "percent"),
+    "recognised_originals": ("Originals recognised", "percent"),
+    "recognised_trials": ("Clips judged", "plain"),
     "mel_l1": ("Mel spectrogram, L1", "plain"),
     "codes_used": ("Codes in use", "plain"),
     "judge_top1": ("Drawings still recognised, relative to the originals", "percent"),
+    "judge_top1_originals": ("Originals recognised", "percent"),
+    "judge_top1_trials": ("Drawings judged", "plain"),
 }
 SPACE = "\N{NO-BREAK SPACE}"
 CHOICE_NAMES = 400
@@ -59,12 +65,19 @@ def decibel(number: float) -> str:
 FORMATS = {"percent": percent, "plain": plain, "decibel": decibel}
 
 
-def headline(summary: dict[str, Any], modalities: list[str]) -> list[dict]:
-    """Return groups ({"title", "figures"}) of the key figures that are there."""
+def headline(summary: dict[str, Any], modalities: list[str], denoised: list[str]) -> list[dict]:
+    """Return groups ({"title", "figures"}) of the key figures that are there.
+
+    ``denoised`` names the modalities whose loss is a squared error, and that so have no perplexity.
+    """
     numbers = {k: v for k, v in summary.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     groups = [
+        {"title": "Pictures made from text", "figures": [f for m in modalities for f in _made(numbers, m)]},
         {"title": "Understanding", "figures": _captions(numbers)},
-        {"title": "Perplexity, held out", "figures": _perplexities(numbers, modalities)},
+        {
+            "title": "Held out" if denoised else "Perplexity, held out",
+            "figures": _held_out(numbers, modalities, denoised),
+        },
         {"title": "Codecs", "figures": _codecs(numbers)},
         {"title": "The run", "figures": _run(numbers)},
     ]
@@ -103,7 +116,8 @@ def _captions(numbers: dict) -> list[dict]:
             )
             continue
         notes = [f"chance {percent(chance)}, this is {_times(value / chance)}"] if chance else []
-        goal = {"goal": "≥ 10 × chance", "met": value >= 10 * chance} if chance and not match[1] else {}
+        has_goal = chance and match[2] == "object" and not match[1]
+        goal = {"goal": "≥ 10 × chance", "met": value >= 10 * chance} if has_goal else {}
         figures.append(_figure(f"{_SCORES[match[2]]}, {heard}", percent(value), *notes, **goal))
     return figures
 
@@ -119,13 +133,50 @@ def _choice(value: float, chance: float, shuffled: float | None, given: str) -> 
     return _figure(label, percent(value), *notes, goal="≥ 5 × shuffled", met=value > 0 and value >= 5 * shuffled)
 
 
-def _perplexities(numbers: dict, modalities: list[str]) -> list[dict]:
+def _made(numbers: dict, modality: str) -> list[dict]:
+    """Return how often pictures made from text are named rightly, and how far they are from real ones."""
+    if modality.startswith("caption"):  # caption_object_accuracy is what captions say, not a picture's score
+        return []
+    figures = []
+    judged = {k: numbers.get(f"{modality}_object_{k}") for k in ("accuracy", "chance", "low", "high", "trials")}
+    references = {"of real scenes": "originals", "of their codec round trips": "codec"}
+    if judged["accuracy"] is not None:
+        value, chance, low, high = (judged[k] for k in ("accuracy", "chance", "low", "high"))
+        notes = [f"95 % interval {percent(low)} to {percent(high)}"] if None not in (low, high) else []
+        notes += [f"chance {percent(chance)}, this is {_times(value / chance)}"] if chance else []
+        notes += [f"{words} {percent(numbers[key])}" for words, figure in references.items()
+                  if (key := f"{modality}_object_{figure}") in numbers]  # fmt: skip
+        notes += [f"{count(judged['trials'])} pictures judged"] if judged["trials"] else []
+        goal = {"goal": "≥ 10 × chance", "met": value >= 10 * chance} if chance else {}
+        figures.append(_figure("Right object, named by the judge", percent(value), *notes, **goal, modality=modality))
+    return figures + _frechet(numbers, modality)
+
+
+def _frechet(numbers: dict, modality: str) -> list[dict]:
+    """Return the Fréchet distance of generated pictures to real scenes, with the same distance of others beside it."""
+    value, blurred = numbers.get(f"{modality}_frechet"), numbers.get(f"{modality}_frechet_blurred")
+    if value is None:
+        return []
+    references = {"other real scenes": "real", "their codec round trips": "codec", "blurred scenes": "blurred"}
+    notes = [f"{words} {plain(numbers[key])}" for words, figure in references.items()
+             if (key := f"{modality}_frechet_{figure}") in numbers]  # fmt: skip
+    number = numbers.get(f"{modality}_frechet_count")
+    notes += [f"{number:,.0f} pictures each"] if number else []
+    goal = {"goal": "below blurred scenes", "met": value < blurred} if blurred is not None else {}
+    return [_figure("Fréchet distance to real scenes", plain(value), *notes, **goal, modality=modality)]
+
+
+def _held_out(numbers: dict, modalities: list[str], denoised: list[str]) -> list[dict]:
     figures = []
     for name in modalities:
         perplexity, loss = numbers.get(f"perplexity/{name}"), numbers.get(f"val_loss/{name}")
-        if perplexity is not None:
+        if name in denoised:
+            if loss is not None:
+                figures.append(_figure(f"{name}, mean squared error", f"{loss:.3f}", modality=name))
+        elif perplexity is not None:
             notes = [f"loss {loss:.3f}"] if loss is not None else []
-            figures.append(_figure(name, plain(round(perplexity, 2)), *notes, modality=name))
+            label = f"{name}, perplexity" if denoised else name
+            figures.append(_figure(label, plain(round(perplexity, 2)), *notes, modality=name))
         elif loss is not None:
             figures.append(_figure(name, f"{loss:.3f}", "validation loss", modality=name))
     return figures
@@ -140,11 +191,12 @@ def _codecs(numbers: dict) -> list[dict]:
         if figure == "psnr":
             thumbnail = numbers.get(f"{modality}_codec_psnr_thumbnail")
             notes = [f"thumbnail {decibel(thumbnail)}"] if thumbnail is not None else []
-            goal = "≥ 21.5 dB" + (", 3 dB over the thumbnail" if thumbnail is not None else "")
-            met = value >= 21.5 and (thumbnail is None or value >= thumbnail + 3)
-            figures.append(
-                _figure(f"{modality} round trip", decibel(value), *notes, goal=goal, met=met, modality=modality)
-            )
+            if f"{modality}_codec_latent_std" in numbers:
+                goal = {"goal": "≥ 22 dB", "met": value >= 22}
+            else:
+                goal = {"goal": "≥ 21.5 dB" + (", 3 dB over the thumbnail" if thumbnail is not None else ""),
+                        "met": value >= 21.5 and (thumbnail is None or value >= thumbnail + 3)}  # fmt: skip
+            figures.append(_figure(f"{modality} round trip", decibel(value), *notes, **goal, modality=modality))
         elif figure == "recognised":
             figures.append(
                 _figure(f"{modality} still recognised", percent(value), "relative to the originals", goal="≥ 95 %",
@@ -204,10 +256,11 @@ def flatten(values: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def loss_table(summary: dict[str, Any]) -> dict | None:
+def loss_table(summary: dict[str, Any], denoised: list[str]) -> dict | None:
     """Return the losses by task and modality (rows) and split (columns), or None where there are none.
 
     Rows hold ``task`` ("" for all tasks), ``modality`` and ``cells``: one (loss or None, share of the largest) each.
+    Losses in nats and the squared errors of ``denoised`` modalities have a largest of their own.
     """
     losses: dict[tuple[str, str], dict[str, float]] = {}
     splits: dict[str, None] = {}
@@ -221,10 +274,13 @@ def loss_table(summary: dict[str, Any]) -> dict | None:
         losses.setdefault((task, modality), {})[split] = value
     if not losses:
         return None
-    top = max(max(row.values()) for row in losses.values()) or 1.0
+    tops: dict[bool, float] = {}
+    for (_, modality), row in losses.items():
+        tops[modality in denoised] = max(tops.get(modality in denoised, 0.0), *row.values())
     rows = [
         {"task": task, "modality": modality,
-         "cells": [(row.get(s), max(0.0, row[s] / top) if s in row else 0) for s in splits]}
+         "cells": [(row.get(s), max(0.0, row[s] / (tops[modality in denoised] or 1.0)) if s in row else 0)
+                   for s in splits]}
         for (task, modality), row in sorted(losses.items(), key=lambda item: (item[0][0] != "", item[0]))
     ]  # fmt: skip
     return {"splits": [s.replace("_", " ") for s in splits], "rows": rows}

@@ -11,7 +11,7 @@ import yaml
 
 from plait.errors import DataError, ResourceError
 from plait.files import write_text
-from plait.report import charts, figures
+from plait.report import charts, denoising, figures
 from plait.report.media import Media, clean
 from plait.train.metrics import read_jsonl, read_metrics
 
@@ -19,6 +19,15 @@ TEMPLATES = Path(__file__).parent / "templates"
 NUM_COLOURS = 8
 FIRST_SHOWN = 12
 """Samples of a task that are open from the start; the others are one click away."""
+PARTS = ("config.yaml", "summary.json", "metrics.jsonl", "samples/samples.jsonl", "samples/codecs.jsonl",
+         "samples/strips.jsonl", "samples/guidance.jsonl")  # fmt: skip
+"""What a page can be made from, each alone or together with others."""
+UNUSED_SETTINGS = {"next_token": ("steps", "sampler"), "diffusion": ("temperature", "top_k", "top_p")}
+"""Sampling settings that an objective does not look at."""
+NEUTRAL_SETTINGS = (("media_guidance", 1), ("sampler", "auto"))
+"""Sampling settings that are not worth a word."""
+FIRST_STRIPS = 6
+"""Denoising strips, and prompts at several scales of guidance, that are open from the start."""
 LAYOUTS = {"picture": "pictures", "text": "captions", "clip": "clips", "file": "", "missing": ""}
 """How samples of one part are laid out, by its kind; "" goes with the rest of its task."""
 
@@ -30,9 +39,8 @@ def write_report(run_folder: str | Path, *, samples_per_task: int = 48) -> Path:
     DataError where none is, or where one is damaged, and ResourceError where a package is missing.
     """
     run = Path(run_folder)
-    parts = ("config.yaml", "summary.json", "metrics.jsonl", "samples/samples.jsonl", "samples/codecs.jsonl")
-    if not any((run / part).is_file() for part in parts):
-        raise DataError(f"report: {str(run)!r} is no run's folder, it must hold at least one of {', '.join(parts)}")
+    if not any((run / part).is_file() for part in PARTS):
+        raise DataError(f"report: {str(run)!r} is no run's folder, it must hold at least one of {', '.join(PARTS)}")
     try:
         import jinja2
         import PIL.Image  # noqa: F401  (with soundfile, what plait.report.media reads samples with)
@@ -64,10 +72,18 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
     rows = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
     data_report = _mapping(_data_folder(run, config) / "report.json")
     media = Media(run / "samples")
-    samples = [_sample(r, media) for r in _records(run / "samples" / "samples.jsonl", samples_per_task, "task")]
-    codecs = [_pair(r, media) for r in _records(run / "samples" / "codecs.jsonl", samples_per_task, "modality")]
+    denoised = _denoised(config)
+
+    def records(name: str, key: str, *, varied: str = "") -> list[dict]:
+        found = _records(run / "samples" / f"{name}.jsonl", samples_per_task, key)
+        return [r | {"sampling": _settings(r.get("sampling"), denoised, varied)} for r in found]
+
+    samples = [_sample(r, media) for r in records("samples", "task")]
+    codecs = [_pair(r, media) for r in records("codecs", "modality")]
+    strips = [_with_settings(g) for g in denoising.strips(records("strips", ""), media)]
+    guided = [_with_settings(g) for g in denoising.guided(records("guidance", "", varied="guidance"), media)]
     counts = _counts(run / "samples" / "samples.jsonl")
-    modalities = _modalities(config, rows, samples, codecs)
+    modalities = _modalities(config, rows, samples, [*codecs, *strips, *guided])
     curves = charts.chart_groups(rows, modalities)
     strings = {k: v for k, v in summary.items() if isinstance(v, str)}
     return {
@@ -76,20 +92,25 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
         "colours": {name: i % NUM_COLOURS for i, name in enumerate(modalities)},
         "sentence": _sentence(summary, rows),
         "braid": charts.braid(max(len(modalities), 2)),
-        "headline": figures.headline(summary, modalities),
+        "denoised": [name for name in modalities if name in denoised],
+        "predicted": "velocity" if _section(config, "diffusion").get("process") == "flow" else "noise",
+        "headline": figures.headline(summary, modalities, denoised),
         "curves": curves,
         "tasks": _tasks(samples, counts),
+        "strips": strips,
+        "guided": guided,
         "codecs": _codecs(codecs, figures.codec_figures(summary, data_report), modalities),
-        "losses": figures.loss_table(summary),
+        "losses": figures.loss_table(summary, denoised),
         "facts": _facts(config, strings),
         "config_text": config_text,
         "all_figures": [(k, figures.plain(v)) for k, v in sorted(summary.items()) if k not in strings],
         "data_figures": [(k, v if isinstance(v, str) else figures.plain(v))
                          for k, v in figures.flatten(data_report).items()],
-        "scenes": (config.get("prepare") or {}).get("source", "scenes") == "scenes",
+        "scenes": _section(config, "prepare").get("source", "scenes") == "scenes",
         "first_shown": FIRST_SHOWN,
+        "first_strips": FIRST_STRIPS,
         "duration": figures.duration,
-        "empty": not (rows or samples or codecs or summary),
+        "empty": not (rows or samples or strips or guided or codecs or summary),
     }  # fmt: skip
 
 
@@ -116,7 +137,7 @@ def _mapping(path: Path) -> dict:
 
 
 def _data_folder(run: Path, config: dict) -> Path:
-    elsewhere = (config.get("data") or {}).get("path") if isinstance(config.get("data"), dict) else None
+    elsewhere = _section(config, "data").get("path")
     return Path(elsewhere) if elsewhere and not (run / "data").is_dir() else run / "data"
 
 
@@ -140,14 +161,23 @@ def _counts(path: Path) -> dict[str, int]:
     return counts
 
 
-def _modalities(config: dict, rows: list[dict], samples: list[dict], codecs: list[dict]) -> list[str]:
+def _section(values: dict, name: str) -> dict:
+    """Return a section of the config, empty where there is none."""
+    return values[name] if isinstance(values.get(name), dict) else {}
+
+
+def _denoised(config: dict) -> list[str]:
+    """Return the modalities whose objective is diffusion."""
+    found = _section(_section(config, "model"), "modalities").items()
+    return [clean(name) for name, m in found if isinstance(m, dict) and m.get("objective") == "diffusion"]
+
+
+def _modalities(config: dict, rows: list[dict], samples: list[dict], others: list[dict]) -> list[str]:
     """Return all modalities in the config's order, then those that only the curves or the samples know."""
-    model = config.get("model")
-    named = model.get("modalities") if isinstance(model, dict) else None
-    names = [*(named or {}), *charts.modalities_of(rows)]
+    names = [*_section(_section(config, "model"), "modalities"), *charts.modalities_of(rows)]
     for sample in samples:
         names += [view["modality"] for part in ("prompt", "output", "truth") for view in sample[part]]
-    names += [pair["modality"] for pair in codecs]
+    names += [other["modality"] for other in others]
     return [clean(name) for name in dict.fromkeys(names) if name]
 
 
@@ -167,7 +197,7 @@ def _sample(record: dict, media: Media) -> dict:
         "truth": truth,
         "layout": layout,
         "marks": [(clean(k).replace("_", " "), v) for k, v in marks.items() if isinstance(v, bool)],
-        "settings": _settings(record.get("sampling")),
+        "settings": record["sampling"],
         "seed": record.get("seed"),
     }
 
@@ -182,9 +212,25 @@ def _bare(word: str) -> str:
     return re.sub(r"\W", "", word).casefold() or word
 
 
-def _settings(sampling: Any) -> str:
-    flat = figures.flatten(sampling) if isinstance(sampling, dict) else {}
-    return ", ".join(f"{k.replace('/', ' ').replace('_', '-')} {figures.plain(v)}" for k, v in flat.items())
+def _settings(sampling: Any, denoised: list[str], varied: str) -> str:
+    """Return in words how a sample was drawn, for each modality with what its objective looks at.
+
+    The setting ``varied`` is left out, and so is what is no guidance or no choice.
+    """
+    said = []
+    for name, value in sampling.items() if isinstance(sampling, dict) else ():
+        values, start = (value, f"{name} ") if isinstance(value, dict) else ({name: value}, "")
+        unused = UNUSED_SETTINGS["diffusion" if name in denoised else "next_token"]
+        shown = {k: v for k, v in values.items() if k not in (*unused, varied) and (k, v) not in NEUTRAL_SETTINGS}
+        words = [f"{k.replace('_', '-')} {v if isinstance(v, str) else figures.plain(v)}" for k, v in shown.items()]
+        said += [start + ", ".join(words)] if words else []
+    return clean("; ".join(said))
+
+
+def _with_settings(group: dict) -> dict:
+    """Add to a group of rows what all of them were drawn with; ``settings`` is empty where they differ."""
+    said = {row["sampling"].removeprefix(f"{group['modality']} ") for row in group["rows"]}
+    return group | {"settings": said.pop() if len(said) == 1 else "", "same_settings": not said}
 
 
 def _tasks(samples: list[dict], counts: dict[str, int]) -> list[dict]:
