@@ -18,7 +18,7 @@ from plait.data.scenes import SceneSource
 from plait.errors import CheckpointError, ConfigError, DataError
 from plait.randomness import generator
 
-TINY_IMAGE = {"size": 32, "channels": [16], "steps": 100, "batch_size": 8, "learning_rate": 1e-2}
+TINY_IMAGE = {"size": 32, "channels": [16], "steps": 150, "batch_size": 8, "learning_rate": 1e-2}
 TINY_SPEECH = {"channels": 32, "latent_channels": 8, "steps": 80, "learning_rate": 1e-2, "crop": 12, "batch_size": 8}
 
 
@@ -125,10 +125,10 @@ def test_image_latents_learn_and_are_normalised(image_codec, scenes):
     assert np.allclose(values.mean(0), 0, atol=1e-5) and np.allclose(values.std(0), 1, atol=1e-5)
     assert min(image_codec.scaling.scale) != pytest.approx(1, abs=0.01), "the test would not see a missing scale"
     quality = image_codec.quality(scenes["seen"])
-    assert quality["psnr"] > 13.8 and 10 < quality["psnr_thumbnail"] < 30
+    assert quality["psnr"] > 14 and 10 < quality["psnr_thumbnail"] < 30
     assert abs(quality["latent_mean"]) < 0.2 and 0.7 < quality["latent_std"] < 1.4
     decoded = np.stack(image_codec.decode(encoded[:8]))
-    assert decoded.dtype == np.uint8 and pictures.psnr(np.stack(scenes["train"][:8]), decoded) > 13.8
+    assert decoded.dtype == np.uint8 and pictures.psnr(np.stack(scenes["train"][:8]), decoded) > 14
 
 
 def test_latents_are_the_posteriors_mean_in_the_order_of_the_page(image_codec, scenes):
