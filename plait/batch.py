@@ -385,7 +385,7 @@ def _latents(runs, spans, towers, routing, starts, config) -> dict[str, Latents]
             chosen = np.flatnonzero(towers[tokens] == k)
             if len(chosen):
                 rows = to_sequence[tokens[chosen]] - starts[k]
-                grids = [s.grid for _, s in mine if towers[s.start] == k]
+                grids = [s.grid or (s.length,) for _, s in mine if towers[s.start] == k]
                 places[tower] = Place(torch.from_numpy(chosen), torch.from_numpy(rows), grids)
         groups[name] = Latents(
             torch.from_numpy(np.concatenate([r.latents for r, _ in mine]).astype(np.float32)),

@@ -136,7 +136,7 @@ class DiffusionConfig:
     num_timesteps: int = 1000
     """Noise levels of ddpm."""
     max_level_first: float = 0.5
-    """Highest noise level of an item that precedes its text."""
+    """Highest noise level of an item with no text before it and another modality to be told from it after it."""
     logit_mean: float = 0.0
     """Mean of logit t (flow)."""
     logit_std: float = 1.0
@@ -184,6 +184,8 @@ class GenerateConfig:
     """Extent of a generated item in tokens, such as [8, 12], where it shall not be the codec's own."""
     batch_size: int = 32
     """Requests decoded together."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the forward pass."""
 
 
 @dataclass
@@ -197,7 +199,7 @@ class EvaluateConfig:
     choices: int = 150
     """Items whose caption is also chosen among 400 names."""
     pictures: int = 200
-    """Pictures to generate from captions for the picture judge; 0 leaves it out."""
+    """Pictures to generate from captions for the picture judge, and for the Fréchet distance; 0 leaves it out."""
     clips: int = 100
     """Clips to generate from captions for the speech judge; 0 leaves it out."""
     judged: int = 400

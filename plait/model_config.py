@@ -43,6 +43,9 @@ class ModalityConfig:
     """Latents folded into one token along each side (continuous). Training takes the codec's own where this is 0."""
     patch_network: Literal["linear", "unet"] = "linear"
     """How latents enter and leave the tower: one matrix, or U-Net down and up blocks on the grid of latents."""
+    place_embedding: bool = False
+    """Add sinusoids of each latent token's place in its item (row, column), as DiT and BAGEL do: the rotary positions
+    of attention only tell tokens how far apart they are."""
 
     @property
     def towers(self) -> list[str]:

@@ -157,7 +157,7 @@ class Pipeline:
                     for i, (m, o) in enumerate(zip(media, outputs, strict=True))]  # fmt: skip
         results = generate(self.model, requests, grids=self.grids, max_rows=self.config.batch_size,
                            max_length=self.model.config.max_positions, diffusion=self.diffusion,
-                           on_result=on_result)  # fmt: skip
+                           precision=self.config.precision, on_result=on_result)  # fmt: skip
         return [Sample(list(m), self.decode(r.parts), r, self.codecs) for m, r in zip(media, results, strict=True)]
 
 

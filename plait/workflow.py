@@ -14,18 +14,20 @@ from plait.config import RunConfig
 from plait.config_file import to_dict
 from plait.data.prepare import prepare, raw_source
 from plait.data.raw import RawDocument
-from plait.data.shards import ShardSource, read_index
-from plait.data.sources import open_sources, validation_splits
+from plait.data.shards import read_index
+from plait.data.sources import validation_splits
 from plait.evaluate.judges import available, judge_codecs
 from plait.evaluate.suite import Suite
 from plait.files import atomic_folder, read_json, write_json, write_text
 from plait.model.mot import MixtureOfTransformers
+from plait.model.precision import autocast
 from plait.model.pretrained import read_tensors
-from plait.pipeline import MediaPart, Pipeline, Sample, documents_as_media, load_codecs, load_run, save_media
-from plait.progress import Progress, QuietProgress
+from plait.pipeline import Pipeline, Sample, load_codecs, load_run
+from plait.progress import Progress
 from plait.report import write_report
+from plait.samples import SampleSet
 from plait.train import checkpoint
-from plait.train.engine import Trainer, autocast
+from plait.train.engine import Trainer
 from plait.train.metrics import hardware, peak_memory_gb, read_jsonl, read_metrics, versions, write_summary
 
 SAMPLES_PER_TASK = 12
@@ -84,17 +86,9 @@ def train_step(config: RunConfig, progress: Progress) -> None:
 
 def sample_while_training(config: RunConfig, model: MixtureOfTransformers, step: int) -> None:
     """Write a few samples of every task into ``<run>/progress/step-...`` (train.sample_every)."""
-    folder = Path(config.out) / "progress" / f"step-{step:08d}"
-    splits, pipeline = (
-        validation_splits(config),
-        Pipeline(model, load_codecs(config), config.generate, config.diffusion),
-    )
-    with atomic_folder(folder) as temporary:
-        records = []
-        if splits:
-            source = open_sources(config, splits[0])[0]
-            records = _task_samples(config, pipeline, source, splits[0], temporary, QuietProgress(), count=2)
-        _write_records(temporary, records + _free_samples(pipeline, temporary, config.seed, count=2))
+    pipeline = Pipeline(model, load_codecs(config), config.generate, config.diffusion)
+    with atomic_folder(Path(config.out) / "progress" / f"step-{step:08d}") as temporary:
+        SampleSet(config, pipeline, temporary).write(count=2, free=2)
 
 
 def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:
@@ -113,25 +107,15 @@ def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:
 
 
 def sample_step(config: RunConfig, progress: Progress) -> None:
-    """Generate what the report shows: every task on validation documents, and free samples."""
+    """Generate what the report shows (plait.samples), once for each checkpoint."""
     folder, key = Path(config.out) / "samples", _key(config)
     if (folder / "key.json").exists() and read_json(folder / "key.json", "samples") == key:
         return
-    with timed(config, "generate"):
-        pipeline = load_run(config, device=config.train.device)
-        splits = validation_splits(config)
-        with atomic_folder(folder) as temporary:
-            records = []
-            if splits:
-                source = open_sources(config, splits[0])[0]
-                records = _task_samples(config, pipeline, source, splits[0], temporary, progress)
-                _codec_samples(config, pipeline, source, splits[0], temporary)
-            _write_records(temporary, records + _free_samples(pipeline, temporary, config.seed))
-            write_json(temporary / "key.json", key)
-
-
-def _write_records(folder: Path, records: list[dict]) -> None:
-    write_text(folder / "samples.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records))
+    with timed(config, "generate"), atomic_folder(folder) as temporary:
+        samples = SampleSet(config, load_run(config, device=config.train.device), temporary, progress)
+        samples.write(count=SAMPLES_PER_TASK, free=FREE_SAMPLES)
+        samples.write_more(SAMPLES_PER_TASK)
+        write_json(temporary / "key.json", key)
 
 
 def save_generated(samples: list[Sample], folder: str) -> None:
@@ -153,75 +137,6 @@ def _key(config: RunConfig) -> dict[str, Any]:
     checksums = checkpoint.read_state(found)["checksums"] if found else {}
     weights = checkpoint.weights_file(found).name if found else ""
     return {"weights": checksums.get(weights), **{k: values[k] for k in ("generate", "evaluate", "data")}}
-
-
-def _task_samples(
-    config,
-    pipeline: Pipeline,
-    source: ShardSource,
-    split: str,
-    folder: Path,
-    progress,
-    *,
-    count: int = SAMPLES_PER_TASK,
-) -> list[dict]:
-    """Generate the last modality of each task from the ones before it."""
-    media = _originals(config, pipeline, source, split, count)
-    known = {name for name, _ in media[0]} if media else set()
-    asked, outputs, truths = [], [], []
-    for task in config.data.tasks:
-        names = task.split(",")
-        if len(names) < 2 or not set(names) <= known:
-            continue
-        for parts in media:
-            by_name = dict(parts)
-            asked.append([(n, by_name[n]) for n in names[:-1]])
-            outputs.append(names[-1])
-            truths.append([(names[-1], by_name[names[-1]])])
-    with progress.stage("generate samples", total=len(asked)) as bar:
-        samples = pipeline.generate_from_media(asked, outputs, seed=config.seed, on_result=lambda r: bar.advance(1))
-    return [s.save(folder, f"{i:04d}", truth) for i, (s, truth) in enumerate(zip(samples, truths, strict=True))]
-
-
-def _free_samples(pipeline: Pipeline, folder: Path, seed: int, *, count: int = FREE_SAMPLES) -> list[dict]:
-    """Let the model open and close spans itself, from nothing."""
-    samples = pipeline.generate_from_media([[]] * count, [None] * count, seed=seed + 1)
-    return [s.save(folder, f"free-{i:02d}") for i, s in enumerate(samples)]
-
-
-def _codec_samples(config, pipeline: Pipeline, source: ShardSource, split: str, folder: Path) -> None:
-    """Write pairs of an original and what its codec makes of it."""
-    lines = []
-    originals = [] if not _drawn_scenes(config) else _originals(config, pipeline, source, split, SAMPLES_PER_TASK)
-    for i, parts in enumerate(originals):
-        for name, item in parts:
-            codec = pipeline.codecs[name]
-            if codec.key == "text":
-                continue
-            again = codec.decode(codec.encode([item]))[0]
-            lines.append({
-                "modality": name,
-                "original": save_media(codec, (name, item), folder, f"codec-{i:02d}-original"),
-                "reconstruction": save_media(codec, (name, again), folder, f"codec-{i:02d}-reconstruction"),
-            })  # fmt: skip
-    write_text(folder / "codecs.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-
-
-def _originals(config, pipeline: Pipeline, source: ShardSource, split: str, count: int) -> list[list[MediaPart]]:
-    """Return the first validation documents as media: the originals, or what the codecs kept of them."""
-    count = min(count, len(source))
-    if not _drawn_scenes(config):  # rows that were broken shift a manifest's numbers
-        return documents_as_media([source.document(i) for i in range(count)], pipeline.codecs)
-    keys = {codec.key: name for name, codec in pipeline.codecs.items()}
-    raw = [r for r in raw_source(config).read(split, 0, count) if isinstance(r, RawDocument)]
-    return [[(keys[k], item) for k, item in r.parts if k in keys] for r in raw]
-
-
-def _drawn_scenes(config: RunConfig) -> bool:
-    """Say whether the run's data are scenes, which can be drawn again."""
-    settings = Path(config.data.path) / "settings.json"
-    made = read_json(settings, "prepare").get("prepare.source") if settings.exists() else ""
-    return made == config.prepare.source == "scenes" and not config.data.sources
 
 
 def summarise(config: RunConfig) -> dict[str, Any]:

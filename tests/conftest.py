@@ -23,7 +23,8 @@ def modalities(
     found = {name: ModalityConfig(vocab_size=size, tower=towers.get(name, "")) for name, size in SIZES.items()}
     if mel:
         found["mel"] = ModalityConfig(objective="diffusion", attention=attention, latent_channels=3,
-                                      later_sees=later_sees, tower=towers.get("mel", ""))  # fmt: skip
+                                      later_sees=later_sees, place_embedding=attention == "causal",
+                                      tower=towers.get("mel", ""))  # fmt: skip
     return found
 
 

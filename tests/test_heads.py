@@ -8,7 +8,7 @@ from conftest import modalities
 from plait.batch import Document, Part, pack
 from plait.config import DiffusionConfig
 from plait.errors import ConfigError
-from plait.model.heads import LatentIn, LatentOut, from_images, to_images
+from plait.model.heads import LatentIn, LatentOut, from_images, place_embedding, to_images
 from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModelConfig
 from plait.objectives import loss_sums
@@ -150,3 +150,10 @@ def test_in_the_model_no_picture_gives_zero_gradients(unet_model):
     loss_sums(unet_model, unet_model(batch), batch).sum().backward()
     heads = {n: p for n, p in unet_model.named_parameters() if n.startswith("latent_")}
     assert heads and all(p.grad is not None and not p.grad.any() for p in heads.values())
+
+
+def test_place_embedding_tells_places_apart_and_depends_on_the_place_alone():
+    small, large = (place_embedding(grid, 32, torch.device("cpu")) for grid in ((2, 3), (4, 5)))
+    assert torch.equal(small[:3], large[:3]) and torch.equal(small[3:], large[5:8])
+    assert torch.cdist(large, large).add(torch.eye(20) * 9).min() > 0.3
+    assert place_embedding((7,), 30, torch.device("cpu")).shape == (7, 30)

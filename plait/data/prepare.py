@@ -70,6 +70,12 @@ def raw_source(config: RunConfig) -> RawSource:
     return open_source(Setup(Path(config.data.path), config.prepare, config.seed, modalities), build_codecs(modalities))
 
 
+def drawn_scenes(config: RunConfig) -> bool:
+    """Say whether the run's prepared data are scenes, which can be drawn again."""
+    made = (_read_json(Path(config.data.path) / SETTINGS_NAME) or {}).get("prepare.source", "")
+    return made == config.prepare.source == "scenes" and not config.data.sources
+
+
 class _Bars:
     """Several stages as one bar: a text ``name: ...`` says whose share it is."""
 

@@ -88,7 +88,7 @@ def _hits(clips: Sequence[Media], captions: Sequence[str], sample_rate: int) -> 
 def judge_pictures(pictures: Sequence[Media], truths: Sequence[dict]) -> Judged:
     """Return how many one-drawing pictures have the true one as their nearest of NUM_CONCEPTS reference drawings.
 
-    References are drawn as large as the pictures, on white. The concepts are the pictures' own, filled up with others.
+    References are drawn as large as the pictures, on white. Each picture's are the true one and others drawn for it.
     """
     from plait.data.drawings import all_concepts
     from plait.data.scenes import reference
@@ -97,14 +97,33 @@ def judge_pictures(pictures: Sequence[Media], truths: Sequence[dict]) -> Judged:
     single = [i for i, t in enumerate(truths) if len(t["objects"]) == 1]
     if not single:
         return Judged(0.0, 0)
-    codes = list(dict.fromkeys(truths[i]["objects"][0]["concept"] for i in single))[:NUM_CONCEPTS]
-    single = [i for i in single if truths[i]["objects"][0]["concept"] in codes]
+    codes = list(dict.fromkeys(truths[i]["objects"][0]["concept"] for i in single))
     others = [c.code for c in all_concepts() if c.code not in codes]
     order = generator(0, "picture judge: other concepts").permutation(len(others))
-    codes += [others[i] for i in order[: NUM_CONCEPTS - len(codes)]]
+    codes += [others[i] for i in order[: max(0, NUM_CONCEPTS - len(codes))]]
     references = [reference(code, pictures[0].shape[0]) for code in codes]
-    truth = [codes.index(truths[i]["objects"][0]["concept"]) for i in single]
-    return Judged.of(FeatureJudge().nearest([pictures[i] for i in single], references) == np.array(truth))
+    truth = np.array([codes.index(truths[i]["objects"][0]["concept"]) for i in single])
+    scores = FeatureJudge().scores([pictures[i] for i in single], references)
+    hits = []
+    for row, (place, of_picture) in enumerate(zip(truth, scores, strict=True)):
+        draw = generator(0, "picture judge: candidates", item=row)
+        rivals = np.delete(np.arange(len(codes)), place)
+        rivals = draw.permutation(rivals)[: NUM_CONCEPTS - 1]
+        hits.append(bool((of_picture[rivals] < of_picture[place]).all()))
+    return Judged.of(hits)
+
+
+def frechet_figures(made: Sequence[Media], real: Sequence[Media], others: Sequence[Media], codec: Codec) -> dict:
+    """Return Fréchet distances to ``others``, real pictures: of what was made, and as references of ``real`` pictures
+    of the same captions, of those blurred, and of the codec's round trip of them."""
+    from plait.evaluate.image import FeatureJudge, blurred, frechet_distance
+
+    judge = FeatureJudge()
+    target = judge.features(others)
+    sets = {"frechet": made, "frechet_real": real, "frechet_blurred": [blurred(p) for p in real],
+            "frechet_codec": codec.decode(codec.encode(real))}  # fmt: skip
+    figures = {name: frechet_distance(judge.features(pictures), target) for name, pictures in sets.items()}
+    return figures | {"frechet_count": float(len(made))}
 
 
 def available(progress: Progress) -> bool:

@@ -29,7 +29,7 @@ def mean_losses(
     names = model.config.layout.names
     sums, counts = torch.zeros(len(names), dtype=torch.float64), torch.zeros(len(names), dtype=torch.float64)
     for batch in batches:
-        batch = corrupt(batch.to(model.device), diffusion or DiffusionConfig(), VALIDATION_SEED)
+        batch = corrupt(batch, diffusion or DiffusionConfig(), VALIDATION_SEED).to(model.device)
         with autocast():
             sums += loss_sums(model, model(batch), batch).double().cpu()
         counts += torch.tensor(batch.counts, dtype=torch.float64)

@@ -9,9 +9,11 @@ import numpy as np
 from plait.batch import Document, Part
 from plait.codecs import Codec, fixed_grids
 from plait.config import RunConfig, SamplingConfig
+from plait.data.prepare import drawn_scenes, raw_source
+from plait.data.raw import RawDocument
 from plait.data.shards import ShardSource
 from plait.data.sources import open_sources, validation_splits
-from plait.evaluate.judges import available, judge_media
+from plait.evaluate.judges import NUM_CONCEPTS, available, frechet_figures, judge_media, judge_pictures
 from plait.evaluate.losses import perplexity, split_losses
 from plait.evaluate.text import caption_scores, continuation_scores, forced_choice, interval
 from plait.generate import Request, Result, generate
@@ -103,24 +105,48 @@ class Suite:
 
             results = generate(self.model, requests, grids=fixed_grids(self.codecs),
                                max_rows=max(self.config.generate.batch_size, 64),
-                               max_length=1024, diffusion=self.config.diffusion, on_result=count)  # fmt: skip
+                               max_length=1024, diffusion=self.config.diffusion,
+                               precision=self.config.generate.precision, on_result=count)  # fmt: skip
         return [self.codecs[output].decode(r.parts)[0] if r.parts else "" for r in results]
 
     def generated(self, source: ShardSource) -> dict[str, float]:
         """Let the judges name pictures, and recognise speech, that were generated from captions."""
         figures, host = {}, self.model.config.layout.host
-        labels = {"image": ("object_accuracy", self.config.evaluate.pictures),
-                  "audio": ("recognised", self.config.evaluate.clips)}  # fmt: skip
+        counts = {"image": self.config.evaluate.pictures, "audio": self.config.evaluate.clips}
         for name, codec in self.codecs.items():
-            label, count = labels.get(codec.key, ("", 0))
-            if not count:
+            documents = [source.document(i) for i in range(min(len(source), counts.get(codec.key, 0)))]
+            if not documents:
                 continue
-            documents = [source.document(i) for i in range(min(len(source), count))]
             given = [next(p for p in d.parts if p.modality == host) for d in documents]
             made = self.complete(given, name, f"{name} from {host}", self.config.generate.sampling)
-            judged = judge_media(codec, made, [d.meta for d in documents])
-            figures |= {f"generated_{name}_{label}": judged.share, f"generated_{name}_trials": float(judged.trials)}
+            truths = [d.meta for d in documents]
+            if codec.key == "image":
+                figures |= self.pictures(name, made, truths)
+            else:
+                judged = judge_media(codec, made, truths)
+                figures |= {f"{name}_recognised": judged.share, f"{name}_recognised_trials": float(judged.trials)}
         return figures
+
+    def pictures(self, name: str, made: list, truths: list[dict]) -> dict[str, float]:
+        """Return how often generated pictures are named rightly, and how far they are from real ones, each beside the
+        same figure of real pictures and of the codec's round trip."""
+        judged = judge_pictures(made, truths)
+        low, high = interval(judged.share, judged.trials)
+        figures = {"accuracy": judged.share, "low": low, "high": high, "trials": float(judged.trials),
+                   "chance": 1 / NUM_CONCEPTS}  # fmt: skip
+        if not drawn_scenes(self.config):
+            return {f"{name}_object_{k}": v for k, v in figures.items()}
+        codec, draw = self.codecs[name], raw_source(self.config)
+        real, others = ([dict(r.parts)[codec.key] for r in draw.read(split, 0, len(made)) if isinstance(r, RawDocument)]
+                        for split in (validation_splits(self.config)[0], "train"))  # fmt: skip
+        with self.progress.stage("judge of pictures", total=3) as bar:
+            figures["originals"] = judge_pictures(real, truths).share
+            bar.advance(1, "originals")
+            figures["codec"] = judge_pictures(codec.decode(codec.encode(real)), truths).share
+            bar.advance(1, "round trip")
+            found = {f"{name}_{k}": v for k, v in frechet_figures(made, real, others, codec).items()}
+            bar.advance(1, "Fréchet distances")
+        return found | {f"{name}_object_{k}": v for k, v in figures.items()}
 
     def choices(self, prefix: str, modality: str, documents: list[Document]) -> dict[str, float]:
         """Score NUM_CHOICES names for each item with one drawing: the share named rightly, and with items shuffled."""

@@ -23,6 +23,7 @@ from plait.generate.allowed import AllowedIds
 from plait.generate.request import Request, Result, check_request
 from plait.generate.waves import Canvas, start_waves
 from plait.model.mot import MixtureOfTransformers
+from plait.model.precision import autocast
 from plait.objectives.next_token import sample
 from plait.objectives.samplers import Denoiser
 from plait.randomness import generator
@@ -81,11 +82,12 @@ class Generator:
 
     def __init__(self, model: MixtureOfTransformers, *, grids: dict[str, tuple[int, ...]], max_rows: int = 32,
                  max_length: int = 2048, default_max_tokens: int = 256,
-                 diffusion: DiffusionConfig | None = None):  # fmt: skip
+                 diffusion: DiffusionConfig | None = None, precision: str = "float32"):  # fmt: skip
         self.model, self.grids, self.default_max_tokens = model, grids, default_max_tokens
         self.layout, self.max_rows, self.diffusion = model.config.layout, max_rows, diffusion or DiffusionConfig()
         # a guided row has up to two more branches
         self.cache = model.new_cache(3 * max_rows, min(max_length, model.config.max_positions))
+        self.precision = precision
         self.rows: list[_Row] = []
         self.streams: list[_Stream] = []
         """By row of the cache."""
@@ -125,9 +127,10 @@ class Generator:
         self._start_waves()
         rows = list(self.rows)
         writing, drawing = [r for r in rows if not r.canvas], [r for r in rows if r.canvas]
-        batch, moved, hidden = self._forward()
-        chosen = self._sample(batch, hidden, writing) if writing else []
-        self._denoise(moved, hidden)
+        with autocast(self.precision, self.model.device):
+            batch, moved, hidden = self._forward()
+            chosen = self._sample(batch, hidden, writing) if writing else []
+            self._denoise(moved, hidden)
         ended = [self._accept(row, token) for row, token in zip(writing, chosen, strict=True)]
         ended += [self._close(row) for row in drawing if row.canvas.is_done]
         return [result for result in ended if result]
@@ -165,7 +168,8 @@ class Generator:
                 values.append(canvas.latents)
             start += length
         device, dtype = group.values.device, self.model.dtype
-        group.timesteps = torch.tensor(levels, dtype=dtype).repeat_interleave(torch.tensor(group.lengths)).to(device)
+        levels = torch.tensor(levels, dtype=torch.promote_types(dtype, torch.float32))
+        group.timesteps = levels.repeat_interleave(torch.tensor(group.lengths)).to(device)
         if tokens:
             places = torch.from_numpy(np.concatenate(tokens)).to(device)
             group.values = group.values.to(dtype).index_copy(0, places, torch.cat(values))
@@ -375,11 +379,13 @@ def generate(
     max_rows: int = 32,
     max_length: int = 2048,
     diffusion: DiffusionConfig | None = None,
+    precision: str = "float32",
     on_result: Callable[[Result], None] | None = None,
 ) -> list[Result]:
     """Run all requests, at most ``max_rows`` at a time, and return their results in order."""
     requests = list(requests)
-    engine = Generator(model, grids=grids, max_rows=max_rows, max_length=max_length, diffusion=diffusion)
+    engine = Generator(model, grids=grids, max_rows=max_rows, max_length=max_length, diffusion=diffusion,
+                       precision=precision)  # fmt: skip
     waiting, results = list(reversed(requests)), {}
     while waiting or engine.rows:
         while waiting and engine.has_room:

@@ -5,6 +5,7 @@ token is P x P latents of c = C / P^2 channels, row by row, each with all its ch
 B items of one grid (h, w) are images [B, c, h P, w P], and K channels at some resolution of the U-Net.
 """
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -34,14 +35,31 @@ class TimestepEmbedding(nn.Module):
         return self.outer(nn.functional.silu(self.inner(waves)))
 
 
+@functools.lru_cache(maxsize=256)
+def place_embedding(grid: Grid, width: int, device: torch.device) -> Tensor:
+    """Return sinusoids [n, D] of each token's coordinates on the axes of its item (DiT's, arXiv 2212.09748).
+
+    Each axis has an equal share of the width, cosines and sines of a ladder from 1 down to 1 / 100.
+    """
+    size = width // (2 * len(grid))
+    ladder = 100.0 ** -(torch.arange(size, device=device, dtype=torch.float32) / max(size, 1))
+    axes = torch.meshgrid(*(torch.arange(n, device=device, dtype=torch.float32) for n in grid), indexing="ij")
+    angles = torch.cat([axis.flatten()[:, None] * ladder for axis in axes], dim=1)
+    waves = torch.cat([angles.cos(), angles.sin()], dim=1)
+    return nn.functional.pad(waves, (0, width - waves.shape[1]))
+
+
 class LatentIn(nn.Module):
     """Latents [n, C] to the stream [n, D]; noised ones carry their timestep (Transfusion, section 3.2).
 
     ``network`` is linear (one matrix) or unet (`Fold`). With no tokens, all parameters get zero gradients.
     """
 
-    def __init__(self, channels: int, width: int, *, patch_size: int = 1, network: str = "linear"):
+    def __init__(
+        self, channels: int, width: int, *, patch_size: int = 1, network: str = "linear", places: bool = False
+    ):
         super().__init__()
+        self.places = places
         self.timestep = TimestepEmbedding(width)
         self.fold = Fold(channels, width, patch_size) if network == "unet" else None
         self.project = nn.Linear(channels, width) if network == "linear" else None
@@ -49,12 +67,18 @@ class LatentIn(nn.Module):
     def forward(self, latents: Tensor, timesteps: Tensor | None, grids: Sequence[Grid]) -> Tensor:
         """Return the tokens [n, D]; ``timesteps`` [n] are noise levels (None: clean), ``grids`` the items' extents."""
         timesteps = torch.zeros_like(latents[:, 0]) if timesteps is None else timesteps
-        if self.project is not None:
-            return self.project(latents) + self.timestep(timesteps)
         if not grids:
             return _nothing(self, latents, self.timestep.outer.out_features)
-        times = self.timestep(_first_of_each(timesteps, grids))
-        return _per_grid(lambda x, t, grid: self.fold(x, t, grid) + t[:, None], grids, [latents], times)
+        if self.project is not None:
+            x = self.project(latents) + self.timestep(timesteps)
+        else:
+            times = self.timestep(_first_of_each(timesteps, grids))
+            x = _per_grid(lambda x, t, grid: self.fold(x, t, grid) + t[:, None], grids, [latents], times)
+        return (
+            x + torch.cat([place_embedding(grid, x.shape[1], x.device) for grid in grids]).to(x.dtype)
+            if self.places
+            else x
+        )
 
 
 class LatentOut(nn.Module):

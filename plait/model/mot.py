@@ -19,7 +19,7 @@ from plait.model.mask import segments
 from plait.model.moe import MixtureOfExperts
 from plait.model.norm import RMSNorm
 from plait.model.rope import rotation
-from plait.model.routing import PerTower, merged, separated
+from plait.model.routing import PerTower, merged, separated, tower_of_parameter
 from plait.model_config import ModelConfig
 
 
@@ -46,8 +46,9 @@ class MixtureOfTransformers(nn.Module):
             if modality.objective == "diffusion":
                 used, shape = modality.towers, {"patch_size": modality.patch_size or 1}
                 shape |= {"channels": modality.latent_channels, "network": modality.patch_network}
+                places = modality.place_embedding
                 self.latent_in[name] = PerTower(
-                    lambda t, s=shape: LatentIn(width=towers[t].width, **s), used, untied=True
+                    lambda t, s=shape, p=places: LatentIn(width=towers[t].width, places=p, **s), used, untied=True
                 )
                 self.latent_out[name] = PerTower(
                     lambda t, s=shape: LatentOut(width=towers[t].width, **s), used, untied=True
@@ -142,7 +143,8 @@ class MixtureOfTransformers(nn.Module):
 
     def _latents_of(self, group: Latents, place: Place) -> tuple[Tensor, Tensor | None, list[tuple[int, ...]]]:
         """Return a tower's latents, their noise levels and their extents."""
-        times = None if group.timesteps is None else group.timesteps.index_select(0, place.tokens).to(self.dtype)
+        # noise levels keep their precision: bfloat16 would round the last ones to 1
+        times = None if group.timesteps is None else group.timesteps.index_select(0, place.tokens)
         return group.values.index_select(0, place.tokens).to(self.dtype), times, place.grids
 
     def new_cache(self, num_rows: int, max_length: int, dtype: torch.dtype | None = None) -> KVCache:
@@ -173,9 +175,9 @@ class MixtureOfTransformers(nn.Module):
     def num_parameters(self) -> dict[str, int]:
         """Return the number of parameters: in all, and those that one token of each tower passes through."""
         counts = {"total": sum(p.numel() for p in self.parameters())}
+        owners = [(tower_of_parameter(n, self.config.towers), p.numel()) for n, p in self.named_parameters()]
         for tower in self.config.towers:
-            others = {t for t in self.config.towers if t != tower}
-            counts[tower] = sum(p.numel() for n, p in self.named_parameters() if not others & set(n.split(".")))
+            counts[tower] = sum(count for owner, count in owners if owner in (tower, ""))
         return counts
 
 

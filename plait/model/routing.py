@@ -58,3 +58,8 @@ def to_sequence(streams: list[Tensor], routing: Routing) -> Tensor:
 def to_towers(x: Tensor, routing: Routing) -> Tensor:
     """Bring a tensor [T, ...] in sequence order into tower order [R, ...]; padding rows repeat the first token."""
     return x.index_select(0, routing.to_towers)
+
+
+def tower_of_parameter(name: str, towers: Iterable[str]) -> str:
+    """Return the tower a parameter belongs to, or "" where it is shared."""
+    return next((part for part in reversed(name.split(".")) if part in towers), "")

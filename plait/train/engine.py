@@ -23,6 +23,7 @@ from plait.data.sources import resolve_vocabulary, validation_splits
 from plait.errors import CheckpointError, PlaitError, ResourceError
 from plait.evaluate.losses import split_losses
 from plait.model.mot import MixtureOfTransformers
+from plait.model.precision import autocast
 from plait.model.pretrained import check_shapes, load_config, load_weights, read_tensors
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
@@ -55,13 +56,6 @@ def pick_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ResourceError(f"train.device: {name!r} is absent on this machine; use auto or cpu")
     return device
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
-    """Return the context of a forward pass in the configured precision."""
-    if precision == "float32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 @dataclass

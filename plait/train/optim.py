@@ -7,6 +7,7 @@ from torch import Tensor
 
 from plait.config import TrainConfig
 from plait.model.mot import MixtureOfTransformers
+from plait.model.routing import tower_of_parameter
 
 
 def make_optimizer(model: MixtureOfTransformers, config: TrainConfig) -> torch.optim.AdamW:
@@ -28,11 +29,6 @@ def make_optimizer(model: MixtureOfTransformers, config: TrainConfig) -> torch.o
         [{"params": p, "scale": s, "weight_decay": config.weight_decay if d else 0.0} for (s, d), p in groups.items()],
         lr=config.learning_rate, betas=tuple(config.betas), eps=config.eps, fused=True,
     )  # fmt: skip
-
-
-def tower_of_parameter(name: str, towers) -> str:
-    """Return the tower a parameter belongs to, or "" where it is shared."""
-    return next((part for part in reversed(name.split(".")) if part in towers), "")
 
 
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
