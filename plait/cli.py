@@ -78,8 +78,12 @@ def _parser() -> argparse.ArgumentParser:
         return command
 
     quick = add("quickstart", _quickstart, "the whole path on the embedded scenes: data, codecs, training, report",
-                settings=True, epilog="example: plait quickstart --out runs/quickstart")  # fmt: skip
-    quick.add_argument("--config", default="quickstart", help="a shipped config's name, or a YAML file")
+                settings=True, epilog=QUICKSTART_EXAMPLES)  # fmt: skip
+    which = quick.add_mutually_exclusive_group()
+    which.add_argument("--setting", default="chameleon-speech", metavar="NAME",
+                       help="chameleon-speech (text, pictures and speech as tokens; the default) or transfusion "
+                       "(pictures by diffusion)")  # fmt: skip
+    which.add_argument("--config", default="", help="in place of a setting: a shipped config's name, or a YAML file")
     quick.add_argument("--restart", action="store_true", help="throw the run's folder away and begin anew")
 
     step = add("prepare", _prepare, "raw media to trained codecs and encoded shards", settings=True,
@@ -112,6 +116,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+QUICKSTART_EXAMPLES = """examples:
+  plait quickstart                           (into runs/quickstart)
+  plait quickstart --setting transfusion     (into runs/quickstart-transfusion)
+  plait quickstart --out runs/longer --train.minutes 60"""
+
 GENERATE_EXAMPLES = """examples:
   plait generate runs/quickstart --text "a fox on a blue background" --output image --count 4
   plait generate runs/quickstart --image fox.png --output text
@@ -139,6 +148,10 @@ def _generate_arguments(step: argparse.ArgumentParser) -> None:
     step.add_argument("--top-k", type=int, help="keep the k likeliest ids")
     step.add_argument("--top-p", type=float, help="keep the likeliest ids that make up this probability")
     step.add_argument("--guidance", type=float, help="classifier-free guidance; 1 is none")
+    step.add_argument("--media-guidance", type=float, help="guidance by the given pictures or sounds apart; 1 is none")
+    step.add_argument("--steps", type=int, help="denoising steps (latents)")
+    step.add_argument("--sampler", help="auto, ddpm, ddim, unipc, dpm_solver, euler or heun (latents)")
+    step.add_argument("--grid", metavar="ROWSxCOLUMNS", help="extent of a picture's latents, in tokens, such as 8x12")
     step.add_argument("--max-tokens", type=int, help="longest text or speech, in tokens")
     step.add_argument("--out", default="", help="folder for PNG, WAV and samples.jsonl (default: <run>/generated)")
     step.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
@@ -190,24 +203,26 @@ def _report(chosen) -> None:
 
 def _quickstart(chosen) -> None:
     from plait.progress import Progress
+    from plait.shipped import quickstart_config
     from plait.workflow import whole_run
 
-    config = _config(chosen.config, chosen.overrides)
+    config = _config(chosen.config or quickstart_config(chosen.setting), chosen.overrides)
     path = whole_run(config, Progress(), restart=chosen.restart)
     print(f"report: {path}  (open it in a browser)")
 
 
 def _generate(chosen) -> None:
     from plait.pipeline import load
-    from plait.shipped import sampling_from
+    from plait.shipped import grids_from, sampling_from
     from plait.workflow import save_generated
 
     pipeline = load(chosen.run_folder, device=chosen.device)
     media = pipeline.read(getattr(chosen, "prompt", None) or [])
     sampling = sampling_from(pipeline.config.sampling, list(pipeline.codecs), chosen)
     longest = {} if chosen.max_tokens is None else dict.fromkeys(pipeline.codecs, chosen.max_tokens)
+    grids = grids_from(chosen.grid, chosen.output, pipeline.model.config)
     samples = pipeline.generate_from_media([media] * chosen.count, [chosen.output] * chosen.count, seed=chosen.seed,
-                                           sampling=sampling, max_tokens=longest)  # fmt: skip
+                                           sampling=sampling, max_tokens=longest, grids=grids)  # fmt: skip
     save_generated(samples, chosen.out or f"{chosen.run_folder}/generated")
 
 

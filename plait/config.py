@@ -9,6 +9,10 @@ from plait.model_config import ModelConfig
 SCHEMA_VERSION = 1
 
 
+SAMPLERS = {"ddpm": ("ddim", "ddpm", "unipc", "dpm_solver"), "flow": ("euler", "heun", "unipc", "dpm_solver")}
+"""Samplers that fit each process; the first one is "auto"."""
+
+
 @dataclass
 class PrepareConfig:
     """Raw media to encoded shards (plait prepare)."""
@@ -172,6 +176,20 @@ class SamplingConfig:
     dpm_solver for flow. auto is ddim or euler."""
 
 
+def check_sampler(config: DiffusionConfig, sampler: str, steps: int, where: str) -> None:
+    """Raise a ConfigError unless the sampler fits the process and can take so many steps; ``where`` is the setting."""
+    known = ("auto", *SAMPLERS[config.process])
+    if sampler not in known:
+        if not any(sampler in names for names in SAMPLERS.values()):
+            raise ConfigError(unknown(f"{where}.sampler", sampler, {"auto"}.union(*SAMPLERS.values())))
+        allowed = f"one of {', '.join(known)} where diffusion.process is {config.process!r}"
+        require(False, f"{where}.sampler", sampler, allowed)
+    require(steps >= 1, f"{where}.steps", steps, "at least 1")
+    if config.process == "ddpm":
+        require(steps <= config.num_timesteps, f"{where}.steps", steps,
+                f"at most diffusion.num_timesteps ({config.num_timesteps})")  # fmt: skip
+
+
 @dataclass
 class GenerateConfig:
     """Generation (plait generate)."""
@@ -249,3 +267,6 @@ class RunConfig:
         for name in (*self.generate.sampling, *self.generate.max_tokens, *self.generate.grids):
             if name not in self.model.modalities:
                 raise ConfigError(unknown("generate", name, self.model.modalities))
+        for name, sampling in self.generate.sampling.items():
+            if self.model.modalities[name].objective == "diffusion":
+                check_sampler(self.diffusion, sampling.sampler, sampling.steps, f"generate.sampling.{name}")

@@ -7,10 +7,14 @@ import typing
 from pathlib import Path
 
 from plait.config import RunConfig, SamplingConfig
-from plait.errors import ConfigError, unknown
+from plait.errors import ConfigError, require, unknown
+from plait.model_config import ModelConfig
 
 FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 """Where shipped configs lie: in an installed package, and in a checkout."""
+
+QUICKSTARTS = {"chameleon-speech": "quickstart", "transfusion": "quickstart_transfusion"}
+"""The config of each setting's quickstart."""
 
 
 def config_path(name: str) -> Path:
@@ -28,11 +32,29 @@ def config_path(name: str) -> Path:
     return shipped[name]
 
 
+def quickstart_config(setting: str) -> str:
+    """Return the shipped config of a setting's quickstart."""
+    if setting not in QUICKSTARTS:
+        raise ConfigError(unknown("setting", setting, QUICKSTARTS))
+    return QUICKSTARTS[setting]
+
+
 def sampling_from(base: dict[str, SamplingConfig], modalities: list[str], chosen) -> dict[str, SamplingConfig]:
     """Lay a command's sampling options over the run's, for every modality."""
-    names = ("temperature", "top_k", "top_p", "guidance")
+    names = ("temperature", "top_k", "top_p", "guidance", "media_guidance", "steps", "sampler")
     given = {n: getattr(chosen, n) for n in names if getattr(chosen, n) is not None}
     return {m: dataclasses.replace(base.get(m, SamplingConfig()), **given) for m in modalities}
+
+
+def grids_from(text: str | None, output: str | None, model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Read an extent such as ``8x12`` for the modality that is asked for; none without a text."""
+    if text is None:
+        return {}
+    sizes = text.lower().split("x")
+    require(all(n.isdigit() and int(n) > 0 for n in sizes), "generate.grid", text, "numbers of tokens such as 8x12")
+    continuous = [n for n, m in model.modalities.items() if m.objective == "diffusion"]
+    require(output in continuous, "generate.grid", text, f"left out where --output is none of {continuous}")
+    return {output: tuple(map(int, sizes))}
 
 
 def describe_settings() -> str:

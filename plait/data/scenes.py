@@ -107,7 +107,12 @@ class SceneSource:
         self.seed = seed
         self.sample_rate = sample_rate
         self.parts = tuple(p for p in PARTS if p in parts)
-        held_out = ("seen", "unseen_concepts", "unseen_combinations", "other_voice")
+        held_out = [
+            "seen",
+            "unseen_concepts",
+            "unseen_combinations",
+            *(["other_voice"] if "audio" in self.parts else []),
+        ]
         self._rows = {"train": prepare.documents} | {name: prepare.validation_documents for name in held_out}
 
     def splits(self) -> dict[str, int]:

@@ -6,10 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from plait.batch import Document, Part, spell
-from plait.config import DiffusionConfig, SamplingConfig
+from plait.config import DiffusionConfig, SamplingConfig, check_sampler
 from plait.errors import ConfigError, require, unknown
 from plait.model_config import ModelConfig
-from plait.objectives.samplers import check_sampler
 
 PLAIN = SamplingConfig()
 

@@ -12,32 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.config import DiffusionConfig
-from plait.errors import ConfigError, ResourceError, require, unknown
+from plait.config import SAMPLERS, DiffusionConfig, check_sampler
+from plait.errors import ResourceError
 from plait.objectives.diffusion import signal_and_noise
-
-SAMPLERS = {"ddpm": ("ddim", "ddpm", "unipc", "dpm_solver"), "flow": ("euler", "heun", "unipc", "dpm_solver")}
-"""Samplers that fit each process; the first one is "auto"."""
 
 MAX_BETA = 0.999
 """Largest beta of ddpm (arXiv 2102.09672, section 3.2)."""
 
 LAST_SIGMA = 1 - 1e-6
 """Highest noise level of the solvers that take the logarithm of the signal (flow)."""
-
-
-def check_sampler(config: DiffusionConfig, sampler: str, steps: int, where: str) -> None:
-    """Raise a ConfigError unless the sampler fits the process and can take so many steps; ``where`` is the setting."""
-    known = ("auto", *SAMPLERS[config.process])
-    if sampler not in known:
-        if not any(sampler in names for names in SAMPLERS.values()):
-            raise ConfigError(unknown(f"{where}.sampler", sampler, {"auto"}.union(*SAMPLERS.values())))
-        allowed = f"one of {', '.join(known)} where diffusion.process is {config.process!r}"
-        require(False, f"{where}.sampler", sampler, allowed)
-    require(steps >= 1, f"{where}.steps", steps, "at least 1")
-    if config.process == "ddpm":
-        require(steps <= config.num_timesteps, f"{where}.steps", steps,
-                f"at most diffusion.num_timesteps ({config.num_timesteps})")  # fmt: skip
 
 
 class Denoiser:
