@@ -57,7 +57,7 @@ class Codec(ABC):
 
     @property
     def is_fitted(self) -> bool:
-        """Whether it can encode. A pretrained codec of ids can from the start, one of latents once they were measured."""
+        """Whether it can encode. A pretrained codec of ids can from the start, one of latents once measured."""
         return True
 
     def fit(  # noqa: B027  (a codec that needs no training inherits this)
