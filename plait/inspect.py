@@ -35,6 +35,8 @@ def inspect_run(chosen) -> None:
     batch, _ = next(loader)
     loader.close()
     console.print(batch_table(batch, config))
+    targets = ", ".join(f"{n} {c:,.0f}" for n, c in zip(config.model.layout.names, batch.counts, strict=True))
+    console.print(f"targets: {targets}\ntokens: {_first_ids(batch, config)}", markup=False, highlight=False)
     if chosen.mask:
         draw_mask(batch, config, Path(chosen.mask))
         console.print(f"mask: {chosen.mask}")
@@ -54,20 +56,26 @@ def document_table(document: Document, codecs: dict[str, Codec], title: str) -> 
 
 
 def batch_table(batch: Batch, config: RunConfig) -> Table:
-    """Return a table of a packed batch: its towers' rows and its modalities' targets."""
+    """Return a table of a packed batch: its towers' rows."""
     filled = batch.num_tokens / config.data.batch_tokens
     title = f"packed batch: {len(batch.lengths)} documents, {batch.num_tokens} tokens, {filled:.1%} filled"
     table = Table("tower", "tokens", "rows", title=title, title_justify="left", box=None)
     for tower, size, padded in zip(config.model.towers, batch.routing.sizes, batch.routing.padded_sizes, strict=True):
         table.add_row(tower, str(size), str(padded))
-    targets = ", ".join(f"{n} {c:,.0f}" for n, c in zip(config.model.layout.names, batch.counts, strict=True))
-    table.caption = f"targets: {targets}\nids: {_first_ids(batch, config)}"
-    table.caption_justify = "left"
     return table
 
 
 def _first_ids(batch: Batch, config: RunConfig, count: int = 24) -> str:
-    return " ".join(config.model.layout.name_of(int(i)) for i in batch.ids[:count]) + " ..."
+    """Return the first tokens by name; a span of latents is one entry."""
+    names: list[str] = []
+    for span in batch.spans:
+        if config.model.modalities[span.modality].objective == "diffusion":
+            names.append(f"[{span.length} {'noised' if span.noised else 'clean'} latents of {span.modality}]")
+        else:
+            names += [config.model.layout.name_of(int(i)) for i in batch.ids[span.start : span.stop]]
+        if len(names) >= count:
+            break
+    return " ".join(names[:count]) + " ..."
 
 
 def draw_mask(batch: Batch, config: RunConfig, path: Path) -> None:

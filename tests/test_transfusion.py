@@ -76,6 +76,11 @@ def test_a_run_generates_by_command_and_in_python(run, capsys, tmp_path):
     assert isinstance(pipeline.generate([[edit[0]]], "text")[0].output[0][1], str)
 
 
+def test_inspect_names_latents(run, capsys):
+    assert main(["inspect", str(run)]) == 0
+    assert "<image> [64 noised latents of image] </image>" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--sampler", "ddim"], r"sampler: 'ddim' is not allowed.*euler"),
     (["--sampler", "eular"], r"sampler: unknown name 'eular'.*did you mean 'euler'"),
