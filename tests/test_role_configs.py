@@ -1,15 +1,18 @@
 """Two towers by role and noise state, from the shipped YAML: bagel_like and cosmos_like."""
 
 import copy
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from fake_data import write_folder
 
-from plait.batch import Batch, Document, Part, pack, tower_of
+from plait.batch import Batch, Document, Part, Span, pack, tower_of
 from plait.config import RunConfig, SamplingConfig
-from plait.config_file import load
+from plait.config_file import from_dict, load
 from plait.data.loader import Loader
 from plait.generate import Request, generate
 from plait.model.mask import segments, varlen_calls
@@ -258,3 +261,11 @@ def test_cosmos_attention_is_two_calls_without_copies_of_the_reasoners_keys(fold
             foreign = [k for k in items.keys[low:high] if towers[k] == "generator" and k not in queries]
             assert foreign == []
     assert num_plain > 20
+
+
+def test_the_examples_of_the_page_are_configs_and_route_as_it_says():
+    page = (Path(__file__).parent.parent / "docs/routing.md").read_text()
+    examples = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)]
+    clean_copy = Span("image", "generation", GRID, 0, 9, 0, bidirectional=True)
+    found = [tower_of(clean_copy, from_dict(RunConfig, {"model": example}).model) for example in examples]
+    assert found == ["image", "generation", "reasoner"]
