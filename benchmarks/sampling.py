@@ -1,6 +1,6 @@
 """Guided sampling of latents with and without the cached prefix and batched guidance, as ratios measured in one run.
 
-    python benchmarks/sampling.py                      (about 5 minutes on one core)
+    python benchmarks/sampling.py                      (about 7 minutes on one core)
     python benchmarks/sampling.py --width 512 --requests 4 --prefixes 1024
     python benchmarks/sampling.py --quick              (seconds: a check, no figures worth keeping)
 
