@@ -7,7 +7,7 @@ import torch
 from plait.data import scenes
 from plait.data.drawings import split_concepts
 from plait.errors import DataError, ResourceError
-from plait.evaluate.image import FeatureJudge, frechet_distance, psnr
+from plait.evaluate.image import FeatureJudge, frechet_distance, psnr, similarity
 from plait.evaluate.speech import Recogniser, recognise, recognised_share
 from plait.randomness import generator
 
@@ -35,7 +35,9 @@ def test_psnr_by_hand():
 def test_nearest_reference_is_the_right_concept(judge):
     chosen = split_concepts(0)["train"][::80]
     references = [scenes.reference(c.code, 32) for c in chosen]
-    assert judge.scores(references, references).argmax(1).tolist() == list(range(len(chosen)))
+    assert similarity(judge.features(references), judge.features(references)).argmax(1).tolist() == list(
+        range(len(chosen))
+    )
     assert judge.accuracy(references[::-1], references, list(range(len(chosen)))[::-1]) == 1.0
     noisy = [noised(picture, 25) for picture in references]
     garbage = [noised(picture, 400) for picture in references]

@@ -15,7 +15,7 @@ from torch import Tensor
 from plait.codecs.pictures import psnr, to_unit
 from plait.errors import DataError, ResourceError
 
-__all__ = ["FeatureJudge", "blurred", "frechet_distance", "psnr"]
+__all__ = ["FeatureJudge", "blurred", "frechet_distance", "psnr", "similarity"]
 
 _SIDE = 128  # pictures are scaled to this: enough for small drawings, and 3 times faster than 224
 _BATCH = 64
@@ -38,22 +38,23 @@ class FeatureJudge:
             rows.append(self._network.extract_features(torch.cat(sized)).mean((2, 3)))
         return torch.cat(rows)
 
-    def scores(self, pictures: Sequence[np.ndarray], references: Sequence[np.ndarray]) -> np.ndarray:
-        """Return float32 [B, R]: the cosine of each picture's features with each reference's.
-
-        Both are centred by the references' mean first, which drawings share much of.
-        """
-        known = self.features(references)
-        mean = known.mean(0)
-        return (F.normalize(self.features(pictures) - mean, dim=1) @ F.normalize(known - mean, dim=1).T).numpy()
-
     def accuracy(self, pictures: Sequence[np.ndarray], references: Sequence[np.ndarray], truth: Sequence[int]) -> float:
         """Return the share of pictures whose nearest reference is the one of index ``truth``."""
-        return float((self.scores(pictures, references).argmax(1) == np.asarray(truth)).mean())
+        scores = similarity(self.features(pictures), self.features(references))
+        return float((scores.argmax(1) == np.asarray(truth)).mean())
 
     def frechet(self, pictures: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
         """Return the Fréchet distance of two sets of pictures; state the number of pictures beside it."""
         return frechet_distance(self.features(pictures), self.features(others))
+
+
+def similarity(features: Tensor, references: Tensor) -> np.ndarray:
+    """Return float32 [B, R]: the cosine of each picture's features [B, D] with each reference's [R, D].
+
+    Both are centred by the references' mean first, which drawings share much of.
+    """
+    mean = references.mean(0)
+    return (F.normalize(features - mean, dim=1) @ F.normalize(references - mean, dim=1).T).numpy()
 
 
 def blurred(picture: np.ndarray, sigma_of_64: float = 2.0) -> np.ndarray:

@@ -7,16 +7,21 @@ what the same judge makes of the originals.
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from plait.codecs import Codec, Media
 from plait.data.encode import num_cores
 from plait.data.raw import RawDocument
 from plait.errors import ResourceError
+from plait.evaluate.text import interval
 from plait.progress import Progress
 from plait.randomness import generator
+
+if TYPE_CHECKING:
+    from plait.evaluate.image import FeatureJudge
 
 GRAMMAR = 100
 """Captions that the speech judge chooses among."""
@@ -86,43 +91,68 @@ def _hits(clips: Sequence[Media], captions: Sequence[str], sample_rate: int) -> 
 
 
 def judge_pictures(pictures: Sequence[Media], truths: Sequence[dict]) -> Judged:
-    """Return how many one-drawing pictures have the true one as their nearest of NUM_CONCEPTS reference drawings.
-
-    References are drawn as large as the pictures, on white. Each picture's are the true one and others drawn for it.
-    """
-    from plait.data.drawings import all_concepts
-    from plait.data.scenes import reference
+    """Return how many one-drawing pictures have the true one as their nearest of NUM_CONCEPTS reference drawings."""
     from plait.evaluate.image import FeatureJudge
 
-    single = [i for i, t in enumerate(truths) if len(t["objects"]) == 1]
-    if not single:
-        return Judged(0.0, 0)
-    codes = list(dict.fromkeys(truths[i]["objects"][0]["concept"] for i in single))
-    others = [c.code for c in all_concepts() if c.code not in codes]
-    order = generator(0, "picture judge: other concepts").permutation(len(others))
-    codes += [others[i] for i in order[: max(0, NUM_CONCEPTS - len(codes))]]
-    references = [reference(code, pictures[0].shape[0]) for code in codes]
-    truth = np.array([codes.index(truths[i]["objects"][0]["concept"]) for i in single])
-    scores = FeatureJudge().scores([pictures[i] for i in single], references)
-    hits = []
-    for row, (place, of_picture) in enumerate(zip(truth, scores, strict=True)):
-        draw = generator(0, "picture judge: candidates", item=row)
-        rivals = np.delete(np.arange(len(codes)), place)
-        rivals = draw.permutation(rivals)[: NUM_CONCEPTS - 1]
-        hits.append(bool((of_picture[rivals] < of_picture[place]).all()))
-    return Judged.of(hits)
+    judge = FeatureJudge()
+    return _References(judge, truths, pictures[0].shape[0]).judge(judge.features(pictures))
 
 
-def frechet_figures(made: Sequence[Media], real: Sequence[Media], others: Sequence[Media], codec: Codec) -> dict:
-    """Return Fréchet distances to ``others``, real pictures: of what was made, and as references of ``real`` pictures
-    of the same captions, of those blurred, and of the codec's round trip of them."""
+class _References:
+    """The drawings that pictures of certain scenes are told among, drawn as large as the pictures, on white.
+
+    Each picture's are the true one and NUM_CONCEPTS - 1 others that are drawn for it. Scenes of several drawings are
+    left out.
+    """
+
+    def __init__(self, judge: "FeatureJudge", truths: Sequence[dict], size: int):
+        from plait.data.drawings import all_concepts
+        from plait.data.scenes import reference
+
+        self.single = [i for i, t in enumerate(truths) if len(t["objects"]) == 1]
+        names = [truths[i]["objects"][0]["concept"] for i in self.single]
+        codes = list(dict.fromkeys(names))
+        others = [c.code for c in all_concepts() if c.code not in codes]
+        order = generator(0, "picture judge: other concepts").permutation(len(others))
+        codes += [others[i] for i in order[: max(0, NUM_CONCEPTS - len(codes))]]
+        self.truth = [codes.index(name) for name in names]
+        self.features = judge.features([reference(code, size) for code in codes])
+
+    def judge(self, features: Tensor) -> Judged:
+        """Judge the features [B, D] of one picture for each scene."""
+        from plait.evaluate.image import similarity
+
+        if not self.single:
+            return Judged(0.0, 0)
+        hits = []
+        for row, (scores, true) in enumerate(zip(similarity(features[self.single], self.features), self.truth)):
+            draw = generator(0, "picture judge: candidates", item=row)
+            rivals = draw.permutation(np.delete(np.arange(len(scores)), true))[: NUM_CONCEPTS - 1]
+            hits.append(bool((scores[rivals] < scores[true]).all()))
+        return Judged.of(hits)
+
+
+def picture_figures(
+    made: Sequence[Media], truths: Sequence[dict], real: Sequence[Media], others: Sequence[Media], codec: Codec
+) -> dict[str, float]:
+    """Return how often generated pictures are named rightly, and their Fréchet distance to ``others``, real pictures.
+
+    Beside them the same figures of ``real`` pictures of the same scenes and of the codec's round trip of them, and the
+    distance of blurred ones.
+    """
     from plait.evaluate.image import FeatureJudge, blurred, frechet_distance
 
     judge = FeatureJudge()
-    target = judge.features(others)
-    sets = {"frechet": made, "frechet_real": real, "frechet_blurred": [blurred(p) for p in real],
-            "frechet_codec": codec.decode(codec.encode(real))}  # fmt: skip
-    figures = {name: frechet_distance(judge.features(pictures), target) for name, pictures in sets.items()}
+    references, target = _References(judge, truths, made[0].shape[0]), judge.features(others)
+    sets = {"": made, "real": real, "codec": codec.decode(codec.encode(real)), "blurred": [blurred(p) for p in real]}
+    features = {name: judge.features(pictures) for name, pictures in sets.items()}
+    figures = {f"frechet_{n}" if n else "frechet": frechet_distance(f, target) for n, f in features.items()}
+    named = references.judge(features[""])
+    low, high = interval(named.share, named.trials)
+    figures |= {"object_accuracy": named.share, "object_low": low, "object_high": high,
+                "object_trials": float(named.trials), "object_chance": 1 / NUM_CONCEPTS,
+                "object_originals": references.judge(features["real"]).share,
+                "object_codec": references.judge(features["codec"]).share}  # fmt: skip
     return figures | {"frechet_count": float(len(made))}
 
 

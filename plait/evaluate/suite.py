@@ -13,7 +13,7 @@ from plait.data.prepare import drawn_scenes, raw_source
 from plait.data.raw import RawDocument
 from plait.data.shards import ShardSource
 from plait.data.sources import open_sources, validation_splits
-from plait.evaluate.judges import NUM_CONCEPTS, available, frechet_figures, judge_media, judge_pictures
+from plait.evaluate.judges import available, judge_media, judge_pictures, picture_figures
 from plait.evaluate.losses import perplexity, split_losses
 from plait.evaluate.text import caption_scores, continuation_scores, forced_choice, interval
 from plait.generate import Request, Result, generate
@@ -128,25 +128,16 @@ class Suite:
         return figures
 
     def pictures(self, name: str, made: list, truths: list[dict]) -> dict[str, float]:
-        """Return how often generated pictures are named rightly, and how far they are from real ones, each beside the
-        same figure of real pictures and of the codec's round trip."""
-        judged = judge_pictures(made, truths)
-        low, high = interval(judged.share, judged.trials)
-        figures = {"accuracy": judged.share, "low": low, "high": high, "trials": float(judged.trials),
-                   "chance": 1 / NUM_CONCEPTS}  # fmt: skip
+        """Return what the judge makes of generated pictures; beside real ones, where they can be drawn again."""
         if not drawn_scenes(self.config):
-            return {f"{name}_object_{k}": v for k, v in figures.items()}
-        codec, draw = self.codecs[name], raw_source(self.config)
-        real, others = ([dict(r.parts)[codec.key] for r in draw.read(split, 0, len(made)) if isinstance(r, RawDocument)]
-                        for split in (validation_splits(self.config)[0], "train"))  # fmt: skip
-        with self.progress.stage("judge of pictures", total=3) as bar:
-            figures["originals"] = judge_pictures(real, truths).share
-            bar.advance(1, "originals")
-            figures["codec"] = judge_pictures(codec.decode(codec.encode(real)), truths).share
-            bar.advance(1, "round trip")
-            found = {f"{name}_{k}": v for k, v in frechet_figures(made, real, others, codec).items()}
-            bar.advance(1, "Fréchet distances")
-        return found | {f"{name}_object_{k}": v for k, v in figures.items()}
+            judged = judge_pictures(made, truths)
+            return {f"{name}_object_accuracy": judged.share, f"{name}_object_trials": float(judged.trials)}
+        codec, source, split = self.codecs[name], raw_source(self.config), validation_splits(self.config)[0]
+        real, others = ([dict(r.parts)[codec.key] for r in source.read(s, 0, len(made)) if isinstance(r, RawDocument)]
+                        for s in (split, "train"))  # fmt: skip
+        with self.progress.stage(f"judge of {name}", total=1):
+            figures = picture_figures(made, truths, real, others, codec)
+        return {f"{name}_{label}": value for label, value in figures.items()}
 
     def choices(self, prefix: str, modality: str, documents: list[Document]) -> dict[str, float]:
         """Score NUM_CHOICES names for each item with one drawing: the share named rightly, and with items shuffled."""
