@@ -296,7 +296,8 @@ def _place(sequences, config, first_positions):
         for run in sequence:
             if not len(run):
                 continue
-            bidirectional = config.modalities[run.modality].attention == "bidirectional"
+            record = config.modalities[run.modality]
+            bidirectional = record.attention_by_role.get(run.role, record.attention) == "bidirectional"
             spans.append(Span(run.modality, run.role, run.grid, at, len(run), d, bidirectional, run.noised, run.hidden))
             before = before if run.is_copy else p
             block, p = _positions(run, before, axes)

@@ -24,6 +24,8 @@ class ModalityConfig:
     """next_token: discrete ids, cross-entropy. diffusion: continuous latents, denoising."""
     attention: Literal["causal", "bidirectional"] = "causal"
     """Attention inside one span of this modality. Bidirectional needs a continuous objective."""
+    attention_by_role: dict[str, Literal["causal", "bidirectional"]] = field(default_factory=dict)
+    """Attention inside spans of a certain role (understanding, generation), where that differs from `attention`."""
     tower: str = ""
     """Tower that carries these tokens. Empty: the tower of the modality's own name."""
     tower_by_role: dict[str, str] = field(default_factory=dict)
@@ -51,6 +53,13 @@ class ModalityConfig:
     def towers(self) -> list[str]:
         """Every tower that may carry these tokens, `tower` first."""
         return list(dict.fromkeys([self.tower, *self.tower_by_role.values(), *self.tower_by_noise.values()]))
+
+    @property
+    def noised_towers(self) -> list[str]:
+        """The towers that may carry noised spans (continuous), and so predict latents."""
+        roles = ROLES if self.later_sees == "noised" else ("generation",)
+        by_role = [self.tower_by_role.get(role, self.tower) for role in roles]
+        return list(dict.fromkeys(self.tower_by_noise.get("noised", tower) for tower in by_role))
 
 
 @dataclass
@@ -180,12 +189,15 @@ class ModelConfig:
                      "next_token for the first modality, which hosts the delimiters")  # fmt: skip
             require(m.vocab_size >= 0, f"{where}.vocab_size", m.vocab_size, "0 or more")
             require(m.loss_weight >= 0, f"{where}.loss_weight", m.loss_weight, "0 or more")
-            for field_name, keys in (("tower_by_role", ROLES), ("tower_by_noise", NOISE_STATES)):
+            for field_name, keys in (
+                ("attention_by_role", ROLES), ("tower_by_role", ROLES), ("tower_by_noise", NOISE_STATES)
+            ):
                 for key in getattr(m, field_name):
                     if key not in keys:
                         raise ConfigError(unknown(f"{where}.{field_name}", key, keys))
             if m.objective == "next_token":
                 for field_name, plain in (
+                    ("attention_by_role", {}),
                     ("tower_by_noise", {}),
                     ("later_sees", "noised"),
                     ("patch_network", "linear"),

@@ -11,6 +11,9 @@ from plait.model.mask import Segment, segments
 MAX_TOGETHER = 32
 """Most new tokens a row that one masked call attends; longer prompts go segment by segment."""
 
+MAX_PADDED = 512
+"""Rows of latents longer than this go one by one where a masked call of all would be more than a quarter padding."""
+
 
 class KVCache:
     """Keys and values of up to ``num_rows`` sequences of up to ``max_length`` tokens, for every layer.
@@ -98,7 +101,8 @@ class CacheStep:
         if not alike or len(two_ways) > 1:
             return ""
         if two_ways == {True}:
-            return "bidirectional" if len(batch.spans) == len(self.rows) else ""
+            padded = self.longest > MAX_PADDED and 4 * sum(self.ends) < 3 * self.longest * len(self.rows)
+            return "bidirectional" if len(batch.spans) == len(self.rows) and not padded else ""
         return "causal" if self.num_new <= MAX_TOGETHER and not any(s.hidden for s in batch.spans) else ""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class MixtureOfTransformers(nn.Module):
                     lambda t, s=shape, p=places: LatentIn(width=towers[t].width, places=p, **s), used, untied=True
                 )
                 self.latent_out[name] = PerTower(
-                    lambda t, s=shape: LatentOut(width=towers[t].width, **s), used, untied=True
+                    lambda t, s=shape: LatentOut(width=towers[t].width, **s), modality.noised_towers, untied=True
                 )
         self.recompute_blocks = False
         self.init_weights(seed)
@@ -132,10 +132,15 @@ class MixtureOfTransformers(nn.Module):
         return torch.cat([nn.functional.linear(x, m.weight) for x, m in zip(chosen, modules, strict=True)])
 
     def predict_latents(self, hidden: list[Tensor], batch: Batch, modality: str) -> Tensor:
-        """Return what the latent head says for each token [n, C] of a continuous modality, in sequence order."""
+        """Return what the latent head says for each token [n, C] of a continuous modality, in sequence order.
+
+        Zero where a tower has no head, as it never carries noised ones.
+        """
         towers, group = list(self.config.towers), batch.latents[modality]
         out = hidden[0].new_zeros(group.values.shape)
         for tower, place in group.places.items():
+            if tower not in self.latent_out[modality]:  # it carries clean latents only
+                continue
             mine = hidden[towers.index(tower)].index_select(0, place.rows)
             y = self.latent_out[modality][tower](mine, *self._latents_of(group, place))
             out = out.index_copy(0, place.tokens, y.to(out.dtype))
