@@ -77,7 +77,7 @@ class TrainConfig:
     minutes: float = 0.0
     """If above 0, the schedule is fitted to this time instead: `steps` is set after the first steps are timed."""
     accumulate: int = 1
-    """Batches per optimizer step."""
+    """Batches per optimizer step. On a CPU they are computed side by side, on a core each."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     final_learning_rate: float = 0.0

@@ -1,6 +1,7 @@
 """The training loop: exact resume, accumulation, skipped steps, checkpoints that refuse what does not fit."""
 
 import copy
+import dataclasses
 import json
 import threading
 
@@ -298,3 +299,21 @@ def test_fitted_to_minutes(folder, tmp_path):
     trainer = Trainer(config, Progress())
     trainer.run()
     assert trainer.state.seconds == pytest.approx(3.0, abs=1.5) and trainer.state.step > 1
+
+
+def test_batches_side_by_side_equal_one_after_another(folder, tmp_path):
+    """The same numbers whichever thread is done first, bit for bit, and those of one batch after the other."""
+    config = config_for(folder, tmp_path / "a", steps=4)
+    config.train.accumulate = 3
+    found = []
+    for threads in (1, 3, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            trainer = Trainer(dataclasses.replace(config, out=str(tmp_path / f"run-{len(found)}")))
+        finally:
+            torch.set_num_threads(before)
+        assert (trainer._pool is not None) == (threads > 1)
+        found.append({n: p.detach().clone() for n, p in trainer.run().named_parameters()})
+    torch.testing.assert_close(found[1], found[2], rtol=0, atol=0)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)

@@ -9,4 +9,5 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     """Return the context of a forward pass in a configured precision: float32 (nothing) or bfloat16."""
     if precision == "float32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    # a weight is cast once a pass anyway, and the cache of casts is shared by threads
+    return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)

@@ -30,6 +30,7 @@ from plait.objectives.diffusion import corrupt
 from plait.progress import Progress
 from plait.train import checkpoint
 from plait.train.ema import AveragedWeights
+from plait.train.gradients import add_gradients, side_by_side
 from plait.train.metrics import MetricsLog, peak_device_memory_gb, peak_memory_gb
 from plait.train.optim import learning_rate, make_optimizer, set_learning_rate
 
@@ -109,6 +110,7 @@ class Trainer:
         if config.train.compile:
             for block in self.model.blocks:
                 block.compile(dynamic=True)
+        self._pool = side_by_side(self.model, config.train)
         self._bad_steps = torch.zeros((), device=self.device)
         self._stop = False
         self._last_saved = time.monotonic()
@@ -205,12 +207,13 @@ class Trainer:
         train = self.config.train
         counts = [sum(b.counts[m] for b in batches) for m in range(len(self.config.model.modalities))]
         factors = torch.tensor(self.loss_factors(counts), dtype=torch.float32).to(self.device)
-        total = torch.zeros(len(counts), device=self.device)
-        for batch in batches:
+
+        def loss(batch: Batch) -> tuple[Tensor, Tensor]:
             with autocast(train.precision, self.device):
                 sums = loss_sums(self.model, self.model(batch), batch, z_loss=train.z_loss)
-            (sums * factors.to(sums.dtype)).sum().backward()
-            total += sums.detach()
+            return (sums * factors.to(sums.dtype)).sum(), sums
+
+        total = add_gradients(self._trained(), batches, loss, self._pool).to(torch.float32)
         norm = torch.nn.utils.clip_grad_norm_(self._trained(), train.clip, foreach=True)
         bad = (~torch.isfinite(norm)).float()
         self.optimizer.found_inf = bad  # the fused kernel leaves everything as it is where this is 1

@@ -1,0 +1,63 @@
+"""The gradients of a step's batches: one batch after another, or on a CPU side by side, each with cores of its own.
+
+Small models leave a CPU's second core idle: their operations are too short to share. Two batches on a thread each make
+twice the tokens a second of one batch on two threads (docs/experiments.md).
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+
+from plait.batch import Batch
+from plait.config import TrainConfig
+from plait.model.mot import MixtureOfTransformers
+
+Loss = Callable[[Batch], tuple[Tensor, Tensor]]
+"""A batch's share of the step's loss [], and its sums by modality [M]."""
+
+
+def side_by_side(model: MixtureOfTransformers, config: TrainConfig) -> ThreadPoolExecutor | None:
+    """Return threads for a step's batches, as many as there are cores for them; None where one follows the other."""
+    cores = torch.get_num_threads()
+    # token choice counts its load in place, and tracing for the compiler is no work for several threads
+    in_place = any(t.ffn == "moe" and t.moe_routing == "token_choice" for t in model.config.towers.values())
+    if model.device.type != "cpu" or min(cores, config.accumulate) < 2 or in_place or config.compile:
+        return None
+    workers = min(cores, config.accumulate)
+    return ThreadPoolExecutor(workers, "plait-batch", initializer=torch.set_num_threads, initargs=(cores // workers,))
+
+
+def add_gradients(
+    parameters: Sequence[Tensor], batches: Sequence[Batch], loss: Loss, pool: ThreadPoolExecutor | None
+) -> Tensor:
+    """Add the gradients of all batches to the parameters', and return the sum of their sums [M].
+
+    Side by side, each batch has gradients of its own, added in the order of the batches whichever was done first: the
+    result does not depend on the threads.
+    """
+    sums = []
+    if pool is None or len(batches) == 1:
+        for batch in batches:
+            value, found = loss(batch)
+            value.backward()
+            sums.append(found.detach())
+        return torch.stack(sums).sum(0)
+
+    def gradients(batch: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
+        value, found = loss(batch)
+        return torch.autograd.grad(value, list(parameters)), found.detach()
+
+    for own, found in pool.map(gradients, batches):
+        _add(parameters, own)
+        sums.append(found)
+    return torch.stack(sums).sum(0)
+
+
+def _add(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    if parameters[0].grad is None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+    else:
+        torch._foreach_add_([p.grad for p in parameters], list(gradients))
