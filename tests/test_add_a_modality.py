@@ -78,6 +78,8 @@ def test_the_page(folder):
     model = load_pretrained(checkpoint.latest(folder / "runs/depth/checkpoints"))
     assert {t.width for t in model.config.towers.values()} == {64, 96}
     assert model.config.modalities["depth"].latent_channels == 16
+    made = [np.load(p) for p in (folder / "runs/depth/generated/depth").glob("*.npy")]
+    assert [m.shape for m in made] == [(8, 12)]
 
 
 def test_the_codec_of_the_page_round_trips(folder):
