@@ -42,14 +42,14 @@ def read_copy(cls: type[Codec], folder: Path) -> tuple[Codec, dict[str, Any]]:
 
 
 def description_of(folder: Path) -> dict[str, Any]:
-    """Return codec.json as plain values; raises CheckpointError where it is missing or describes no codec."""
+    """Return codec.json as plain values; raises CheckpointError where it is missing or names no codec."""
     path = Path(folder) / "codec.json"
     try:
         description = json.loads(path.read_text(encoding="utf-8"))
-        _, _ = description["codec"], description["options"].keys()
+        _ = description["codec"]
     except FileNotFoundError:
         raise CheckpointError(f"codec: there is no {str(path)!r}, so {str(folder)!r} holds no codec") from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
         raise CheckpointError(f"codec: {str(path)!r} is not a codec description") from None
     return description
 
@@ -58,6 +58,8 @@ def _description(cls: type[Codec], folder: Path) -> dict[str, Any]:
     description, path = description_of(folder), str(Path(folder) / "codec.json")
     if description["codec"] != cls.name:
         raise CheckpointError(f"codec: {path!r} describes a codec {description['codec']!r}, not {cls.name!r}")
+    if not isinstance(description.get("options"), dict):  # a codec of one's own may keep its settings otherwise
+        raise CheckpointError(f"codec: {path!r} is not a codec description")
     return description
 
 
