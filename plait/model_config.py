@@ -190,7 +190,9 @@ class ModelConfig:
             require(m.vocab_size >= 0, f"{where}.vocab_size", m.vocab_size, "0 or more")
             require(m.loss_weight >= 0, f"{where}.loss_weight", m.loss_weight, "0 or more")
             for field_name, keys in (
-                ("attention_by_role", ROLES), ("tower_by_role", ROLES), ("tower_by_noise", NOISE_STATES)
+                ("attention_by_role", ROLES),
+                ("tower_by_role", ROLES),
+                ("tower_by_noise", NOISE_STATES),
             ):
                 for key in getattr(m, field_name):
                     if key not in keys:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from plait.batch import Batch, Document, Part, Run, assemble, position_after, spell
 from plait.config import DiffusionConfig, SamplingConfig
+from plait.errors import require
 from plait.generate.allowed import AllowedIds
 from plait.generate.request import Request, Result, check_request
 from plait.generate.waves import Canvas, start_waves
@@ -78,15 +79,19 @@ class _Row:
 
 
 class Generator:
-    """Advances requests together. ``grids`` gives the extent of items of fixed size, by modality."""
+    """Advances requests together. ``grids`` gives the extent of items of fixed size, by modality.
+
+    The cache has ``max_rows`` times ``max_branches`` rows: 1 without guidance, 2 with it, 3 where given media guide
+    apart.
+    """
 
     def __init__(self, model: MixtureOfTransformers, *, grids: dict[str, tuple[int, ...]], max_rows: int = 32,
-                 max_length: int = 2048, default_max_tokens: int = 256,
+                 max_length: int = 2048, default_max_tokens: int = 256, max_branches: int = 3,
                  diffusion: DiffusionConfig | None = None, precision: str = "float32"):  # fmt: skip
         self.model, self.grids, self.default_max_tokens = model, grids, default_max_tokens
         self.layout, self.max_rows, self.diffusion = model.config.layout, max_rows, diffusion or DiffusionConfig()
-        # a guided row has up to two more branches
-        self.cache = model.new_cache(3 * max_rows, min(max_length, model.config.max_positions))
+        self.max_branches = max_branches
+        self.cache = model.new_cache(max_branches * max_rows, min(max_length, model.config.max_positions))
         self.precision = precision
         self.rows: list[_Row] = []
         self.streams: list[_Stream] = []
@@ -104,6 +109,8 @@ class Generator:
         """Take a request in and return its id; raises ConfigError where it asks for what cannot be made."""
         check_request(request, self.model.config, grids=self.grids, max_length=self.cache.max_length,
                       diffusion=self.diffusion)  # fmt: skip
+        require(request.max_branches <= self.max_branches, "generate: branches of guidance", request.max_branches,
+                f"at most max_branches ({self.max_branches}) of this generator")  # fmt: skip
         row = _Row(self._next_id, request, self._spelt(request.prompt))
         self._next_id += 1
         self.rows.append(row)
@@ -384,8 +391,9 @@ def generate(
 ) -> list[Result]:
     """Run all requests, at most ``max_rows`` at a time, and return their results in order."""
     requests = list(requests)
-    engine = Generator(model, grids=grids, max_rows=max_rows, max_length=max_length, diffusion=diffusion,
-                       precision=precision)  # fmt: skip
+    branches = max((r.max_branches for r in requests), default=1)
+    engine = Generator(model, grids=grids, max_rows=max_rows, max_length=max_length, max_branches=branches,
+                       diffusion=diffusion, precision=precision)  # fmt: skip
     waiting, results = list(reversed(requests)), {}
     while waiting or engine.rows:
         while waiting and engine.has_room:

@@ -37,6 +37,13 @@ class Request:
         """Return how a span of a modality is sampled."""
         return self.sampling.get(modality, PLAIN)
 
+    @property
+    def max_branches(self) -> int:
+        """Rows of the cache that it may need at once: one, and one or two more under guidance."""
+        if any(s.media_guidance != 1.0 for s in self.sampling.values()):
+            return 3
+        return 2 if any(s.guidance != 1.0 for s in self.sampling.values()) else 1
+
 
 @dataclass
 class Result:
