@@ -49,10 +49,6 @@ class Document:
     task: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
 
-    def num_tokens(self, config: ModelConfig) -> int:
-        """Return the number of tokens it takes, delimiters, copies and <bos>, <eos> included."""
-        return sum(len(run) for run in spell(self, config))
-
 
 @dataclass
 class Run:

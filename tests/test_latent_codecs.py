@@ -11,11 +11,11 @@ from plait.codecs.base import Encoded
 from plait.codecs.image_latents import ImageLatentCodec
 from plait.codecs.image_pixels import ImagePixelCodec
 from plait.codecs.latents import Scaling, divergence
-from plait.codecs.patches import fold, unfold
 from plait.codecs.speech_latents import SpeechLatentCodec
 from plait.config import PrepareConfig
 from plait.data.scenes import SceneSource
 from plait.errors import CheckpointError, ConfigError, DataError
+from plait.model.heads import from_images, to_images
 from plait.randomness import generator
 
 TINY_IMAGE = {"size": 32, "channels": [16], "steps": 150, "batch_size": 8, "learning_rate": 1e-2}
@@ -88,17 +88,17 @@ def test_a_token_is_its_latents_row_by_row_each_with_all_its_channels():
     # latents of a map of 4 x 6 with 3 channels, each number saying where it stands: row, column, channel
     rows, columns, channels = np.meshgrid(range(4), range(6), range(3), indexing="ij")
     latents = torch.from_numpy(100 * rows + 10 * columns + channels).permute(2, 0, 1)[None]
-    tokens = fold(latents, 2)
+    tokens = from_images(latents, 2)
     assert tokens.shape == (1, 6, 12)
     assert tokens[0, 0].tolist() == [0, 1, 2, 10, 11, 12, 100, 101, 102, 110, 111, 112]
     assert tokens[0, :, 0].tolist() == [0, 20, 40, 200, 220, 240]
-    assert torch.equal(unfold(tokens, (2, 3), 2), latents)
+    assert torch.equal(to_images(tokens, (2, 3), 2), latents)
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])
 def test_patches_come_back(patch):
     latents = torch.randn(3, 5, 4 * patch, 7 * patch)
-    assert torch.equal(unfold(fold(latents, patch), (4, 7), patch), latents)
+    assert torch.equal(to_images(from_images(latents, patch), (4, 7), patch), latents)
 
 
 def test_shapes_keep_their_aspect_within_the_tokens_of_a_square():

@@ -1,7 +1,7 @@
 """What every codec is: its manifest key, reading, writing and showing media, encoding and decoding."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,6 +24,17 @@ class Encoded:
     ids: np.ndarray | None = None
     latents: np.ndarray | None = None
     grid: tuple[int, ...] = ()
+
+
+def alike(keys: Sequence[Any], most: int) -> Iterator[tuple[Any, list[int]]]:
+    """Yield a key and the places of up to ``most`` items that have it, until all were named: items of one size can
+    go through a network together."""
+    by_key: dict[Any, list[int]] = {}
+    for i, key in enumerate(keys):
+        by_key.setdefault(key, []).append(i)
+    for key, places in by_key.items():
+        for start in range(0, len(places), most):
+            yield key, places[start : start + most]
 
 
 class Codec(ABC):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plait.codecs import pictures, saved
-from plait.codecs.base import Progress
+from plait.codecs.base import Progress, alike
 from plait.codecs.fitting import Schedule, best_device, fit_model, fitting_key
 from plait.codecs.latents import Scaling, divergence
 from plait.codecs.patches import PictureLatentCodec, check_picture_options
@@ -98,10 +98,8 @@ class ImageLatentCodec(PictureLatentCodec):
 
     def _train(self, shaped: list[np.ndarray], *, minutes: float, seed: int, folder: Path, progress: Progress) -> None:
         options = self.options
-        by_shape: dict[tuple, list[np.ndarray]] = {}
-        for picture in shaped:
-            by_shape.setdefault(picture.shape, []).append(picture)
-        stacks = [torch.from_numpy(np.stack(same)) for same in by_shape.values()]
+        same_shape = alike([picture.shape for picture in shaped], len(shaped))
+        stacks = [torch.from_numpy(np.stack([shaped[i] for i in places])) for _, places in same_shape]
         shares = np.array([len(stack) for stack in stacks]) / len(shaped)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

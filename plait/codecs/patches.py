@@ -5,7 +5,7 @@ A picture is shaped, becomes a map of latents, is normalised per channel, and is
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,26 +14,12 @@ import torch
 from torch import Tensor
 
 from plait.codecs import pictures
-from plait.codecs.base import Codec, Encoded
+from plait.codecs.base import Codec, Encoded, alike
 from plait.codecs.latents import Scaling, checked_latents, measured_places
 from plait.errors import DataError, require
+from plait.model.heads import from_images, to_images
 
 _BATCH = 64  # pictures encoded or decoded together
-
-
-def fold(latents_BCHW: Tensor, patch: int) -> Tensor:
-    """Cut maps of latents into patches: [B, C, H, W] to tokens [B, H/patch * W/patch, patch * patch * C].
-
-    Tokens go row by row over the map; in a token its latents go row by row, each with all its channels together.
-    """
-    patches = latents_BCHW.unflatten(2, (-1, patch)).unflatten(4, (-1, patch))  # [B, C, rows, y, columns, x]
-    return patches.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
-
-
-def unfold(tokens_BNC: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """Undo `fold`: tokens [B, rows * columns, patch * patch * C] to latents [B, C, rows * patch, columns * patch]."""
-    patches = tokens_BNC.unflatten(1, grid).unflatten(3, (patch, patch, -1))  # [B, rows, columns, y, x, C]
-    return patches.permute(0, 5, 1, 3, 2, 4).flatten(4).flatten(2, 3)
 
 
 def check_picture_options(options: Any, pixels: int, formula: str) -> None:
@@ -85,9 +71,9 @@ class PictureLatentCodec(Codec):
         """Encode pictures of any sizes: latents [rows * columns, patch^2 * C] of mean 0 and deviation 1 per channel."""
         shaped = self._shaped(media)
         encoded: list[Encoded | None] = [None] * len(shaped)
-        for (height, width), places in _batches([p.shape[:2] for p in shaped]):
+        for (height, width), places in alike([p.shape[:2] for p in shaped], _BATCH):
             latents = self._latents(pictures.to_unit(np.stack([shaped[i] for i in places])))
-            tokens = fold(self.scaling.normalize(latents), self.patch_size).numpy()
+            tokens = from_images(self.scaling.normalize(latents), self.patch_size).numpy()
             grid = (height // self._token_pixels, width // self._token_pixels)
             for i, row in zip(places, tokens, strict=True):
                 encoded[i] = Encoded(latents=row, grid=grid)
@@ -98,9 +84,9 @@ class PictureLatentCodec(Codec):
         """Decode tokens of any grid; raises DataError where they are none."""
         tokens = [self._checked(item) for item in encoded]
         decoded: list[np.ndarray | None] = [None] * len(encoded)
-        for grid, places in _batches([tuple(e.grid) for e in encoded]):
+        for grid, places in alike([tuple(e.grid) for e in encoded], _BATCH):
             together = torch.from_numpy(np.stack([tokens[i] for i in places]))
-            latents = self.scaling.restore(unfold(together, grid, self.patch_size))
+            latents = self.scaling.restore(to_images(together, grid, self.patch_size))
             for i, picture in zip(places, pictures.from_unit(self._pictures(latents)), strict=True):
                 decoded[i] = picture
         return decoded
@@ -146,15 +132,5 @@ class PictureLatentCodec(Codec):
         chosen = self._shaped([media[i] for i in measured_places(len(media))])
         self.scaling = Scaling.measure(
             self._latents(pictures.to_unit(np.stack([chosen[i] for i in places])))
-            for _, places in _batches([p.shape[:2] for p in chosen])
+            for _, places in alike([p.shape[:2] for p in chosen], _BATCH)
         )
-
-
-def _batches(shapes: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], list[int]]]:
-    """Yield a shape and the places of up to _BATCH items that have it, until all were named."""
-    by_shape: dict[tuple[int, int], list[int]] = {}
-    for i, shape in enumerate(shapes):
-        by_shape.setdefault(shape, []).append(i)
-    for shape, places in by_shape.items():
-        for start in range(0, len(places), _BATCH):
-            yield shape, places[start : start + _BATCH]

@@ -17,31 +17,21 @@ from plait.codecs import saved
 from plait.codecs.base import Encoded, Progress
 from plait.codecs.latents import Scaling, checked_latents, divergence, measured_places
 from plait.codecs.mel import BINS
-from plait.codecs.speech_mel import MelAutoencoder, SpeechCodec, check_speech_options, count_tokens, mel_error
+from plait.codecs.speech_mel import MelAutoencoder, SpeechCodec, SpeechOptions, count_tokens, mel_error
 from plait.errors import CheckpointError, require
 
 
 @dataclass
-class SpeechLatentOptions:
+class SpeechLatentOptions(SpeechOptions):
     """Settings of `SpeechLatentCodec`."""
 
     latent_channels: int = 32
     """Numbers in one token."""
     kl_weight: float = 1e-3
     """Weight of the mean KL divergence of a latent's number from a standard Gaussian."""
-    channels: int = 256
-    """Width of the network at 25 Hz; half of it at 100 Hz."""
-    crop: int = 32
-    """Tokens of one training crop."""
-    batch_size: int = 16
-    """Crops in one training step."""
-    learning_rate: float = 2e-3
-    """Peak learning rate."""
-    steps: int = 0
-    """Training steps; 0 trains for the given minutes."""
 
     def __post_init__(self):
-        check_speech_options(self)
+        super().__post_init__()
         where = "codec_options"
         require(self.latent_channels >= 1, f"{where}.latent_channels", self.latent_channels, "at least 1")
         require(self.kl_weight >= 0, f"{where}.kl_weight", self.kl_weight, "0 or more")

@@ -6,6 +6,7 @@ by Griffin and Lim's algorithm.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plait.codecs import saved, sounds
-from plait.codecs.base import Codec, Encoded, Progress
+from plait.codecs.base import Codec, Encoded, Progress, alike
 from plait.codecs.fitting import Schedule, fit_model, fitting_key
 from plait.codecs.mel import BINS, FLOOR, HOP, RATE, LogMel
 from plait.errors import DataError, require
@@ -27,13 +28,26 @@ TOKEN = FOLD * HOP
 _BATCH = 16  # clips encoded together
 
 
-def check_speech_options(options: Any) -> None:
-    """Raise a ConfigError where the sizes that all these codecs have make no sense."""
-    where = "codec_options"
-    require(options.channels >= 2 and options.channels % 2 == 0, f"{where}.channels", options.channels,
-            "even, at least 2")  # fmt: skip
-    for name in ("crop", "batch_size"):
-        require(getattr(options, name) >= 1, f"{where}.{name}", getattr(options, name), "at least 1")
+@dataclass
+class SpeechOptions:
+    """Settings that the speech codecs trained here have in common."""
+
+    channels: int = 256
+    """Width of the network at 25 Hz; half of it at 100 Hz."""
+    crop: int = 32
+    """Tokens of one training crop."""
+    batch_size: int = 16
+    """Crops in one training step."""
+    learning_rate: float = 2e-3
+    """Peak learning rate."""
+    steps: int = 0
+    """Training steps; 0 trains for the given minutes."""
+
+    def __post_init__(self):
+        where = "codec_options"
+        require(self.channels >= 2 and self.channels % 2 == 0, f"{where}.channels", self.channels, "even, at least 2")
+        for name in ("crop", "batch_size"):
+            require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "at least 1")
 
 
 def count_tokens(clip: np.ndarray) -> int:
@@ -44,8 +58,7 @@ def count_tokens(clip: np.ndarray) -> int:
 class SpeechCodec(Codec):
     """Base of the trained speech codecs. Media: float32 [samples] at 16 kHz; decoded: 640 samples a token.
 
-    Options have ``channels, crop, batch_size, learning_rate, steps``. A subclass gives `_new_model`, `_loss`,
-    `encode` and `_decoded_mel`.
+    Options are `SpeechOptions`. A subclass gives `_new_model`, `_loss`, `encode` and `_decoded_mel`.
     """
 
     key: ClassVar[str] = "audio"
@@ -106,13 +119,8 @@ class SpeechCodec(Codec):
 
     def _batches(self, media: Sequence[np.ndarray]) -> Iterator[tuple[list[int], Tensor]]:
         """Yield places and log-mel of clips with one number of tokens: padding would reach into a clip's last ones."""
-        by_length: dict[int, list[int]] = {}
-        for i, clip in enumerate(media):
-            by_length.setdefault(count_tokens(clip), []).append(i)
-        for same in by_length.values():
-            for start in range(0, len(same), _BATCH):
-                chosen = same[start : start + _BATCH]
-                yield chosen, self._mel([media[i] for i in chosen])
+        for _, places in alike([count_tokens(clip) for clip in media], _BATCH):
+            yield places, self._mel([media[i] for i in places])
 
     def _mel(self, clips: Sequence[np.ndarray]) -> Tensor:
         """Return log-mel [B, BINS, T] of clips with the same number of tokens; T is a multiple of FOLD."""

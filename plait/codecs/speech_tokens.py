@@ -17,11 +17,11 @@ from plait.codecs import saved
 from plait.codecs.base import Encoded, Progress
 from plait.codecs.mel import BINS
 from plait.codecs.quantizer import Quantizer, check_quantizer
-from plait.codecs.speech_mel import MelAutoencoder, SpeechCodec, check_speech_options, mel_error
+from plait.codecs.speech_mel import MelAutoencoder, SpeechCodec, SpeechOptions, mel_error
 
 
 @dataclass
-class SpeechTokenOptions:
+class SpeechTokenOptions(SpeechOptions):
     """Settings of `SpeechTokenCodec`."""
 
     quantizer: Literal["fsq", "vq"] = "fsq"
@@ -30,19 +30,9 @@ class SpeechTokenOptions:
     """Levels per dimension (fsq); their product is the number of ids."""
     codebook_size: int = 1024
     """Number of ids (vq)."""
-    channels: int = 256
-    """Width of the network at 25 Hz; half of it at 100 Hz."""
-    crop: int = 32
-    """Tokens of one training crop."""
-    batch_size: int = 16
-    """Crops in one training step."""
-    learning_rate: float = 2e-3
-    """Peak learning rate."""
-    steps: int = 0
-    """Training steps; 0 trains for the given minutes."""
 
     def __post_init__(self):
-        check_speech_options(self)
+        super().__post_init__()
         check_quantizer(self.quantizer, self.levels, self.codebook_size)
 
 

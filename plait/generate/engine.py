@@ -312,7 +312,7 @@ class Generator:
         for stream in row.streams[1:]:
             self._take(stream)
         if record.objective == "diffusion":
-            grid = tuple(row.request.grids.get(modality, self.grids.get(modality, ())))
+            grid = row.request.grid_of(modality, self.grids)
             noise = self._draw(row, "first noise").standard_normal((math.prod(grid), record.latent_channels))
             noise = torch.from_numpy(noise).to(self.model.device, self.model.dtype)
             row.canvas = Canvas(modality, grid, noise, hidden=record.later_sees != "noised",

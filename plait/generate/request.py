@@ -37,6 +37,10 @@ class Request:
         """Return how a span of a modality is sampled."""
         return self.sampling.get(modality, PLAIN)
 
+    def grid_of(self, modality: str, grids: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """Return the extent of an item of a modality: its own, or that of ``grids``; () where neither says one."""
+        return tuple(self.grids.get(modality, grids.get(modality, ())))
+
     @property
     def max_branches(self) -> int:
         """Rows of the cache that it may need at once: one, and one or two more under guidance."""
@@ -81,7 +85,7 @@ def check_request(
     require(length < max_length, "generate: the prompt's length", length, f"below {max_length} tokens")
     name = request.output
     if name and records[name].objective == "diffusion":
-        grid = tuple(request.grids.get(name, grids.get(name, ())))
+        grid = request.grid_of(name, grids)
         require(bool(grid) and all(n >= 1 for n in grid), f"generate.grids.{name}", list(grid),
                 "the extent of an item in tokens, such as [8, 12]")  # fmt: skip
         room = max_length - length - 2

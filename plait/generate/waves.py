@@ -80,9 +80,10 @@ def start_waves(canvases: list[Canvas], settings: list[Any], seeds: list[int], m
         groups.setdefault(key, []).append(i)
     waves = []
     for key, members in groups.items():
-        first = make(key, seeds[members[0]])
+        first, rest = make(key, seeds[members[0]]), members[1:]
         if first.is_random:
-            waves += [Wave(make(key, seeds[i]), [canvases[i]]) for i in members]
+            denoisers = [first, *(make(key, seeds[i]) for i in rest)]
+            waves += [Wave(denoiser, [canvases[i]]) for denoiser, i in zip(denoisers, members, strict=True)]
         else:
             waves.append(Wave(first, [canvases[i] for i in members]))
     return waves
