@@ -1,6 +1,7 @@
 """What a run's report shows: samples of every task beside the truth, denoising strips, guidance side by side."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,20 +25,22 @@ GUIDED, SCALES = 6, (1.0, 2.0, 3.0, 5.0)
 class SampleSet:
     """Makes samples with a run's model, on documents of its first validation split, and writes them into a folder."""
 
-    def __init__(self, config: RunConfig, pipeline: Pipeline, folder: Path, progress: Progress | None = None):
-        self.config, self.pipeline, self.folder = config, pipeline, folder
+    def __init__(self, config: RunConfig, pipeline: Pipeline, folder: Path, count: int, *,
+                 progress: Progress | None = None):  # fmt: skip
+        """``count`` is the number of documents that samples are made of."""
+        self.config, self.pipeline, self.folder, self.count = config, pipeline, folder, count
         self.progress = progress or QuietProgress()
         self.split = next(iter(validation_splits(config)), "")
 
-    def write(self, *, count: int, free: int) -> None:
-        """Write samples.jsonl: ``count`` samples of every task, and ``free`` ones from nothing."""
-        records = self._tasks(count) if self.split else []
+    def write(self, *, free: int) -> None:
+        """Write samples.jsonl: samples of every task, and ``free`` ones from nothing."""
+        records = self._tasks() if self.split else []
         self._write("samples", records + self._free(free))
 
-    def write_more(self, count: int) -> None:
+    def write_more(self) -> None:
         """Write codecs.jsonl, strips.jsonl and guidance.jsonl: round trips, denoising, and scales of guidance."""
         if self.split:
-            self._write("codecs", list(self._codecs(count)))
+            self._write("codecs", list(self._codecs()))
             self._write("strips", list(self._strips()))
             self._write("guidance", list(self._guidance()))
 
@@ -45,12 +48,11 @@ class SampleSet:
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         write_text(self.folder / f"{name}.jsonl", "".join(lines))
 
-    def _tasks(self, count: int) -> list[dict]:
+    def _tasks(self) -> list[dict]:
         """Generate the last modality of each task from the ones before it."""
         asked, outputs, truths = [], [], []
-        media = self._originals(count)
-        for names in self._known_tasks(media):
-            for by_name in map(dict, media):
+        for names in self._known_tasks():
+            for by_name in map(dict, self._originals):
                 asked.append([(n, by_name[n]) for n in names[:-1]])
                 outputs.append(names[-1])
                 truths.append([(names[-1], by_name[names[-1]])])
@@ -64,9 +66,9 @@ class SampleSet:
         samples = self.pipeline.generate_from_media([[]] * count, [None] * count, seed=self.config.seed + 1)
         return [s.save(self.folder, f"free-{i:02d}") for i, s in enumerate(samples)]
 
-    def _codecs(self, count: int) -> Iterator[dict]:
+    def _codecs(self) -> Iterator[dict]:
         """Pair originals with what their codecs make of them."""
-        for i, parts in enumerate(self._originals(count) if drawn_scenes(self.config) else []):
+        for i, parts in enumerate(self._originals if drawn_scenes(self.config) else []):
             for name, item in parts:
                 codec = self.pipeline.codecs[name]
                 if codec.key == "text":
@@ -113,15 +115,15 @@ class SampleSet:
 
     def _made_from_host(self, count: int) -> Iterator[tuple[str, list[list[MediaPart]], list[MediaPart]]]:
         """Yield every modality that a task makes from the host alone, with prompts and truths."""
-        host, media = self.config.model.layout.host, self._originals(count)
-        for names in self._known_tasks(media):
+        host, media = self.config.model.layout.host, self._originals[:count]
+        for names in self._known_tasks():
             if names[:-1] == [host] and names[-1] != host:
                 given = [[(host, dict(parts)[host])] for parts in media]
                 yield names[-1], given, [(names[-1], dict(parts)[names[-1]]) for parts in media]
 
-    def _known_tasks(self, media: list[list[MediaPart]]) -> list[list[str]]:
-        """Return the run's tasks that these documents have all parts of."""
-        known = {name for name, _ in media[0]} if media else set()
+    def _known_tasks(self) -> list[list[str]]:
+        """Return the run's tasks that the documents have all parts of."""
+        known = {name for name, _ in self._originals[0]} if self._originals else set()
         tasks = [task.split(",") for task in self.config.data.tasks]
         return [names for names in tasks if len(names) > 1 and set(names) <= known]
 
@@ -131,10 +133,11 @@ class SampleSet:
                 given, outputs, seed=self.config.seed, on_result=lambda r: bar.advance(1), **settings
             )
 
-    def _originals(self, count: int) -> list[list[MediaPart]]:
+    @functools.cached_property
+    def _originals(self) -> list[list[MediaPart]]:
         """Return the first validation documents as media: the originals, or what the codecs kept of them."""
         source = open_sources(self.config, self.split)[0]
-        count = min(count, len(source))
+        count = min(self.count, len(source))
         if not drawn_scenes(self.config):  # rows that were broken shift a manifest's numbers
             return documents_as_media([source.document(i) for i in range(count)], self.pipeline.codecs)
         keys = {codec.key: name for name, codec in self.pipeline.codecs.items()}

@@ -88,7 +88,7 @@ def sample_while_training(config: RunConfig, model: MixtureOfTransformers, step:
     """Write a few samples of every task into ``<run>/progress/step-...`` (train.sample_every)."""
     pipeline = Pipeline(model, load_codecs(config), config.generate, config.diffusion)
     with atomic_folder(Path(config.out) / "progress" / f"step-{step:08d}") as temporary:
-        SampleSet(config, pipeline, temporary).write(count=2, free=2)
+        SampleSet(config, pipeline, temporary, 2).write(free=2)
 
 
 def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:
@@ -112,9 +112,10 @@ def sample_step(config: RunConfig, progress: Progress) -> None:
     if (folder / "key.json").exists() and read_json(folder / "key.json", "samples") == key:
         return
     with timed(config, "generate"), atomic_folder(folder) as temporary:
-        samples = SampleSet(config, load_run(config, device=config.train.device), temporary, progress)
-        samples.write(count=SAMPLES_PER_TASK, free=FREE_SAMPLES)
-        samples.write_more(SAMPLES_PER_TASK)
+        pipeline = load_run(config, device=config.train.device)
+        samples = SampleSet(config, pipeline, temporary, SAMPLES_PER_TASK, progress=progress)
+        samples.write(free=FREE_SAMPLES)
+        samples.write_more()
         write_json(temporary / "key.json", key)
 
 

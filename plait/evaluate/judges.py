@@ -5,9 +5,9 @@ what the same judge makes of the originals.
 """
 
 import multiprocessing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -19,9 +19,6 @@ from plait.errors import ResourceError
 from plait.evaluate.text import interval
 from plait.progress import Progress
 from plait.randomness import generator
-
-if TYPE_CHECKING:
-    from plait.evaluate.image import FeatureJudge
 
 GRAMMAR = 100
 """Captions that the speech judge chooses among."""
@@ -42,9 +39,10 @@ def judge_codecs(codecs: dict[str, Codec], documents: Sequence[RawDocument], pro
         media, truths = [m for m, _ in pairs], [t for _, t in pairs]
         again = codec.decode(codec.encode(media))
         with progress.stage(f"judge of {name}", total=2) as bar:
-            originals = judge_media(codec, media, truths)
+            judge = media_judge(codec, media, truths)
+            originals = judge(media)
             bar.advance(1, "originals")
-            copies = judge_media(codec, again, truths)
+            copies = judge(again)
             bar.advance(1, "round trip")
         label = f"{name}_codec_{'recognised' if codec.key == 'audio' else 'judge_top1'}"
         figures[label] = copies.share / originals.share if originals.share else 0.0
@@ -66,11 +64,12 @@ class Judged(NamedTuple):
         return cls(float(np.mean(hits)) if len(hits) else 0.0, len(hits))
 
 
-def judge_media(codec: Codec, media: Sequence[Media], truths: Sequence[dict]) -> Judged:
-    """Judge items of a codec of pictures or sound against their scenes' truths."""
+def media_judge(codec: Codec, media: Sequence[Media], truths: Sequence[dict]) -> Callable[[Sequence[Media]], Judged]:
+    """Return the judge of pictures or sound of these scenes, for ``media`` and others of their size."""
     if codec.key == "audio":
-        return judge_speech(media, [t["caption"] for t in truths], codec.sample_rate)
-    return judge_pictures(media, truths)
+        captions = [t["caption"] for t in truths]
+        return lambda clips: judge_speech(clips, captions, codec.sample_rate)
+    return PictureJudge(truths, media[0].shape[0])
 
 
 def judge_speech(clips: Sequence[Media], captions: Sequence[str], sample_rate: int) -> Judged:
@@ -90,24 +89,17 @@ def _hits(clips: Sequence[Media], captions: Sequence[str], sample_rate: int) -> 
     return [hit for hit in recognised_share(clips, captions, sample_rate=sample_rate).hits if hit is not None]
 
 
-def judge_pictures(pictures: Sequence[Media], truths: Sequence[dict]) -> Judged:
-    """Return how many one-drawing pictures have the true one as their nearest of NUM_CONCEPTS reference drawings."""
-    from plait.evaluate.image import FeatureJudge
+class PictureJudge:
+    """Says how many one-drawing pictures have the true one as their nearest of NUM_CONCEPTS reference drawings.
 
-    judge = FeatureJudge()
-    return _References(judge, truths, pictures[0].shape[0]).judge(judge.features(pictures))
-
-
-class _References:
-    """The drawings that pictures of certain scenes are told among, drawn as large as the pictures, on white.
-
-    Each picture's are the true one and NUM_CONCEPTS - 1 others that are drawn for it. Scenes of several drawings are
-    left out.
+    References are drawn as large as the pictures, on white. Each picture's are the true one and NUM_CONCEPTS - 1 others
+    that are drawn for it. Scenes of several drawings are left out.
     """
 
-    def __init__(self, judge: "FeatureJudge", truths: Sequence[dict], size: int):
+    def __init__(self, truths: Sequence[dict], size: int):
         from plait.data.drawings import all_concepts
         from plait.data.scenes import reference
+        from plait.evaluate.image import FeatureJudge
 
         self.single = [i for i, t in enumerate(truths) if len(t["objects"]) == 1]
         names = [truths[i]["objects"][0]["concept"] for i in self.single]
@@ -116,7 +108,12 @@ class _References:
         order = generator(0, "picture judge: other concepts").permutation(len(others))
         codes += [others[i] for i in order[: max(0, NUM_CONCEPTS - len(codes))]]
         self.truth = [codes.index(name) for name in names]
-        self.features = judge.features([reference(code, size) for code in codes])
+        self.features = FeatureJudge().features
+        """Of pictures: [B, D]."""
+        self.references = self.features([reference(code, size) for code in codes])
+
+    def __call__(self, pictures: Sequence[Media]) -> Judged:
+        return self.judge(self.features(pictures))
 
     def judge(self, features: Tensor) -> Judged:
         """Judge the features [B, D] of one picture for each scene."""
@@ -125,7 +122,7 @@ class _References:
         if not self.single:
             return Judged(0.0, 0)
         hits = []
-        for row, (scores, true) in enumerate(zip(similarity(features[self.single], self.features), self.truth)):
+        for row, (scores, true) in enumerate(zip(similarity(features[self.single], self.references), self.truth)):
             draw = generator(0, "picture judge: candidates", item=row)
             rivals = draw.permutation(np.delete(np.arange(len(scores)), true))[: NUM_CONCEPTS - 1]
             hits.append(bool((scores[rivals] < scores[true]).all()))
@@ -140,19 +137,19 @@ def picture_figures(
     Beside them the same figures of ``real`` pictures of the same scenes and of the codec's round trip of them, and the
     distance of blurred ones.
     """
-    from plait.evaluate.image import FeatureJudge, blurred, frechet_distance
+    from plait.evaluate.image import blurred, frechet_distance
 
-    judge = FeatureJudge()
-    references, target = _References(judge, truths, made[0].shape[0]), judge.features(others)
+    judge = PictureJudge(truths, made[0].shape[0])
+    target = judge.features(others)
     sets = {"": made, "real": real, "codec": codec.decode(codec.encode(real)), "blurred": [blurred(p) for p in real]}
     features = {name: judge.features(pictures) for name, pictures in sets.items()}
     figures = {f"frechet_{n}" if n else "frechet": frechet_distance(f, target) for n, f in features.items()}
-    named = references.judge(features[""])
+    named = judge.judge(features[""])
     low, high = interval(named.share, named.trials)
     figures |= {"object_accuracy": named.share, "object_low": low, "object_high": high,
                 "object_trials": float(named.trials), "object_chance": 1 / NUM_CONCEPTS,
-                "object_originals": references.judge(features["real"]).share,
-                "object_codec": references.judge(features["codec"]).share}  # fmt: skip
+                "object_originals": judge.judge(features["real"]).share,
+                "object_codec": judge.judge(features["codec"]).share}  # fmt: skip
     return figures | {"frechet_count": float(len(made))}
 
 

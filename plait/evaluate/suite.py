@@ -13,7 +13,7 @@ from plait.data.prepare import drawn_scenes, raw_source
 from plait.data.raw import RawDocument
 from plait.data.shards import ShardSource
 from plait.data.sources import open_sources, validation_splits
-from plait.evaluate.judges import available, judge_media, judge_pictures, picture_figures
+from plait.evaluate.judges import PictureJudge, available, media_judge, picture_figures
 from plait.evaluate.losses import perplexity, split_losses
 from plait.evaluate.text import caption_scores, continuation_scores, forced_choice, interval
 from plait.generate import Request, Result, generate
@@ -123,14 +123,14 @@ class Suite:
             if codec.key == "image":
                 figures |= self.pictures(name, made, truths)
             else:
-                judged = judge_media(codec, made, truths)
+                judged = media_judge(codec, made, truths)(made)
                 figures |= {f"{name}_recognised": judged.share, f"{name}_recognised_trials": float(judged.trials)}
         return figures
 
     def pictures(self, name: str, made: list, truths: list[dict]) -> dict[str, float]:
         """Return what the judge makes of generated pictures; beside real ones, where they can be drawn again."""
         if not drawn_scenes(self.config):
-            judged = judge_pictures(made, truths)
+            judged = PictureJudge(truths, made[0].shape[0])(made)
             return {f"{name}_object_accuracy": judged.share, f"{name}_object_trials": float(judged.trials)}
         codec, source, split = self.codecs[name], raw_source(self.config), validation_splits(self.config)[0]
         real, others = ([dict(r.parts)[codec.key] for r in source.read(s, 0, len(made)) if isinstance(r, RawDocument)]
