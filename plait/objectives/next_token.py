@@ -6,14 +6,14 @@ Shapes: n targets of a batch, V ids, M modalities, B rows to sample.
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from plait.batch import Batch
 from plait.model.mot import MixtureOfTransformers
 from plait.model.routing import merged
 
 MAX_LOGITS = 1 << 24
-"""Most logits held at once (64 MiB in float32); more targets are scored in chunks that the backward recomputes."""
+"""Most logits held at once (64 MiB in float32); more targets are scored piece by piece, in the backward again."""
 
 
 def loss_sums(model: MixtureOfTransformers, hidden: list[Tensor], batch: Batch, *, z_loss: float = 0.0) -> Tensor:
@@ -36,31 +36,75 @@ def target_losses(
     if heads.is_shared:
         rows, ids = merged(rows), merged(ids)
     pieces = [
-        _score(x, weight, target)
-        if x.shape[0] * weight.shape[0] <= max_logits
-        else _score_in_chunks(x, weight, target, max(1, max_logits // weight.shape[0]))
+        linear_cross_entropy(x, weight, target, max_logits=max_logits)
         for x, weight, target in zip(rows, weights, ids, strict=True)
     ]
     loss, log_z = zip(*pieces, strict=True)
     return torch.cat(loss), torch.cat(log_z)
 
 
-def _score(x: Tensor, weight: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """x [n, D], weight [V, D], target [n]: negative log-likelihood and log Z, in float32 at least."""
-    logits = F.linear(x, weight)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    at_target = target[:, None]
-    loss = -logits.log_softmax(-1).gather(1, at_target).squeeze(1)
-    return loss, loss + logits.gather(1, at_target).squeeze(1)
+def linear_cross_entropy(
+    x: Tensor, weight: Tensor, target: Tensor, *, max_logits: int = MAX_LOGITS
+) -> tuple[Tensor, Tensor]:
+    """Score targets [n] with hidden states x [n, D] and a head's weight [V, D]: loss [n] and log Z [n].
+
+    The logits are a product in the precision of autocast, the rest is float32 at least. At most ``max_logits`` of them
+    are held at once. (torch 2.13 has a function of this name; it returns no log Z, and it makes gradients in the
+    forward pass for one sum of all targets, where modalities have factors that only the backward pass brings.)
+    """
+    device, dtype = x.device.type, weight.dtype
+    if torch.is_autocast_enabled(device) and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    return _LinearCrossEntropy.apply(x, weight, target, dtype, max(1, max_logits // weight.shape[0]))
 
 
-def _score_in_chunks(x: Tensor, weight: Tensor, target: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    pieces = [
-        checkpoint(_score, a, weight, b, use_reentrant=False)
-        for a, b in zip(x.split(size), target.split(size), strict=True)
-    ]
-    loss, log_z = zip(*pieces, strict=True)
-    return torch.cat(loss), torch.cat(log_z)
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of a linear head, ``rows`` targets at a time, for the loss and again for its gradients.
+
+    Where one piece holds all targets, its logits are kept instead. The gradient of the weight is summed in the
+    weight's own precision, whatever the product's.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, target: Tensor, dtype: torch.dtype, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        head, losses, log_zs = weight.to(dtype), [], []
+        for x_r, target_r in zip(x.split(rows), target.split(rows), strict=True):
+            logits = _logits(x_r, head)
+            log_zs.append(logits.logsumexp(-1))
+            losses.append(log_zs[-1] - logits.gather(1, target_r[:, None]).squeeze(1))
+        log_z = torch.cat(log_zs)
+        ctx.save_for_backward(x, weight, target, log_z, logits if len(losses) == 1 else None)
+        ctx.dtype, ctx.rows = dtype, rows
+        return torch.cat(losses), log_z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, for_loss: Tensor, for_log_z: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradient of a row of logits is (for_loss + for_log_z) softmax - for_loss onehot(target)."""
+        x, weight, target, log_z, kept = ctx.saved_tensors
+        head, for_x = weight.to(ctx.dtype), torch.empty_like(x)
+        for_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        each = (x, target, log_z, for_loss, for_log_z, for_x)
+        for x_r, target_r, log_z_r, loss_r, z_r, for_x_r in zip(*(t.split(ctx.rows) for t in each), strict=True):
+            logits = _logits(x_r, head) if kept is None else kept
+            g = torch.sub(logits, log_z_r[:, None], out=logits if kept is None else None)
+            g = g.exp_().mul_((loss_r + z_r)[:, None]).scatter_add_(1, target_r[:, None], -loss_r[:, None])
+            g = g.to(ctx.dtype)
+            for_x_r.copy_(g @ head)
+            if for_weight is None:
+                continue
+            if for_weight.dtype == g.dtype:
+                for_weight.addmm_(g.T, x_r.to(g.dtype))
+            else:
+                for_weight.add_(g.T @ x_r.to(g.dtype))
+        return for_x, for_weight, None, None, None
+
+
+def _logits(x: Tensor, head: Tensor) -> Tensor:
+    logits = F.linear(x.to(head.dtype), head)
+    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def sample(
