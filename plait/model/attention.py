@@ -1,11 +1,11 @@
 """Global attention over the packed sequence: the kernels behind one `attend`.
 
-On CUDA, FlexAttention with a block mask built once a step. Elsewhere, scaled_dot_product_attention on each segment's
-own keys, so that documents never cost the square of the packed length.
+On CUDA, FlexAttention with a block mask built once a step. On a CPU, one operation that attends segment by segment;
+elsewhere, scaled_dot_product_attention on each segment's own keys. So documents never cost the square of the packed
+length.
 """
 
 import functools
-import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plait.model.mask import Segment, block_mask, document_starts
+from plait.model.segment_attention import segment_attention, table_of
 
 FLEX_STEP = 1024
 """FlexAttention runs on sequences padded to a multiple of this, so that it compiles for a few lengths only."""
@@ -25,39 +26,35 @@ class AttentionPlan:
     """What one batch's attention needs, made once a step from its segments."""
 
     segments: list[Segment]
-    documents: list[tuple[int, int]]
-    """Each document and its number of tokens, in order."""
+    table: Tensor | None = None
+    """The segments as a CPU's operation wants them."""
     flex: Any = None
 
     @classmethod
     def of(cls, segments: list[Segment], num_tokens: int, device: torch.device) -> "AttentionPlan":
-        flex = None
+        if device.type == "cpu":
+            return cls(segments, table=table_of(segments))
         if device.type == "cuda":
-            flex = block_mask(segments, -(-num_tokens // FLEX_STEP) * FLEX_STEP, device)
-        starts = [*document_starts(segments).items(), (-1, num_tokens)]
-        lengths = [(d, after - start) for (d, start), (_, after) in itertools.pairwise(starts)]
-        return cls(segments, lengths, flex)
+            return cls(segments, flex=block_mask(segments, -(-num_tokens // FLEX_STEP) * FLEX_STEP, device))
+        return cls(segments)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
     """Attend within the batch: query [T, H, d], key and value [T, G, d] with G dividing H. Returns [T, H, d]."""
     if plan.flex is not None:
         return _flex(query.to(value.dtype), key.to(value.dtype), value, plan.flex)
-    value = value.to(query.dtype)
-
-    # split, not slices: its backward writes each gradient once, where a slice's adds to a whole zero tensor
-    documents = [length for _, length in plan.documents]
-    place = {document: i for i, (document, _) in enumerate(plan.documents)}
-    keys, values = key.split(documents), value.split(documents)
-
-    def keys_of(s: Segment, low: int, high: int) -> tuple[Tensor, Tensor]:
-        k, v = keys[place[s.document]], values[place[s.document]]
-        return (k, v) if high - low == k.shape[0] else (k[low:high], v[low:high])
-
     # queries and keys come from the rotation in float32 and stay so under autocast: on a CPU the backward of short
     # documents takes a third of bfloat16's time
-    with torch.autocast(query.device.type, enabled=False):
-        return attend_segments(query, plan.segments, keys_of)
+    value = value.to(query.dtype)
+    if plan.table is not None:
+        return segment_attention(query, _expand(key, query), _expand(value, query), plan.table)[0]
+    starts = document_starts(plan.segments)
+
+    def keys_of(s: Segment, low: int, high: int) -> tuple[Tensor, Tensor]:
+        mine = slice(starts[s.document] + low, starts[s.document] + high)
+        return key[mine], value[mine]
+
+    return attend_segments(query, plan.segments, keys_of)
 
 
 def attend_segments(

@@ -29,23 +29,25 @@ class Step:
     cache: CacheStep | None
 
 
-class QKV(nn.Module):
-    """Queries [N, H, d], keys and values [N, G, d] of one tower, with its QK-norm."""
+class QKV(nn.Linear):
+    """Queries, keys and values of one tower from one weight, queries and keys normalised.
+
+    Rows of the weight are ordered by key head: the queries that share it, the key, the value. So a contiguous part of
+    the rows is a whole number of heads, and tensor parallelism can cut there.
+    """
 
     def __init__(self, width: int, config: ModelConfig):
-        super().__init__()
-        self.shape = (-1, config.head_dim)
-        heads, groups, d = config.num_heads, config.num_kv_heads, config.head_dim
-        self.query = nn.Linear(width, heads * d, bias=config.qkv_bias)
-        self.key = nn.Linear(width, groups * d, bias=config.qkv_bias)
-        self.value = nn.Linear(width, groups * d, bias=config.qkv_bias)
-        self.query_norm = RMSNorm(d, config.norm_eps) if config.qk_norm else nn.Identity()
-        self.key_norm = RMSNorm(d, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.groups, self.queries = config.num_kv_heads, config.num_heads // config.num_kv_heads
+        self.head_dim, eps = config.head_dim, config.norm_eps
+        super().__init__(width, self.groups * (self.queries + 2) * self.head_dim, bias=config.qkv_bias)
+        self.query_norm = RMSNorm(self.head_dim, eps) if config.qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(self.head_dim, eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v = (p(x).unflatten(-1, (p.out_features // self.shape[1], self.shape[1])) for p in
-                   (self.query, self.key, self.value))  # fmt: skip
-        return self.query_norm(q), self.key_norm(k), v
+        """x [N, D]: queries [N, H, d], keys and values [N, G, d]."""
+        heads = super().forward(x).unflatten(-1, (self.groups, self.queries + 2, self.head_dim))
+        query, key, value = heads.split((self.queries, 1, 1), dim=2)
+        return self.query_norm(query).flatten(1, 2), self.key_norm(key).flatten(1, 2), value.flatten(1, 2)
 
 
 class Block(nn.Module):
@@ -90,13 +92,13 @@ class Block(nn.Module):
         else:
             out = step.cache.attend(self.layer, query, key, value)
         out = to_towers(out.flatten(1), routing)
-        sizes = routing.padded_sizes
+        sizes = [len(x) for x in streams]
         return separated(self.o([out] if self.o.is_shared else list(out.split(sizes))), sizes)
 
     def _feed_forward(self, streams: list[Tensor], step: Step) -> list[Tensor]:
         if not self.ffn.is_shared:
             return self.ffn(streams, step.is_token)
-        return separated(self.ffn(merged(streams), merged(step.is_token)), step.routing.padded_sizes)
+        return separated(self.ffn(merged(streams), merged(step.is_token)), [len(x) for x in streams])
 
 
 def _add(streams: list[Tensor], updates: list[Tensor]) -> list[Tensor]:

@@ -3,8 +3,10 @@
 Shapes: T tokens in sequence order, N_k rows of tower k (padded), R = sum of N_k, D_k its width, V ids.
 """
 
+import contextlib
 import hashlib
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from plait.model.mask import segments
 from plait.model.moe import MixtureOfExperts
 from plait.model.norm import RMSNorm
 from plait.model.rope import rotation
-from plait.model.routing import PerTower, merged, separated, tower_of_parameter
+from plait.model.routing import PerTower, merged, tower_of_parameter
 from plait.model_config import ModelConfig
 
 
@@ -53,7 +55,7 @@ class MixtureOfTransformers(nn.Module):
                 self.latent_out[name] = PerTower(
                     lambda t, s=shape: LatentOut(width=towers[t].width, **s), modality.noised_towers, untied=True
                 )
-        self.recompute_blocks = False
+        self.recompute_blocks, self.is_compiled = False, False
         self.init_weights(seed)
 
     @torch.no_grad()
@@ -92,19 +94,31 @@ class MixtureOfTransformers(nn.Module):
         plan = None if cache else AttentionPlan.of(segments(batch.spans), batch.num_tokens, device)
         step = Step(batch.routing, cos, sin, is_token(batch.routing, device), plan, cache)
         streams = self._embed(batch)
-        for block in self.blocks:
-            if self.recompute_blocks and torch.is_grad_enabled():
-                streams = checkpoint(block, streams, step, use_reentrant=False)
-            else:
-                streams = block(streams, step)
+        # the steps of generation are short, and the cache is no work for the compiler
+        with torch.compiler.set_stance("force_eager") if cache and self.is_compiled else contextlib.nullcontext():
+            for block in self.blocks:
+                if self.is_compiled:
+                    _mark_rows(streams, step)
+                if self.recompute_blocks and torch.is_grad_enabled():
+                    streams = checkpoint(block, streams, step, use_reentrant=False)
+                else:
+                    streams = block(streams, step)
         if cache is not None:
             cache.commit()
         return self.final_norm(streams)
 
+    def compile_blocks(self, **options: Any) -> None:
+        """Compile each block; ``options`` are torch.compile's. Only numbers of tokens and segments are dynamic."""
+        self.is_compiled = True
+        for block in self.blocks:
+            block.compile(fullgraph=True, **options)
+
     def _embed(self, batch: Batch) -> list[Tensor]:
         sizes = batch.routing.padded_sizes
         ids = batch.ids.index_select(0, batch.routing.to_towers)
-        streams = separated(self.embed([ids] if self.embed.is_shared else list(ids.split(sizes))), sizes)
+        streams = self.embed([ids] if self.embed.is_shared else list(ids.split(sizes)))
+        if len(streams) < len(sizes):  # copies: a compiler takes views for something else than the streams to come
+            streams = list(torch.split_with_sizes_copy(streams[0], sizes))
         towers = list(self.config.towers)
         for name, latent_in in self.latent_in.items():
             group = batch.latents.get(name)
@@ -184,6 +198,15 @@ class MixtureOfTransformers(nn.Module):
         for tower in self.config.towers:
             counts[tower] = sum(count for owner, count in owners if owner in (tower, ""))
         return counts
+
+
+def _mark_rows(streams: list[Tensor], step: Step) -> None:
+    """Tell the compiler which sizes change from batch to batch, each of its own even where two are equal."""
+    routing = step.routing
+    for tensor in (*streams, *step.is_token, step.cos, step.sin, routing.to_towers, routing.to_sequence):
+        torch._dynamo.mark_dynamic(tensor, 0)
+    if step.plan is not None and step.plan.table is not None:
+        torch._dynamo.mark_dynamic(step.plan.table, (0, 1))
 
 
 def _fan_in(parameter: Tensor) -> int:

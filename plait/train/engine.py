@@ -108,8 +108,7 @@ class Trainer:
         self.averages: AveragedWeights | None = None
         self._restore()
         if config.train.compile:
-            for block in self.model.blocks:
-                block.compile(dynamic=True)
+            self.model.compile_blocks()
         self._pool = side_by_side(self.model, config.train)
         self._bad_steps = torch.zeros((), device=self.device)
         self._stop = False

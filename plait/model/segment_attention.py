@@ -1,0 +1,108 @@
+"""Attention by segments on a CPU: one operation for all segments of a layer, forward and backward.
+
+Each segment runs torch's own flash kernel on its own keys, with no mask but where a causal run follows earlier keys. As
+one operation it has one node in the graph of gradients, where segments in plain torch have a dozen each, and a compiler
+sees one opaque call whatever the documents: no graph break, and no recompilation when they change.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plait.model.mask import Segment, document_starts
+
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def table_of(segments: Sequence[Segment]) -> Tensor:
+    """Return the segments as integers [S, 3 + 2 J]: start, stop, causal, then J ranges of keys in the batch.
+
+    Unused ranges are empty, and so is the last row: a compiler treats sizes of 1 as different from all others.
+    """
+    starts = document_starts(segments)
+    table = np.zeros((len(segments) + 1, 3 + 2 * max(len(s.keys) for s in segments)), np.int64)
+    for row, s in zip(table, segments, strict=False):
+        row[:3] = s.start, s.stop, s.causal
+        row[3 : 3 + 2 * len(s.keys)] = np.array(s.keys).ravel() + starts[s.document]
+    return torch.from_numpy(table)
+
+
+@torch.library.custom_op("plait::segment_attention", mutates_args=(), device_types="cpu")
+def segment_attention(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    """Attend query, key and value [T, H, d] by the segments of ``table``; returns [T, H, d] and log Z [T, H]."""
+    out = torch.empty_like(query)
+    log_z = query.new_empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
+    for start, stop, ranges, causal, mask in _segments(table, query):
+        rows = slice(start, stop)
+        o, z = _flash(*(_heads_first(x) for x in (query[rows], _joined(key, ranges), _joined(value, ranges))), 0.0,
+                      causal, attn_mask=mask)  # fmt: skip
+        out[rows], log_z[rows] = o[0].transpose(0, 1), z[0].transpose(0, 1)
+    return out, log_z
+
+
+@segment_attention.register_fake
+def _(query, key, value, table):
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    return torch.empty_like(query), query.new_empty(query.shape[:2], dtype=dtype)
+
+
+@torch.library.custom_op("plait::segment_attention_backward", mutates_args=(), device_types="cpu")
+def segment_attention_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_z: Tensor, table: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of query, key and value [T, H, d]."""
+    for_query, for_key, for_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    for start, stop, ranges, causal, mask in _segments(table, query):
+        rows = slice(start, stop)
+        mine = (gradient[rows], query[rows], _joined(key, ranges), _joined(value, ranges), out[rows])
+        z = log_z[rows].transpose(0, 1).unsqueeze(0)
+        found = _flash_backward(*(_heads_first(x) for x in mine), z, 0.0, causal, attn_mask=mask)
+        q, k, v = (x[0].transpose(0, 1) for x in found)
+        for_query[rows] = q
+        at = 0
+        for low, high in ranges:
+            for_key[low:high] += k[at : at + high - low]
+            for_value[low:high] += v[at : at + high - low]
+            at += high - low
+    return for_query, for_key, for_value
+
+
+@segment_attention_backward.register_fake
+def _(gradient, query, key, value, out, log_z, table):
+    return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+
+
+def _keep(ctx, inputs, output) -> None:
+    ctx.save_for_backward(*inputs[:3], *output, inputs[3])
+    ctx.set_materialize_grads(False)
+
+
+def _gradients(ctx, for_out: Tensor, for_log_z: None) -> tuple[Tensor, Tensor, Tensor, None]:
+    return *segment_attention_backward(for_out.contiguous(), *ctx.saved_tensors), None
+
+
+segment_attention.register_autograd(_gradients, setup_context=_keep)
+
+
+def _segments(table: Tensor, like: Tensor) -> Iterator[tuple[int, int, list[tuple[int, int]], bool, Tensor | None]]:
+    """Yield start, stop, key ranges, and how the kernel is told what is causal: its own way, or a mask."""
+    for start, stop, causal, *bounds in table[:-1].tolist():
+        ranges = [(low, high) for low, high in zip(bounds[::2], bounds[1::2], strict=True) if high > low]
+        n, m = stop - start, sum(high - low for low, high in ranges)
+        causal = bool(causal) and n > 1
+        mask = None
+        if causal and m > n:  # the kernel's own causal mask is aligned to the first key
+            mask = like.new_full((n, m), float("-inf")).triu(m - n + 1)
+        yield start, stop, ranges, causal and mask is None, mask
+
+
+def _joined(x: Tensor, ranges: list[tuple[int, int]]) -> Tensor:
+    return x[slice(*ranges[0])] if len(ranges) == 1 else torch.cat([x[low:high] for low, high in ranges])
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    """[n, H, d] to [1, H, n, d]"""
+    return x.transpose(0, 1).unsqueeze(0)
