@@ -9,14 +9,16 @@ Spans of latents draw no ids.
 
 import torch
 
+from plait.generate.rows import Row
 from plait.model.mot import MixtureOfTransformers
 
 
 class AllowedIds:
-    """A table [states, V] of which ids may follow, and the row of each state."""
+    """A table [states, V] that is 0 for ids that may follow and -inf for others, and the state of each row."""
 
-    def __init__(self, model: MixtureOfTransformers, grids: dict[str, tuple[int, ...]]):
+    def __init__(self, model: MixtureOfTransformers, grids: dict[str, tuple[int, ...]], default_max_tokens: int):
         layout, config = model.config.layout, model.config
+        self.host, self.grids, self.default_max_tokens = layout.host, grids, default_max_tokens
         others = [n for n in layout.names if n != layout.host]
         discrete = [n for n in others if config.modalities[n].objective == "next_token"]
         host = list(layout.ids(layout.host))
@@ -29,8 +31,29 @@ class AllowedIds:
                 states[f"fixed {name}"] = ids
             else:
                 states |= {f"open {name}": ids + closing, f"open {name} first": ids, f"close {name}": closing}
-        self.state = {name: i for i, name in enumerate(states)}
-        table = torch.zeros(len(states), layout.size, dtype=torch.bool)
+        self.index = {name: i for i, name in enumerate(states)}
+        self.ranges = [(min(ids), max(ids) + 1) for ids in states.values()]
+        """For each state the least range that holds its ids: nothing outside of it has to be scored."""
+        table = torch.full((len(states), layout.size), float("-inf"))
         for i, ids in enumerate(states.values()):
-            table[i, torch.tensor(ids)] = True
-        self.table = table.to(model.device)
+            table[i, torch.tensor(ids)] = 0.0
+        self.table = table.to(model.device, torch.promote_types(model.dtype, torch.float32))
+
+    def state_of(self, row: Row) -> int:
+        """Return which ids may follow in a row: the row of the table."""
+        if row.span is None:
+            free = row.request.output is None
+            room = row.num_spans < row.request.max_spans
+            if row.host_tokens >= self.longest(row, self.host):
+                return self.index["end"]
+            empty = not row.host_tokens and not row.num_spans
+            return self.index[("free" if free and room else "host") + (" first" if empty else "")]
+        if row.span in self.grids:
+            return self.index[f"fixed {row.span}"]
+        if len(row.tokens) >= self.longest(row, row.span):
+            return self.index[f"close {row.span}"]
+        return self.index[f"open {row.span}" + ("" if row.tokens else " first")]
+
+    def longest(self, row: Row, modality: str) -> int:
+        """Return the most tokens that a span of a row may have."""
+        return row.request.max_tokens.get(modality, self.default_max_tokens)

@@ -11,107 +11,87 @@ step costs one synchronisation for sampled ids, and one for each finished item o
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from plait.batch import Batch, Document, Part, Run, assemble, position_after, spell
-from plait.config import DiffusionConfig, SamplingConfig
-from plait.errors import require
+from plait.config import DiffusionConfig
+from plait.errors import ResourceError, require
+from plait.generate import denoising, prefixes
 from plait.generate.allowed import AllowedIds
-from plait.generate.request import Request, Result, check_request
-from plait.generate.waves import Canvas, start_waves
+from plait.generate.decoding import Decoder, guided
+from plait.generate.request import Request, Result, check_request, most_tokens
+from plait.generate.rows import Row, Stream, one
+from plait.generate.waves import Canvas
 from plait.model.mot import MixtureOfTransformers
+from plait.model.pages import PagedKVCache
 from plait.model.precision import autocast
-from plait.objectives.next_token import sample
-from plait.objectives.samplers import Denoiser
-from plait.randomness import generator
 
-DRAWS_AT_ONCE = 256
-
-
-@dataclass(eq=False)
-class _Stream:
-    """One row of the cache: what it is fed next, and where it is."""
-
-    row: "_Row"
-    pending: list[Run]
-    position: float = 0.0
-
-
-class _Row:
-    """A request under way: its span, its parts so far, and its streams."""
-
-    def __init__(self, identity: int, request: Request, prompt: list[Run]):
-        self.id, self.request = identity, request
-        self.streams = [_Stream(self, prompt)]
-        """The stream that saw everything; under guidance then the one without the host's parts, if that is guided
-        apart, and the one that saw nothing."""
-        self.span: str | None = None
-        """The open modality; None for the host."""
-        self.tokens: list[int] = []
-        self.canvas: Canvas | None = None
-        self.parts: list[Part] = []
-        self.snapshots: list[tuple[float, Part]] = []
-        self.host_tokens, self.num_spans, self.num_draws = 0, 0, 0
-        self.draws = np.empty(0)
-
-    @property
-    def main(self) -> _Stream:
-        return self.streams[0]
-
-    @property
-    def branches(self) -> tuple[_Stream, _Stream, _Stream]:
-        """The streams that saw everything, all but the host's parts, and nothing; the same one where there is none."""
-        return self.streams[0], self.streams[1 if len(self.streams) == 3 else -1], self.streams[-1]
-
-    def uniform(self) -> float:
-        """Return the row's next number in [0, 1)."""
-        at = self.num_draws % DRAWS_AT_ONCE
-        if at == 0:
-            block = self.num_draws // DRAWS_AT_ONCE
-            draw = generator(self.request.seed, "sample", item=self.request.number, position=block)
-            self.draws = draw.random(DRAWS_AT_ONCE)
-        self.num_draws += 1
-        return float(self.draws[at])
+__all__ = ["Generator", "generate", "guided"]
 
 
 class Generator:
     """Advances requests together. ``grids`` gives the extent of items of fixed size, by modality.
 
     The cache has ``max_rows`` times ``max_branches`` rows: 1 without guidance, 2 with it, 3 where given media guide
-    apart.
+    apart. With a ``page_size`` it is paged and holds ``cache_tokens`` in all (0: as many as it would without pages).
     """
 
     def __init__(self, model: MixtureOfTransformers, *, grids: dict[str, tuple[int, ...]], max_rows: int = 32,
                  max_length: int = 2048, default_max_tokens: int = 256, max_branches: int = 3,
-                 diffusion: DiffusionConfig | None = None, precision: str = "float32"):  # fmt: skip
+                 diffusion: DiffusionConfig | None = None, precision: str = "float32", page_size: int = 0,
+                 cache_tokens: int = 0):  # fmt: skip
         self.model, self.grids, self.default_max_tokens = model, grids, default_max_tokens
         self.layout, self.max_rows, self.diffusion = model.config.layout, max_rows, diffusion or DiffusionConfig()
         self.max_branches = max_branches
-        self.cache = model.new_cache(max_branches * max_rows, min(max_length, model.config.max_positions))
+        max_length = min(max_length, model.config.max_positions)
+        self.cache = model.new_cache(max_branches * max_rows, 1 if page_size else max_length)
+        if page_size:
+            self.cache = PagedKVCache.beside(self.cache, max_length, page_size=page_size, num_tokens=cache_tokens)
         self.precision = precision
-        self.rows: list[_Row] = []
-        self.streams: list[_Stream] = []
+        self.rows: list[Row] = []
+        self.streams: list[Stream] = []
         """By row of the cache."""
         self.num_syncs, self.num_steps, self.num_tokens = 0, 0, 0
         self._next_id = 0
-        self._allowed = AllowedIds(model, grids)
+        self._allowed = AllowedIds(model, grids, default_max_tokens)
+        self._decoder = Decoder(model, self.cache, self._allowed)
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    def fits(self, request: Request) -> bool:
+        """Say whether a request may be added now: a row is free, and so are all the pages that it may ever need."""
+        return len(self.rows) < self.max_rows and self._pages_for(request) <= self._num_spare
 
     @property
-    def has_room(self) -> bool:
-        """Whether another request may be added now."""
-        return len(self.rows) < self.max_rows
+    def _num_spare(self) -> int:
+        """Pages that nobody holds or may still need."""
+        held = sum(self.cache.num_held(i) for i in range(len(self.streams)))
+        return self.cache.num_free + held - sum(row.num_pages for row in self.rows)
+
+    def _pages_for(self, request: Request) -> int:
+        lengths = most_tokens(request, self.model.config, grids=self.grids, default=self.default_max_tokens)
+        return sum(self.cache.pages_for(min(n, self.cache.max_length)) for n in lengths)
 
     def add(self, request: Request) -> int:
-        """Take a request in and return its id; raises ConfigError where it asks for what cannot be made."""
+        """Take a request in and return its id.
+
+        Raises ConfigError where it asks for what cannot be made or never fits the cache, and ResourceError where it
+        does not fit now (`fits`).
+        """
         check_request(request, self.model.config, grids=self.grids, max_length=self.cache.max_length,
                       diffusion=self.diffusion)  # fmt: skip
         require(request.max_branches <= self.max_branches, "generate: branches of guidance", request.max_branches,
                 f"at most max_branches ({self.max_branches}) of this generator")  # fmt: skip
-        row = _Row(self._next_id, request, self._spelt(request.prompt))
+        row = Row(self._next_id, request, self._spelt(request.prompt))
+        row.num_pages = self._pages_for(request)
+        size, count = self.cache.page_size, self.cache.num_pages
+        require(row.num_pages <= count, "generate: tokens that a request may need in the cache", row.num_pages * size,
+                f"at most {count * size}; raise generate.cache_tokens or lower max_tokens")  # fmt: skip
+        if not self.fits(request):
+            raise ResourceError(f"generate: {len(self.rows)} requests are under way, and one more does not fit now")
         self._next_id += 1
         self.rows.append(row)
         self._take(row.main)
@@ -126,144 +106,78 @@ class Generator:
                 return self._finish(row, "cancelled")
         return None
 
+    # -- steps --------------------------------------------------------------------------------------------------
+
     @torch.no_grad()
     def step(self) -> list[Result]:
         """Advance every request by one token or one noise level; return those that ended."""
         if not self.rows:
             return []
-        self._start_waves()
-        rows = list(self.rows)
-        writing, drawing = [r for r in rows if not r.canvas], [r for r in rows if r.canvas]
+        denoising.start(self.rows, self.diffusion)
+        writing, drawing = [r for r in self.rows if not r.canvas], [r for r in self.rows if r.canvas]
         with autocast(self.precision, self.model.device):
-            batch, moved, hidden = self._forward()
-            chosen = self._sample(batch, hidden, writing) if writing else []
-            self._denoise(moved, hidden)
-        ended = [self._accept(row, token) for row, token in zip(writing, chosen, strict=True)]
+            self._share_prefixes()
+            chosen = self._advance(writing, drawing)
+        self.num_steps += 1
+        ids = chosen.tolist() if chosen is not None else []
+        self.num_syncs += chosen is not None
+        ended = [self._accept(row, token) for row, token in zip(writing, ids, strict=True)]
         ended += [self._close(row) for row in drawing if row.canvas.is_done]
         return [result for result in ended if result]
 
-    def _forward(self) -> tuple[Batch, Batch, list[Tensor]]:
-        """Feed every stream what is pending, and latents under denoising; return the batch, also on the device, and
-        the hidden states."""
+    def _advance(self, writing: list[Row], drawing: list[Row]) -> Tensor | None:
+        """Run one forward pass; return the ids drawn for the rows of ids, if there are any."""
+        if not drawing and all(s.decodes for s in self.streams):
+            self.num_tokens += len(self.streams)
+            return self._decoder.step(self.streams, writing)
         canvases = [s.row.canvas for s in self.streams]
-        sequences = [[*s.pending, *([c.run] if c else [])] for s, c in zip(self.streams, canvases, strict=True)]
-        positions = [s.position for s in self.streams]
-        batch = assemble(sequences, self.model.config, first_positions=positions)
-        moved = batch.to(self.model.device)
-        for name, group in moved.latents.items():
-            self._fill(group, name)
+        runs = [[*s.pending, *([c.run] if c else [])] for s, c in zip(self.streams, canvases, strict=True)]
         passing = [len(c) if c else 0 for c in canvases]
-        step = self.cache.step(moved, list(range(len(self.streams))), passing=passing)
-        hidden = self.model(moved, step)
-        ends = np.cumsum(batch.lengths)
-        for stream, canvas, after, end in zip(self.streams, canvases, batch.next_positions, ends, strict=True):
-            # latents come again at the place where they began
-            stream.position = float(batch.positions[end - len(canvas), 0]) if canvas else after
+        batch, moved, hidden = self._forward(list(range(len(self.streams))), runs, passing)
+        for stream in self.streams:
             stream.pending = []
-        self.num_steps += 1
+        if drawing:
+            denoising.advance(self.model, hidden, moved, self.streams, self.rows)
+        return self._decoder.draw(hidden, batch, self.streams, writing) if writing else None
+
+    def _forward(self, fed: list[int], sequences: list[list[Run]],
+                 passing: list[int]) -> tuple[Batch, Batch, list[Tensor]]:  # fmt: skip
+        """Feed some streams; return the batch, also on the device, and the hidden states."""
+        streams = [self.streams[i] for i in fed]
+        batch = assemble(sequences, self.model.config, first_positions=[s.position for s in streams])
+        moved = batch.to(self.model.device)
+        for group in moved.latents.values():
+            denoising.fill(group, streams, self.model.dtype)
+        hidden = self.model(moved, self.cache.step(moved, fed, passing=passing))
+        ends = np.cumsum(batch.lengths)
+        for stream, n, after, end in zip(streams, passing, batch.next_positions, ends, strict=True):
+            # latents come again at the place where they began
+            stream.position = float(batch.positions[end - n, 0]) if n else after
         self.num_tokens += batch.num_tokens
         return batch, moved, hidden
 
-    def _fill(self, group, name: str) -> None:
-        """Put the latents under denoising, and their noise levels, into a batch's blank places."""
-        levels, tokens, values, start = [], [], [], 0
-        for document, length, noised in zip(group.documents, group.lengths, group.noised, strict=True):
-            canvas = self.streams[document].row.canvas
-            levels.append(canvas.level if noised else 0.0)
-            if noised:
-                tokens.append(np.arange(start, start + length))
-                values.append(canvas.latents)
-            start += length
-        device, dtype = group.values.device, self.model.dtype
-        levels = torch.tensor(levels, dtype=torch.promote_types(dtype, torch.float32))
-        group.timesteps = levels.repeat_interleave(torch.tensor(group.lengths)).to(device)
-        if tokens:
-            places = torch.from_numpy(np.concatenate(tokens)).to(device)
-            group.values = group.values.to(dtype).index_copy(0, places, torch.cat(values))
-
-    # -- latents ------------------------------------------------------------------------------------------------
-
-    def _start_waves(self) -> None:
-        """Give the canvases that were opened since the last step their schedulers."""
-        rows = [r for r in self.rows if r.canvas and not r.canvas.wave]
-        settings = [r.request.sampling_of(r.span) for r in rows]
-        keys = [(r.span, s.sampler, s.steps) for r, s in zip(rows, settings, strict=True)]
-        seeds = [int(self._draw(r, "denoise").integers(2**62)) for r in rows]
-        start_waves([r.canvas for r in rows], keys, seeds,
-                    lambda key, seed: Denoiser(self.diffusion, key[1], key[2], seed=seed))  # fmt: skip
-
-    def _denoise(self, moved: Batch, hidden: list[Tensor]) -> None:
-        """Take every wave down one noise level."""
-        for name, group in moved.latents.items():
-            starts = np.cumsum([0, *group.lengths])
-            # a stream's latents under denoising are the last span that it was fed
-            at = {d: int(starts[i]) for i, (d, n) in enumerate(zip(group.documents, group.noised, strict=True)) if n}
-            if not at:
-                continue
-            predicted = self.model.predict_latents(hidden, moved, name)
-            place = {id(s): at[d] for d, s in enumerate(self.streams) if d in at}
-            rows = {id(r.canvas): r for r in self.rows if r.canvas and r.span == name}
-            for wave in dict.fromkeys(r.canvas.wave for r in rows.values()):
-                wave.step(self._guided(predicted, [(c, rows.get(id(c))) for c in wave.canvases], place))
-
-    def _guided(self, predicted: Tensor, members: list[tuple[Canvas, _Row | None]], place: dict[int, int]) -> Tensor:
-        """Combine the branches of a wave's items; one that was let go on the way reads another's tokens."""
-        index, factors = [], []
-        for canvas, row in members:
-            starts = [place[id(s)] for s in row.branches] if row else [0, 0, 0]
-            offsets = np.arange(len(canvas)) if row else np.zeros(len(canvas), np.int64)
-            index.append(np.array(starts)[:, None] + offsets)
-            s = row.request.sampling_of(row.span) if row else SamplingConfig()
-            factors.append(np.repeat([[s.guidance], [s.media_guidance]], len(canvas), axis=1))
-        tokens = torch.from_numpy(np.concatenate(index, axis=1)).to(predicted.device)
-        text, media = torch.from_numpy(np.concatenate(factors, axis=1)).to(predicted)[..., None]
-        return guided(*(predicted.index_select(0, t) for t in tokens), text, media)
-
-    def _draw(self, row: _Row, purpose: str) -> np.random.Generator:
-        return generator(row.request.seed, purpose, item=row.request.number, position=row.num_spans)
+    def _share_prefixes(self) -> None:
+        """Let streams that begin like others take what those have; what nobody has yet is computed once."""
+        shared = prefixes.find(self.streams, self.cache, self.model.config)
+        missing: dict[int, int] = {}
+        for s in shared:
+            if not self.cache.lengths[s.other]:
+                missing[s.other] = max(s.length, missing.get(s.other, 0))
+        if missing:
+            parts = [prefixes.cut(self.streams[i].pending, n) for i, n in missing.items()]
+            self._forward(list(missing), [first for first, _ in parts], [0] * len(missing))
+            for i, (_, rest) in zip(missing, parts, strict=True):
+                self.streams[i].pending = rest
+        for s in shared:
+            stream = self.streams[s.stream]
+            self.cache.share(s.stream, s.other, s.length)
+            first, stream.pending = prefixes.cut(stream.pending, s.length)
+            for run in first:
+                stream.position = position_after(run, stream.position, self.model.config)
 
     # -- ids ----------------------------------------------------------------------------------------------------
 
-    def _sample(self, batch: Batch, hidden: list[Tensor], rows: list[_Row]) -> list[int]:
-        """Combine the branches of rows of ids and draw one id each: the step's one synchronisation."""
-        at = {id(s): i for i, s in enumerate(self.streams)}
-        streams = np.array([[at[id(s)] for s in row.branches] for row in rows]).T
-        needed, where = np.unique(streams, return_inverse=True)
-        chosen, back = _last_rows(batch, needed)
-        device = hidden[0].device
-        logits = self.model.logits(hidden, [r.to(device) for r in chosen])
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).index_select(0, back.to(device))
-        settings = [row.request.sampling_of(row.span or self.layout.host) for row in rows]
-        numbers = torch.tensor([[s.guidance, s.media_guidance, s.temperature, s.top_p, row.uniform()]
-                                for s, row in zip(settings, rows, strict=True)],
-                               dtype=torch.float64, device=device).to(logits.dtype)  # fmt: skip
-        index = torch.from_numpy(where.reshape(streams.shape)).to(device)
-        mixed = guided(*(logits.index_select(0, i) for i in index), numbers[:, :1], numbers[:, 1:2])
-        top_k = torch.tensor([s.top_k for s in settings], device=device)
-        allowed = self._allowed.table.index_select(0, torch.tensor([self._state(r) for r in rows], device=device))
-        ids = sample(mixed, numbers[:, 4], temperature=numbers[:, 2], top_k=top_k, top_p=numbers[:, 3], allowed=allowed)
-        self.num_syncs += 1
-        return ids.tolist()
-
-    def _state(self, row: _Row) -> int:
-        """Return which ids may follow: the row of the table."""
-        if row.span is None:
-            free = row.request.output is None
-            room = row.num_spans < row.request.max_spans
-            if row.host_tokens >= self._longest(row, self.layout.host):
-                return self._allowed.state["end"]
-            empty = not row.host_tokens and not row.num_spans
-            return self._allowed.state[("free" if free and room else "host") + (" first" if empty else "")]
-        if row.span in self.grids:
-            return self._allowed.state[f"fixed {row.span}"]
-        if len(row.tokens) >= self._longest(row, row.span):
-            return self._allowed.state[f"close {row.span}"]
-        return self._allowed.state[f"open {row.span}" + ("" if row.tokens else " first")]
-
-    def _longest(self, row: _Row, modality: str) -> int:
-        return row.request.max_tokens.get(modality, self.default_max_tokens)
-
-    def _accept(self, row: _Row, token: int) -> Result | None:
+    def _accept(self, row: Row, token: int) -> Result | None:
         """Take a sampled id into a row; return the result if that ends it."""
         layout = self.layout
         if row.span is None:
@@ -275,7 +189,7 @@ class Generator:
                 return self._room(row)
         return self._close(row)
 
-    def _accept_in_host(self, row: _Row, token: int) -> Result | None:
+    def _accept_in_host(self, row: Row, token: int) -> Result | None:
         layout = self.layout
         if token == layout.eos:
             return self._finish(row, "eos")
@@ -291,12 +205,12 @@ class Generator:
 
     # -- spans --------------------------------------------------------------------------------------------------
 
-    def _room(self, row: _Row, needed: int = 1) -> Result | None:
+    def _room(self, row: Row, needed: int = 1) -> Result | None:
         """End a row that the cache has no more room for."""
         used = self.cache.lengths[self.streams.index(row.main)] + sum(len(r) for r in row.main.pending)
         return self._finish(row, "length") if used + needed > self.cache.max_length else None
 
-    def _open(self, row: _Row, modality: str) -> None:
+    def _open(self, row: Row, modality: str) -> None:
         row.span, row.tokens = modality, []
         row.num_spans += 1
         record, s = self.model.config.modalities[modality], row.request.sampling_of(modality)
@@ -306,19 +220,19 @@ class Generator:
         if s.guidance != 1.0 or s.media_guidance != 1.0:
             apart = s.media_guidance != 1.0 and 0 < len(media) < len(given)
             branches = [media, []] if apart else [[]]
-        row.streams += [_Stream(row, self._spelt(parts)) for parts in branches]
+        row.streams += [Stream(row, self._spelt(parts)) for parts in branches]
         for stream in row.streams:
-            stream.pending.append(_one(self.layout.host, self.layout.opening[modality]))
+            stream.pending.append(one(self.layout.host, self.layout.opening[modality]))
         for stream in row.streams[1:]:
             self._take(stream)
         if record.objective == "diffusion":
             grid = row.request.grid_of(modality, self.grids)
-            noise = self._draw(row, "first noise").standard_normal((math.prod(grid), record.latent_channels))
+            noise = row.draw("first noise").standard_normal((math.prod(grid), record.latent_channels))
             noise = torch.from_numpy(noise).to(self.model.device, self.model.dtype)
             row.canvas = Canvas(modality, grid, noise, hidden=record.later_sees != "noised",
                                 num_snapshots=row.request.num_snapshots)  # fmt: skip
 
-    def _close(self, row: _Row) -> Result | None:
+    def _close(self, row: Row) -> Result | None:
         """End the open span; what it holds becomes a part, and stays seen by what follows."""
         name, canvas = row.span, row.canvas
         if canvas:
@@ -341,15 +255,15 @@ class Generator:
                 row.main.position = position_after(clean, row.main.position, self.model.config)
             else:
                 row.main.pending.append(clean)
-        row.main.pending.append(_one(self.layout.host, self.layout.closing[name]))
+        row.main.pending.append(one(self.layout.host, self.layout.closing[name]))
         return self._room(row)
 
-    def _end_host_part(self, row: _Row) -> None:
+    def _end_host_part(self, row: Row) -> None:
         if row.tokens:
             row.parts.append(Part(self.layout.host, np.array(row.tokens) - self.layout.offsets[self.layout.host]))
         row.tokens = []
 
-    def _finish(self, row: _Row, stopped: str) -> Result:
+    def _finish(self, row: Row, stopped: str) -> Result:
         if row.span is None:
             self._end_host_part(row)
         elif row.tokens and row.span not in self.grids:  # part of a picture is no picture
@@ -362,15 +276,15 @@ class Generator:
     def _spelt(self, parts: Sequence[Part]) -> list[Run]:
         return spell(Document(list(parts)), self.model.config, close=False, noised=False)
 
-    def _feed(self, row: _Row, token: int, modality: str) -> None:
+    def _feed(self, row: Row, token: int, modality: str) -> None:
         for stream in row.streams:
-            stream.pending.append(_one(modality, token))
+            stream.pending.append(one(modality, token))
 
-    def _take(self, stream: _Stream) -> None:
+    def _take(self, stream: Stream) -> None:
         self.cache.add_row()
         self.streams.append(stream)
 
-    def _release(self, stream: _Stream) -> None:
+    def _release(self, stream: Stream) -> None:
         row = self.streams.index(stream)
         self.cache.drop_row(row)
         last = self.streams.pop()
@@ -387,43 +301,22 @@ def generate(
     max_length: int = 2048,
     diffusion: DiffusionConfig | None = None,
     precision: str = "float32",
+    page_size: int = 0,
+    cache_tokens: int = 0,
     on_result: Callable[[Result], None] | None = None,
 ) -> list[Result]:
     """Run all requests, at most ``max_rows`` at a time, and return their results in order."""
     requests = list(requests)
     branches = max((r.max_branches for r in requests), default=1)
     engine = Generator(model, grids=grids, max_rows=max_rows, max_length=max_length, max_branches=branches,
-                       diffusion=diffusion, precision=precision)  # fmt: skip
+                       diffusion=diffusion, precision=precision, page_size=page_size,
+                       cache_tokens=cache_tokens)  # fmt: skip
     waiting, results = list(reversed(requests)), {}
     while waiting or engine.rows:
-        while waiting and engine.has_room:
+        while waiting and (not engine.rows or engine.fits(waiting[-1])):
             engine.add(waiting.pop())
         for result in engine.step():
             results[id(result.request)] = result
             if on_result:
                 on_result(result)
     return [results[id(r)] for r in requests]
-
-
-def guided(full: Tensor, media: Tensor, free: Tensor, text_guidance: Tensor, media_guidance: Tensor) -> Tensor:
-    """Combine what was said with everything given, with the host's parts left out, and with nothing given.
-
-    Classifier-free guidance (arXiv 2207.12598), by two conditions apart (InstructPix2Pix, arXiv 2211.09800, eq. 3).
-    """
-    return free + media_guidance * (media - free) + text_guidance * (full - media)
-
-
-def _one(modality: str, token: int) -> Run:
-    return Run(modality, np.array([token], dtype=np.int64))
-
-
-def _last_rows(batch: Batch, documents: np.ndarray) -> tuple[list[Tensor], Tensor]:
-    """Return for each tower the rows of documents' last tokens, and the order that puts them by document."""
-    last = (np.cumsum(batch.lengths) - 1)[documents]
-    rows = batch.routing.to_sequence.numpy()[last]
-    edges = np.cumsum([0, *batch.routing.padded_sizes])
-    tower = np.searchsorted(edges, rows, side="right") - 1
-    order = np.argsort(tower, kind="stable")
-    back = np.argsort(order, kind="stable")
-    by_tower = [torch.from_numpy((rows - edges[tower])[tower == k]) for k in range(len(edges) - 1)]
-    return by_tower, torch.from_numpy(back)

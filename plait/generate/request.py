@@ -81,7 +81,7 @@ def check_request(
         if name in records and records[name].objective == "diffusion":
             check_sampler(diffusion, s.sampler, s.steps, where)
     _check_prompt(request, config)
-    length = sum(len(run) for run in spell(Document(request.prompt), config, close=False, noised=False))
+    length = _length(request.prompt, config)
     require(length < max_length, "generate: the prompt's length", length, f"below {max_length} tokens")
     name = request.output
     if name and records[name].objective == "diffusion":
@@ -103,3 +103,38 @@ def _check_prompt(request: Request, config: ModelConfig) -> None:
             require(part.latents.shape[1:] == (channels,), where, list(part.latents.shape),
                     f"[tokens, {channels}], as the model was trained")  # fmt: skip
             require(bool(np.isfinite(part.latents).all()), where, "nan or inf", "finite numbers")
+
+
+def most_tokens(request: Request, config: ModelConfig, *, grids: dict[str, tuple[int, ...]], default: int) -> list[int]:
+    """Return the most tokens that each branch of a request may hold at once, the one that sees everything first.
+
+    ``default`` is the longest span of a modality for which the request names none.
+    """
+    layout, host = config.layout, config.layout.host
+    given = _length(request.prompt, config)
+
+    def size(name: str) -> int:
+        """Tokens of a span with its opening delimiter."""
+        grid = request.grid_of(name, grids)
+        return 1 + (math.prod(grid) if grid else request.max_tokens.get(name, default))
+
+    if request.output == host:
+        return [given + request.max_tokens.get(host, default)]
+    others = [request.output] if request.output else [n for n in layout.names if n != host]
+    largest = max((size(n) for n in others), default=0)
+    longest = given + largest
+    if request.output is None:
+        longest = given + request.max_spans * (largest + 1)
+        longest += (request.max_spans + 1) * request.max_tokens.get(host, default)
+    settings = [request.sampling_of(n) for n in others]
+    if all(s.guidance == 1.0 and s.media_guidance == 1.0 for s in settings):
+        return [longest]
+    free = 1 + largest
+    if all(s.media_guidance == 1.0 for s in settings):
+        return [longest, free]
+    media = [p for p in request.prompt if p.modality != host]
+    return [longest, _length(media, config) + largest if request.output else longest, free]
+
+
+def _length(parts: list[Part], config: ModelConfig) -> int:
+    return sum(len(run) for run in spell(Document(parts), config, close=False, noised=False))

@@ -1,10 +1,22 @@
-"""The KV cache of generation: preallocated, one slot a row, rows of different lengths."""
+"""The KV cache of generation: one slot after another in each row, rows of different lengths, all preallocated.
+
+Shapes: T new tokens of a step, B rows with n new tokens each, G heads of keys and values, L slots of the longest row,
+P pages of the longest row.
+
+Keys and values are a pool of pages [layers, pages, G, page_size, head_dim]; slot s of a row lies in the row's page
+``s // page_size``. Here a page holds a whole row, and the rows in use are the first pages, so that a step reads one
+slice and copies nothing. `plait.model.pages` has the cache whose rows take and share small pages.
+"""
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from plait.batch import Batch
+from plait.errors import ResourceError
 from plait.model.attention import attend_rows, attend_segments
 from plait.model.mask import Segment, segments
 
@@ -16,48 +28,109 @@ MAX_PADDED = 512
 
 
 class KVCache:
-    """Keys and values of up to ``num_rows`` sequences of up to ``max_length`` tokens, for every layer.
+    """Keys and values of up to ``num_rows`` sequences of up to ``max_length`` tokens, a page for each.
 
-    Rows in use are the first ``len(lengths)`` ones; dropping a row moves the last one into its place, so that a step
-    reads one slice and copies nothing.
+    Dropping a row moves the last one into its place.
     """
 
     def __init__(self, num_layers: int, num_rows: int, max_length: int, num_kv_heads: int, head_dim: int, *,
                  device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):  # fmt: skip
-        shape = (num_layers, num_rows, max_length, num_kv_heads, head_dim)
+        self.max_length, self.num_rows = max_length, num_rows
+        self._allocate((num_layers, num_rows, num_kv_heads, max_length, head_dim), device, dtype)
+        self.table = np.arange(num_rows)[:, None]
+
+    def _allocate(self, shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype) -> None:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.max_length = max_length
+        self.num_pages, self.num_heads, self.page_size = shape[1:4]
+        self.head_steps = self.page_size * torch.arange(self.num_heads, device=device)
         self.lengths: list[int] = []
+        self.table: np.ndarray
+        """[num_rows, P] the pages of each row; what a row does not hold is 0."""
+
+    # -- rows ---------------------------------------------------------------------------------------------------
 
     def add_row(self) -> int:
-        """Take a free row and return its number."""
+        """Take a free row and return its number; raises ResourceError where all are in use."""
+        if len(self.lengths) == self.num_rows:
+            raise ResourceError(f"the cache's rows ({self.num_rows}) are all in use")
         self.lengths.append(0)
         return len(self.lengths) - 1
 
     def drop_row(self, row: int) -> None:
         """Free a row; the last row takes its number."""
         last = len(self.lengths) - 1
-        length = self.lengths.pop()
         if row != last:
-            self.keys[:, row, :length] = self.keys[:, last, :length]
-            self.values[:, row, :length] = self.values[:, last, :length]
-            self.lengths[row] = length
+            self._copy(last, slice(row, row + 1), self.lengths[last])
+            self.lengths[row] = self.lengths[last]
+        self.lengths.pop()
 
-    def spread(self, row: int, count: int) -> list[int]:
-        """Copy one row into ``count`` rows in all, its own included, and return their numbers."""
-        length = self.lengths[row]
+    def spread(self, row: int, count: int, length: int | None = None) -> list[int]:
+        """Put the first ``length`` tokens of a row (None: all) into ``count - 1`` new rows; return all the rows."""
+        length = self.lengths[row] if length is None else length
         copies = [self.add_row() for _ in range(count - 1)]
         if copies:
-            for side in (self.keys, self.values):
-                side[:, copies[0] : copies[-1] + 1, :length] = side[:, row : row + 1, :length]
+            self._copy(row, slice(copies[0], copies[-1] + 1), length)
         for copy in copies:
             self.lengths[copy] = length
         return [row, *copies]
 
+    def share(self, row: int, other: int, length: int) -> None:
+        """Let an empty row begin with the first ``length`` tokens of another."""
+        self._copy(other, slice(row, row + 1), length)
+        self.lengths[row] = length
+
+    def _copy(self, row: int, to: slice, length: int) -> None:
+        for side in (self.keys, self.values):
+            side[:, to, :, :length] = side[:, row : row + 1, :, :length]
+
     def truncate(self, length: int) -> None:
         """Forget what any row holds beyond ``length`` tokens."""
         self.lengths = [min(n, length) for n in self.lengths]
+
+    # -- pages --------------------------------------------------------------------------------------------------
+
+    @property
+    def num_free(self) -> int:
+        """Pages that no row holds."""
+        return self.num_pages - len(self.lengths)
+
+    def num_held(self, row: int) -> int:
+        """Return the number of pages that a row holds, shared ones included."""
+        return 1
+
+    def pages_for(self, length: int) -> int:
+        """Return the number of pages that hold ``length`` tokens of a row."""
+        return max(1, -(-length // self.page_size))
+
+    def reserve(self, rows: Sequence[int], ends: Sequence[int]) -> None:
+        """Give rows the pages that hold these numbers of tokens."""
+        longest = max(ends)
+        assert longest <= self.max_length, f"the cache holds {self.max_length} tokens a row, {longest} needed"
+
+    def places(self, rows: np.ndarray, slots: np.ndarray) -> np.ndarray:
+        """Return where the first head of tokens [T] in slots of rows lies, counted in heads [pages * G * page_size]."""
+        pages = self.table[rows, slots // self.page_size]
+        return pages * (self.num_heads * self.page_size) + slots % self.page_size
+
+    def tables(self, num_rows: int, longest: int) -> np.ndarray | None:
+        """Return the pages [B, P] that a step over the first rows reads; None where they lie side by side."""
+        return None
+
+    def window(self, layer: int, num_rows: int, longest: int, table: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return keys and values [B, G, L, head_dim] of the first rows, L at least ``longest``."""
+        return self.keys[layer, :num_rows, :, :longest], self.values[layer, :num_rows, :, :longest]
+
+    def locate(self, row: int, end: int) -> Any:
+        """Return what `span` wants to know of a row that has ``end`` tokens."""
+        return row
+
+    def span(self, layer: int, where: Any, low: int, high: int) -> tuple[Tensor, Tensor]:
+        """Return keys and values [n, G, head_dim] of slots [low, high) of a row."""
+        keys, values = self.keys[layer, where, :, low:high], self.values[layer, where, :, low:high]
+        return keys.transpose(0, 1), values.transpose(0, 1)
+
+    # -- steps --------------------------------------------------------------------------------------------------
 
     def step(self, batch: Batch, rows: list[int], *, passing: list[int] | None = None) -> "CacheStep":
         """Return the plan of a forward pass that appends the batch's documents to these rows.
@@ -65,64 +138,120 @@ class KVCache:
         The last ``passing[d]`` tokens of document d are seen in this pass only and not kept: latents under denoising,
         which come again at the next noise level.
         """
-        return CacheStep(self, batch, rows, passing or [0] * len(rows))
+        return plan_step(self, batch, rows, passing or [0] * len(rows))
 
 
 class CacheStep:
-    """One forward pass through the cache: where new keys go, and what each query sees."""
+    """One forward pass through the cache: where new keys go, and what each query sees.
 
-    def __init__(self, cache: KVCache, batch: Batch, rows: list[int], passing: list[int]):
-        self.cache, self.rows, self.passing = cache, rows, passing
-        prefix = [cache.lengths[r] for r in rows]
-        self.ends = [p + n for p, n in zip(prefix, batch.lengths, strict=True)]
-        self.longest, self.num_new = max(self.ends), batch.lengths[0]
-        needed = f"the cache holds {cache.max_length} tokens a row, {self.longest} needed"
-        assert self.longest <= cache.max_length, needed
-        device = cache.keys.device
-        new = np.array(batch.lengths)
-        slot_of = np.arange(new.sum()) + np.repeat(np.array(prefix) - (np.cumsum(new) - new), new)
-        self.row_of = torch.from_numpy(np.repeat(np.array(rows), new)).to(device, non_blocking=True)
-        self.slot_of = torch.from_numpy(slot_of).to(device, non_blocking=True)
-        self.visible = None
-        kind = self._uniform(batch)
-        if kind == "causal":
-            slots = self.slot_of.view(-1, self.num_new, 1)
-            self.visible = torch.arange(self.longest, device=device) <= slots
-        elif kind == "bidirectional":
-            ends = torch.tensor(self.ends, device=device)[:, None, None]
-            self.visible = torch.arange(self.longest, device=device) < ends
-        else:
-            self.segments = segments(batch.spans, prefix)
+    The first ``num_rows`` documents have ``num_new`` tokens each and are attended by one call; the others follow
+    segment by segment.
+    """
 
-    def _uniform(self, batch: Batch) -> str:
-        """Return "causal" or "bidirectional" where one masked call serves all rows, which get equally many tokens."""
-        alike = all(n == self.num_new for n in batch.lengths) and self.rows == list(range(len(self.rows)))
-        two_ways = {s.bidirectional for s in batch.spans}
-        if not alike or len(two_ways) > 1:
-            return ""
-        if two_ways == {True}:
-            padded = self.longest > MAX_PADDED and 4 * sum(self.ends) < 3 * self.longest * len(self.rows)
-            return "bidirectional" if len(batch.spans) == len(self.rows) and not padded else ""
-        return "causal" if self.num_new <= MAX_TOGETHER and not any(s.hidden for s in batch.spans) else ""
+    def __init__(self, cache: KVCache, places: Tensor, *, num_rows: int = 0, num_new: int = 1, longest: int = 0,
+                 visible: Tensor | None = None, table: Tensor | None = None, rest: Sequence[Segment] = (),
+                 located: Sequence[Any] = (), kept: Sequence[tuple[int, int]] = ()):  # fmt: skip
+        """places [T] on the device; visible [B, n or 1, L] booleans; table [B, P]; ``kept`` rows and their lengths."""
+        self.cache, self.num_rows, self.num_new, self.longest = cache, num_rows, num_new, longest
+        self.visible, self.rest, self.located, self.kept = visible, rest, located, kept
+        self.places = (places[:, None] + cache.head_steps).flatten()
+        self.table = None
+        if table is not None:  # by row, head, page: what is read has its slots in order
+            heads = torch.arange(cache.num_heads, device=table.device)[:, None]
+            self.table = (table[:, None] * cache.num_heads + heads).flatten()
+        self.bias = None
+        if visible is not None and num_new == 1 and attends_by_products(cache.keys):
+            bias = torch.zeros(visible.shape, dtype=cache.keys.dtype, device=visible.device)
+            self.bias = bias.masked_fill_(~visible, float("-inf")).repeat_interleave(cache.num_heads, dim=0)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Write the new keys and values [T, G, d] of a layer, and attend the queries [T, H, d] to their rows."""
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
-        query = query.to(keys.dtype)
-        keys.index_put_((self.row_of, self.slot_of), key.to(keys.dtype))
-        values.index_put_((self.row_of, self.slot_of), value.to(values.dtype))
-        if self.visible is not None:
-            n, length = len(self.rows), self.longest
-            rows = query.unflatten(0, (n, self.num_new))
-            return attend_rows(rows, keys[:n, :length], values[:n, :length], self.visible).flatten(0, 1)
+        cache = self.cache
+        query = query.to(cache.keys.dtype)
+        for pool, new in ((cache.keys, key), (cache.values, value)):
+            pool[layer].view(-1, new.shape[-1]).index_copy_(0, self.places, new.to(pool.dtype).flatten(0, 1))
+        if not self.rest:
+            return self._attend_window(layer, query)
+        cut = self.num_rows * self.num_new
 
         def keys_of(s: Segment, low: int, high: int) -> tuple[Tensor, Tensor]:
-            row = self.rows[s.document]
-            return keys[row, low:high], values[row, low:high]
+            return cache.span(layer, self.located[s.document], low, high)
 
-        return attend_segments(query, self.segments, keys_of)
+        out = attend_segments(query[cut:], self.rest, keys_of)
+        return torch.cat([self._attend_window(layer, query[:cut]), out]) if cut else out
+
+    def _attend_window(self, layer: int, query: Tensor) -> Tensor:
+        keys, values = self.cache.window(layer, self.num_rows, self.longest, self.table)
+        if self.bias is not None:
+            return attend_one_token(query, keys, values, self.bias)
+        rows = query.unflatten(0, (self.num_rows, self.num_new))
+        return attend_rows(rows, keys.transpose(1, 2), values.transpose(1, 2), self.visible).flatten(0, 1)
 
     def commit(self) -> None:
         """Count the new tokens that are kept: the forward pass is done."""
-        for row, end, passing in zip(self.rows, self.ends, self.passing, strict=True):
-            self.cache.lengths[row] = end - passing
+        for row, length in self.kept:
+            self.cache.lengths[row] = length
+
+
+def plan_step(cache: KVCache, batch: Batch, rows: list[int], passing: list[int]) -> CacheStep:
+    """Plan a forward pass of documents of any kind."""
+    new = np.array(batch.lengths)
+    prefix = [cache.lengths[r] for r in rows]
+    ends = [p + n for p, n in zip(prefix, batch.lengths, strict=True)]
+    cache.reserve(rows, ends)
+    slots = np.arange(new.sum()) + np.repeat(np.array(prefix) - (np.cumsum(new) - new), new)
+    device = cache.keys.device
+    places = to_device(cache.places(np.repeat(np.array(rows), new), slots), device)
+    kept = [(row, end - n) for row, end, n in zip(rows, ends, passing, strict=True)]
+    num_rows, is_causal = _together(batch, rows, ends)
+    rest = [s for s in segments(batch.spans, prefix) if s.document >= num_rows] if num_rows < len(rows) else []
+    located = [cache.locate(r, end) for r, end in zip(rows, ends, strict=True)] if rest else []
+    if not num_rows:
+        return CacheStep(cache, places, rest=rest, located=located, kept=kept)
+    longest, num_new = max(ends[:num_rows]), batch.lengths[0]
+    table = cache.tables(num_rows, longest)
+    width = longest if table is None else table.shape[1] * cache.page_size
+    last = np.array(slots[: num_rows * num_new] if is_causal else [e - 1 for e in ends[:num_rows]])
+    last = to_device(last, device).view(num_rows, -1, 1)
+    return CacheStep(cache, places, num_rows=num_rows, num_new=num_new, longest=longest,
+                     visible=torch.arange(width, device=device) <= last,
+                     table=None if table is None else to_device(table, device), rest=rest, located=located,
+                     kept=kept)  # fmt: skip
+
+
+def _together(batch: Batch, rows: list[int], ends: list[int]) -> tuple[int, bool]:
+    """Return how many documents, from the first on, one masked call serves, and whether they are causal."""
+    first = batch.lengths[0]
+    if rows != list(range(len(rows))) or any(s.hidden and not s.bidirectional for s in batch.spans):
+        return 0, True
+    if any(n != first for n in batch.lengths):  # rows that decode, before others that are new
+        ones = next(i for i, n in enumerate([*batch.lengths, 0]) if n != 1)
+        return (ones, True) if ones > 1 and not any(s.hidden for s in batch.spans) else (0, True)
+    two_ways = {s.bidirectional for s in batch.spans}
+    if two_ways == {True} and len(batch.spans) == len(rows):
+        longest = max(ends)
+        padded = longest > MAX_PADDED and 4 * sum(ends) < 3 * longest * len(rows)
+        return (0 if padded else len(rows)), False
+    return (len(rows) if two_ways == {False} and first <= MAX_TOGETHER else 0), True
+
+
+def to_device(numbers: np.ndarray, device: torch.device) -> Tensor:
+    """Return an array on a device, without waiting for it."""
+    return torch.from_numpy(np.ascontiguousarray(numbers)).to(device, non_blocking=True)
+
+
+def attends_by_products(keys: Tensor) -> bool:
+    """Say whether `attend_one_token` serves: on a CPU, in precisions whose products may be rounded once more."""
+    return keys.device.type == "cpu" and keys.dtype in (torch.float32, torch.float64)
+
+
+def attend_one_token(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
+    """Attend one query a row [B, H, d] to keys and values [B, G, L, d], with ``bias`` [B * G, 1, L]; returns [B, H, d].
+
+    Two batched products read the cache once each, at twice the bytes a second of scaled_dot_product_attention, which
+    on a CPU is made for many queries.
+    """
+    groups, d = keys.shape[1], keys.shape[3]
+    q = query.reshape(-1, query.shape[1] // groups, d)  # heads of one group share keys: [B * G, r, d]
+    scores = torch.baddbmm(bias, q, keys.flatten(0, 1).transpose(1, 2), alpha=d**-0.5)
+    return torch.bmm(scores.softmax(-1), values.flatten(0, 1)).view(query.shape)

@@ -1,0 +1,81 @@
+"""A request under way: a row of the batch, with one stream of the cache for each branch of its guidance."""
+
+import functools
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from plait.batch import Part, Run
+from plait.generate.request import Request
+from plait.generate.waves import Canvas
+from plait.randomness import generator
+
+DRAWS_AT_ONCE = 256
+
+
+@dataclass(eq=False)
+class Stream:
+    """One row of the cache: what it is fed next, and where it is."""
+
+    row: "Row"
+    pending: list[Run]
+    position: float = 0.0
+    prompt: list[Run] = field(init=False)
+    """All that it is fed at first; streams that begin alike share that."""
+
+    def __post_init__(self):
+        self.prompt = self.pending
+
+    @property
+    def decodes(self) -> bool:
+        """Whether it is fed a single id and nothing else."""
+        return len(self.pending) == 1 and self.pending[0].ids is not None and len(self.pending[0]) == 1
+
+
+class Row:
+    """A request under way: its span, its parts so far, and its streams."""
+
+    def __init__(self, identity: int, request: Request, prompt: list[Run]):
+        self.id, self.request = identity, request
+        self.streams = [Stream(self, prompt)]
+        """The stream that saw everything; under guidance then the one without the host's parts, if that is guided
+        apart, and the one that saw nothing."""
+        self.num_pages = 0
+        """Pages of the cache that it may need at once."""
+        self.span: str | None = None
+        """The open modality; None for the host."""
+        self.tokens: list[int] = []
+        self.canvas: Canvas | None = None
+        self.parts: list[Part] = []
+        self.snapshots: list[tuple[float, Part]] = []
+        self.host_tokens, self.num_spans, self.num_draws = 0, 0, 0
+        self.draws = np.empty(0)
+
+    @property
+    def main(self) -> Stream:
+        return self.streams[0]
+
+    @property
+    def branches(self) -> tuple[Stream, Stream, Stream]:
+        """The streams that saw everything, all but the host's parts, and nothing; the same one where there is none."""
+        return self.streams[0], self.streams[1 if len(self.streams) == 3 else -1], self.streams[-1]
+
+    def uniform(self) -> float:
+        """Return the row's next number in [0, 1)."""
+        at = self.num_draws % DRAWS_AT_ONCE
+        if at == 0:
+            block = self.num_draws // DRAWS_AT_ONCE
+            draw = generator(self.request.seed, "sample", item=self.request.number, position=block)
+            self.draws = draw.random(DRAWS_AT_ONCE)
+        self.num_draws += 1
+        return float(self.draws[at])
+
+    def draw(self, purpose: str) -> np.random.Generator:
+        """Return the generator for one purpose in the open span."""
+        return generator(self.request.seed, purpose, item=self.request.number, position=self.num_spans)
+
+
+@functools.lru_cache(maxsize=1 << 17)
+def one(modality: str, token: int) -> Run:
+    """Return the run of one sampled id."""
+    return Run(modality, np.array([token], dtype=np.int64))
