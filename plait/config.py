@@ -9,7 +9,10 @@ from plait.model_config import ModelConfig
 SCHEMA_VERSION = 1
 
 
-SAMPLERS = {"ddpm": ("ddim", "ddpm", "unipc", "dpm_solver"), "flow": ("euler", "heun", "unipc", "dpm_solver")}
+SAMPLERS = {
+    "ddpm": ("ddim", "ddpm", "unipc", "dpm_solver", "sde_dpm_solver"),
+    "flow": ("euler", "heun", "unipc", "dpm_solver", "sde_dpm_solver"),
+}
 """Samplers that fit each process; the first one is "auto"."""
 
 
@@ -171,9 +174,10 @@ class SamplingConfig:
     """Guidance by what is given besides the first modality, where that is guided apart (InstructPix2Pix, eq. 3)."""
     steps: int = 50
     """Denoising steps (continuous)."""
-    sampler: Literal["auto", "ddpm", "ddim", "unipc", "dpm_solver", "euler", "heun"] = "auto"
-    """Scheduler of the denoising: ddpm, ddim, unipc or dpm_solver for the ddpm process; euler, heun, unipc or
-    dpm_solver for flow. auto is ddim or euler."""
+    sampler: Literal["auto", "ddpm", "ddim", "unipc", "dpm_solver", "sde_dpm_solver", "euler", "heun"] = "auto"
+    """Scheduler of the denoising: ddpm, ddim, unipc, dpm_solver or sde_dpm_solver for the ddpm process; euler, heun,
+    unipc, dpm_solver or sde_dpm_solver for flow. auto is ddim or euler. ddpm and sde_dpm_solver add noise on the way,
+    which mends errors of the steps before: often better pictures from a model that is trained briefly."""
 
 
 def check_sampler(config: DiffusionConfig, sampler: str, steps: int, where: str) -> None:

@@ -7,6 +7,7 @@ A schedule is made for the levels that are visited only (arXiv 2102.09672, secti
 then goes down one index at a time, and its own ways of choosing timesteps do not matter.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ class Denoiser:
 
     Latents keep their device. The coefficients stay on the host in float32; Euler and Heun also compute in float32,
     the others in the dtype of the latents, which is what `step` returns in each case. Steps do not wait for the
-    device, but for ddpm (noise drawn on the host) and unipc (small tensors sent there, a 2 x 2 system solved there).
+    device, but for those that draw noise (on the host) and unipc (small tensors sent there, a 2 x 2 system solved there).
     """
 
     levels: list[float]
@@ -42,7 +43,7 @@ class Denoiser:
     def __init__(self, config: DiffusionConfig, sampler: str, steps: int, *, seed: int = 0):
         check_sampler(config, sampler, steps, "sampling")
         sampler = SAMPLERS[config.process][0] if sampler == "auto" else sampler
-        self.is_random = sampler == "ddpm"
+        self.is_random = sampler in ("ddpm", "sde_dpm_solver")
         self._draw = {"generator": torch.Generator().manual_seed(seed)} if self.is_random else {}
         build = _ddpm_scheduler if config.process == "ddpm" else _flow_scheduler
         self._scheduler, self.levels = build(config, sampler, steps)
@@ -127,5 +128,9 @@ def _flow_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> tuple[
     return scheduler, levels
 
 
-def _multistep(diffusers: Any, sampler: str) -> type:
-    return diffusers.UniPCMultistepScheduler if sampler == "unipc" else diffusers.DPMSolverMultistepScheduler
+def _multistep(diffusers: Any, sampler: str) -> Any:
+    """Return what builds UniPC, DPM-Solver++ (arXiv 2211.01095), or that of the reverse SDE."""
+    if sampler == "unipc":
+        return diffusers.UniPCMultistepScheduler
+    kind = "sde-dpmsolver++" if sampler == "sde_dpm_solver" else "dpmsolver++"
+    return functools.partial(diffusers.DPMSolverMultistepScheduler, algorithm_type=kind)
