@@ -1,193 +1,225 @@
-"""MoT step / dense step, as ratios measured in one run: forward + backward, then the optimizer as a row of its own.
+"""MoT step / dense step, as ratios measured in one run: forward + backward, the optimizer, and both together.
 
-    python benchmarks/step.py                     (about 4 minutes on 2 cores)
-    python benchmarks/step.py --width 512 --tokens 8192 --device cuda --dtype bfloat16
+    OMP_NUM_THREADS=1 python benchmarks/step.py                 the grid of this hardware (CPU: about 8 minutes)
+    python benchmarks/step.py --width 512 --tokens 2048 --mix 50-50 --dtype bfloat16 --mode compiled
 
 "Dense" is the plain transformer of tests/dense_reference.py, of equal width and depth, on the same tokens, with the
-same loss. The models take turns, and the medians of their times are compared, because machines are noisy. A ratio of
-dense against itself, measured the same way, says how noisy.
+same loss, compiled where plait's is. Rows of one shape:
+
+    step_ratio/mot          forward + backward; step_ratio/dense-again is dense against itself: the noise
+    optimizer_ratio/mot     AdamW, and optimizer_floor/mot: the ratio of the numbers of parameters
+    full_step_ratio/mot     both, and full_step_floor/mot: what it would be if only the floor were paid
+    mfu/mot, mfu/dense      share of the peak, forward + backward, by the count of shapes.flops
+
+then towers_ratio/<number of towers>, length_ratio/<tokens of a document>, and step_ratio/one-tower.
 """
 
 import argparse
-import gc
-import json
 import statistics
 import sys
-import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+from harness import Measurement, Row, paired, parser, ratio_row, run, value_row
+from shapes import DTYPES, Case, Shape, flops, mot_loss, sequence_loss
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from dense_reference import Dense
-
-from plait.batch import Batch, Document, Part, pack
-from plait.data.packing import efficiency, plan_bins
-from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModalityConfig, ModelConfig
-from plait.objectives import loss_sums
-from plait.train.metrics import hardware, peak_memory_gb, versions
-
-VOCABULARY = {"text": 2048, "image": 1000, "speech": 1000}
-MIXES = {"two towers": (("text", "image"), None), "three towers": (("text", "image", "speech"), None),
-         "two towers, 90/10": (("text", "image"), 0.1)}  # fmt: skip
+TWO, SKEWED, THREE = (50, 50), (90, 10), (34, 33, 33)
+PEAK = {"h100": 989e12, "h200": 989e12, "a100": 312e12, "l40s": 362e12, "b200": 2250e12, "4090": 165e12}
+"""Published dense bfloat16 operations a second, by a word of the GPU's name."""
 
 
-def documents(names, tokens: int, share: float | None, rng) -> list[Document]:
-    """Return documents of alternating modalities that fill about ``tokens``; ``share``: of images, where given."""
-    found, total = [], 0
-    while total < tokens:
-        sizes = {n: int(rng.integers(40, 90)) for n in names}
-        if share is not None:
-            sizes["image"] = max(1, int(sizes["text"] * share / (1 - share)))
-        order = list(names) if len(found) % 2 else list(reversed(names))
-        document = Document([Part(n, rng.integers(0, VOCABULARY[n], sizes[n])) for n in order])
-        size = 2 + sum(len(p) + 2 * (p.modality != "text") for p in document.parts)
-        if total + size > tokens:
-            break
-        found.append(document)
-        total += size
+def grid(name: str) -> list[tuple[Shape, str, str]]:
+    """Return the shapes of a grid with dtype and mode, the most wanted first."""
+    if name == "tiny":
+        return [(Shape(64, 256, mix, layers=1, vocabulary=240), "float32", "eager") for mix in (TWO, THREE)]
+    found = []
+    if name == "cpu":
+        for mix in (TWO, SKEWED, THREE):
+            found.append((Shape(256, 4096, mix, layers=2), "float32", "eager"))
+        for width, tokens, mix, dtype in (
+            (256, 4096, TWO, "float32"), (256, 4096, THREE, "float32"), (256, 1024, THREE, "float32"),
+            (256, 2048, TWO, "bfloat16"), (256, 2048, THREE, "bfloat16"),
+        ):  # fmt: skip
+            found.append((Shape(width, tokens, mix, layers=2), dtype, "compiled"))
+        found.append((Shape(256, 1024, THREE, layers=2), "float32", "eager"))
+        found += [(Shape(256, 2048, mix, layers=2), "bfloat16", "eager") for mix in (TWO, THREE)]
+        found += [(Shape(512, 2048, TWO, layers=2), "float32", "eager")]
+        found += [(Shape(1024, 1024, TWO, layers=1), "float32", "eager")]
+        return found
+    for tokens in (32768, 4096):
+        for width in (2048, 1024, 4096):
+            for mix in (TWO, THREE):
+                shape = Shape(width, tokens, mix, layers=2 if width > 2048 else 4, vocabulary=16384)
+                found.append((shape, "bfloat16", "compiled"))
+    found += [(Shape(2048, 32768, SKEWED, vocabulary=16384), "bfloat16", "compiled")]
+    found += [(Shape(2048, 32768, TWO, vocabulary=16384), "bfloat16", "eager")]
+    found += [(Shape(w, 32768, TWO, vocabulary=16384), "bfloat16", "compiled") for w in (256, 512)]
+    found += [(Shape(1024, 4096, TWO, vocabulary=16384), "float32", mode) for mode in ("eager", "compiled")]
     return found
 
 
-def config_of(options, towers: dict[str, str], names) -> ModelConfig:
-    """Return a model of the benchmark's shape."""
-    modalities = {n: ModalityConfig(vocab_size=VOCABULARY[n], tower=towers.get(n, "")) for n in names}
-    return ModelConfig(modalities=modalities, width=options.width, num_layers=options.layers,
-                       num_heads=options.width // options.head_dim)  # fmt: skip
-
-
-def dense_loss(model: Dense, batch: Batch) -> torch.Tensor:
-    """Return the same loss as plait's, of the plain model, on the sequence-ordered targets."""
-    hidden = model(batch.ids, batch.lengths)[:-1]
-    ends = torch.tensor(batch.lengths).cumsum(0)[:-1] - 1
-    target = batch.ids[1:].clone()
-    target[ends.to(target.device)] = -100
-    return F.cross_entropy(F.linear(hidden, model.head.weight).float(), target, ignore_index=-100, reduction="sum")
-
-
 class Arm:
-    """One model under the clock."""
+    """A model under the clock: forward and backward pass, then the optimizer."""
 
-    def __init__(self, name: str, model, loss, batch: Batch, options):
-        self.name, self.model, self.loss, self.batch = name, model, loss, batch
-        self.device, self.autocast = options.device, options.dtype == "bfloat16"
+    def __init__(self, case: Case, model: torch.nn.Module, loss: Callable[[], torch.Tensor]):
+        self.case, self.model, self.loss = case, model, loss
         self.optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        self.times: list[float] = []
-        self.optimizer_times: list[float] = []
 
-    def turn(self) -> None:
-        """Do one step and note its times."""
-        started = self._now()
-        with torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.autocast):
-            loss = self.loss(self.model, self.batch) / self.batch.num_tokens
+    def forward_backward(self) -> None:
+        """Make the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.case.autocast():
+            loss = self.loss()
         loss.backward()
-        middle = self._now()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.times.append(middle - started)
-        self.optimizer_times.append(self._now() - middle)
 
-    def _now(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-            return time.perf_counter()
-        return time.process_time()  # of all threads: other work on the machine does not count
+    @property
+    def phases(self) -> list[Callable[[], None]]:
+        """What is timed, in its order."""
+        return [self.forward_backward, self.optimizer.step]
 
-
-def mot_loss(model: MixtureOfTransformers, batch: Batch) -> torch.Tensor:
-    """Return plait's loss, summed over modalities."""
-    return loss_sums(model, model(batch), batch).sum()
+    @property
+    def num_parameters(self) -> int:
+        """How many numbers the optimizer moves."""
+        return sum(p.numel() for p in self.model.parameters())
 
 
-def plain_of(config: ModelConfig) -> Dense:
-    """Return the plain dense model of a config's shape."""
-    tower = next(iter(config.towers.values()))
-    return Dense(config.layout.size, config.width, config.num_layers, config.num_heads, config.num_kv_heads,
-                 config.head_dim, tower.ffn_width)  # fmt: skip
+def dense_arm(case: Case) -> Arm:
+    """Return the plain dense model as an arm."""
+    model, attend, batch = case.dense(), case.attention(), case.plain
+    return Arm(case, model, lambda: sequence_loss(model(batch.ids, batch.lengths, attend), model.head.weight, batch))
 
 
-def compare(mix: str, options) -> list[dict]:
-    """Measure one mix and return its rows."""
-    names, share = MIXES[mix]
-    rng = np.random.default_rng(0)
-    one = config_of(options, dict.fromkeys(names, "all"), names)
-    many = config_of(options, {}, names)
-    found = documents(names, options.tokens, share, rng)
-    batches = {"one": pack(found, one).to(options.device), "many": pack(found, many).to(options.device)}
-    arms = [
-        Arm("dense", plain_of(one).to(options.device), dense_loss, batches["one"], options),
-        Arm("dense again", plain_of(one).to(options.device), dense_loss, batches["one"], options),
-        Arm("one tower", MixtureOfTransformers(one).to(options.device), mot_loss, batches["one"], options),
-        Arm("MoT", MixtureOfTransformers(many).to(options.device), mot_loss, batches["many"], options),
-    ]
-    for _ in range(2):
-        for arm in arms:
-            arm.turn()
-    for arm in arms:
-        arm.times.clear()
-        arm.optimizer_times.clear()
-    for turn in range(options.turns):
-        for arm in arms if turn % 2 else reversed(arms):
-            arm.turn()
+def mot_arm(case: Case, *, towers: int | None = None) -> Arm:
+    """Return plait's model as an arm; ``towers=1`` for the dense model of its code."""
+    model = case.mot(towers=towers)
+    return Arm(case, model, lambda: mot_loss(model, case.plain if towers == 1 else case.batch))
+
+
+def compare(case: Case, turns: int) -> list[Row]:
+    """Return the rows of one shape, precision and mode."""
+    dense, mot = dense_arm(case), mot_arm(case)
+    arms = {"dense": dense.phases, "dense-again": dense.phases[:1], "mot": mot.phases}
+    times = paired(arms, turns=turns, device=case.device)
+    full = {name: [sum(phases) for phases in zip(*times[name], strict=True)] for name in ("dense", "mot")}
+    floor = mot.num_parameters / dense.num_parameters
+    step, optimizer = (statistics.median(seconds) for seconds in times["dense"])
+    rows = [
+        ratio_row(f"step_ratio/mot/{case.name}", times["mot"][0], times["dense"][0], against="dense"),
+        ratio_row(f"step_ratio/dense-again/{case.name}", times["dense-again"][0], times["dense"][0], against="dense"),
+        ratio_row(f"optimizer_ratio/mot/{case.name}", times["mot"][1], times["dense"][1], against="dense"),
+        value_row(f"optimizer_floor/mot/{case.name}", floor, "ratio", against="dense"),
+        ratio_row(f"full_step_ratio/mot/{case.name}", full["mot"], full["dense"], against="dense"),
+        value_row(f"full_step_floor/mot/{case.name}", (step + floor * optimizer) / (step + optimizer), "ratio",
+                  against="dense"),
+    ]  # fmt: skip
+    speed, where = peak(case)
+    work = flops(case.shape, case.batch.lengths)
+    for name in ("mot", "dense"):
+        seconds = times[name][0]
+        share = work / statistics.median(seconds) / speed
+        rows.append(value_row(f"mfu/{name}/{case.name}", share, "share", against=where, times=seconds))
+    rate = case.batch.num_tokens / statistics.median(times["mot"][0])
+    return [*rows, value_row(f"tokens_per_second/mot/{case.name}", rate, "1/s", times=times["mot"][0])]
+
+
+def names_of(name: str) -> list[str]:
+    """Return the names of the rows of `compare`, for a case of that name."""
+    kinds = ["step_ratio/mot", "step_ratio/dense-again", "optimizer_ratio/mot", "optimizer_floor/mot",
+             "full_step_ratio/mot", "full_step_floor/mot", "mfu/mot", "mfu/dense", "tokens_per_second/mot"]  # fmt: skip
+    return [f"{kind}/{name}" for kind in kinds]
+
+
+def peak(case: Case) -> tuple[float, str]:
+    """Return the operations a second that are 100 %, and what they are."""
+    if case.device == "cuda" and case.dtype == "bfloat16":
+        gpu = torch.cuda.get_device_name().lower()
+        for word, value in PEAK.items():
+            if word in gpu:
+                return value, f"published peak, {value / 1e12:.0f} TFLOP/s"
+    width, dtype = case.shape.width, DTYPES[case.dtype]
+    x, w = (torch.randn(n, m, device=case.device, dtype=dtype) for n, m in ((2048, width), (width, 4 * width)))
+    seconds = min(paired({"gemm": [lambda: x @ w]}, turns=9, device=case.device)["gemm"][0])
+    value = 2 * x.shape[0] * w.numel() / seconds
+    return value, f"matrix product of this run, {value / 1e9:.0f} GFLOP/s"
+
+
+def by_towers(case: Case, counts: Sequence[int], turns: int) -> list[Row]:
+    """Return the cost of more and more towers at the same tokens, against dense."""
+    arms = {"dense": dense_arm(case).phases[:1], "1": mot_arm(case, towers=1).phases[:1]}
+    for count in counts[1:]:
+        arms[str(count)] = mot_arm(case.other(mix=(1,) * count)).phases[:1]
+    times = paired(arms, turns=turns, device=case.device)
+    rows = [ratio_row(f"towers_ratio/{n}/{ending(case)}", times[str(n)][0], times["dense"][0], against="dense")
+            for n in counts]  # fmt: skip
+    return [ratio_row(f"step_ratio/one-tower/{case.name}", times["1"][0], times["dense"][0], against="dense"), *rows]
+
+
+def by_length(case: Case, lengths: Sequence[int], turns: int) -> list[Row]:
+    """Return MoT / dense for documents of several lengths at the same tokens."""
     rows = []
-    for arm in arms[1:]:
-        rows.append(ratio_row(f"step_ratio/{mix}/{arm.name}", arm.times, arms[0].times))
-        rows.append(ratio_row(f"optimizer_ratio/{mix}/{arm.name}", arm.optimizer_times, arms[0].optimizer_times))
-    mot, tokens = arms[-1], batches["many"].num_tokens
-    started = time.process_time()
-    for _ in range(options.turns):
-        pack(found, many)
-    packing = (time.process_time() - started) / options.turns
-    rows.append({"name": f"loader_share/{mix}", "value": packing / statistics.median(mot.times), "unit": "share",
-                 "n": options.turns, "spread": 0.0})  # fmt: skip
-    rows.append({"name": f"tokens_per_second/{mix}", "value": tokens / statistics.median(mot.times), "unit": "1/s",
-                 "n": options.turns, "spread": 0.0})  # fmt: skip
+    for length in lengths:
+        one = case.other(document=length)
+        times = paired({"dense": dense_arm(one).phases[:1], "mot": mot_arm(one).phases[:1]}, turns=turns,
+                       device=case.device)  # fmt: skip
+        name = f"length_ratio/{length}/{ending(case)}"
+        rows.append(ratio_row(name, times["mot"][0], times["dense"][0], against="dense"))
     return rows
 
 
-def ratio_row(name: str, times: list[float], against: list[float]) -> dict:
-    """Return the ratio of medians; spread is half the range of the middle half of turn-by-turn ratios."""
-    each = sorted(a / b for a, b in zip(times, against, strict=True))
-    quarter = len(each) // 4
-    return {"name": name, "value": statistics.median(times) / statistics.median(against), "unit": "ratio",
-            "against": "dense", "n": len(times), "spread": (each[-1 - quarter] - each[quarter]) / 2}  # fmt: skip
+def ending(case: Case) -> str:
+    """Return the end of a sweep's names."""
+    return f"d{case.shape.width}-t{case.shape.tokens}/{case.dtype}/{case.mode}"
 
 
-def packing_row() -> dict:
-    """Return how full documents of 20 to 2,000 tokens pack."""
-    lengths = np.random.default_rng(0).integers(20, 2001, 20_000)
-    return {"name": "packing_efficiency/20-2000", "value": efficiency(lengths, plan_bins(lengths, 4096), 4096),
-            "unit": "share", "n": len(lengths), "spread": 0.0}  # fmt: skip
+def measurements(options: argparse.Namespace) -> list[Measurement]:
+    """Return everything that the command line asks for."""
+
+    def compared(*case) -> Measurement:
+        names = names_of("/".join(map(str, case)))
+        return Measurement(names, lambda: compare(case_of(options, *case), options.turns))
+
+    if options.width:
+        mix = tuple(map(int, options.mix.split("-")))
+        shape = Shape(options.width, options.tokens, mix, layers=options.layers)
+        return [compared(shape, options.dtype, options.mode)]
+    chosen = grid(options.grid)
+    return [compared(*case) for case in chosen] + sweeps(options, *chosen[0])
 
 
-def main() -> None:
-    """Run the benchmark, print its table, and keep its rows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--width", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--head-dim", type=int, default=64)
-    parser.add_argument("--tokens", type=int, default=4096)
-    parser.add_argument("--turns", type=int, default=10)
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--out", default="", help="also write the rows to this JSON file")
-    options = parser.parse_args()
-    rows = []
-    for mix in MIXES:
-        rows += compare(mix, options)
-        gc.collect()
-    rows += [packing_row(), {"name": "peak_memory_gb", "value": peak_memory_gb(), "unit": "GB", "n": 1, "spread": 0.0}]
-    shape = f"d{options.width}-l{options.layers}-t{options.tokens}/{options.dtype}/eager"
-    for row in rows:
-        row |= {"shape": shape}
-        print(f"{row['name']:44s} {row['value']:10.3f} ± {row['spread']:.3f} {row['unit']}")
-    if options.out:
-        facts = {"hardware": hardware(), "versions": versions()}
-        Path(options.out).write_text(json.dumps({**facts, "rows": rows}, indent=1) + "\n")
+def sweeps(options: argparse.Namespace, shape: Shape, dtype: str, mode: str) -> list[Measurement]:
+    """Return cost by number of towers and by length of documents, on the grid's first shape."""
+    counts, lengths = (1, 2, 4, 8, 16), (128, 512, 2048, shape.tokens)
+    if options.grid == "tiny":
+        counts, lengths = (1, 2), (64, 128)
+    end = f"d{shape.width}-t{shape.tokens}/{dtype}/{mode}"
+    towers = [f"step_ratio/one-tower/{shape}/{dtype}/{mode}", *(f"towers_ratio/{n}/{end}" for n in counts)]
+    documents = [f"length_ratio/{n}/{end}" for n in lengths]
+    return [
+        Measurement(towers, lambda: by_towers(case_of(options, shape, dtype, mode), counts, options.turns)),
+        Measurement(documents, lambda: by_length(case_of(options, shape, dtype, mode), lengths, options.turns)),
+    ]
+
+
+def case_of(options: argparse.Namespace, shape: Shape, dtype: str, mode: str) -> Case:
+    """Return the case on the chosen device."""
+    torch.manual_seed(0)
+    return Case(shape, options.device, dtype, mode)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; the exit code is that of `harness.run`."""
+    found = parser(__doc__)
+    found.add_argument("--grid", choices=["cpu", "gpu", "tiny"], help="default: that of the device")
+    found.add_argument("--width", type=int, default=0, help="measure this one shape instead of a grid")
+    found.add_argument("--tokens", type=int, default=4096)
+    found.add_argument("--mix", default="50-50", help="percent of the tokens for each tower")
+    found.add_argument("--layers", type=int, default=4)
+    found.add_argument("--dtype", default="float32", choices=list(DTYPES))
+    found.add_argument("--mode", default="eager", choices=["eager", "compiled"])
+    options = found.parse_args(arguments)
+    options.grid = options.grid or ("gpu" if options.device == "cuda" else "cpu")
+    return run(measurements(options), options)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
