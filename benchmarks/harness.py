@@ -56,7 +56,10 @@ class Measurement:
 def paired(
     arms: Mapping[str, Sequence[Callable[[], object]]], *, turns: int, device: str, warmups: int = 2, repeats: int = 3
 ) -> Times:
-    """Return the seconds of each function of each arm, one for each turn; the order turns round every turn.
+    """Return the seconds of each function of each arm, one for each turn.
+
+    The order turns round with every turn and begins with the next arm after two, so that none always has the same
+    predecessor: what that leaves in the caches is worth some percent.
 
     An arm is a sequence of functions that run one after the other and are timed apart (a backward pass, then the
     optimizer). ``repeats`` calls in a row make one time on a GPU; on a CPU it is one call.
@@ -64,8 +67,9 @@ def paired(
     clock = functools.partial(_cuda_seconds, repeats=repeats) if device == "cuda" else _cpu_seconds
     times: Times = {name: [[] for _ in functions] for name, functions in arms.items()}
     for turn in range(-warmups, turns):
-        order = arms if turn % 2 else reversed(list(arms))
-        for name in order:
+        first = turn // 2 % len(arms)
+        order = [*arms][first:] + [*arms][:first]
+        for name in order[::-1] if turn % 2 else order:
             for taken, function in zip(times[name], arms[name], strict=True):
                 seconds = clock(function)
                 if turn >= 0:

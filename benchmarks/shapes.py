@@ -19,7 +19,7 @@ from plait.objectives import loss_sums
 from plait.objectives.next_token import linear_cross_entropy
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from dense_reference import Dense, flex, per_document
+import dense_reference
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HEAD_DIM = 64
@@ -92,10 +92,10 @@ class Case:
         """The end of the names of its rows."""
         return f"{self.shape}/{self.dtype}/{self.mode}"
 
-    def dense(self) -> Dense:
+    def dense(self) -> dense_reference.Dense:
         """Return the plain dense model."""
         c = self.shape.config(towers=1)
-        model = Dense(c.layout.size, c.width, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim,
+        model = dense_reference.Dense(c.layout.size, c.width, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim,
                       c.towers["all"].ffn_width).to(self.device)  # fmt: skip
         if self.mode == "compiled":
             for block in model.blocks:
@@ -112,7 +112,9 @@ class Case:
     def attention(self):
         """Return the dense model's attention of these documents."""
         lengths = self.plain.lengths
-        return flex(lengths, self.device) if self.device == "cuda" else per_document(lengths)
+        if self.device == "cuda":
+            return dense_reference.flex(lengths, self.device)
+        return dense_reference.per_document(lengths)
 
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass in the case's precision, as training has it."""

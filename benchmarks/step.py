@@ -11,7 +11,7 @@ same loss, compiled where plait's is. Rows of one shape:
     full_step_ratio/mot     both, and full_step_floor/mot: what it would be if only the floor were paid
     mfu/mot, mfu/dense      share of the peak, forward + backward, by the count of shapes.flops
 
-then towers_ratio/<number of towers>, length_ratio/<tokens of a document>, and step_ratio/one-tower.
+then towers_ratio/<number of towers> (1: plait's own dense model) and length_ratio/<tokens of a document>.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def mot_arm(case: Case, *, towers: int | None = None) -> Arm:
 def compare(case: Case, turns: int) -> list[Row]:
     """Return the rows of one shape, precision and mode."""
     dense, mot = dense_arm(case), mot_arm(case)
-    arms = {"dense": dense.phases, "dense-again": dense.phases[:1], "mot": mot.phases}
+    arms = {"dense": dense.phases, "dense-again": dense.phases, "mot": mot.phases}
     times = paired(arms, turns=turns, device=case.device)
     full = {name: [sum(phases) for phases in zip(*times[name], strict=True)] for name in ("dense", "mot")}
     floor = mot.num_parameters / dense.num_parameters
@@ -145,13 +145,14 @@ def peak(case: Case) -> tuple[float, str]:
 
 def by_towers(case: Case, counts: Sequence[int], turns: int) -> list[Row]:
     """Return the cost of more and more towers at the same tokens, against dense."""
-    arms = {"dense": dense_arm(case).phases[:1], "1": mot_arm(case, towers=1).phases[:1]}
-    for count in counts[1:]:
-        arms[str(count)] = mot_arm(case.other(mix=(1,) * count)).phases[:1]
+    case = case.other(document=64 * max(counts))  # room for the delimiters of every part
+    arms = {"dense": dense_arm(case).phases[:1]}
+    for count in counts:
+        arm = mot_arm(case, towers=1) if count == 1 else mot_arm(case.other(mix=(1,) * count))
+        arms[str(count)] = arm.phases[:1]
     times = paired(arms, turns=turns, device=case.device)
-    rows = [ratio_row(f"towers_ratio/{n}/{ending(case)}", times[str(n)][0], times["dense"][0], against="dense")
+    return [ratio_row(f"towers_ratio/{n}/{ending(case)}", times[str(n)][0], times["dense"][0], against="dense")
             for n in counts]  # fmt: skip
-    return [ratio_row(f"step_ratio/one-tower/{case.name}", times["1"][0], times["dense"][0], against="dense"), *rows]
 
 
 def by_length(case: Case, lengths: Sequence[int], turns: int) -> list[Row]:
@@ -192,11 +193,15 @@ def sweeps(options: argparse.Namespace, shape: Shape, dtype: str, mode: str) -> 
     if options.grid == "tiny":
         counts, lengths = (1, 2), (64, 128)
     end = f"d{shape.width}-t{shape.tokens}/{dtype}/{mode}"
-    towers = [f"step_ratio/one-tower/{shape}/{dtype}/{mode}", *(f"towers_ratio/{n}/{end}" for n in counts)]
-    documents = [f"length_ratio/{n}/{end}" for n in lengths]
     return [
-        Measurement(towers, lambda: by_towers(case_of(options, shape, dtype, mode), counts, options.turns)),
-        Measurement(documents, lambda: by_length(case_of(options, shape, dtype, mode), lengths, options.turns)),
+        Measurement(
+            [f"towers_ratio/{n}/{end}" for n in counts],
+            lambda: by_towers(case_of(options, shape, dtype, mode), counts, options.turns),
+        ),
+        Measurement(
+            [f"length_ratio/{n}/{end}" for n in lengths],
+            lambda: by_length(case_of(options, shape, dtype, mode), lengths, options.turns),
+        ),
     ]
 
 

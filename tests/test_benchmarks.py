@@ -1,0 +1,176 @@
+"""What the benchmarks compare does the same work: equal hidden states in float64, from copied weights."""
+
+import importlib
+import itertools
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_model import copy_to_dense, in_sequence
+
+from plait.model.mot import MixtureOfTransformers
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+NAMES = ("harness", "shapes", "step", "patterns")
+harness, shapes, step, patterns = (importlib.import_module(name) for name in NAMES)
+
+SHAPE = shapes.Shape(64, 300, (50, 30, 20), layers=2, document=100, vocabulary=240)
+
+
+def copied(model: MixtureOfTransformers, case, pattern: str):
+    """A pattern's model with the weights of plait's."""
+    found = patterns.PatternModel(case, pattern).double()
+    for k, tower in enumerate(model.config.towers):
+        dense = copy_to_dense(model, tower)
+        found.embed.load_state_dict(dense.embed.state_dict())
+        found.head.load_state_dict(dense.head.state_dict())
+        found.final_norms[k].load_state_dict(dense.final_norm.state_dict())
+        for block, source in zip(found.blocks, dense.blocks, strict=True):
+            block.towers[k].load_state_dict(source.state_dict())
+    return found
+
+
+@pytest.fixture
+def float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("pattern", [*patterns.PATTERNS, patterns.WHOLE])
+def test_patterns_compute_what_plait_computes(pattern, float64):
+    """Documents of different lengths, three towers of different sizes; hidden states and gradients."""
+    case = shapes.Case(SHAPE, "cpu", "float32", "eager")
+    model = MixtureOfTransformers(case.shape.config()).double()
+    for parameter in model.parameters():  # norms that are not all one
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    other = copied(model, case, pattern)
+    assert sum(p.numel() for p in other.parameters()) == sum(p.numel() for p in model.parameters())
+    losses = (
+        step.mot_loss(model, case.batch),
+        shapes.sequence_loss(other(case.plain.ids), other.head.weight, case.plain),
+    )
+    torch.testing.assert_close(*losses, rtol=0, atol=1e-10)
+    torch.testing.assert_close(other(case.plain.ids), in_sequence(model(case.batch), case.batch), rtol=0, atol=1e-10)
+    for loss in losses:
+        loss.backward()
+    torch.testing.assert_close(other.embed.weight.grad, model.embed["shared"].weight.grad, rtol=0, atol=1e-10)
+
+
+def test_dense_and_plait_of_one_tower_are_one_model(float64):
+    case = shapes.Case(SHAPE, "cpu", "float32", "eager")
+    model = case.mot(towers=1)
+    dense = copy_to_dense(model, "all")
+    loss = shapes.sequence_loss(
+        dense(case.plain.ids, case.plain.lengths, case.attention()), dense.head.weight, case.plain
+    )
+    torch.testing.assert_close(loss, step.mot_loss(model, case.plain), rtol=0, atol=1e-10)
+    assert case.plain.num_tokens == case.batch.num_tokens == SHAPE.tokens
+    assert torch.equal(case.plain.ids, case.batch.ids)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+def test_the_gpu_attention_of_the_dense_model():
+    lengths = [37, 64, 27]
+    q, k, v = (torch.randn(128, heads, 16) for heads in (4, 2, 2))
+    expected = shapes.dense_reference.per_document(lengths)(q, k, v)
+    torch.testing.assert_close(shapes.dense_reference.flex(lengths, "cpu")(q, k, v), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_operations_by_hand():
+    """6 operations for each weight and token, 12 for each pair, head and number of a head."""
+    shape = shapes.Shape(64, 10, (50, 50), layers=3, vocabulary=100)
+    size = shape.config().layout.size
+    weights = 3 * (4 * 64 * 64 + 3 * 64 * shape.config().towers["text"].ffn_width) + 64 * size
+    assert shapes.flops(shape, [4, 6]) == 6 * weights * 10 + 12 * 3 * 64 * (10 + 21)
+
+
+@pytest.mark.parametrize("mix", [(50, 50), (90, 10), (34, 33, 33), (1,) * 16])
+def test_documents_fill_the_batch_with_the_mix(mix):
+    shape = shapes.Shape(64, 4096, mix, vocabulary=480, document=1024)
+    case = shapes.Case(shape, "cpu", "float32", "eager")
+    assert case.batch.num_tokens == 4096
+    for size, percent in zip(case.batch.routing.sizes, mix, strict=True):
+        assert abs(size / 4096 - percent / sum(mix)) < 0.02
+    assert len(set(case.batch.lengths)) > 1
+
+
+def options(tmp_path, *more):
+    return harness.parser("").parse_args(["--device", "cpu", "--out", str(tmp_path), "--turns", "3", *more])
+
+
+def test_arms_take_turns_and_none_always_follows_the_same():
+    calls = []
+    arms = {name: [lambda n=name: calls.append(n), lambda n=name: calls.append(n + "2")] for name in "abc"}
+    times = harness.paired(arms, turns=6, device="cpu", warmups=0)
+    assert [[len(phase) for phase in times[n]] for n in "abc"] == [[6, 6]] * 3
+    firsts = [c for c in calls if len(c) == 1]
+    assert firsts[:3] == ["a", "b", "c"] and firsts[3:6] == ["c", "b", "a"] and firsts[6:9] == ["b", "c", "a"]
+    before = {(a, b) for a, b in itertools.pairwise(firsts)}
+    assert all(len([p for p in before if p[1] == name]) > 1 for name in "abc")
+    assert [calls[i + 1] for i in range(0, len(calls), 2)] == [c + "2" for c in firsts]
+
+
+def test_ratios_and_their_spread():
+    row = harness.ratio_row("r", [2.0, 4.0, 6.0, 100.0, 4.0], [1.0, 2.0, 2.0, 2.0, 1.0], against="dense")
+    assert (row["value"], row["n"], row["against"]) == (2.0, 5, "dense")
+    assert row["spread"] == pytest.approx((4 - 2) / 2)
+    assert harness.value_row("v", 10.0, "1/s", times=[1.0, 2.0, 3.0])["spread"] == pytest.approx(5.0)
+
+
+def test_rows_are_resumed_and_measured_again(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(harness, "source", lambda: "one")
+    done = []
+
+    def wanted(name):
+        return harness.Measurement([name], lambda: done.append(name) or [harness.value_row(name, len(done), "1")])
+
+    def broken():
+        raise RuntimeError("no memory")
+
+    assert harness.run([wanted("a"), harness.Measurement(["x"], broken), wanted("b")], options(tmp_path)) == 1
+    assert done == ["a", "b"] and "FAILED: x" in capsys.readouterr().out
+    assert harness.run([wanted("a"), wanted("b"), wanted("c")], options(tmp_path)) == 0
+    assert done == ["a", "b", "c"]
+    assert harness.run([wanted("a")], options(tmp_path, "--again")) == 0
+    monkeypatch.setattr(harness, "source", lambda: "two")  # the code has changed
+    assert harness.run([wanted("b")], options(tmp_path)) == 0
+    assert done == ["a", "b", "c", "a", "b"]
+    (path,) = tmp_path.iterdir()
+    file = json.loads(path.read_text())
+    assert {r["name"]: (r["value"], r["source"]) for r in file["rows"]} == {
+        "a": (4, "one"),
+        "b": (5, "two"),
+        "c": (3, "one"),
+    }
+    assert {"name", "value", "unit", "against", "n", "spread", "commit", "versions"} <= set(file["rows"][0])
+    assert path.stem == f"cpu-{file['hardware']['cpu_cores']}"
+
+
+def test_a_row_that_was_promised_must_come(tmp_path, capsys):
+    wanted = harness.Measurement(["a", "b"], lambda: [harness.value_row("a", 1.0, "1")])
+    assert harness.run([wanted], options(tmp_path)) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_time_that_is_up(tmp_path, capsys):
+    wanted = harness.Measurement(["a"], lambda: [harness.value_row("a", 1.0, "1")])
+    assert harness.run([wanted], options(tmp_path, "--minutes", "1e-9")) == 3
+    assert "goes on from here" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name, slug", [
+    ("NVIDIA H100 80GB HBM3", "h100"), ("NVIDIA A100-SXM4-80GB", "a100"),
+    ("NVIDIA GeForce RTX 4090", "geforce-rtx-4090"),
+])  # fmt: skip
+def test_names_of_hardware(monkeypatch, name, slug):
+    monkeypatch.setattr(harness, "hardware", lambda: {"gpu": name, "cpu_cores": 8})
+    assert harness.slug("cuda") == slug and harness.slug("cpu") == "cpu-8"
+
+
+@pytest.mark.parametrize("benchmark", [step, patterns])
+def test_tiny_grids_write_every_row(benchmark, tmp_path):
+    assert benchmark.main(["--grid", "tiny", "--device", "cpu", "--turns", "1", "--out", str(tmp_path)]) == 0
