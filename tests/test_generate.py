@@ -9,8 +9,8 @@ from plait.batch import Document, Part, pack, spell
 from plait.config import SamplingConfig
 from plait.errors import ConfigError
 from plait.generate import Generator, Request, generate
+from plait.generate.sampling import sample
 from plait.model.mot import MixtureOfTransformers
-from plait.objectives.next_token import sample
 
 GRIDS = {"image": (2, 3)}
 
@@ -36,13 +36,14 @@ def parts_of(results) -> list:
     return [[(p.modality, p.ids.tolist()) for p in r.parts] + [r.stopped] for r in results]
 
 
+@pytest.mark.parametrize("page_size", [0, 1, 5])
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
-def test_batched_equals_one_by_one(rng, guidance):
+def test_batched_equals_one_by_one(rng, guidance, page_size):
     model = build()
     sampling = {"image": SamplingConfig(guidance=guidance, top_p=0.9), "text": SamplingConfig(temperature=0.7, top_k=5)}
     asked = requests(rng, 10, sampling=sampling)
-    together = generate(model, asked, grids=GRIDS, max_rows=4)
-    alone = [generate(model, [r], grids=GRIDS, max_rows=1)[0] for r in asked]
+    together = generate(model, asked, grids=GRIDS, max_rows=4, max_length=128, page_size=page_size)
+    alone = [generate(model, [r], grids=GRIDS, max_rows=1, max_length=128)[0] for r in asked]
     assert parts_of(together) == parts_of(alone)
 
 
@@ -159,18 +160,17 @@ def test_sampler_matches_its_distribution():
     logits = torch.randn(1, 6, dtype=torch.float64).expand(20_000, 6)
     n = logits.shape[0]
     uniform = (torch.arange(n, dtype=torch.float64) + 0.5) / n
-    plain = {"temperature": torch.ones(n), "top_k": torch.zeros(n, dtype=torch.long), "top_p": torch.ones(n)}
-    allowed = torch.ones(n, 6, dtype=torch.bool)
-    allowed[:, 2] = False
-    ids = sample(logits, uniform, allowed=allowed, **plain)
-    expected = logits[0].masked_fill(~allowed[0], float("-inf")).softmax(-1)
+    ones = torch.ones(n, dtype=torch.float64)
+    plain = {"scale": ones, "top_k": 0 * ones, "top_p": ones, "keep": 0}
+    blocked = torch.zeros(n, 6, dtype=torch.float64)
+    blocked[:, 2] = float("-inf")
+    ids = sample(logits, blocked, uniform, **plain)
+    expected = (logits + blocked)[0].softmax(-1)
     torch.testing.assert_close(torch.bincount(ids, minlength=6).double() / n, expected, rtol=0, atol=1e-3)
-    two = sample(logits, uniform, allowed=allowed, **{**plain, "top_k": torch.full((n,), 2)})
+    two = sample(logits, blocked, uniform, **{**plain, "top_k": 2 * ones, "keep": 2})
     assert set(two.tolist()) == set(expected.topk(2).indices.tolist())
-    nucleus = sample(
-        logits, uniform, allowed=allowed, **{**plain, "top_p": torch.full((n,), float(expected.max()) - 0.01)}
-    )
-    assert set(nucleus.tolist()) == {int(expected.argmax())}
+    nucleus = {**plain, "top_p": ones * (float(expected.max()) - 0.01), "keep": -1}
+    assert set(sample(logits, blocked, uniform, **nucleus).tolist()) == {int(expected.argmax())}
 
 
 def test_prompt_documents_pack(rng):

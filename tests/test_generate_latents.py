@@ -86,12 +86,15 @@ def check_equal(a, b):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)  # parts are float32
 
 
+@pytest.mark.parametrize("page_size", [0, 4])
 @pytest.mark.parametrize("later_sees", ["noised", "clean_copy", "nothing"])
 @pytest.mark.parametrize("diffusion", [DiffusionConfig(), FLOW], ids=["ddpm", "flow"])
-def test_cached_batched_and_guided_equals_by_hand(rng, later_sees, diffusion):
+def test_cached_batched_and_guided_equals_by_hand(rng, later_sees, diffusion, page_size):
     model = build(later_sees=later_sees, position_axes=["time", "row", "column"], width=32)
     requests = asked(rng, 15, diffusion)
-    together = generate(model, requests, grids=GRIDS, max_rows=6, diffusion=diffusion)
+    together = generate(
+        model, requests, grids=GRIDS, max_rows=6, max_length=256, diffusion=diffusion, page_size=page_size
+    )
     alone = [generate(model, [r], grids=GRIDS, max_rows=1, diffusion=diffusion)[0] for r in requests]
     check_equal(together, alone)
     checked = 0

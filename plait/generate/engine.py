@@ -274,7 +274,8 @@ class Generator:
         return Result(row.request, row.parts, stopped, row.snapshots)
 
     def _spelt(self, parts: Sequence[Part]) -> list[Run]:
-        return spell(Document(list(parts)), self.model.config, close=False, noised=False)
+        runs = spell(Document(list(parts)), self.model.config, close=False, noised=False)
+        return [run for run in runs if len(run)]
 
     def _feed(self, row: Row, token: int, modality: str) -> None:
         for stream in row.streams:

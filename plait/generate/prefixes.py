@@ -30,17 +30,25 @@ class Shared:
 def find(streams: Sequence[Stream], cache: KVCache, config: ModelConfig) -> list[Shared]:
     """Return for streams that have not begun from which others they can take how much; never through a third."""
     takers: dict[int, Shared] = {}
+    if all(cache.lengths):
+        return []
+    # the last token is fed in any case: what follows is drawn from its hidden state
+    most = [sum(map(len, s.pending)) - 1 for s in streams]
     for i, stream in enumerate(streams):
         if cache.lengths[i]:
             continue
-        # the last token is fed in any case: what follows is drawn from its hidden state
-        most = sum(map(len, stream.pending)) - 1
-        others = [j for j in range(len(streams)) if j not in takers and (j < i or cache.lengths[j])]
-        lengths = [in_common(stream.prompt, streams[j].prompt) for j in others]
-        if others and max(lengths) >= LEAST_SHARED:
-            length = whole_runs(stream.pending, min(most, max(lengths)), config)
-            takers[i] = Shared(i, others[lengths.index(max(lengths))], length)
-    return list(takers.values())
+        best = None
+        for j, other in enumerate(streams):
+            if j in takers or not (cache.lengths[j] or j < i):
+                continue
+            length = min(in_common(stream.prompt, other.prompt), most[i])
+            length = length if cache.lengths[j] else min(length, most[j])
+            if length >= LEAST_SHARED and (best is None or length > best.length):
+                best = Shared(i, j, length)
+        if best:
+            best.length = whole_runs(stream.pending, best.length, config)
+            takers[i] = best
+    return [s for s in takers.values() if s.length]
 
 
 def in_common(a: Sequence[Run], b: Sequence[Run]) -> int:
@@ -85,17 +93,16 @@ def cut(runs: Sequence[Run], length: int) -> tuple[list[Run], list[Run]]:
 
 
 def _alike(x: Run, y: Run) -> bool:
-    same = x.modality == y.modality and x.role == y.role and tuple(x.grid) == tuple(y.grid)
-    return same and _equal(x.ids, y.ids) and _equal(x.latents, y.latents)
-
-
-def _equal(x: np.ndarray | None, y: np.ndarray | None) -> bool:
-    return x is y or (x is not None and y is not None and np.array_equal(x, y))
+    if len(x) != len(y) or x.modality != y.modality or x.role != y.role or tuple(x.grid) != tuple(y.grid):
+        return False
+    if x.ids is None or y.ids is None:
+        return x.ids is y.ids and np.array_equal(x.latents, y.latents)
+    return x.ids[0] == y.ids[0] and np.array_equal(x.ids, y.ids)
 
 
 def _ids_in_common(x: Run, y: Run) -> int:
     """Return how many ids two different runs begin with alike."""
-    if x.ids is None or y.ids is None or x.modality != y.modality or x.role != y.role:
+    if x.ids is None or y.ids is None or x.modality != y.modality or x.role != y.role or x.ids[0] != y.ids[0]:
         return 0
     n = min(len(x), len(y))
     differ = np.flatnonzero(x.ids[:n] != y.ids[:n])
