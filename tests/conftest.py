@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # Triton's kernels run interpreted then; it reads this when it is imported
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from plait.batch import Document, Part
 from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 

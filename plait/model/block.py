@@ -1,5 +1,8 @@
 """One block of the Mixture-of-Transformers: towers of their own around one global attention (paper, section 2.1)."""
 
+import functools
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +30,8 @@ class Step:
     """For each tower [N_k]: false on padding rows."""
     plan: AttentionPlan | None
     cache: CacheStep | None
+    heads_to_sequence: Callable | None = None
+    """The kernel of plait.model.kernels, where there is one for the device."""
 
 
 class QKV(nn.Linear):
@@ -43,9 +48,12 @@ class QKV(nn.Linear):
         self.query_norm = RMSNorm(self.head_dim, eps) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(self.head_dim, eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [N, D]: queries [N, H, d], keys and values [N, G, d]."""
-        heads = super().forward(x).unflatten(-1, (self.groups, self.queries + 2, self.head_dim))
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the heads of x [N, D] before their norms, [N, G, r + 2, d]."""
+        return super().forward(x).unflatten(-1, (self.groups, self.queries + 2, self.head_dim))
+
+    def separated(self, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries [N, H, d], keys and values [N, G, d] of the heads, queries and keys normalised."""
         query, key, value = heads.split((self.queries, 1, 1), dim=2)
         return self.query_norm(query).flatten(1, 2), self.key_norm(key).flatten(1, 2), value.flatten(1, 2)
 
@@ -55,7 +63,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.layer, self.pre_norm = layer, config.norm_order == "pre"
+        self.layer, self.pre_norm, self.norm_eps = layer, config.norm_order == "pre", config.norm_eps
         towers, untied = config.towers, config.untied_at(layer)
         heads = config.num_heads * config.head_dim
 
@@ -84,9 +92,7 @@ class Block(nn.Module):
 
     def _attention(self, streams: list[Tensor], step: Step) -> list[Tensor]:
         routing = step.routing
-        qkv = self.qkv(merged(streams) if self.qkv.is_shared else streams)
-        query, key, value = (to_sequence(list(side), routing) for side in zip(*qkv, strict=True))
-        query, key = rotate(query, step.cos, step.sin), rotate(key, step.cos, step.sin)
+        query, key, value = self._heads(self.qkv(merged(streams) if self.qkv.is_shared else streams), step)
         if step.cache is None:
             out = attend(query, key, value, step.plan)
         else:
@@ -94,6 +100,17 @@ class Block(nn.Module):
         out = to_towers(out.flatten(1), routing)
         sizes = [len(x) for x in streams]
         return separated(self.o([out] if self.o.is_shared else list(out.split(sizes))), sizes)
+
+    def _heads(self, heads: list[Tensor], step: Step) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries [T, H, d], keys and values [T, G, d] in sequence order, normalised and turned."""
+        routing, modules = step.routing, list(self.qkv.values())
+        if step.heads_to_sequence is not None:
+            norms = [n.weight for m in modules for n in (m.query_norm, m.key_norm) if isinstance(n, RMSNorm)]
+            places = routing.to_towers, routing.to_sequence
+            return step.heads_to_sequence(heads, norms, step.cos, step.sin, *places, self.norm_eps)
+        sides = zip(*(m.separated(h) for m, h in zip(modules, heads, strict=True)), strict=True)
+        query, key, value = (to_sequence(list(side), routing) for side in sides)
+        return rotate(query, step.cos, step.sin), rotate(key, step.cos, step.sin), value
 
     def _feed_forward(self, streams: list[Tensor], step: Step) -> list[Tensor]:
         if not self.ffn.is_shared:
@@ -103,6 +120,16 @@ class Block(nn.Module):
 
 def _add(streams: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
     return [x + u for x, u in zip(streams, updates, strict=True)]
+
+
+@functools.cache
+def heads_kernel(device: torch.device, head_dim: int) -> Callable | None:
+    """Return the kernel that brings heads into sequence order; None where plain torch is to do it."""
+    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+        return None
+    from plait.model import kernels
+
+    return kernels.heads_to_sequence if kernels.fits(head_dim) else None
 
 
 def is_token(routing: Routing, device: torch.device) -> list[Tensor]:

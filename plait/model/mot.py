@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from plait.batch import Batch, Latents, Place
 from plait.model.attention import AttentionPlan
-from plait.model.block import Block, Step, is_token
+from plait.model.block import Block, Step, heads_kernel, is_token
 from plait.model.cache import CacheStep, KVCache
 from plait.model.heads import LatentIn, LatentOut
 from plait.model.mask import segments
@@ -56,6 +56,8 @@ class MixtureOfTransformers(nn.Module):
                     lambda t, s=shape: LatentOut(width=towers[t].width, **s), modality.noised_towers, untied=True
                 )
         self.recompute_blocks, self.is_compiled = False, False
+        self.use_kernels = True
+        """Whether a GPU runs kernels of plait's own where plain torch would do the same."""
         self.init_weights(seed)
 
     @torch.no_grad()
@@ -92,7 +94,8 @@ class MixtureOfTransformers(nn.Module):
         device, dtype = batch.ids.device, self.dtype
         cos, sin = rotation(batch.positions, config.head_dim, config.rope_theta, config.rope_scaling, dtype)
         plan = None if cache else AttentionPlan.of(segments(batch.spans), batch.num_tokens, device)
-        step = Step(batch.routing, cos, sin, is_token(batch.routing, device), plan, cache)
+        kernel = heads_kernel(device, config.head_dim) if self.use_kernels else None
+        step = Step(batch.routing, cos, sin, is_token(batch.routing, device), plan, cache, kernel)
         streams = self._embed(batch)
         # the steps of generation are short, and the cache is no work for the compiler
         with torch.compiler.set_stance("force_eager") if cache and self.is_compiled else contextlib.nullcontext():

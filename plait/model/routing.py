@@ -57,7 +57,20 @@ def to_sequence(streams: list[Tensor], routing: Routing) -> Tensor:
 
 def to_towers(x: Tensor, routing: Routing) -> Tensor:
     """Bring a tensor [T, ...] in sequence order into tower order [R, ...]; padding rows repeat the first token."""
-    return x.index_select(0, routing.to_towers)
+    return _ToTowers.apply(x, routing.to_towers, routing.to_sequence)
+
+
+class _ToTowers(torch.autograd.Function):
+    """A gather whose gradient is a gather too: nothing flows back from padding rows, and each token has one row."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, to_towers: Tensor, to_sequence: Tensor) -> Tensor:
+        ctx.save_for_backward(to_sequence)
+        return x.index_select(0, to_towers)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return gradient.index_select(0, ctx.saved_tensors[0]), None, None
 
 
 def tower_of_parameter(name: str, towers: Iterable[str]) -> str:

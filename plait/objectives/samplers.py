@@ -32,7 +32,7 @@ class Denoiser:
 
     Latents keep their device. The coefficients stay on the host in float32; Euler and Heun also compute in float32,
     the others in the dtype of the latents, which is what `step` returns in each case. Steps do not wait for the
-    device, but for those that draw noise (on the host) and unipc (small tensors sent there, a 2 x 2 system solved there).
+    device, but for those that draw noise (on the host) and unipc (small tensors sent there, a 2 x 2 system solved).
     """
 
     levels: list[float]
