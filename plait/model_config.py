@@ -95,7 +95,7 @@ class ModelConfig:
     modalities: dict[str, ModalityConfig] = field(default_factory=dict)
     """Modalities in append-only order. The first one hosts the delimiters and is written without them."""
     towers: dict[str, TowerConfig] = field(default_factory=dict)
-    """Towers by name. Empty: one for each name that the modalities use."""
+    """Towers by name. One of a modality's own name need not be listed; empty: none that the modalities use need be."""
     width: int = 256
     """Size of the hidden state, for towers that set none."""
     num_layers: int = 4
@@ -159,8 +159,11 @@ class ModelConfig:
         for name, modality in self.modalities.items():
             modality.tower = modality.tower or name
         used = [tower for modality in self.modalities.values() for tower in modality.towers]
-        if not self.towers:
-            self.towers = {name: TowerConfig() for name in dict.fromkeys(used)}
+        own = [name for name, modality in self.modalities.items() if modality.tower == name]
+        implied = used if not self.towers else own
+        if not set(implied) <= set(self.towers):
+            order = dict.fromkeys([*implied, *self.towers])
+            self.towers = {name: self.towers.get(name, TowerConfig()) for name in order}
         for name, modality in self.modalities.items():
             for tower in modality.towers:
                 if tower not in self.towers:

@@ -9,7 +9,7 @@ from plait.config import RunConfig
 from plait.config_file import from_dict, load, to_dict
 from plait.errors import ConfigError
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModalityConfig, ModelConfig, default_ffn_width
+from plait.model_config import ModalityConfig, ModelConfig, TowerConfig, default_ffn_width
 from plait.shipped import FOLDERS, config_path, describe_settings
 
 SHIPPED = sorted(p for folder in FOLDERS for p in folder.glob("*.yaml"))
@@ -126,3 +126,13 @@ def test_config_path(tmp_path):
         config_path("quickstrat")
     with pytest.raises(ConfigError, match="no file"):
         config_path("none.yaml")
+
+
+def test_one_tower_may_have_settings_without_the_others_being_listed():
+    modalities = {"text": ModalityConfig(vocab_size=8), "image": ModalityConfig(vocab_size=8)}
+    model = ModelConfig(modalities=modalities, width=64, towers={"image": TowerConfig(ffn_width=96)})
+    assert list(model.towers) == ["text", "image"]
+    assert [t.ffn_width for t in model.towers.values()] == [192, 96]
+    modalities = {"text": ModalityConfig(vocab_size=8), "image": ModalityConfig(vocab_size=8, tower="pictures")}
+    with pytest.raises(ConfigError, match="model.modalities.image.tower: unknown name 'pictures'"):
+        ModelConfig(modalities=modalities, towers={"text": TowerConfig()})
