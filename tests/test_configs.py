@@ -134,5 +134,5 @@ def test_one_tower_may_have_settings_without_the_others_being_listed():
     assert list(model.towers) == ["text", "image"]
     assert [t.ffn_width for t in model.towers.values()] == [192, 96]
     modalities = {"text": ModalityConfig(vocab_size=8), "image": ModalityConfig(vocab_size=8, tower="pictures")}
-    with pytest.raises(ConfigError, match="model.modalities.image.tower: unknown name 'pictures'"):
+    with pytest.raises(ConfigError, match=r"image.tower: unknown name 'pictures'"):
         ModelConfig(modalities=modalities, towers={"text": TowerConfig()})
