@@ -208,6 +208,19 @@ class GenerateConfig:
     """Requests decoded together."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass."""
+    cache: Literal["static", "paged"] = "static"
+    """static: room for the longest sequence in every row. paged: rows take pages as they grow, and share those of
+    what they begin with; it holds long and short sequences in less memory, and reads them a little slower."""
+    page_size: int = 16
+    """Tokens in one page (paged)."""
+    cache_tokens: int = 0
+    """Tokens that the pages of all requests hold together (paged); 0 means as many as the static cache."""
+    cuda_graphs: bool = False
+    """Launch each step of decoding as one CUDA graph, on CUDA devices."""
+
+    def __post_init__(self):
+        require(self.page_size >= 1, "generate.page_size", self.page_size, "at least 1")
+        require(self.cache_tokens >= 0, "generate.cache_tokens", self.cache_tokens, "0 or more")
 
 
 @dataclass

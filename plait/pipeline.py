@@ -157,7 +157,9 @@ class Pipeline:
                     for i, (m, o) in enumerate(zip(media, outputs, strict=True))]  # fmt: skip
         results = generate(self.model, requests, grids=self.grids, max_rows=self.config.batch_size,
                            max_length=self.model.config.max_positions, diffusion=self.diffusion,
-                           precision=self.config.precision, on_result=on_result)  # fmt: skip
+                           precision=self.config.precision, on_result=on_result,
+                           page_size=self.config.page_size if self.config.cache == "paged" else 0,
+                           cache_tokens=self.config.cache_tokens, cuda_graphs=self.config.cuda_graphs)  # fmt: skip
         return [Sample(list(m), self.decode(r.parts), r, self.codecs) for m, r in zip(media, results, strict=True)]
 
 

@@ -1,5 +1,7 @@
 """Decoding: the step whose shapes are few, what requests share, which are admitted, and what the device is asked."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,14 +10,16 @@ from test_generate import GRIDS, build, parts_of, requests
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from plait.batch import Part, Run
-from plait.config import DiffusionConfig, SamplingConfig
+from plait.config import DiffusionConfig, GenerateConfig, SamplingConfig
 from plait.errors import ConfigError, ResourceError
 from plait.generate import Generator, Request, generate, prefixes
 from plait.generate.decoding import Decoder, bucket
+from plait.generate.graphs import Graphs
 from plait.generate.request import most_tokens
 from plait.generate.sampling import Limits, sample
 from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModelConfig, TowerConfig
+from plait.pipeline import Pipeline
 
 MIXED = {"image": SamplingConfig(guidance=2.5, top_p=0.9), "text": SamplingConfig(temperature=0.7, top_k=5),
          "speech": SamplingConfig(temperature=0)}  # fmt: skip
@@ -73,6 +77,42 @@ def test_the_short_way_and_padded_shapes_equal_the_general_step(rng, monkeypatch
     assert found[0] == found[1] == found[2]
     assert len(shapes) > 3 and all(bucket(n) == n for s in shapes for n in (*s.towers, s.draw.num_rows))
     assert any(s.num_streams > 2 and sum(s.towers) > s.num_streams for s in shapes)
+
+
+def test_replayed_steps_equal_those_that_run_every_time(rng, monkeypatch):
+    """Graphs keep arrays and output of their own for each shape; here a replay runs the function once more."""
+
+    def capture(function):
+        out, number = function(), len(calls)
+        calls.append(0)
+
+        def replay():
+            calls[number] += 1
+            out.copy_(function())
+
+        return replay, out
+
+    calls: list[int] = []
+    monkeypatch.setattr("plait.generate.graphs.MOST_GRAPHS", 3)
+    model = build()
+    asked = requests(rng, 12, sampling=MIXED)
+    plain, replayed = (Generator(model, grids=GRIDS, max_rows=6, max_length=64) for _ in range(2))
+    replayed._decoder = Decoder(model, replayed.cache, replayed._allowed, pad=True)
+    replayed._decoder.run = Graphs(replayed._decoder.forward, capture)
+    assert parts_of(run(plain, asked)) == parts_of(run(replayed, asked))
+    assert len(replayed._decoder.run.captured) == 3 < len(calls) < sum(calls)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("page_size", [0, 4])
+def test_cuda_graphs_equal_steps_without(rng, page_size):
+    model = build().cuda()
+    asked = requests(rng, 12, sampling=MIXED)
+    found = []
+    for graphs in (False, True):
+        engine = Generator(model, grids=GRIDS, max_rows=6, max_length=64, page_size=page_size, cuda_graphs=graphs)
+        found.append(parts_of(run(engine, asked)))
+    assert found[0] == found[1] and len(engine._decoder.run.captured) > 3
 
 
 def test_hidden_states_of_the_short_way(rng):
@@ -217,13 +257,16 @@ def test_requests_are_admitted_by_free_pages(rng):
 def test_no_request_holds_more_than_it_may_need(rng, monkeypatch):
     """The bound by which requests are admitted, for each branch, against what they held; some reach it."""
     model = build(mel=True)
-    grids = {**GRIDS, "mel": (2, 2)}
-    sampling = {n: SamplingConfig(steps=2, guidance=2.0, media_guidance=1.5) for n in ("image", "mel")}
-    asked = requests(rng, 24, sampling=sampling)
+    grids = {**GRIDS, "mel": (2, 3)}
+    asked = requests(rng, 36)
     for i, request in enumerate(asked):
-        request.max_spans, request.max_tokens = 2, {"text": 3, "speech": 4}
-        request.output = [request.output, "mel"][i % 2]
+        request.max_spans, request.max_tokens = 3, {"text": 1, "speech": 6}
+        request.output = [None, "mel", request.output][i % 3]
+        s = SamplingConfig(steps=2, guidance=2.0, media_guidance=[1.5, 1.0][i % 2])
+        request.sampling = {"image": s, "mel": s}
     engine = Generator(model, grids=grids, max_rows=4, max_length=96, diffusion=DiffusionConfig(process="flow"))
+    # free requests write, and then open all the spans that they may
+    engine._allowed.table[:, list(model.config.layout.opening.values())] += 5
     held: dict[tuple[int, int], int] = {}
 
     def reserve(rows, ends):
@@ -242,7 +285,9 @@ def test_no_request_holds_more_than_it_may_need(rng, monkeypatch):
         bounds = [bounds[0], bounds[-1]] if len(used) == 2 else bounds
         assert len(used) <= len(bounds) and all(n <= bound for n, bound in zip(used, bounds, strict=False))
         reached.add((request.output, len(used), used == bounds[: len(used)]))
-    assert {("mel", 3, True), ("mel", 2, True), ("speech", 1, True)} <= reached
+        fewer = most_tokens(replace(request, max_spans=2), model.config, grids=grids, default=256)
+        reached.add((request.output, "spans", used[0] > fewer[0]))
+    assert {("mel", 3, True), ("mel", 2, True), ("speech", 1, True), (None, "spans", True)} <= reached
 
 
 def test_runs_are_cut_where_nothing_before_sees_what_is_after(rng):
@@ -302,3 +347,25 @@ def test_draws_at_the_edges():
         assert drawn.tolist() == [1 if number == 0 else 2]
     greedy = settings_of([SamplingConfig(temperature=0)], [0.9], 4)
     assert sample(torch.tensor([[0.0, 3.0, 3.0, 1.0]]).double(), **greedy).tolist() == [1]
+
+
+def test_the_config_chooses_the_cache(monkeypatch):
+    class Ids:
+        default_grid = ()
+
+        def decode(self, parts):
+            return [p.ids.tolist() for p in parts]
+
+    made = []
+    start = Generator.__init__
+    monkeypatch.setattr(Generator, "__init__", lambda self, *a, **k: made.append(self) or start(self, *a, **k))
+    found = []
+    for cache in ("static", "paged"):
+        config = GenerateConfig(cache=cache, page_size=8, cache_tokens=64, grids={"image": [2, 3]}, batch_size=4)
+        pipeline = Pipeline(build(), {"image": Ids()}, config)
+        found.append([s.output for s in pipeline.generate_from_media([[]] * 6, ["image"] * 6)])
+    assert found[0] == found[1]
+    assert [(e.cache.page_size, e.cache.num_pages) for e in made] == [(8192, 4), (8, 8)]
+    for name, value in (("page_size", 0), ("cache_tokens", -1)):
+        with pytest.raises(ConfigError, match=f"generate.{name}"):
+            GenerateConfig(**{name: value})

@@ -11,6 +11,7 @@ step costs one synchronisation for sampled ids, and one for each finished item o
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from plait.errors import ResourceError, require
 from plait.generate import denoising, prefixes
 from plait.generate.allowed import AllowedIds
 from plait.generate.decoding import Decoder, guided
+from plait.generate.graphs import CudaCapture, Graphs
 from plait.generate.request import Request, Result, check_request, most_tokens
 from plait.generate.rows import Row, Stream, one
 from plait.generate.waves import Canvas
@@ -37,12 +39,13 @@ class Generator:
 
     The cache has ``max_rows`` times ``max_branches`` rows: 1 without guidance, 2 with it, 3 where given media guide
     apart. With a ``page_size`` it is paged and holds ``cache_tokens`` in all (0: as many as it would without pages).
+    ``cuda_graphs`` replays steps of decoding as CUDA graphs, on CUDA devices.
     """
 
     def __init__(self, model: MixtureOfTransformers, *, grids: dict[str, tuple[int, ...]], max_rows: int = 32,
                  max_length: int = 2048, default_max_tokens: int = 256, max_branches: int = 3,
                  diffusion: DiffusionConfig | None = None, precision: str = "float32", page_size: int = 0,
-                 cache_tokens: int = 0):  # fmt: skip
+                 cache_tokens: int = 0, cuda_graphs: bool = False):  # fmt: skip
         self.model, self.grids, self.default_max_tokens = model, grids, default_max_tokens
         self.layout, self.max_rows, self.diffusion = model.config.layout, max_rows, diffusion or DiffusionConfig()
         self.max_branches = max_branches
@@ -57,7 +60,10 @@ class Generator:
         self.num_syncs, self.num_steps, self.num_tokens = 0, 0, 0
         self._next_id = 0
         self._allowed = AllowedIds(model, grids, default_max_tokens)
-        self._decoder = Decoder(model, self.cache, self._allowed)
+        graphs = cuda_graphs and model.device.type == "cuda"
+        self._decoder = Decoder(model, self.cache, self._allowed, pad=graphs)
+        if graphs:
+            self._decoder.run = Graphs(self._decoder.forward, CudaCapture())
 
     # -- requests -----------------------------------------------------------------------------------------------
 
@@ -300,18 +306,16 @@ def generate(
     grids: dict[str, tuple[int, ...]],
     max_rows: int = 32,
     max_length: int = 2048,
-    diffusion: DiffusionConfig | None = None,
-    precision: str = "float32",
-    page_size: int = 0,
-    cache_tokens: int = 0,
     on_result: Callable[[Result], None] | None = None,
+    **settings: Any,
 ) -> list[Result]:
-    """Run all requests, at most ``max_rows`` at a time, and return their results in order."""
+    """Run all requests, at most ``max_rows`` at a time, and return their results in order.
+
+    ``settings`` are further ones of `Generator`.
+    """
     requests = list(requests)
     branches = max((r.max_branches for r in requests), default=1)
-    engine = Generator(model, grids=grids, max_rows=max_rows, max_length=max_length, max_branches=branches,
-                       diffusion=diffusion, precision=precision, page_size=page_size,
-                       cache_tokens=cache_tokens)  # fmt: skip
+    engine = Generator(model, grids=grids, max_rows=max_rows, max_length=max_length, max_branches=branches, **settings)
     waiting, results = list(reversed(requests)), {}
     while waiting or engine.rows:
         while waiting and (not engine.rows or engine.fits(waiting[-1])):
