@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
 from plait.batch import Document, pack
+from plait.model import attention
 from plait.model.attention import AttentionPlan, attend
 from plait.model.mask import block_mask, dense_mask, segments, varlen_calls
 
@@ -96,6 +97,39 @@ def test_varlen_calls_equal_masked_attention(seed, count):
     torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
     assert sorted(np.concatenate([c.queries for c in calls])) == list(range(n))  # every token attends once
     assert len(calls) <= 2
+
+
+def flash_by_sequence(query, key, value, query_offsets, key_offsets, most_queries, most_keys, *, window_size):
+    """What torch's varlen_attn does on a GPU: sequence by sequence, causal ones aligned at the end."""
+    out = []
+    ends = [list(zip(o.tolist(), o.tolist()[1:], strict=False)) for o in (query_offsets, key_offsets)]
+    for (a, b), (c, d) in zip(*ends, strict=True):
+        assert b - a <= most_queries and d - c <= most_keys
+        mask = torch.ones(b - a, d - c, dtype=torch.bool)
+        mask = mask.tril(d - c - b + a) if window_size == (-1, 0) else mask
+        sides = (x.transpose(0, 1) for x in (query[a:b], key[c:d], value[c:d]))
+        out.append(torch.nn.functional.scaled_dot_product_attention(*sides, attn_mask=mask).transpose(0, 1))
+    return torch.cat(out)
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 6))
+@settings(max_examples=30, deadline=None)
+def test_attention_by_varlen_calls_equals_masked_attention(seed, count):
+    """The plan of a GPU, with torch's kernel written out, outputs and gradients; two heads share a key."""
+    batch = random_batch(seed, count)
+    found, n = segments(batch.spans), batch.num_tokens
+    inputs = [torch.randn(n, h, 8, dtype=torch.float64, requires_grad=True) for h in (4, 2, 2)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention, "varlen_attention", lambda: flash_by_sequence)
+        plan = AttentionPlan.by_varlen(found, varlen_calls(found), torch.device("cpu"))
+        out = attend(*inputs, plan)
+    q, k, v = (x.repeat_interleave(4 // x.shape[1], 1).transpose(0, 1) for x in inputs)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense_mask(found, n))
+    weight = torch.randn_like(out)
+    torch.testing.assert_close(out, expected.transpose(0, 1), rtol=0, atol=1e-12)
+    ours, theirs = (torch.autograd.grad(x, inputs, weight) for x in (out, expected.transpose(0, 1)))
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-11)
 
 
 def test_the_scheme_of_cosmos_needs_no_copies_of_keys(rng):

@@ -1,24 +1,46 @@
 """Global attention over the packed sequence: the kernels behind one `attend`.
 
-On CUDA, FlexAttention with a block mask built once a step. On a CPU, one operation that attends segment by segment;
-elsewhere, scaled_dot_product_attention on each segment's own keys. So documents never cost the square of the packed
-length.
+On CUDA, variable-length flash attention where that needs few copies of keys and the precision is 16 bits,
+FlexAttention with a block mask built once a step elsewhere. On a CPU, one operation that attends segment by segment; on
+other devices, scaled_dot_product_attention on each segment's own keys. So documents never cost the square of the
+packed length.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.model.mask import Segment, block_mask, document_starts
+from plait.model.mask import Segment, VarlenCall, block_mask, document_starts, varlen_calls
 from plait.model.segment_attention import segment_attention, table_of
+
+MAX_KEYS = 2
+"""Most keys for each token, with copies, that variable-length attention is given; FlexAttention copies none."""
 
 FLEX_STEP = 1024
 """FlexAttention runs on sequences padded to a multiple of this, so that it compiles for a few lengths only."""
+
+
+@dataclass
+class Varlen:
+    """One call of variable-length attention, on the device."""
+
+    causal: bool
+    queries: Tensor
+    """The tokens of its queries [n], and of its keys [m], sequence after sequence."""
+    keys: Tensor
+    query_offsets: Tensor
+    """Where each sequence starts [S + 1], int32."""
+    key_offsets: Tensor
+    most_queries: int
+    """At least the length of the longest sequence; a power of two, so that a compiler sees few of them."""
+    most_keys: int
 
 
 @dataclass
@@ -29,18 +51,49 @@ class AttentionPlan:
     table: Tensor | None = None
     """The segments as a CPU's operation wants them."""
     flex: Any = None
+    varlen: list[Varlen] | None = None
+    varlen_order: Tensor | None = None
+    """[T]: the place of each token among the queries of all calls."""
 
     @classmethod
-    def of(cls, segments: list[Segment], num_tokens: int, device: torch.device) -> "AttentionPlan":
+    def of(
+        cls, segments: list[Segment], num_tokens: int, device: torch.device, dtype: torch.dtype = torch.float32
+    ) -> "AttentionPlan":
+        """Plan the attention of a batch on a device; ``dtype`` is the precision of what will be attended."""
         if device.type == "cpu":
             return cls(segments, table=table_of(segments))
-        if device.type == "cuda":
-            return cls(segments, flex=block_mask(segments, -(-num_tokens // FLEX_STEP) * FLEX_STEP, device))
-        return cls(segments)
+        if device.type != "cuda":
+            return cls(segments)
+        if dtype in (torch.bfloat16, torch.float16) and varlen_attention() is not None:
+            calls = varlen_calls(segments)
+            if sum(len(call.keys) for call in calls) <= MAX_KEYS * num_tokens:
+                return cls.by_varlen(segments, calls, device)
+        return cls(segments, flex=block_mask(segments, -(-num_tokens // FLEX_STEP) * FLEX_STEP, device))
+
+    @classmethod
+    def by_varlen(cls, segments: list[Segment], calls: list[VarlenCall], device: torch.device) -> "AttentionPlan":
+        """Plan the calls of variable-length attention."""
+
+        def sent(values, dtype=np.int64) -> Tensor:
+            return torch.from_numpy(np.asarray(values, dtype)).to(device, non_blocking=True)
+
+        varlen = [
+            Varlen(call.causal, sent(call.queries), sent(call.keys), sent(call.query_offsets, np.int32),
+                   sent(call.key_offsets, np.int32), _bound(call.query_offsets), _bound(call.key_offsets))
+            for call in calls
+        ]  # fmt: skip
+        order = np.argsort(np.concatenate([call.queries for call in calls]))
+        return cls(segments, varlen=varlen, varlen_order=sent(order))
+
+
+def _bound(offsets: list[int]) -> int:
+    return 1 << (int(np.diff(offsets).max()) - 1).bit_length()
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
     """Attend within the batch: query [T, H, d], key and value [T, G, d] with G dividing H. Returns [T, H, d]."""
+    if plan.varlen is not None:
+        return _varlen(query.to(value.dtype), key.to(value.dtype), value, plan)
     if plan.flex is not None:
         return _flex(query.to(value.dtype), key.to(value.dtype), value, plan.flex)
     # queries and keys come from the rotation in float32 and stay so under autocast: on a CPU the backward of short
@@ -55,6 +108,30 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Te
         return key[mine], value[mine]
 
     return attend_segments(query, plan.segments, keys_of)
+
+
+@functools.cache
+def varlen_attention() -> Callable | None:
+    """Return torch's variable-length flash attention, if this torch has it with the arguments used here (2.11 on)."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if "window_size" in inspect.signature(varlen_attn).parameters else None
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
+    kernel = varlen_attention()
+    key, value = _expand(key, query), _expand(value, query)
+    pieces = []
+    for call in plan.varlen:
+        alone = call.keys.shape == call.queries.shape == query.shape[:1]  # then both are all tokens in their order
+        q, k, v = (x if alone else x.index_select(0, i)
+                   for x, i in zip((query, key, value), (call.queries, call.keys, call.keys), strict=True))  # fmt: skip
+        window = (-1, 0) if call.causal else (-1, -1)
+        pieces.append(kernel(q, k, v, call.query_offsets, call.key_offsets, call.most_queries, call.most_keys,
+                             window_size=window))  # fmt: skip
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces).index_select(0, plan.varlen_order)
 
 
 def attend_segments(

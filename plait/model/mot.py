@@ -93,7 +93,8 @@ class MixtureOfTransformers(nn.Module):
         config = self.config
         device, dtype = batch.ids.device, self.dtype
         cos, sin = rotation(batch.positions, config.head_dim, config.rope_theta, config.rope_scaling, dtype)
-        plan = None if cache else AttentionPlan.of(segments(batch.spans), batch.num_tokens, device)
+        short = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
+        plan = None if cache else AttentionPlan.of(segments(batch.spans), batch.num_tokens, device, short)
         kernel = heads_kernel(device, config.head_dim) if self.use_kernels else None
         step = Step(batch.routing, cos, sin, is_token(batch.routing, device), plan, cache, kernel)
         streams = self._embed(batch)
