@@ -7,7 +7,7 @@ Everything here is built on the host with NumPy, so that tower sizes are Python 
 how many tokens a tower has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -182,19 +182,23 @@ class Batch:
         return self.ids.shape[0]
 
     def to(self, device: torch.device | str) -> "Batch":
-        """Return the batch with every tensor on ``device``."""
-        return _to(self, device)
+        """Return the batch with every tensor on ``device``; from pinned memory the host does not wait."""
+        return _each_tensor(self, lambda t: t.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "Batch":
+        """Return the batch in memory that a GPU copies from while the host goes on."""
+        return _each_tensor(self, Tensor.pin_memory)
 
 
-def _to(value: Any, device: torch.device | str) -> Any:
+def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, Tensor):
-        return value.to(device, non_blocking=True)
+        return change(value)
     if isinstance(value, dict):
-        return {k: _to(v, device) for k, v in value.items()}
+        return {k: _each_tensor(v, change) for k, v in value.items()}
     if isinstance(value, (Batch, Routing, Targets, Latents, Place)):
-        return replace(value, **{f.name: _to(getattr(value, f.name), device) for f in fields(value)})
+        return replace(value, **{f.name: _each_tensor(getattr(value, f.name), change) for f in fields(value)})
     if isinstance(value, list) and value and isinstance(value[0], Tensor):
-        return [v.to(device, non_blocking=True) for v in value]
+        return [change(v) for v in value]
     return value
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 from collections import Counter
 
 import numpy as np
@@ -396,3 +397,18 @@ def test_missing_and_foreign_indexes(tmp_path):
     (tmp_path / "index.json").write_text("[]")
     with pytest.raises(DataError, match="not an index"):
         read_index(tmp_path)
+
+
+def test_batches_are_finished_ahead_in_the_loaders_threads(folder):
+    """What each batch needs before it is sent is done in other threads, in any order, and changes nothing else."""
+    config, threads = run_config(folder, num_workers=2), []
+
+    def finish(batch):
+        threads.append(threading.current_thread())
+        batch.counts = [-c for c in batch.counts]
+        return batch
+
+    plain, finished = take(Loader(config), 6), take(Loader(config, finish=finish), 6)
+    assert threading.main_thread() not in threads and len(threads) >= 6
+    for (a, state), (b, other) in zip(plain, finished, strict=True):
+        assert torch.equal(a.ids, b.ids) and state == other and b.counts == [-c for c in a.counts]

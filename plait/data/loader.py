@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -132,13 +132,15 @@ class Loader:
     """
 
     def __init__(
-        self, config: RunConfig, split: str = "train", *, rank: int = 0, world_size: int = 1, state: dict | None = None
-    ):
+        self, config: RunConfig, split: str = "train", *, rank: int = 0, world_size: int = 1, state: dict | None = None,
+        finish: Callable[[Batch], Batch] | None = None,
+    ):  # fmt: skip
+        """``finish`` is applied to each batch, ahead of time in the loader's threads."""
         require(0 <= rank < world_size, "rank", rank, f"between 0 and world_size - 1 ({world_size - 1})")
         self.config = resolve_vocabulary(config)
         """The config with the codecs' vocabularies filled in."""
         self.split = split
-        self.rank, self.world_size = rank, world_size
+        self.rank, self.world_size, self.finish = rank, world_size, finish
         self.wait_seconds = 0.0
         """Seconds that the consumer has waited for batches so far."""
         data = config.data
@@ -173,7 +175,7 @@ class Loader:
 
         def submit() -> None:
             window, chosen, state = next(steps)
-            ahead.append((_submit(pool, self._packer.batch, window, chosen), state))
+            ahead.append((_submit(pool, self._batch, window, chosen), state))
 
         try:
             for _ in range(_BATCHES_AHEAD * self.config.data.num_workers):
@@ -192,6 +194,10 @@ class Loader:
         finally:
             if pool is not None:
                 pool.shutdown(wait=True, cancel_futures=True)
+
+    def _batch(self, window: _Window, chosen: list[int]) -> Batch:
+        batch = self._packer.batch(window, chosen)
+        return self.finish(batch) if self.finish else batch
 
     def _steps(self, pool: ThreadPoolExecutor | None) -> Iterator[tuple[_Window, list[int], dict]]:
         """Yield this rank's bin of every step, and the state after the step."""

@@ -156,7 +156,7 @@ class Trainer:
 
     def _loop(self, log: MetricsLog) -> None:
         train = self.config.train
-        loader = Loader(self.config, "train", state=self.state.loader)
+        loader = Loader(self.config, "train", state=self.state.loader, finish=self._finish)
         batches = iter(loader)
         window = self._new_window()
         with contextlib.closing(batches), self.progress.stage("train", total=1.0) as bar:
@@ -181,13 +181,18 @@ class Trainer:
                 if self._stop and not last:
                     raise TrainingStopped(f"stopped at step {step} and saved; the same command goes on from there")
 
+    def _finish(self, batch: Batch) -> Batch:
+        """Noise a batch and make it ready to be sent, in the loader's threads."""
+        batch = corrupt(batch, self.config.diffusion, self.config.seed)
+        return batch.pin_memory() if self.device.type == "cuda" else batch
+
     def _step(self, batches, loader: Loader, window: Window) -> None:
         waited = loader.wait_seconds
         micro = []
         for batch, loader_state in itertools.islice(batches, self.config.train.accumulate):
             self.state.loader = loader_state
             self.state.tokens += batch.num_tokens
-            micro.append(corrupt(batch, self.config.diffusion, self.config.seed).to(self.device))
+            micro.append(batch.to(self.device))
         window.waited += loader.wait_seconds - waited
         set_learning_rate(self.optimizer, learning_rate(self.config.train, self.state.step, self.share_done))
         sums, counts, norm = self.update(micro)
