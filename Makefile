@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-recovery lint benchmark clean
+.PHONY: quickstart test test-recovery lint benchmark benchmark-gpu benchmark-table clean
 
 quickstart: $(READY)
 	$(BIN)/plait quickstart
@@ -19,8 +19,20 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+# one thread each, nothing else running; a run that was stopped goes on where it was
+benchmark: export OMP_NUM_THREADS = 1
 benchmark: $(READY)
-	$(BIN)/python benchmarks/step.py
+	set -e; for part in step patterns attention loss decoding breakdown; do \
+	  $(BIN)/python benchmarks/$$part.py --device cpu --turns 5; \
+	done
+	$(BIN)/python benchmarks/table.py
+
+benchmark-gpu: $(READY)
+	PYTHON=$(BIN)/python benchmarks/run_gpu.sh
+	$(BIN)/python benchmarks/table.py
+
+benchmark-table: $(READY)
+	$(BIN)/python benchmarks/table.py
 
 # torch first and alone: its CPU build must be there before anything else asks for torch
 $(READY): pyproject.toml constraints.txt

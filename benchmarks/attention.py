@@ -81,7 +81,7 @@ def compare(options: argparse.Namespace, mask: str, tokens: int, count: int, dty
     whole = dense_mask(found, total).to(device)
     ends = np.cumsum(lengths).tolist()
     own = [whole[stop - n : stop, stop - n : stop].contiguous() for n, stop in zip(lengths, ends, strict=True)]
-    plan = AttentionPlan.of(found, total, torch.device(device))
+    plan = AttentionPlan.of(found, total, torch.device(device), DTYPES[dtype])
 
     def per_document(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         documents = zip(*(x.split(lengths) for x in (q, k, v)), own, strict=True)

@@ -112,9 +112,10 @@ class Case:
     def attention(self):
         """Return the dense model's attention of these documents."""
         lengths = self.plain.lengths
-        if self.device == "cuda":
-            return dense_reference.flex(lengths, self.device)
-        return dense_reference.per_document(lengths)
+        if self.device == "cpu":
+            return dense_reference.per_document(lengths)
+        kernel = dense_reference.varlen if self.dtype == "bfloat16" else dense_reference.flex
+        return kernel(lengths, self.device)
 
     def autocast(self) -> torch.autocast:
         """Return the context of a forward pass in the case's precision, as training has it."""

@@ -20,10 +20,12 @@ import sys
 from collections.abc import Callable, Sequence
 
 import torch
-from harness import Measurement, Row, paired, parser, ratio_row, run, value_row
+from harness import Measurement, Row, Times, paired, parser, ratio_row, run, value_row
 from shapes import DTYPES, Case, Shape, flops, mot_loss, sequence_loss
 
 TWO, SKEWED, THREE = (50, 50), (90, 10), (34, 33, 33)
+LARGE = Shape(2048, 8192, TWO, layers=24, document=4096, vocabulary=65536)
+"""The 1.5B model of the paper's shape, for its MFU; two towers' optimizer state would not fit beside it."""
 PEAK = {"h100": 989e12, "h200": 989e12, "a100": 312e12, "l40s": 362e12, "b200": 2250e12, "4090": 165e12}
 """Published dense bfloat16 operations a second, by a word of the GPU's name."""
 
@@ -95,38 +97,46 @@ def mot_arm(case: Case, *, towers: int | None = None) -> Arm:
     return Arm(case, model, lambda: mot_loss(model, case.plain if towers == 1 else case.batch))
 
 
-def compare(case: Case, turns: int) -> list[Row]:
-    """Return the rows of one shape, precision and mode."""
+def compare(case: Case, turns: int, *, optimizer: bool = True) -> list[Row]:
+    """Return the rows of one shape, precision and mode; the optimizer's too where there is room for its state."""
     dense, mot = dense_arm(case), mot_arm(case)
-    arms = {"dense": dense.phases, "dense-again": dense.phases, "mot": mot.phases}
+    count = 2 if optimizer else 1
+    arms = {"dense": dense.phases[:count], "dense-again": dense.phases[:count], "mot": mot.phases[:count]}
     times = paired(arms, turns=turns, device=case.device)
-    full = {name: [sum(phases) for phases in zip(*times[name], strict=True)] for name in ("dense", "mot")}
-    floor = mot.num_parameters / dense.num_parameters
-    step, optimizer = (statistics.median(seconds) for seconds in times["dense"])
-    rows = [
-        ratio_row(f"step_ratio/mot/{case.name}", times["mot"][0], times["dense"][0], against="dense"),
-        ratio_row(f"step_ratio/dense-again/{case.name}", times["dense-again"][0], times["dense"][0], against="dense"),
-        ratio_row(f"optimizer_ratio/mot/{case.name}", times["mot"][1], times["dense"][1], against="dense"),
-        value_row(f"optimizer_floor/mot/{case.name}", floor, "ratio", against="dense"),
-        ratio_row(f"full_step_ratio/mot/{case.name}", full["mot"], full["dense"], against="dense"),
-        value_row(f"full_step_floor/mot/{case.name}", (step + floor * optimizer) / (step + optimizer), "ratio",
-                  against="dense"),
-    ]  # fmt: skip
     speed, where = peak(case)
     work = flops(case.shape, case.batch.lengths)
+    rows = [
+        ratio_row(f"step_ratio/{name}/{case.name}", times[name][0], times["dense"][0], against="dense")
+        for name in ("mot", "dense-again")
+    ]
     for name in ("mot", "dense"):
         seconds = times[name][0]
         share = work / statistics.median(seconds) / speed
         rows.append(value_row(f"mfu/{name}/{case.name}", share, "share", against=where, times=seconds))
     rate = case.batch.num_tokens / statistics.median(times["mot"][0])
-    return [*rows, value_row(f"tokens_per_second/mot/{case.name}", rate, "1/s", times=times["mot"][0])]
+    rows.append(value_row(f"tokens_per_second/mot/{case.name}", rate, "1/s", times=times["mot"][0]))
+    floor = mot.num_parameters / dense.num_parameters
+    return rows + (optimizer_rows(case.name, times, floor) if optimizer else [])
 
 
-def names_of(name: str) -> list[str]:
+def optimizer_rows(name: str, times: Times, floor: float) -> list[Row]:
+    """Return the rows of the optimizer and of the whole step; ``floor`` is the ratio of the numbers of parameters."""
+    full = {arm: [sum(phases) for phases in zip(*times[arm], strict=True)] for arm in ("dense", "mot")}
+    step, optimizer = (statistics.median(seconds) for seconds in times["dense"])
+    full_floor = (step + floor * optimizer) / (step + optimizer)
+    return [
+        ratio_row(f"optimizer_ratio/mot/{name}", times["mot"][1], times["dense"][1], against="dense"),
+        value_row(f"optimizer_floor/mot/{name}", floor, "ratio", against="dense"),
+        ratio_row(f"full_step_ratio/mot/{name}", full["mot"], full["dense"], against="dense"),
+        value_row(f"full_step_floor/mot/{name}", full_floor, "ratio", against="dense"),
+    ]
+
+
+def names_of(name: str, *, optimizer: bool = True) -> list[str]:
     """Return the names of the rows of `compare`, for a case of that name."""
-    kinds = ["step_ratio/mot", "step_ratio/dense-again", "optimizer_ratio/mot", "optimizer_floor/mot",
-             "full_step_ratio/mot", "full_step_floor/mot", "mfu/mot", "mfu/dense", "tokens_per_second/mot"]  # fmt: skip
-    return [f"{kind}/{name}" for kind in kinds]
+    kinds = ["step_ratio/mot", "step_ratio/dense-again", "mfu/mot", "mfu/dense", "tokens_per_second/mot"]
+    more = ["optimizer_ratio/mot", "optimizer_floor/mot", "full_step_ratio/mot", "full_step_floor/mot"]
+    return [f"{kind}/{name}" for kind in kinds + (more if optimizer else [])]
 
 
 def peak(case: Case) -> tuple[float, str]:
@@ -175,21 +185,24 @@ def ending(case: Case) -> str:
 def measurements(options: argparse.Namespace) -> list[Measurement]:
     """Return everything that the command line asks for."""
 
-    def compared(*case) -> Measurement:
-        names = names_of("/".join(map(str, case)))
-        return Measurement(names, lambda: compare(case_of(options, *case), options.turns))
+    def compared(*case, optimizer: bool = True) -> Measurement:
+        names = names_of("/".join(map(str, case)), optimizer=optimizer)
+        return Measurement(names, lambda: compare(case_of(options, *case), options.turns, optimizer=optimizer))
 
     if options.width:
         mix = tuple(map(int, options.mix.split("-")))
         shape = Shape(options.width, options.tokens, mix, layers=options.layers)
         return [compared(shape, options.dtype, options.mode)]
     chosen = grid(options.grid)
-    return [compared(*case) for case in chosen] + sweeps(options, *chosen[0])
+    found = [compared(*case) for case in chosen]
+    if options.grid == "gpu":
+        found.insert(6, compared(LARGE, "bfloat16", "compiled", optimizer=False))
+    return (found + sweeps(options, *chosen[0]))[: options.first or None]
 
 
 def sweeps(options: argparse.Namespace, shape: Shape, dtype: str, mode: str) -> list[Measurement]:
     """Return cost by number of towers and by length of documents, on the grid's first shape."""
-    counts, lengths = (1, 2, 4, 8, 16), (128, 512, 2048, shape.tokens)
+    counts, lengths = (1, 2, 4, 8, 16), (128, 512, shape.tokens)
     if options.grid == "tiny":
         counts, lengths = (1, 2), (64, 128)
     end = f"d{shape.width}-t{shape.tokens}/{dtype}/{mode}"
@@ -215,6 +228,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is that of `harness.run`."""
     found = parser(__doc__)
     found.add_argument("--grid", choices=["cpu", "gpu", "tiny"], help="default: that of the device")
+    found.add_argument("--first", type=int, default=0, help="only so many measurements of the grid")
     found.add_argument("--width", type=int, default=0, help="measure this one shape instead of a grid")
     found.add_argument("--tokens", type=int, default=4096)
     found.add_argument("--mix", default="50-50", help="percent of the tokens for each tower")

@@ -79,8 +79,22 @@ def per_document(lengths):
     return attend
 
 
+def varlen(lengths, device):
+    """The same by torch's variable-length flash attention, for GPUs in 16 bits."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    ends = torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32)
+    most = max(lengths)
+
+    def attend(q, k, v):
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) if x.shape[1] < q.shape[1] else x for x in (k, v))
+        return varlen_attn(q.to(v.dtype), k.to(v.dtype), v, ends, ends, most, most, window_size=(-1, 0))
+
+    return attend
+
+
 def flex(lengths, device):
-    """The same by FlexAttention with a block mask, for GPUs."""
+    """The same by FlexAttention with a block mask, for GPUs in 32 bits."""
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     document = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)

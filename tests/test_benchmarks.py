@@ -3,6 +3,8 @@
 import importlib
 import itertools
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,11 +13,12 @@ import torch
 from test_model import copy_to_dense, in_sequence
 
 from plait.model.mot import MixtureOfTransformers
+from plait.objectives.next_token import linear_cross_entropy
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
-NAMES = ("harness", "shapes", "step", "patterns")
-harness, shapes, step, patterns = (importlib.import_module(name) for name in NAMES)
+NAMES = ("harness", "shapes", "step", "patterns", "loss", "table")
+harness, shapes, step, patterns, loss, table = (importlib.import_module(name) for name in NAMES)
 
 SHAPE = shapes.Shape(64, 300, (50, 30, 20), layers=2, document=100, vocabulary=240)
 
@@ -55,8 +58,8 @@ def test_patterns_compute_what_plait_computes(pattern, float64):
     )
     torch.testing.assert_close(*losses, rtol=0, atol=1e-10)
     torch.testing.assert_close(other(case.plain.ids), in_sequence(model(case.batch), case.batch), rtol=0, atol=1e-10)
-    for loss in losses:
-        loss.backward()
+    for one in losses:
+        one.backward()
     torch.testing.assert_close(other.embed.weight.grad, model.embed["shared"].weight.grad, rtol=0, atol=1e-10)
 
 
@@ -64,10 +67,10 @@ def test_dense_and_plait_of_one_tower_are_one_model(float64):
     case = shapes.Case(SHAPE, "cpu", "float32", "eager")
     model = case.mot(towers=1)
     dense = copy_to_dense(model, "all")
-    loss = shapes.sequence_loss(
+    found = shapes.sequence_loss(
         dense(case.plain.ids, case.plain.lengths, case.attention()), dense.head.weight, case.plain
     )
-    torch.testing.assert_close(loss, step.mot_loss(model, case.plain), rtol=0, atol=1e-10)
+    torch.testing.assert_close(found, step.mot_loss(model, case.plain), rtol=0, atol=1e-10)
     assert case.plain.num_tokens == case.batch.num_tokens == SHAPE.tokens
     assert torch.equal(case.plain.ids, case.batch.ids)
 
@@ -174,3 +177,69 @@ def test_names_of_hardware(monkeypatch, name, slug):
 @pytest.mark.parametrize("benchmark", [step, patterns])
 def test_tiny_grids_write_every_row(benchmark, tmp_path):
     assert benchmark.main(["--grid", "tiny", "--device", "cpu", "--turns", "1", "--out", str(tmp_path)]) == 0
+
+
+def script(*arguments, **environment):
+    return subprocess.run([ROOT / "benchmarks" / "run_gpu.sh", *arguments], capture_output=True, text=True,
+                          env=os.environ | {"PYTHON": sys.executable} | environment)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_gpu_script_in_its_smallest_form(tmp_path):
+    """Every part runs without plait installed beside it, and every promised row is written."""
+    done = script("--smallest", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = tmp_path.iterdir()
+    names = {"/".join(row["name"].split("/")[:2]) for row in json.loads(path.read_text())["rows"]}
+    assert {"step_ratio/mot", "step_ratio/boolean-masks", "attention_ratio/transfusion", "towers_ratio/2",
+            "breakdown/routing", "decode/first_token", "length_ratio/64"} <= names  # fmt: skip
+
+
+def test_the_gpu_script_says_when_the_time_is_up(tmp_path):
+    done = script("--smallest", "--out", str(tmp_path), MINUTES="0")
+    assert done.returncode == 3 and "the time is up" in done.stdout
+    done = script("--fast")
+    assert done.returncode == 2 and "'--fast'" in done.stderr
+
+
+def test_memory_of_the_head():
+    """At most a fifth of all logits at once, counted by the allocator; the naive one holds its logits three times."""
+    x, weight = torch.randn(512, 32, requires_grad=True), torch.randn(8192, 32, requires_grad=True)
+    target = torch.randint(8192, (512,))
+
+    def ours():
+        torch.autograd.grad(linear_cross_entropy(x, weight, target, max_logits=1 << 18)[0].sum(), (x, weight))
+
+    def theirs():
+        torch.autograd.grad(loss.naive(x, weight, target), (x, weight))
+
+    logits = 4 * 512 * 8192
+    assert 2.9 * logits < loss.peak_bytes(theirs, "cpu") < 3.5 * logits
+    assert loss.peak_bytes(ours, "cpu") < 0.2 * loss.peak_bytes(theirs, "cpu")
+
+
+def result_file():
+    facts = {"value": 0.5, "spread": 0.01, "unit": "", "against": "", "load": 0.1, "commit": "abc",
+             "date": "2026-01-01", "versions": {"torch": "2"}}  # fmt: skip
+    rows = [facts | {"name": f"{kind}/d8-t8-1towers-1/float32/eager"} for kind in table.STEP]
+    rows += [facts | {"name": "head_memory/v65536-n1-d1/float32", "value": 0.3, "load": 2.0},
+             facts | {"name": "attention_ratio/transfusion/t2048-4documents/float32", "value": 0.19}]  # fmt: skip
+    return {"hardware": {"cpu": "x"}, "rows": rows}
+
+
+def test_tables_show_goals_and_busy_machines(tmp_path):
+    (tmp_path / "cpu-9.json").write_text(json.dumps(result_file()))
+    page = "<!-- results: cpu-9 -->\nold\n<!-- end -->\nbetween\n<!-- results: none -->\nx\n<!-- end -->\n"
+    text = table.rewritten(page, tmp_path)
+    assert "| `d8-t8-1towers-1/float32/eager` | 0.500 ± 0.010 | 0.500 ± 0.010 | 0.500 ± 0.010 (0.500)" in text
+    assert "| 0.300 ± 0.010 \\* |  |  | ≤ 0.2: **missed** |" in text and "did something else" in text
+    assert "| 0.190 ± 0.010 |  |  | ≤ 0.2: met |" in text
+    assert "old" not in text and text.endswith("between\n<!-- results: none -->\nStill to be taken.\n<!-- end -->\n")
+    assert table.rewritten(text, tmp_path) == text
+
+
+def test_the_page_shows_the_results_files():
+    page = (ROOT / "docs" / "performance.md").read_text()
+    assert page == table.rewritten(page, harness.RESULTS)
+    for path in harness.RESULTS.glob("*.json"):
+        assert f"<!-- results: {path.stem} -->" in page
