@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from conftest import model_config, random_documents
+from conftest import model_config, random_documents, random_part
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -161,6 +161,34 @@ def test_a_cache_that_is_full_says_so():
         cache.reserve([1], [1])
     with pytest.raises(ResourceError, match=r"rows \(2\) are all in use"):
         cache.add_row()
+
+
+@pytest.mark.parametrize("page_size", [0, 3])
+def test_long_prompts_go_together(rng, monkeypatch, page_size):
+    """Rows that begin are attended by one call a layer, beside rows that decode, which are another."""
+    model = build(num_heads=4, num_kv_heads=2)
+    documents = random_documents(rng, 6, mel=True)
+    for document in documents:
+        document.parts.append(random_part(rng, "text", 80))
+    sequences = [spell(d, model.config, noised=False) for d in documents]
+    cache = new_cache(model, page_size, 6, 160)
+    feeder = Feeder(model, cache, sequences)
+    calls = []
+    for name in ("attend", "attend_rows", "attend_one_token", "attend_segments"):
+        function = getattr(cache_module, name)
+        monkeypatch.setattr(cache_module, name, lambda *a, f=function, n=name: calls.append(n) or f(*a))
+    for d in range(6):
+        assert cache.add_row() == d
+    feeder.feed([0, 1, 2], [0, 1, 2], [feeder.left(d) - 5 for d in range(3)])
+    assert calls == ["attend"] * model.config.num_layers
+    calls.clear()
+    feeder.feed(list(range(6)), list(range(6)), [1, 1, 1, *(feeder.left(d) - 5 for d in (3, 4, 5))])
+    assert sorted(calls) == sorted(["attend", "attend_one_token"] * model.config.num_layers)
+    while feeder.left(0):
+        rows = [r for r in range(6) if feeder.left(r)]
+        feeder.feed(rows, rows, [1] * len(rows))
+    feeder.feed([3, 4, 5], [3, 4, 5], [1] * 3)
+    feeder.check()
 
 
 def test_one_token_attends_as_the_plain_kernel(rng, monkeypatch):

@@ -9,6 +9,7 @@ slice and copies nothing. `plait.model.pages` has the cache whose rows take and 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from plait.batch import Batch
 from plait.errors import ResourceError
-from plait.model.attention import attend_rows, attend_segments
+from plait.model.attention import AttentionPlan, attend, attend_rows, attend_segments
 from plait.model.mask import Segment, segments
 
 MAX_TOGETHER = 32
@@ -144,16 +145,17 @@ class KVCache:
 class CacheStep:
     """One forward pass through the cache: where new keys go, and what each query sees.
 
-    The first ``num_rows`` documents have ``num_new`` tokens each and are attended by one call; the others follow
-    segment by segment.
+    The first ``num_rows`` documents have ``num_new`` tokens each and are attended by one call. The others follow: as
+    in training where all begin here (``plan``), else segment by segment (``rest``).
     """
 
     def __init__(self, cache: KVCache, places: Tensor, *, num_rows: int = 0, num_new: int = 1, longest: int = 0,
-                 visible: Tensor | None = None, table: Tensor | None = None, rest: Sequence[Segment] = (),
-                 located: Sequence[Any] = (), kept: Sequence[tuple[int, int]] = ()):  # fmt: skip
+                 visible: Tensor | None = None, table: Tensor | None = None, plan: AttentionPlan | None = None,
+                 rest: Sequence[Segment] = (), located: Sequence[Any] = (),
+                 kept: Sequence[tuple[int, int]] = ()):  # fmt: skip
         """places [T] on the device; visible [B, n or 1, L] booleans; table [B, P]; ``kept`` rows and their lengths."""
         self.cache, self.num_rows, self.num_new, self.longest = cache, num_rows, num_new, longest
-        self.visible, self.rest, self.located, self.kept = visible, rest, located, kept
+        self.visible, self.plan, self.rest, self.located, self.kept = visible, plan, rest, located, kept
         self.places = (places[:, None] + cache.head_steps).flatten()
         self.table = None
         if table is not None:  # by row, head, page: what is read has its slots in order
@@ -167,17 +169,20 @@ class CacheStep:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Write the new keys and values [T, G, d] of a layer, and attend the queries [T, H, d] to their rows."""
         cache = self.cache
-        query = query.to(cache.keys.dtype)
+        query, key, value = (x.to(cache.keys.dtype) for x in (query, key, value))
         for pool, new in ((cache.keys, key), (cache.values, value)):
-            pool[layer].view(-1, new.shape[-1]).index_copy_(0, self.places, new.to(pool.dtype).flatten(0, 1))
-        if not self.rest:
+            pool[layer].view(-1, new.shape[-1]).index_copy_(0, self.places, new.flatten(0, 1))
+        if self.plan is None and not self.rest:
             return self._attend_window(layer, query)
         cut = self.num_rows * self.num_new
 
         def keys_of(s: Segment, low: int, high: int) -> tuple[Tensor, Tensor]:
             return cache.span(layer, self.located[s.document], low, high)
 
-        out = attend_segments(query[cut:], self.rest, keys_of)
+        if self.plan is not None:
+            out = attend(query[cut:], key[cut:], value[cut:], self.plan)
+        else:
+            out = attend_segments(query[cut:], self.rest, keys_of)
         return torch.cat([self._attend_window(layer, query[:cut]), out]) if cut else out
 
     def _attend_window(self, layer: int, query: Tensor) -> Tensor:
@@ -204,10 +209,15 @@ def plan_step(cache: KVCache, batch: Batch, rows: list[int], passing: list[int])
     places = to_device(cache.places(np.repeat(np.array(rows), new), slots), device)
     kept = [(row, end - n) for row, end, n in zip(rows, ends, passing, strict=True)]
     num_rows, is_causal = _together(batch, rows, ends)
-    rest = [s for s in segments(batch.spans, prefix) if s.document >= num_rows] if num_rows < len(rows) else []
-    located = [cache.locate(r, end) for r, end in zip(rows, ends, strict=True)] if rest else []
+    settings: dict[str, Any] = {"kept": kept}
+    if num_rows < len(rows):
+        rest = [s for s in segments(batch.spans, prefix) if s.document >= num_rows]
+        settings["plan"] = None if any(prefix[num_rows:]) else _plan_new(rest, cache)
+        if settings["plan"] is None:
+            located = [cache.locate(r, end) for r, end in zip(rows, ends, strict=True)]
+            settings |= {"rest": rest, "located": located}
     if not num_rows:
-        return CacheStep(cache, places, rest=rest, located=located, kept=kept)
+        return CacheStep(cache, places, **settings)
     longest, num_new = max(ends[:num_rows]), batch.lengths[0]
     table = cache.tables(num_rows, longest)
     width = longest if table is None else table.shape[1] * cache.page_size
@@ -215,8 +225,15 @@ def plan_step(cache: KVCache, batch: Batch, rows: list[int], passing: list[int])
     last = to_device(last, device).view(num_rows, -1, 1)
     return CacheStep(cache, places, num_rows=num_rows, num_new=num_new, longest=longest,
                      visible=torch.arange(width, device=device) <= last,
-                     table=None if table is None else to_device(table, device), rest=rest, located=located,
-                     kept=kept)  # fmt: skip
+                     table=None if table is None else to_device(table, device), **settings)  # fmt: skip
+
+
+def _plan_new(rest: list[Segment], cache: KVCache) -> AttentionPlan | None:
+    """Plan the attention of documents that begin here; None where that would compile a kernel for their length."""
+    cut, stop = rest[0].start, rest[-1].stop
+    shifted = [replace(s, start=s.start - cut, stop=s.stop - cut) for s in rest]
+    plan = AttentionPlan.of(shifted, stop - cut, cache.keys.device, cache.keys.dtype)
+    return plan if plan.flex is None else None
 
 
 def _together(batch: Batch, rows: list[int], ends: list[int]) -> tuple[int, bool]:
