@@ -9,7 +9,7 @@ from conftest import model_config, random_documents, random_part
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.batch import assemble, spell
+from plait.batch import Run, assemble, spell
 from plait.errors import ResourceError
 from plait.model import cache as cache_module
 from plait.model.mot import MixtureOfTransformers
@@ -205,3 +205,38 @@ def test_one_token_attends_as_the_plain_kernel(rng, monkeypatch):
             feeder.feed(rows, rows, [1] * 4)
         found.append(torch.cat([torch.cat(g) for g in feeder.got]))
     torch.testing.assert_close(*found, rtol=0, atol=1e-12)
+
+
+def test_few_long_rows_go_apart():
+    assert cache_module.together([10, 10, 200]) == (200, [])
+    assert cache_module.together([10, 3000, 12, 11]) == (12, [(1, 3000)])
+    assert cache_module.together([3000, 3001, 2999]) == (3001, [])
+    assert cache_module.together([4000, 20, 20, 5000, 20, 20]) == (20, [(3, 5000), (0, 4000)])
+    assert cache_module.together([7]) == (7, [])
+    rng = np.random.default_rng(0)
+    for _ in range(50):  # against all sets of longest rows
+        ends = sorted((10 ** rng.uniform(0, 4, 6)).astype(int), reverse=True)
+        costs = [6 * ends[k] + sum(ends[:k]) + k * cache_module.APART for k in range(6)]
+        longest, apart = cache_module.together(ends)
+        assert 6 * longest + sum(n for _, n in apart) + len(apart) * cache_module.APART == min(costs)
+
+
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
+def test_rows_apart_equal_rows_together(rng, monkeypatch, page_size):
+    """With no cost of their own, all but the shortest rows go apart, in every step."""
+    monkeypatch.setattr(cache_module, "APART", 0)
+    model = build(num_heads=4, num_kv_heads=2)
+    sequences = [[Run("text", rng.integers(0, 20, 20))] for _ in range(5)]
+    cache = new_cache(model, page_size, 5, 64)
+    feeder = Feeder(model, cache, sequences)
+    rows = [cache.add_row() for _ in sequences]
+    feeder.feed(rows, rows, [1, 9, 2, 1, 12])
+    apart = 0
+    while all(feeder.left(r) > 1 for r in rows):
+        apart += len(cache_module.together([n + 1 for n in cache.lengths])[1])
+        feeder.feed(rows, rows, [1] * 5)
+        feeder.feed(rows, rows, [2 if all(feeder.left(r) > 1 for r in rows) else 1] * 5)
+    assert apart > 5
+    for got, expected in zip(feeder.got, feeder.expected, strict=True):
+        got = torch.cat(got)
+        torch.testing.assert_close(got, expected[: len(got)], rtol=0, atol=1e-10)

@@ -73,6 +73,7 @@ def test_the_short_way_and_padded_shapes_equal_the_general_step(rng, monkeypatch
     forward = padded._decoder.forward
     padded._decoder.run = lambda ints, floats, shape: shapes.add(shape) or forward(ints, floats, shape)
     monkeypatch.setattr("plait.generate.decoding.LONGEST_STEP", 16)
+    monkeypatch.setattr("plait.model.cache.APART", 8)
     found = [parts_of(run(engine, asked)) for engine in (*engines, padded)]
     assert found[0] == found[1] == found[2]
     assert len(shapes) > 3 and all(bucket(n) == n for s in shapes for n in (*s.towers, s.draw.num_rows))

@@ -20,7 +20,7 @@ from plait.batch import Batch, Routing, Run, Span, Targets, tower_of
 from plait.generate.allowed import AllowedIds
 from plait.generate.rows import Row, Stream
 from plait.generate.sampling import Limits, sample
-from plait.model.cache import CacheStep, KVCache, to_device
+from plait.model.cache import CacheStep, KVCache, to_device, together
 from plait.model.mot import MixtureOfTransformers
 from plait.model.routing import merged
 
@@ -57,6 +57,8 @@ class Shape:
     longest: int
     num_pages: int
     """Pages of each stream to be copied together; 0 where they lie side by side."""
+    apart: tuple[tuple[int, int], ...]
+    """Streams and their lengths that are attended by themselves; none where shapes are padded."""
     draw: DrawShape
 
     @property
@@ -86,9 +88,10 @@ class Decoder:
         fed = [s.pending[0] for s in streams]
         tower = np.array([self._tower(run) for run in fed])
         sizes = np.bincount(tower, minlength=len(self.model.config.towers))
-        longest, padded, num_streams = int(ends.max()), sizes, count
+        longest, apart = together(ends)
+        padded, num_streams = sizes, count
         if self.pad:
-            longest = min(-(-longest // LONGEST_STEP) * LONGEST_STEP, cache.max_length)
+            longest, apart = min(-(-int(ends.max()) // LONGEST_STEP) * LONGEST_STEP, cache.max_length), []
             padded = np.array([bucket(n) for n in sizes])
             num_streams = min(bucket(count), cache.num_rows)
         order = np.argsort(tower, kind="stable")
@@ -106,7 +109,7 @@ class Decoder:
         at = {id(s): i for i, s in enumerate(streams)}
         picks, draws, numbers, shape = self._drawing(at, rows)
         table = np.empty((0, 0), np.int64) if table is None else table
-        shape = Shape(num_streams, tuple(padded.tolist()), longest, table.shape[1], shape)
+        shape = Shape(num_streams, tuple(padded.tolist()), longest, table.shape[1], tuple(apart), shape)
         ints = [ids, to_sequence, places, last, to_towers, table.ravel(), to_sequence[picks], *draws]
         positions = _padded(np.array([s.position for s in streams]), num_streams)
         out = self.run(*self._moved(ints, [positions, numbers]), shape)
@@ -167,7 +170,7 @@ class Decoder:
         slots = shape.num_pages * self.cache.page_size or shape.longest
         visible = torch.arange(slots, device=ints.device) <= last[:, None, None]
         step = CacheStep(self.cache, places, num_rows=shape.num_streams, longest=shape.longest, visible=visible,
-                         table=table)  # fmt: skip
+                         table=table, apart=shape.apart)  # fmt: skip
         sizes = list(shape.towers)
         routing = Routing(sizes, sizes, to_towers, to_sequence)
         axes = len(self.model.config.position_axes)

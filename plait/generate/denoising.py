@@ -19,10 +19,10 @@ def start(rows: Sequence[Row], config: DiffusionConfig) -> None:
     """Give the canvases that were opened since the last step their schedulers."""
     rows = [r for r in rows if r.canvas and not r.canvas.wave]
     settings = [r.request.sampling_of(r.span) for r in rows]
-    keys = [(r.span, s.sampler, s.steps) for r, s in zip(rows, settings, strict=True)]
+    keys = [(r.span, s.sampler, s.steps, s.shift) for r, s in zip(rows, settings, strict=True)]
     seeds = [int(r.draw("denoise").integers(2**62)) for r in rows]
     start_waves([r.canvas for r in rows], keys, seeds,
-                lambda key, seed: Denoiser(config, key[1], key[2], seed=seed))  # fmt: skip
+                lambda key, seed: Denoiser(config, key[1], key[2], seed=seed, shift=key[3]))  # fmt: skip
 
 
 def fill(group: Latents, streams: Sequence[Stream], dtype: torch.dtype) -> None:

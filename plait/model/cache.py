@@ -28,6 +28,10 @@ MAX_PADDED = 512
 """Rows of latents longer than this go one by one where a masked call of all would be more than a quarter padding."""
 
 
+APART = 512
+"""Slots that a call for one row costs besides those that it reads: where fewer are masked, rows stay together."""
+
+
 class KVCache:
     """Keys and values of up to ``num_rows`` sequences of up to ``max_length`` tokens, a page for each.
 
@@ -145,17 +149,20 @@ class KVCache:
 class CacheStep:
     """One forward pass through the cache: where new keys go, and what each query sees.
 
-    The first ``num_rows`` documents have ``num_new`` tokens each and are attended by one call. The others follow: as
-    in training where all begin here (``plan``), else segment by segment (``rest``).
+    The first ``num_rows`` documents have ``num_new`` tokens each and are attended by one call, over ``longest`` slots;
+    those that are much longer (``apart``: rows and lengths) are attended once more, each by itself. The others follow:
+    as in training where all begin here (``plan``), else segment by segment (``rest``).
     """
 
     def __init__(self, cache: KVCache, places: Tensor, *, num_rows: int = 0, num_new: int = 1, longest: int = 0,
                  visible: Tensor | None = None, table: Tensor | None = None, plan: AttentionPlan | None = None,
-                 rest: Sequence[Segment] = (), located: Sequence[Any] = (),
+                 rest: Sequence[Segment] = (), located: Sequence[Any] = (), apart: Sequence[tuple[int, int]] = (),
                  kept: Sequence[tuple[int, int]] = ()):  # fmt: skip
         """places [T] on the device; visible [B, n or 1, L] booleans; table [B, P]; ``kept`` rows and their lengths."""
         self.cache, self.num_rows, self.num_new, self.longest = cache, num_rows, num_new, longest
         self.visible, self.plan, self.rest, self.located, self.kept = visible, plan, rest, located, kept
+        self.apart = [Segment(row, row, row + 1, ((0, end),), causal=True) for row, end in apart]
+        self.located_apart = {row: cache.locate(row, end) for row, end in apart}
         self.places = (places[:, None] + cache.head_steps).flatten()
         self.table = None
         if table is not None:  # by row, head, page: what is read has its slots in order
@@ -188,9 +195,17 @@ class CacheStep:
     def _attend_window(self, layer: int, query: Tensor) -> Tensor:
         keys, values = self.cache.window(layer, self.num_rows, self.longest, self.table)
         if self.bias is not None:
-            return attend_one_token(query, keys, values, self.bias)
-        rows = query.unflatten(0, (self.num_rows, self.num_new))
-        return attend_rows(rows, keys.transpose(1, 2), values.transpose(1, 2), self.visible).flatten(0, 1)
+            out = attend_one_token(query, keys, values, self.bias)
+        else:
+            rows = query.unflatten(0, (self.num_rows, self.num_new))
+            out = attend_rows(rows, keys.transpose(1, 2), values.transpose(1, 2), self.visible).flatten(0, 1)
+        for s in self.apart:
+
+            def keys_of(s: Segment, low: int, high: int) -> tuple[Tensor, Tensor]:
+                return self.cache.span(layer, self.located_apart[s.document], low, high)
+
+            out[s.start : s.stop] = attend_segments(query[s.start : s.stop], [s], keys_of)
+        return out
 
     def commit(self) -> None:
         """Count the new tokens that are kept: the forward pass is done."""
@@ -208,7 +223,7 @@ def plan_step(cache: KVCache, batch: Batch, rows: list[int], passing: list[int])
     device = cache.keys.device
     places = to_device(cache.places(np.repeat(np.array(rows), new), slots), device)
     kept = [(row, end - n) for row, end, n in zip(rows, ends, passing, strict=True)]
-    num_rows, is_causal = _together(batch, rows, ends)
+    num_rows, is_causal = _documents_together(batch, rows, ends)
     settings: dict[str, Any] = {"kept": kept}
     if num_rows < len(rows):
         rest = [s for s in segments(batch.spans, prefix) if s.document >= num_rows]
@@ -218,14 +233,27 @@ def plan_step(cache: KVCache, batch: Batch, rows: list[int], passing: list[int])
             settings |= {"rest": rest, "located": located}
     if not num_rows:
         return CacheStep(cache, places, **settings)
-    longest, num_new = max(ends[:num_rows]), batch.lengths[0]
+    num_new = batch.lengths[0]
+    longest, apart = together(ends[:num_rows]) if num_new == 1 else (max(ends[:num_rows]), [])
     table = cache.tables(num_rows, longest)
     width = longest if table is None else table.shape[1] * cache.page_size
     last = np.array(slots[: num_rows * num_new] if is_causal else [e - 1 for e in ends[:num_rows]])
     last = to_device(last, device).view(num_rows, -1, 1)
     return CacheStep(cache, places, num_rows=num_rows, num_new=num_new, longest=longest,
                      visible=torch.arange(width, device=device) <= last,
-                     table=None if table is None else to_device(table, device), **settings)  # fmt: skip
+                     table=None if table is None else to_device(table, device), apart=apart,
+                     **settings)  # fmt: skip
+
+
+def together(ends: Sequence[int]) -> tuple[int, list[tuple[int, int]]]:
+    """Return how many slots one call for all rows shall read, given their lengths, and the rows [(row, length)] that
+    are attended by themselves, so that the fewest slots are read in all."""
+    lengths = np.asarray(ends)
+    order = np.argsort(-lengths, kind="stable")
+    ordered = lengths[order]
+    totals = len(ordered) * ordered + np.cumsum(ordered + APART) - (ordered + APART)
+    count = int(totals.argmin())
+    return int(ordered[count]), [(int(row), int(lengths[row])) for row in order[:count]]
 
 
 def _plan_new(rest: list[Segment], cache: KVCache) -> AttentionPlan | None:
@@ -236,7 +264,7 @@ def _plan_new(rest: list[Segment], cache: KVCache) -> AttentionPlan | None:
     return plan if plan.flex is None else None
 
 
-def _together(batch: Batch, rows: list[int], ends: list[int]) -> tuple[int, bool]:
+def _documents_together(batch: Batch, rows: list[int], ends: list[int]) -> tuple[int, bool]:
     """Return how many documents, from the first on, one masked call serves, and whether they are causal."""
     first = batch.lengths[0]
     if rows != list(range(len(rows))) or any(s.hidden and not s.bidirectional for s in batch.spans):
