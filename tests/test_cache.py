@@ -153,6 +153,7 @@ def test_shared_pages_are_held_once(page_size):
 
 def test_a_cache_that_is_full_says_so():
     model = build()
+    assert new_cache(model, 16, 3, 17).num_pages == 6  # whole rows for everyone
     cache = new_cache(model, 4, 2, 64, num_tokens=16)
     cache.add_row()
     cache.reserve([0], [16])

@@ -35,7 +35,7 @@ class PagedKVCache(KVCache):
     def beside(cls, cache: KVCache, max_length: int, *, page_size: int, num_tokens: int = 0) -> "PagedKVCache":
         """Return a paged cache for the rows of another, of ``num_tokens`` in all (0: whole rows for everyone)."""
         layers, _, heads, _, head_dim = cache.keys.shape
-        pages = -(-(num_tokens or cache.num_rows * max_length) // page_size)
+        pages = -(-num_tokens // page_size) or cache.num_rows * -(-max_length // page_size)
         return cls(layers, cache.num_rows, max_length, heads, head_dim, page_size=page_size, num_pages=pages,
                    device=cache.keys.device, dtype=cache.keys.dtype)  # fmt: skip
 
