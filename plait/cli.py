@@ -150,7 +150,7 @@ def _generate_arguments(step: argparse.ArgumentParser) -> None:
     step.add_argument("--guidance", type=float, help="classifier-free guidance; 1 is none")
     step.add_argument("--media-guidance", type=float, help="guidance by the given pictures or sounds apart; 1 is none")
     step.add_argument("--steps", type=int, help="denoising steps (latents)")
-    step.add_argument("--sampler", help="auto, ddpm, ddim, unipc, dpm_solver, sde_dpm_solver, euler or heun (latents)")
+    step.add_argument("--sampler", help="auto, or one that fits diffusion.process, such as ddim or euler (latents)")
     step.add_argument("--grid", metavar="ROWSxCOLUMNS", help="extent of a picture's latents, in tokens, such as 8x12")
     step.add_argument("--max-tokens", type=int, help="longest text or speech, in tokens")
     step.add_argument("--out", default="", help="folder for PNG, WAV and samples.jsonl (default: <run>/generated)")

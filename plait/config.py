@@ -11,7 +11,7 @@ SCHEMA_VERSION = 1
 
 SAMPLERS = {
     "ddpm": ("ddim", "ddpm", "unipc", "dpm_solver", "sde_dpm_solver"),
-    "flow": ("euler", "heun", "unipc", "dpm_solver", "sde_dpm_solver"),
+    "flow": ("euler", "heun", "unipc", "dpm_solver", "sde_dpm_solver", "stochastic_euler"),
 }
 """Samplers that fit each process; the first one is "auto"."""
 
@@ -174,10 +174,19 @@ class SamplingConfig:
     """Guidance by what is given besides the first modality, where that is guided apart (InstructPix2Pix, eq. 3)."""
     steps: int = 50
     """Denoising steps (continuous)."""
-    sampler: Literal["auto", "ddpm", "ddim", "unipc", "dpm_solver", "sde_dpm_solver", "euler", "heun"] = "auto"
+    sampler: Literal["auto", "ddpm", "ddim", "unipc", "dpm_solver", "sde_dpm_solver", "euler", "heun",
+                     "stochastic_euler"] = "auto"  # fmt: skip
     """Scheduler of the denoising: ddpm, ddim, unipc, dpm_solver or sde_dpm_solver for the ddpm process; euler, heun,
-    unipc, dpm_solver or sde_dpm_solver for flow. auto is ddim or euler. ddpm and sde_dpm_solver add noise on the way,
-    which mends errors of the steps before: often better pictures from a model that is trained briefly."""
+    unipc, dpm_solver, sde_dpm_solver or stochastic_euler for flow. auto is ddim or euler. Those that add noise on the
+    way (ddpm, sde_dpm_solver, stochastic_euler) mend errors of the steps before, which a model trained briefly makes.
+    stochastic_euler takes all its noise anew in each step (as multistep consistency sampling does, arXiv 2303.01469,
+    algorithm 1): cleaner and less various than the data."""
+    shift: float | None = None
+    """Shift of the noise levels that are visited (flow): above 1 more steps at high noise. Unset: diffusion.shift."""
+
+    def __post_init__(self):
+        if self.shift is not None:
+            require(self.shift > 0, "generate.sampling.shift", self.shift, "above 0")
 
 
 def check_sampler(config: DiffusionConfig, sampler: str, steps: int, where: str) -> None:

@@ -1,5 +1,6 @@
 """Diffusion against closed forms: noise, levels, loss, and samplers on a Gaussian whose optimal denoiser is known."""
 
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -14,13 +15,14 @@ from plait.config import DiffusionConfig
 from plait.errors import ConfigError, DataError, ResourceError
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives.diffusion import corrupt, loss_sum, signal_and_noise, target
-from plait.objectives.samplers import SAMPLERS, Denoiser, check_sampler
+from plait.objectives.samplers import RANDOM_SAMPLERS, SAMPLERS, Denoiser, check_sampler
 
 MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 ROOT = torch.tensor([[0.8, 0.0, 0.0], [0.5, 0.6, 0.0], [-0.3, 0.2, 0.4]], dtype=torch.float64)
 COVARIANCE = ROOT @ ROOT.T
 CASES = [(process, name) for process, names in SAMPLERS.items() for name in names]
-RANDOM = ("ddpm", "sde_dpm_solver")
+RANDOM = RANDOM_SAMPLERS
+EXACT = [case for case in CASES if case[1] != "stochastic_euler"]
 DETERMINISTIC = [case for case in CASES if case[1] not in RANDOM]
 
 
@@ -59,7 +61,7 @@ def errors(x: Tensor) -> tuple[float, float]:
 # --- samplers
 
 
-@pytest.mark.parametrize(("process", "sampler"), CASES)
+@pytest.mark.parametrize(("process", "sampler"), EXACT)
 def test_a_gaussian_is_recovered(process, sampler):
     """20,000 samples in 250 steps. The start is exactly white, so a deterministic sampler has its own error only;
     that of the first-order ones and of starting half a step below pure noise (ddpm) is about 1 / steps."""
@@ -67,6 +69,23 @@ def test_a_gaussian_is_recovered(process, sampler):
     first_order = sampler in ("ddim", "euler", "ddpm")
     assert mean < (0.03 if sampler in RANDOM else 0.006 if process == "ddpm" else 1e-4)
     assert covariance < (0.03 if sampler in RANDOM else 0.01 if first_order else 1e-3)
+
+
+@pytest.mark.parametrize("steps", [3, 25])
+def test_stochastic_euler_gives_what_its_recursion_says(steps):
+    """The mean of the clean latents, mixed with fresh noise: the mean is kept, the covariance shrinks at each step."""
+    levels = [*Denoiser(DiffusionConfig(process="flow"), "stochastic_euler", steps).levels, 0.0]
+    mean, covariance = torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64)
+    for t, after in itertools.pairwise(levels):
+        a, b = factors(t, "flow")
+        gain = a * COVARIANCE @ torch.linalg.inv(a * a * COVARIANCE + b * b * torch.eye(3))
+        mean = (1 - after) * (MEAN + gain @ (mean - a * MEAN))
+        covariance = (1 - after) ** 2 * gain @ covariance @ gain.T + after**2 * torch.eye(3)
+    x = denoise("flow", "stochastic_euler", steps, white(20_000))
+    torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=0.03)
+    torch.testing.assert_close(torch.cov(x.T), covariance, rtol=0, atol=0.03)
+    torch.testing.assert_close(mean, MEAN, rtol=0, atol=1e-5)
+    assert covariance.trace() < 0.8 * COVARIANCE.trace()
 
 
 @pytest.mark.parametrize(("process", "sampler"), DETERMINISTIC)
@@ -85,6 +104,10 @@ def test_shift_moves_the_steps_and_changes_nothing_else(sampler, shift):
     t = np.array([0.75, 0.5, 0.25])
     assert levels[0] == pytest.approx(1, abs=2e-6)
     np.testing.assert_allclose(sorted(set(levels[1:]), reverse=True), shift * t / (1 + (shift - 1) * t), rtol=1e-12)
+    given = Denoiser(DiffusionConfig(process="flow"), sampler, 4, shift=shift).levels
+    assert given == levels
+    if sampler == "stochastic_euler":
+        return
     count, bound = (20_000, 0.03) if sampler in RANDOM else (500, 0.02)
     assert max(errors(denoise("flow", sampler, 200, white(count), shift=shift))) < bound
 

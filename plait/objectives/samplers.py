@@ -8,6 +8,7 @@ then goes down one index at a time, and its own ways of choosing timesteps do no
 """
 
 import functools
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from plait.objectives.diffusion import signal_and_noise
 
 MAX_BETA = 0.999
 """Largest beta of ddpm (arXiv 2102.09672, section 3.2)."""
+
+RANDOM_SAMPLERS = ("ddpm", "sde_dpm_solver", "stochastic_euler")
+"""Samplers that add noise on the way."""
 
 LAST_SIGMA = 1 - 1e-6
 """Highest noise level of the solvers that take the logarithm of the signal (flow)."""
@@ -40,10 +44,12 @@ class Denoiser:
     is_random: bool
     """Whether noise is added on the way."""
 
-    def __init__(self, config: DiffusionConfig, sampler: str, steps: int, *, seed: int = 0):
+    def __init__(self, config: DiffusionConfig, sampler: str, steps: int, *, seed: int = 0, shift: float | None = None):
+        """``shift`` is used in place of ``config.shift`` where it is given (flow)."""
         check_sampler(config, sampler, steps, "sampling")
+        config = config if shift is None else replace(config, shift=shift)
         sampler = SAMPLERS[config.process][0] if sampler == "auto" else sampler
-        self.is_random = sampler in ("ddpm", "sde_dpm_solver")
+        self.is_random = sampler in RANDOM_SAMPLERS
         self._draw = {"generator": torch.Generator().manual_seed(seed)} if self.is_random else {}
         build = _ddpm_scheduler if config.process == "ddpm" else _flow_scheduler
         self._scheduler, self.levels = build(config, sampler, steps)
@@ -112,8 +118,8 @@ def _flow_scheduler(config: DiffusionConfig, sampler: str, steps: int) -> tuple[
     diffusers = _diffusers()
     places = [1 - i / steps for i in range(steps)]
     levels = [config.shift * t / (1 + (config.shift - 1) * t) for t in places]
-    if sampler == "euler":
-        scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    if sampler in ("euler", "stochastic_euler"):
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(stochastic_sampling=sampler == "stochastic_euler")
     elif sampler == "heun":  # predictor and corrector look at each level but the first
         scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
         levels = levels[:1] + [t for t in levels[1:] for _ in range(2)]
