@@ -50,7 +50,9 @@ class Generator:
         self.layout, self.max_rows, self.diffusion = model.config.layout, max_rows, diffusion or DiffusionConfig()
         self.max_branches = max_branches
         max_length = min(max_length, model.config.max_positions)
-        self.cache = model.new_cache(max_branches * max_rows, 1 if page_size else max_length)
+        # what is attended in 16 bits is kept in 16 bits: no step casts the whole cache
+        dtype = torch.bfloat16 if precision == "bfloat16" else model.dtype
+        self.cache = model.new_cache(max_branches * max_rows, 1 if page_size else max_length, dtype)
         if page_size:
             self.cache = PagedKVCache.beside(self.cache, max_length, page_size=page_size, num_tokens=cache_tokens)
         self.precision = precision
