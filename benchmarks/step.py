@@ -44,7 +44,7 @@ def grid(name: str) -> list[tuple[Shape, str, str]]:
         ):  # fmt: skip
             found.append((Shape(width, tokens, mix, layers=2), dtype, "compiled"))
         found.append((Shape(256, 1024, THREE, layers=2), "float32", "eager"))
-        found += [(Shape(256, 2048, mix, layers=2), "bfloat16", "eager") for mix in (TWO, THREE)]
+        found.append((Shape(256, 2048, TWO, layers=2), "bfloat16", "eager"))
         found += [(Shape(512, 2048, TWO, layers=2), "float32", "eager")]
         found += [(Shape(1024, 1024, TWO, layers=1), "float32", "eager")]
         return found
@@ -147,10 +147,15 @@ def peak(case: Case) -> tuple[float, str]:
             if word in gpu:
                 return value, f"published peak, {value / 1e12:.0f} TFLOP/s"
     width, dtype = case.shape.width, DTYPES[case.dtype]
-    x, w = (torch.randn(n, m, device=case.device, dtype=dtype) for n, m in ((2048, width), (width, 4 * width)))
-    seconds = min(paired({"gemm": [lambda: x @ w]}, turns=9, device=case.device)["gemm"][0])
-    value = 2 * x.shape[0] * w.numel() / seconds
-    return value, f"matrix product of this run, {value / 1e9:.0f} GFLOP/s"
+    x, w = (
+        torch.randn(n, m, device=case.device, dtype=dtype) for n, m in ((case.shape.tokens, width), (4 * width, width))
+    )
+    y = x @ w.T
+    # the three products of a step: forward, for the input, for the weight; the best of any is the peak
+    arms = {"forward": [lambda: x @ w.T], "input": [lambda: y @ w], "weight": [lambda: y.T @ x]}
+    taken = paired(arms, turns=9, device=case.device)
+    value = 2 * x.shape[0] * w.numel() / min(seconds for (times,) in taken.values() for seconds in times)
+    return value, f"best matrix product of this run, {value / 1e9:.0f} GFLOP/s"
 
 
 def by_towers(case: Case, counts: Sequence[int], turns: int) -> list[Row]:
