@@ -224,7 +224,8 @@ def sweeps(options: argparse.Namespace, shape: Shape, dtype: str, mode: str) -> 
 
 
 def case_of(options: argparse.Namespace, shape: Shape, dtype: str, mode: str) -> Case:
-    """Return the case on the chosen device."""
+    """Return the case on the chosen device, with nothing compiled before."""
+    torch.compiler.reset()  # what one shape has compiled counts against the next one's recompilations
     torch.manual_seed(0)
     return Case(shape, options.device, dtype, mode)
 
