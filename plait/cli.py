@@ -1,4 +1,4 @@
-"""The command line: prepare, train, evaluate, generate, report, inspect, quickstart. It parses, and calls."""
+"""The command line: prepare, train, evaluate, generate, report, inspect, compare, quickstart. It parses, and calls."""
 
 import argparse
 import os
@@ -112,6 +112,14 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--documents", type=int, default=3, help="documents to show (default: 3)")
     step.add_argument("--mask", default="", metavar="FILE.png", help="also draw the batch's mask and towers")
 
+    step = add("compare", _compare, "train the models of a study on the same batches, and match them step for step",
+               settings=True, epilog=COMPARE_EXAMPLES)  # fmt: skip
+    step.add_argument("study", help="a study's YAML file, or a shipped study's name")
+    step.add_argument("--arms", type=_listed, default=[], metavar="A,B", help="only these arms (default: all)")
+    step.add_argument("--seeds", type=_numbers, default=[], metavar="0,1", help="only these seeds (default: all)")
+    step.add_argument("--out", default="", help="folder of data, runs and results (default: the study's)")
+    step.add_argument("--plan", action="store_true", help="show sizes, FLOPs and steps, check them, and train nothing")
+
     add("settings", _settings, "list every setting of a config, with its meaning and default", settings=False)
     return parser
 
@@ -126,6 +134,20 @@ GENERATE_EXAMPLES = """examples:
   plait generate runs/quickstart --image fox.png --output text
   plait generate runs/quickstart --text "a fox on a blue background" --output speech
   plait generate runs/quickstart                     (free: the model opens and closes spans itself)"""
+
+
+COMPARE_EXAMPLES = """examples:
+  plait compare chameleon --plan
+  plait compare chameleon                            (goes on where it was stopped)
+  plait compare chameleon --arms dense,mot --seeds 0 --train.device cuda"""
+
+
+def _listed(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in _listed(text)]
 
 
 class _PromptPart(argparse.Action):
@@ -201,6 +223,19 @@ def _report(chosen) -> None:
     print(f"report: {report_step(run_config(chosen.run_folder), Progress())}")
 
 
+def _compare(chosen) -> None:
+    from plait.compare.study import load_study
+    from plait.compare.workflow import compare, plan_study
+    from plait.progress import Progress
+    from plait.shipped import config_path, study_path
+
+    study = load_study(study_path(chosen.study), find_base=config_path, out=chosen.out, overrides=chosen.overrides)
+    if chosen.plan:
+        _print_table(*plan_study(study, Progress(), arms=chosen.arms, seeds=chosen.seeds))
+    else:
+        print(f"study: {compare(study, Progress(), arms=chosen.arms, seeds=chosen.seeds)}")
+
+
 def _quickstart(chosen) -> None:
     from plait.progress import Progress
     from plait.shipped import quickstart_config
@@ -246,6 +281,16 @@ def _print_figures(title: str, figures: dict) -> None:
     for name, value in figures.items():
         if isinstance(value, int | float):
             table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
+    Console().print(table)
+
+
+def _print_table(title: str, note: str, header: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, title=title, caption=note, box=None, title_justify="left", caption_justify="left")
+    for row in rows:
+        table.add_row(*row)
     Console().print(table)
 
 

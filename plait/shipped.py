@@ -13,6 +13,9 @@ from plait.model_config import ModelConfig
 FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 """Where shipped configs lie: in an installed package, and in a checkout."""
 
+STUDIES = tuple(folder.parent / "studies" for folder in FOLDERS)
+"""Where shipped studies lie."""
+
 QUICKSTARTS = {"chameleon-speech": "quickstart", "transfusion": "quickstart_transfusion"}
 """The config of each setting's quickstart."""
 
@@ -20,15 +23,23 @@ QUICKSTARTS = {"chameleon-speech": "quickstart", "transfusion": "quickstart_tran
 def config_path(name: str) -> Path:
     """Return the file of a config given as a path, as a run's folder, or as a shipped config's name."""
     path = Path(name)
-    if path.is_dir():
-        path = path / "config.yaml"
+    return _shipped("config", str(path / "config.yaml") if path.is_dir() else name, FOLDERS)
+
+
+def study_path(name: str) -> Path:
+    """Return the file of a study given as a path, or as a shipped study's name."""
+    return _shipped("study", name, STUDIES)
+
+
+def _shipped(kind: str, name: str, folders: tuple[Path, ...]) -> Path:
+    path = Path(name)
     if path.is_file():
         return path
-    shipped = {p.stem: p for folder in FOLDERS for p in folder.glob("*.yaml")}
+    shipped = {p.stem: p for folder in folders for p in folder.glob("*.yaml")}
     if path.suffix in (".yaml", ".yml"):
-        raise ConfigError(f"config: there is no file {name!r}")
+        raise ConfigError(f"{kind}: there is no file {name!r}")
     if name not in shipped:
-        raise ConfigError(unknown("config", name, shipped))
+        raise ConfigError(unknown(kind, name, shipped))
     return shipped[name]
 
 

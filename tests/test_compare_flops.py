@@ -1,6 +1,7 @@
 """Operations by formula against torch's own count, and against a count by hand."""
 
 import pytest
+import torch
 from conftest import modalities, model_config, random_documents
 
 from plait.batch import Document, Part, pack
@@ -16,6 +17,8 @@ from plait.compare.flops import (
 )
 from plait.config import RunConfig
 from plait.errors import ConfigError
+from plait.model.heads import place_embedding
+from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 
 ONE_TOWER = {"image": "text", "speech": "text"}
@@ -119,3 +122,16 @@ def test_parameters():
     assert active_parameters(moe) == parameters(dense)["total"] + 2 * 16 * 4
     mixture = ModelConfig(modalities={"a": ModalityConfig(vocab_size=4), "b": ModalityConfig(vocab_size=4)}, width=64)
     assert active_parameters(mixture) < parameters(mixture)["total"]
+
+
+def test_counting_leaves_nothing_behind(rng):
+    """Tables that the model keeps between steps are real ones afterwards."""
+    config = model_config(mel=True)
+    batch = packed(config, rng, mel=True)
+    model = MixtureOfTransformers(config)
+    before = model(batch)
+    counted_flops(config, batch)
+    assert all(torch.equal(a, b) for a, b in zip(before, model(batch), strict=True))
+    place_embedding.cache_clear()
+    counted_flops(config, batch)
+    assert all(torch.equal(a, b) for a, b in zip(before, model(batch), strict=True))

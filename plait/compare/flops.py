@@ -6,6 +6,9 @@ counter sees what runs: a causal segment's attention as the whole rectangle of q
 makes two arms comparable is that they agree by both.
 """
 
+import contextlib
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -107,12 +110,25 @@ def counted_flops(config: ModelConfig, batch: Batch) -> float:
     if hasattr(aten, "_grouped_mm"):
         # rows [n, K] by weights [E, K, N]; for the weights' gradient [K, n] by [n, N] in groups
         formulas[aten._grouped_mm] = lambda left, right, *rest, **more: 2 * left[0] * left[1] * right[-1]
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with _no_tensor_is_kept(), FakeTensorMode(allow_non_fake_inputs=True):
         model = MixtureOfTransformers(config)
         # without values, torch's grouped products have no other precision
         with torch.autocast("cpu", torch.bfloat16), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
             loss_sums(model, model(batch), batch).sum().backward()
     return float(counter.get_total_flops())
+
+
+@contextlib.contextmanager
+def _no_tensor_is_kept() -> Iterator[None]:
+    """Empty plait's caches afterwards: what they kept has no values."""
+    try:
+        yield
+    finally:
+        for name, module in list(sys.modules.items()):
+            if name.startswith(("plait.model", "plait.objectives")):
+                for value in vars(module).values():
+                    if hasattr(value, "cache_clear"):
+                        value.cache_clear()
 
 
 def attention_cells(batch: Batch) -> int:

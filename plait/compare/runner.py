@@ -1,0 +1,190 @@
+"""Runs a study: data, learning rates, then every arm with every seed, each an ordinary run in a folder of its own.
+
+``<out>/data`` is prepared once. ``<out>/tuning/<arm>/<rate>`` and ``<out>/runs/<arm>/seed-<n>`` are run folders, with
+``done.json`` where a run has ended well and ``failure.json`` where it has not. The same command skips what is done,
+goes on with what was stopped, and tries again what failed.
+"""
+
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plait.compare.curves import final_losses, score
+from plait.compare.plan import ArmPlan, check_plan, make_plan
+from plait.compare.study import Study
+from plait.config import RunConfig
+from plait.config_file import to_dict
+from plait.data.prepare import prepare
+from plait.data.sources import folders
+from plait.errors import ConfigError, PlaitError
+from plait.files import read_json, write_json, write_text
+from plait.progress import Progress
+from plait.train.engine import Trainer, TrainingStopped
+
+DONE, FAILURE = "done.json", "failure.json"
+WITHOUT_EFFECT = ("name", "out", "data.path", "data.num_workers", "prepare", "generate", "evaluate", "train.device",
+                  "train.trackers", "train.log_every", "train.checkpoint_every", "train.checkpoint_seconds",
+                  "train.keep_checkpoints")  # fmt: skip
+"""Settings in which a run may differ from one that was begun, as its losses do not depend on them."""
+
+
+@dataclass
+class Tuned:
+    """The learning rate of an arm, and what was tried to find it."""
+
+    learning_rate: float | None
+    """None where every trial failed."""
+    trials: list[dict[str, Any]] = field(default_factory=list)
+    """One row a rate: learning_rate, score, error, and the final losses."""
+    at_edge: bool = False
+    """Whether the best rate was the lowest or the highest one, so that a better one may lie beyond."""
+
+
+class StudyFailed(PlaitError):
+    """Some runs of a study failed; the others are done."""
+
+
+class StudyRun:
+    """One call of `plait compare`."""
+
+    def __init__(self, study: Study, progress: Progress, *, arms: list[str], seeds: list[int]):
+        """``arms`` and ``seeds`` are those to run; no seeds are all of the study."""
+        self.study, self.progress = study, progress
+        self.arms = arms
+        self.seeds = seeds
+        self.failures: list[str] = []
+        self.plan: dict[str, ArmPlan] = {}
+        self.tuned: dict[str, Tuned] = {}
+
+    def make_plan(self) -> dict[str, ArmPlan]:
+        """Prepare the data where that was not done, and plan and check the arms."""
+        config = self.study.base_config()
+        if not all((Path(folder) / "index.json").exists() for folder in folders(config)):
+            prepare(config, progress=self.progress)
+        self.plan = make_plan(self.study, self.arms)
+        check_plan(self.study, self.plan)
+        return self.plan
+
+    def run(self) -> None:
+        """Train what is not done yet; raises TrainingStopped when asked to stop. Failures are kept in `failures`."""
+        self.make_plan()
+        for arm in self.arms:
+            self.tune(arm)
+        jobs = [(seed, arm) for arm in self.arms for seed in self.seeds_of(arm)]
+        for seed, arm in sorted(jobs, key=lambda job: job[0]):  # whole comparisons first
+            rate = self.tune(arm).learning_rate
+            if rate is None:
+                self.failures.append(f"{arm}, seed {seed}: no learning rate of {self._rate_owner(arm)!r} ended well")
+                write_json(self.folder(arm, seed) / FAILURE, {"error": "no learning rate ended well"})
+                continue
+            config = self.study.run_config(arm, seed=seed, steps=self.plan[arm].steps,
+                                           learning_rate=rate, out=self.folder(arm, seed))  # fmt: skip
+            self.train(config)
+
+    def seeds_of(self, arm: str) -> list[int]:
+        """Return the seeds of an arm that are to be run."""
+        own = self.study.config.arms[arm].seeds
+        return [s for s in own if s in self.seeds] if self.seeds else own
+
+    def folder(self, arm: str, seed: int) -> Path:
+        """Return the folder of a run."""
+        return self.study.out / "runs" / arm / f"seed-{seed}"
+
+    def tune(self, arm: str) -> Tuned:
+        """Return the learning rate of an arm, found once by trying."""
+        owner = self._rate_owner(arm)
+        if not owner:
+            return Tuned(self.study.base_config().train.learning_rate)
+        if owner not in self.tuned:
+            self.tuned[owner] = self._try_rates(owner)
+        return self.tuned[owner]
+
+    def _rate_owner(self, arm: str) -> str:
+        record = self.study.config.arms[arm]
+        return arm if record.tune else record.learning_rate_of
+
+    def _try_rates(self, arm: str) -> Tuned:
+        tuning = self.study.config.tuning
+        trials = []
+        for rate in sorted(set(tuning.learning_rates)):
+            out = self.study.out / "tuning" / arm / f"{rate:g}"
+            config = self.study.run_config(arm, seed=tuning.seed, steps=tuning.steps, learning_rate=rate, out=out)
+            error = _diverged(out) or self.train(config, is_trial=True)
+            losses = {} if error else final_losses(out)
+            trials.append({"arm": arm, "learning_rate": rate, "score": score(losses), "error": error, **losses})
+        done = [t for t in trials if t["score"] is not None]
+        if not done:
+            return Tuned(None, trials)
+        best = min(done, key=lambda t: t["score"])
+        return Tuned(best["learning_rate"], trials, at_edge=best in (trials[0], trials[-1]))
+
+    def train(self, config: RunConfig, *, is_trial: bool = False) -> str:
+        """Train one run to its end, where it is not done; return the error that ended it, or "".
+
+        A trial of a learning rate may fail without the study failing: rates that are too high do.
+        """
+        out = Path(config.out)
+        claim_folder(config)
+        if (out / DONE).exists():
+            return ""
+        name = str(out.relative_to(self.study.out))
+        self.progress.print(f"{name}: {config.train.steps} steps, learning rate {config.train.learning_rate:g}")
+        try:
+            trainer = Trainer(config, self.progress)
+            trainer.run()
+        except TrainingStopped:
+            raise
+        except Exception as error:  # a failed arm is written down, and the others go on
+            said = str(error) or type(error).__name__
+            write_json(out / FAILURE, {"error": said, "kind": type(error).__name__,
+                                       "traceback": traceback.format_exc()})  # fmt: skip
+            self.failures += [] if is_trial else [f"{name}: {said}"]
+            self.progress.print(f"{name} failed: {said}")
+            return said
+        state = trainer.state
+        write_json(out / DONE, {"steps": state.step, "tokens": state.tokens, "seconds": state.seconds,
+                                "skipped_steps": state.skipped_steps})  # fmt: skip
+        (out / FAILURE).unlink(missing_ok=True)
+        return ""
+
+
+def claim_folder(config: RunConfig) -> None:
+    """Write a run's config into a new folder; in one that was begun, check that it is the same (raises ConfigError)."""
+    path = Path(config.out) / "config.yaml"
+    if path.exists():
+        before, now = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))), _flat(to_dict(config))
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) != now.get(key) and not key.startswith(WITHOUT_EFFECT):
+                raise ConfigError(
+                    f"{key}: {now.get(key)!r} is not {before.get(key)!r}, with which {config.out!r} was begun; take "
+                    "the old setting or another --out, or remove that folder"
+                )
+    write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+
+
+def _diverged(folder: Path) -> str:
+    """Return the error of a trial that training itself gave up, which would come again; "" otherwise."""
+    found = read_json(folder / FAILURE, "failure") if (folder / FAILURE).exists() else {}
+    return found["error"] if found.get("kind") == "PlaitError" else ""
+
+
+def _flat(values: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def status(folder: Path) -> tuple[str, str]:
+    """Return finished, failed, stopped or waiting, and the error of a failed run."""
+    if (folder / DONE).exists():
+        return "finished", ""
+    if (folder / FAILURE).exists():
+        return "failed", read_json(folder / FAILURE, "failure")["error"]
+    return ("stopped" if (folder / "metrics.jsonl").exists() else "waiting"), ""

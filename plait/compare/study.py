@@ -1,0 +1,259 @@
+"""A study: which models are compared, on what budget. One YAML file over the config of an ordinary run.
+
+Every arm is the base config with some of the model's settings changed. Data, batches, their order, schedule and
+evaluation steps are the base's, so that an arm can differ in its model and its learning rate alone.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plait.config import RunConfig
+from plait.config_file import from_dict, load
+from plait.errors import ConfigError, require, unknown
+
+FIGURES = ("", "steps_ratio", "end_ratio", "flops_ratio", "time_ratio")
+SPLITS = ("training", "validation")
+
+
+@dataclass
+class ArmConfig:
+    """One model of the comparison."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Dotted settings of the model that differ from the study's, such as model.untied."""
+    about: str = ""
+    """What the arm is, in a few words."""
+    against: str = ""
+    """The arm that this one is matched with. Empty: the study's."""
+    tune: bool = False
+    """Try all learning rates of the study's `tuning` and take the best one."""
+    learning_rate_of: str = ""
+    """The arm whose learning rate this one takes. Empty, and not tuned: train.learning_rate."""
+    equal_flops: bool = True
+    """Whether a step must cost as much as one of the arm that it is matched with."""
+    equal_parameters_to: str = ""
+    """An arm that must have as many parameters."""
+    seeds: list[int] = field(default_factory=list)
+    """Seeds of this arm. Empty: the study's."""
+
+
+@dataclass
+class BudgetConfig:
+    """How long every arm is trained: one of the two."""
+
+    steps: int = 0
+    """Optimizer steps."""
+    flops: float = 0.0
+    """Operations (forward and backward, by formula): an arm gets as many steps as they pay for."""
+
+
+@dataclass
+class TuningConfig:
+    """The search for each arm's learning rate, on a budget of its own."""
+
+    steps: int
+    """Optimizer steps of one trial, its schedule included."""
+    learning_rates: list[float]
+    """Rates to try, at least three."""
+    seed: int = 0
+    """Seed of the trials."""
+
+
+@dataclass
+class PaperConfig:
+    """A figure of the paper, to be shown beside what is measured."""
+
+    claim: str
+    """What it says."""
+    value: float
+    """The paper's figure."""
+    unit: str = ""
+    """What the figure counts."""
+    model: str = ""
+    """The paper's model."""
+    arm: str = ""
+    """The arm whose figure stands beside it. Empty: none of this study."""
+    modality: str = ""
+    """The modality of that figure."""
+    split: str = "training"
+    """"training", "validation" (the mean over all validation sets), or one validation set."""
+    figure: str = "steps_ratio"
+    """steps_ratio, end_ratio, flops_ratio, time_ratio; empty: not measured by step matching."""
+
+
+@dataclass
+class StudyConfig:
+    """A study file."""
+
+    base: str
+    """A shipped config's name, or the path of a YAML file (from the study's folder)."""
+    arms: dict[str, ArmConfig]
+    """The models, by name."""
+    name: str = "study"
+    """Name shown on the page."""
+    about: str = ""
+    """What the study asks."""
+    out: str = ""
+    """Folder of data, runs and results. Empty: runs/studies/<name>. Studies with one folder share the arms of one
+    name, which must then be the same."""
+    against: str = "dense"
+    """The arm that others are matched with."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Dotted settings of all arms, laid over the base."""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    """Seeds of initialisation and of the order of data; each seed gives all arms the same data."""
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    validate_every: int = 50
+    """Steps between evaluations."""
+    tuning: TuningConfig | None = None
+    tolerance: float = 0.02
+    """How much operations, and parameters, that are to be equal may differ, as a share."""
+    single_pass: bool = True
+    """Refuse budgets for which documents would have to be seen twice."""
+    paper: list[PaperConfig] = field(default_factory=list)
+    """The paper's own figures."""
+
+    def __post_init__(self):
+        require(len(self.arms) > 0, "arms", {}, "a mapping with at least one arm")
+        require(bool(re.fullmatch(r"[\w-]+", self.name)), "name", self.name, "letters, digits, _ and -")
+        self.out = self.out or f"runs/studies/{self.name}"
+        self._known("against", self.against)
+        require(len(self.seeds) > 0, "seeds", self.seeds, "a list of at least one seed")
+        b = self.budget
+        require((b.steps > 0) != (b.flops > 0), "budget", {"steps": b.steps, "flops": b.flops},
+                "either a number of steps or one of flops")  # fmt: skip
+        require(self.validate_every >= 1, "validate_every", self.validate_every, "at least 1")
+        require(0 <= self.tolerance < 1, "tolerance", self.tolerance, "in [0, 1)")
+        for key in self.settings:
+            require(key not in RESERVED, f"settings.{key}", self.settings[key],
+                    "left to the study, which sets it for all arms")  # fmt: skip
+        if self.tuning is not None:
+            require(len(set(self.tuning.learning_rates)) >= 3, "tuning.learning_rates", self.tuning.learning_rates,
+                    "at least three rates")  # fmt: skip
+            require(self.tuning.steps >= 1, "tuning.steps", self.tuning.steps, "at least 1")
+        for name, arm in self.arms.items():
+            self._check_arm(name, arm)
+        for i, entry in enumerate(self.paper):
+            if entry.arm:
+                self._known(f"paper[{i}].arm", entry.arm)
+            if entry.figure not in FIGURES:
+                raise ConfigError(unknown(f"paper[{i}].figure", entry.figure, filter(None, FIGURES)))
+
+    def _check_arm(self, name: str, arm: ArmConfig) -> None:
+        where = f"arms.{name}"
+        require(bool(re.fullmatch(r"[\w-]+", name)), "arms", name, "names of letters, digits, _ and -")
+        for key, value in arm.settings.items():
+            require(key.startswith("model."), f"{where}.settings.{key}", value,
+                    "a setting of the model (data, batches, schedule and evaluation are the same for all)")  # fmt: skip
+        arm.against = arm.against or self.against
+        for key in ("against", "learning_rate_of", "equal_parameters_to"):
+            if getattr(arm, key):
+                self._known(f"{where}.{key}", getattr(arm, key))
+        arm.seeds = arm.seeds or self.seeds
+        if arm.tune:
+            require(self.tuning is not None, f"{where}.tune", True, "false where the study has no tuning")
+            require(not arm.learning_rate_of, f"{where}.learning_rate_of", arm.learning_rate_of,
+                    "left out where the arm is tuned itself")  # fmt: skip
+        elif arm.learning_rate_of:
+            other = self.arms[arm.learning_rate_of]
+            require(other.tune, f"{where}.learning_rate_of", arm.learning_rate_of, "an arm that is tuned itself")
+
+    def _known(self, where: str, name: str) -> None:
+        if name not in self.arms:
+            raise ConfigError(unknown(where, name, self.arms))
+
+
+RESERVED = ("name", "out", "seed", "train.steps", "train.minutes", "train.validate_every")
+"""Settings that the study sets itself."""
+
+
+@dataclass
+class Study:
+    """A study file that was read, and where its base config lies."""
+
+    config: StudyConfig
+    base: Path
+    overrides: list[str] = field(default_factory=list)
+    """Dotted settings of the command line, for all arms."""
+
+    @property
+    def out(self) -> Path:
+        return Path(self.config.out)
+
+    @property
+    def results(self) -> Path:
+        """The folder of this study's results; runs lie beside it, where other studies find them."""
+        return self.out / "results" / self.config.name
+
+    def base_config(self) -> RunConfig:
+        """Return the base with the study's settings: what data are prepared with."""
+        return self._load([], self.out)
+
+    def run_config(
+        self, arm: str, *, seed: int, steps: int, learning_rate: float | None = None, out: Path
+    ) -> RunConfig:
+        """Return the config of one run; no learning rate is the base's."""
+        own = _overrides(self.config.arms[arm].settings)
+        own += [f"train.steps={steps}", "train.minutes=0", f"train.validate_every={self.config.validate_every}"]
+        own += [f"seed={seed}", f"name={json.dumps(f'{arm}, seed {seed}')}"]
+        own += [f"train.learning_rate={learning_rate!r}"] if learning_rate is not None else []
+        try:
+            config = self._load(own, out)
+        except ConfigError as error:
+            raise ConfigError(f"arms.{arm}: {error}") from None
+        config.data.path = self.base_config().data.path
+        return config
+
+    def steps(self, flops_a_step: float) -> int:
+        """Return the steps of an arm whose step costs so much."""
+        budget = self.config.budget
+        return budget.steps or max(1, round(budget.flops / flops_a_step))
+
+    def chosen_arms(self, names: Iterable[str] = ()) -> list[str]:
+        """Return the arms of these names in the study's order; all where none is named (raises ConfigError)."""
+        names = list(names)
+        for name in names:
+            self.config._known("--arms", name)
+        return [name for name in self.config.arms if not names or name in names]
+
+    def _load(self, overrides: list[str], out: Path) -> RunConfig:
+        return load(
+            self.base, [*_overrides(self.config.settings), *self.overrides, *overrides, f"out={json.dumps(str(out))}"]
+        )
+
+
+def _overrides(settings: dict[str, Any]) -> list[str]:
+    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+
+
+def load_study(
+    path: str | Path, *, find_base: Callable[[str], Path] = Path, out: str = "", overrides: list[str] = ()
+) -> Study:
+    """Read and check a study file; ``find_base`` finds the base config by its name.
+
+    Every arm's config is built once, so that a wrong setting is named before anything runs (raises ConfigError).
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"study: there is no file {str(path)!r}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"study: {str(path)!r} is not a YAML file ({str(error).splitlines()[0]})") from None
+    require(isinstance(values, dict), "study", values, "a mapping of settings")
+    config = from_dict(StudyConfig, {"name": path.stem} | values)
+    for override in overrides:
+        key = override.partition("=")[0]
+        require(key not in RESERVED, key, override.partition("=")[2], "left to the study file")
+    config.out = out or config.out
+    near = path.parent / config.base
+    study = Study(config, near if near.is_file() else find_base(config.base), list(overrides))
+    for arm in config.arms:
+        study.run_config(arm, seed=0, steps=1, out=study.out)
+    return study

@@ -1,0 +1,103 @@
+"""The tables of a study, from the rows of results.json, and as Markdown."""
+
+from typing import Any
+
+Table = tuple[str, str, list[str], list[list[str]]]
+"""Title, note, header, rows."""
+
+
+def tables(results: dict[str, Any]) -> list[Table]:
+    """Return all tables that have rows."""
+    found = [_arms_table(results), _claims_table(results), _matches_table(results), _tuning_table(results),
+             _runs_table(results)]  # fmt: skip
+    return [table for table in found if table[3]]
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Return the tables as Markdown."""
+    lines = [f"# {results['study']}", "", results["about"], ""] if results["about"] else [f"# {results['study']}", ""]
+    for title, note, header, rows in tables(results):
+        lines += [f"## {title}", "", *([note, ""] if note else [])]
+        lines += ["| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *map(_escaped, rows))]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _escaped(row: list[str]) -> list[str]:
+    return [cell.replace("|", "\\|").replace("\n", " ") for cell in row]
+
+
+def _arms_table(results: dict) -> Table:
+    header = ["arm", "what it is", "parameters", "a token's", "FLOPs a step", "counted by torch", "ratio", "steps",
+              "learning rate"]  # fmt: skip
+    rows = []
+    for a in results["arms"]:
+        edge = ", at the edge" if a["learning_rate_at_edge"] else ""
+        rate = f"{number(a['learning_rate'])} ({a['learning_rate_from']}{edge})"
+        rows.append([a["arm"], a["about"], f"{a['parameters']:,}", f"{a['active_parameters']:,}",
+                     f"{a['flops_a_step']:.4g}", f"{a['flops_a_step_counted']:.4g}", number(a["flops_ratio"]),
+                     f"{a['steps']:,}", rate])  # fmt: skip
+    note = "Operations are forward and backward, without padding; the ratio is to the arm that each is matched with."
+    return "Arms", note, header, rows
+
+
+def _claims_table(results: dict) -> Table:
+    header = ["claim", "the paper's model", "paper", "ours", "lowest to highest", "seeds", "unit"]
+    rows = [[c["claim"], c["model"], number(c["paper"]), bounded(c["ours"], c["is_bound"]),
+             interval(c["low"], c["high"], c["seeds"]), str(c["seeds"]), c["unit"]]
+            for c in results["claims"]]  # fmt: skip
+    return "Beside the paper", "", header, rows
+
+
+def _matches_table(results: dict) -> Table:
+    header = ["arm", "against", "set", "modality", "steps", "lowest to highest", "at the end", "reverse", "FLOPs",
+              "time", "levels", "censored", "seeds"]  # fmt: skip
+    rows = []
+    for m in results["matches"]:
+        ratios = [
+            bounded(m[k], m[f"{k}_is_bound"]) for k in ("end_ratio", "reverse_ratio", "flops_ratio", "time_ratio")
+        ]
+        rows.append([m["arm"], m["against"], m["split"].replace("_", " "), m["modality"],
+                     bounded(m["steps_ratio"], m["steps_ratio_is_bound"]),
+                     interval(m["steps_ratio_low"], m["steps_ratio_high"], m["seeds"]), *ratios,
+                     str(m["points"]), str(m["censored"]), str(m["seeds"])])  # fmt: skip
+    note = ("The share of the other arm's steps (FLOPs, time) that an arm needs for the same loss; ≥ where it did not "
+            "reach some of the levels. Reverse: the share of this arm's steps that the other one needs.")  # fmt: skip
+    return "Step matching", note, header, rows
+
+
+def _tuning_table(results: dict) -> Table:
+    losses = list(dict.fromkeys(k for t in results["tuning"] for k in t if k.startswith("validation/")))
+    header = ["arm", "learning rate", "score", *(k.removeprefix("validation/") for k in losses), "error"]
+    rows = [[t["arm"], number(t["learning_rate"]), number(t["score"]), *(number(t.get(k)) for k in losses), t["error"]]
+            for t in results["tuning"]]  # fmt: skip
+    return "Learning rates tried", "Score: geometric mean of the validation losses; the lowest is taken.", header, rows
+
+
+def _runs_table(results: dict) -> Table:
+    header = ["arm", "seed", "status", "steps", "minutes", "ms a step", "skipped steps", "error"]
+    rows = []
+    for r in results["runs"]:
+        figures = ["–"] * 4
+        if r["status"] == "finished":
+            milliseconds = r["step_seconds"] and 1000 * r["step_seconds"]
+            figures = [f"{r['steps']:,}", f"{r['seconds'] / 60:.1f}", number(milliseconds), str(r["skipped_steps"])]
+        rows.append([r["arm"], str(r["seed"]), r["status"], *figures, r["error"]])
+    return "Runs", "", header, rows
+
+
+def number(value: float | None) -> str:
+    """Return a number as it is read, a dash for none."""
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if 0.01 <= abs(value) < 100 else f"{value:.3g}"
+
+
+def bounded(value: float | None, is_bound: bool) -> str:
+    """Return a number, with ≥ where it is a lower bound."""
+    return f"≥ {number(value)}" if is_bound and value is not None else number(value)
+
+
+def interval(low: float | None, high: float | None, seeds: int) -> str:
+    """Return the range over seeds, a dash where there is one seed."""
+    return "–" if low is None or seeds < 2 else f"{number(low)} to {number(high)}"

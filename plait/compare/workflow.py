@@ -1,0 +1,74 @@
+"""`plait compare`: plan, run and write down a study, as far as it goes."""
+
+from pathlib import Path
+
+from plait.compare.page import write_page
+from plait.compare.plan import ArmPlan
+from plait.compare.results import gather, write_results
+from plait.compare.runner import StudyFailed, StudyRun
+from plait.compare.study import Study
+from plait.compare.tables import Table, number
+from plait.errors import require
+from plait.progress import Progress
+
+
+def compare(study: Study, progress: Progress, *, arms: list[str] = (), seeds: list[int] = ()) -> Path:
+    """Run what is not done of a study, for some arms and seeds or all, and write results and page.
+
+    Returns the page. Raises StudyFailed at the end where runs failed, TrainingStopped where it was asked to stop.
+    """
+    run = _open(study, progress, arms, seeds)
+    run.run()
+    return write_down(run)
+
+
+def plan_study(study: Study, progress: Progress, *, arms: list[str] = (), seeds: list[int] = ()) -> Table:
+    """Check a study and return what its arms cost as a table, with nothing trained."""
+    return plan_table(study, _open(study, progress, arms, seeds).make_plan())
+
+
+def _open(study: Study, progress: Progress, arms: list[str], seeds: list[int]) -> StudyRun:
+    names = study.chosen_arms(arms)
+    known = sorted({s for name in names for s in study.config.arms[name].seeds})
+    for seed in seeds:
+        require(seed in known, "--seeds", seed, f"among the seeds of these arms ({', '.join(map(str, known))})")
+    return StudyRun(study, progress, arms=names, seeds=list(seeds))
+
+
+def write_down(run: StudyRun) -> Path:
+    """Write results.json, results.md and study.html of all that is done; raises StudyFailed where runs failed."""
+    found = gather(run)
+    write_results(found)
+    page = write_page(found)
+    if run.failures:
+        more = f", and {len(run.failures) - 1} more" if len(run.failures) > 1 else ""
+        raise StudyFailed(
+            f"study: {run.failures[0]}{more}; the other runs are done and their results are in {str(page.parent)!r}, "
+            "the same command tries again"
+        )
+    return page
+
+
+def plan_table(study: Study, plan: dict[str, ArmPlan]) -> Table:
+    """Return the arms with their parameters and operations."""
+    header = ["arm", "what it is", "parameters", "a token's", "FLOPs a step", "by torch", "ratio", "equal", "steps",
+              "tokens", "FLOPs in all"]  # fmt: skip
+    rows = []
+    for name, p in plan.items():
+        arm = study.config.arms[name]
+        other = plan.get(arm.against)
+        ratio = number(p.flops.formula / other.flops.formula) if other else "–"
+        equal = "–" if arm.against == name else "checked" if arm.equal_flops else "not asked"
+        rows.append([name, arm.about, f"{p.parameters:,}", f"{p.active_parameters:,}", f"{p.flops.formula:.4g}",
+                     f"{p.flops.counted:.4g}", ratio, equal, f"{p.steps:,}", f"{p.tokens:,}",
+                     f"{p.flops.formula * p.steps:.3g}"])  # fmt: skip
+    seeds = {name: study.config.arms[name].seeds for name in plan}
+    trials = len(study.config.tuning.learning_rates) * sum(study.config.arms[n].tune for n in plan) if (
+        study.config.tuning) else 0  # fmt: skip
+    runs = sum(map(len, seeds.values()))
+    total = sum(plan[n].flops.formula * plan[n].steps * len(s) for n, s in seeds.items())
+    if trials:
+        total += sum(plan[n].flops.formula * study.config.tuning.steps * len(study.config.tuning.learning_rates)
+                     for n in plan if study.config.arms[n].tune)  # fmt: skip
+    note = f"{runs} runs and {trials} trials of learning rates, {total:.3g} operations in all"
+    return f"Plan of {study.config.name}", note, header, rows

@@ -1,0 +1,357 @@
+"""Studies: the file, its checks, and a whole small study, killed and gone on with."""
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+import yaml
+from fake_data import scene_like, write_folder
+
+from plait.cli import main
+from plait.compare import runner
+from plait.compare.curves import Curve, final_losses, read_curves, score, step_seconds
+from plait.compare.plan import make_plan
+from plait.compare.study import load_study
+from plait.compare.workflow import compare
+from plait.errors import ConfigError
+from plait.progress import QuietProgress
+from plait.train.engine import Trainer
+
+BASE = {
+    "model": {"width": 16, "num_layers": 1, "num_heads": 2, "modalities": {"text": {}, "image": {}}},
+    "data": {"batch_tokens": 256, "num_workers": 0, "tasks": {"text,image": 1, "image,text": 1}},
+    "train": {
+        "learning_rate": 1e-2,
+        "warmup_steps": 1,
+        "log_every": 1,
+        "validation_batches": 1,
+        "checkpoint_every": 2,
+        "device": "cpu",
+    },
+}
+STUDY = {
+    "base": "base.yaml",
+    "validate_every": 1,
+    "budget": {"steps": 6},
+    "seeds": [0, 1],
+    "arms": {
+        "dense": {"settings": {"model.modalities.image.tower": "text"}, "about": "one tower"},
+        "mot": {"about": "a tower for each modality"},
+    },
+    "paper": [
+        {"claim": "image", "arm": "mot", "modality": "image", "value": 0.35, "unit": "of the steps", "model": "7B"},
+        {"claim": "distance", "value": 15.8, "figure": ""},
+    ],
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    splits = {"train": [scene_like(i) for i in range(150)], "seen": [scene_like(i, seed=1) for i in range(20)],
+              "unseen": [scene_like(i, seed=2) for i in range(20)]}  # fmt: skip
+    return write_folder(tmp_path_factory.mktemp("data"), splits)
+
+
+@pytest.fixture
+def folder(tmp_path, data):
+    base = yaml.safe_load(yaml.safe_dump(BASE))
+    base["data"]["path"] = str(data)
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
+    return tmp_path
+
+
+def write(folder, **changes):
+    values = yaml.safe_load(yaml.safe_dump(STUDY | {"out": str(folder / "out")}))
+    for key, value in changes.items():
+        at = values
+        *parents, last = key.split("__")
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        at[last] = value
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    return folder / "tiny.yaml"
+
+
+def results(folder) -> dict:
+    return json.loads((folder / "out" / "results" / "tiny" / "results.json").read_text())
+
+
+def comparable(found: dict) -> dict:
+    """Return what does not depend on the clock."""
+    matches = [{k: v for k, v in m.items() if not k.startswith("time_ratio")} for m in found["matches"]]
+    return {"matches": matches, "claims": found["claims"], "tuning": found["tuning"]}
+
+
+def test_a_whole_study(folder, capsys):
+    assert main(["compare", str(write(folder))]) == 0
+    assert "study.html" in capsys.readouterr().out
+    found = results(folder)
+    assert [(r["arm"], r["seed"], r["status"], r["steps"]) for r in found["runs"]] == [
+        ("dense", 0, "finished", 6), ("dense", 1, "finished", 6), ("mot", 0, "finished", 6), ("mot", 1, "finished", 6)
+    ]  # fmt: skip
+    keys = {(m["split"], m["modality"]) for m in found["matches"]}
+    assert keys == {(s, m) for s in ("training", "validation", "seen", "unseen") for m in ("text", "image")}
+    for m in found["matches"]:
+        assert (m["arm"], m["against"], m["seeds"]) == ("mot", "dense", 2)
+        if m["points"] == 0:  # ids are random, so little is learnt
+            assert m["steps_ratio"] is m["time_ratio"] is None
+            continue
+        assert m["steps_ratio_low"] <= m["steps_ratio"] <= m["steps_ratio_high"]
+        assert m["flops_ratio"] == pytest.approx(m["steps_ratio"]) and m["time_ratio"] > 0
+    assert any(m["points"] for m in found["matches"])
+    image, distance = found["claims"]
+    training = next(m for m in found["matches"] if m["split"] == "training" and m["modality"] == "image")
+    assert (image["paper"], image["ours"], image["seeds"]) == (0.35, training["steps_ratio"], 2)
+    assert (distance["paper"], distance["ours"], distance["seeds"]) == (15.8, None, 0)
+    dense, mot = found["arms"]
+    assert mot["flops_ratio"] == 1 and mot["parameters"] > dense["parameters"]
+    made = folder / "out" / "results" / "tiny"
+    page, text = (made / "study.html").read_text(), (made / "results.md").read_text()
+    assert page.count("<img ") == 2 + 4 and "a tower for each modality" in page
+    assert "| image | 7B | 0.350 |" in text and "## Step matching" in text
+
+
+def test_all_arms_see_the_same_batches(folder, monkeypatch):
+    """The same documents in the same order for all arms of a seed, others for another seed."""
+    seen, original = {}, Trainer.update
+
+    def noting(trainer, batches):
+        documents = [d.index for b in batches for d in b.documents]
+        seen.setdefault(trainer.out.relative_to(folder / "out" / "runs").parts, []).append(documents)
+        return original(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "update", noting)
+    compare(load_study(write(folder)), QuietProgress())
+    assert seen["dense", "seed-0"] == seen["mot", "seed-0"] != seen["dense", "seed-1"] == seen["mot", "seed-1"]
+    runs = [read_curves(folder / "out" / "runs" / arm / "seed-0") for arm in ("dense", "mot")]
+    assert {tuple(c.steps) for curves in runs for c in curves.values()} == {(1, 2, 3, 4, 5, 6)}
+
+
+def test_what_is_done_is_skipped_and_a_stopped_run_goes_on(folder, tmp_path_factory, monkeypatch):
+    whole = tmp_path_factory.mktemp("whole")
+    path = write(folder, out=str(whole / "out"))
+    compare(load_study(path), QuietProgress())
+    path, original, trained = write(folder), Trainer.update, []
+
+    def noting(trainer, batches):
+        if len(trained) == 9:
+            raise KeyboardInterrupt  # as sudden as a kill: nothing is saved
+        trained.append((*trainer.out.parts[-2:], trainer.state.step))
+        return original(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "update", noting)
+    with pytest.raises(KeyboardInterrupt):
+        compare(load_study(path), QuietProgress())
+    assert trained[5:] == [("dense", "seed-0", 5), ("mot", "seed-0", 0), ("mot", "seed-0", 1), ("mot", "seed-0", 2)]
+    trained.append("stopped")
+    compare(load_study(path), QuietProgress())
+    assert trained[10][:2] == ("mot", "seed-0") and trained[10][2] == 2  # from its checkpoint
+    assert ("dense", "seed-0") not in [t[:2] for t in trained[10:]]
+    assert comparable(results(folder)) == comparable(results(whole))
+
+
+def test_killed_and_gone_on_with(folder):
+    path = write(folder)
+    child = multiprocessing.get_context("fork").Process(target=main, args=(["compare", str(path)],))
+    child.start()
+    begun, until = folder / "out" / "runs" / "mot" / "seed-0" / "checkpoints", time.monotonic() + 60
+    while not list(begun.glob("step-*")) and child.is_alive() and time.monotonic() < until:
+        time.sleep(0.002)
+    os.kill(child.pid, signal.SIGKILL)
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    assert main(["compare", str(path)]) == 0
+    assert [r["status"] for r in results(folder)["runs"]] == ["finished"] * 4
+
+
+def test_a_failed_run_is_kept_and_the_others_go_on(folder, monkeypatch, capsys):
+    path, original = write(folder), Trainer.update
+
+    def failing(trainer, batches):
+        if trainer.out.parts[-2:] == ("mot", "seed-0") and trainer.state.step == 3:
+            raise RuntimeError("the device fell off")
+        return original(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "update", failing)
+    assert main(["compare", str(path)]) == 1
+    message = capsys.readouterr().err
+    assert "plait: study: runs/mot/seed-0: the device fell off; the other runs are done" in message
+    runs = {(r["arm"], r["seed"]): r for r in results(folder)["runs"]}
+    assert runs["mot", 0]["status"] == "failed" and runs["mot", 0]["error"] == "the device fell off"
+    assert all(r["status"] == "finished" for key, r in runs.items() if key != ("mot", 0))
+    assert {m["seeds"] for m in results(folder)["matches"]} == {1}
+    assert "| mot | 0 | failed | – | – | – | – | the device fell off |" in (
+        folder / "out" / "results" / "tiny" / "results.md").read_text()  # fmt: skip
+    monkeypatch.setattr(Trainer, "update", original)
+    assert main(["compare", str(path)]) == 0
+    assert {r["status"] for r in results(folder)["runs"]} == {"finished"}
+
+
+def test_learning_rates_are_tried_and_inherited(folder):
+    path = write(folder, tuning={"steps": 4, "learning_rates": [1e-4, 1e-2, 3e-3]}, arms__dense__tune=True,
+                 seeds=[0], arms__ffn={"settings": {"model.untied": ["ffn"]}, "learning_rate_of": "dense"})  # fmt: skip
+    compare(load_study(path), QuietProgress())
+    found = results(folder)
+    trials = found["tuning"]
+    assert [t["learning_rate"] for t in trials] == [1e-4, 3e-3, 1e-2] and {t["arm"] for t in trials} == {"dense"}
+    best = min(trials, key=lambda t: t["score"])
+    assert best["score"] == pytest.approx((best["validation/text"] * best["validation/image"]) ** 0.5)
+    arms = {a["arm"]: a for a in found["arms"]}
+    assert arms["dense"]["learning_rate"] == arms["ffn"]["learning_rate"] == best["learning_rate"]
+    assert (arms["dense"]["learning_rate_from"], arms["ffn"]["learning_rate_from"]) == ("tuned", "dense")
+    assert arms["mot"]["learning_rate"] == 1e-2 and arms["mot"]["learning_rate_from"] == "config"
+    assert arms["dense"]["learning_rate_at_edge"] == (best in (trials[0], trials[-1]))
+    for name in ("dense", "ffn"):
+        config = yaml.safe_load((folder / "out" / "runs" / name / "seed-0" / "config.yaml").read_text())
+        assert config["train"]["learning_rate"] == best["learning_rate"] and config["train"]["steps"] == 6
+
+
+def test_a_trial_that_fails_is_recorded(folder, monkeypatch):
+    path = write(folder, tuning={"steps": 2, "learning_rates": [1e-3, 1e-2, 1e-1]}, seeds=[0],
+                 arms={"dense": {"tune": True}}, paper=[])  # fmt: skip
+    original = Trainer.update
+
+    def failing(trainer, batches):
+        if trainer.config.train.learning_rate == 1e-1:
+            raise RuntimeError("too fast")
+        return original(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "update", failing)
+    compare(load_study(path), QuietProgress())
+    assert [t["error"] for t in results(folder)["tuning"]] == ["", "", "too fast"]
+    monkeypatch.setattr(Trainer, "update", lambda *_: (_ for _ in ()).throw(RuntimeError("none")))
+    study = load_study(write(folder, tuning={"steps": 2, "learning_rates": [1, 2, 3]}, seeds=[0],
+                             arms={"dense": {"tune": True}}, paper=[], out=str(folder / "other")))  # fmt: skip
+    with pytest.raises(runner.StudyFailed, match=r"dense, seed 0: no learning rate of 'dense' ended well"):
+        compare(study, QuietProgress())
+
+
+def test_a_budget_of_operations_gives_larger_models_fewer_steps(folder):
+    arms = {
+        "dense": STUDY["arms"]["dense"],
+        "large": {"settings": STUDY["arms"]["dense"]["settings"] | {"model.num_layers": 3}, "equal_flops": False},
+    }
+    study = load_study(write(folder, arms=arms, paper=[], budget={"flops": 2e9}))
+    plan = make_plan(study, ["large"])
+    assert list(plan) == ["dense", "large"]  # the one it is matched with is planned too
+    assert plan["large"].steps < plan["dense"].steps == round(2e9 / plan["dense"].flops.formula)
+
+
+def test_the_plan_is_shown_and_trains_nothing(folder, capsys):
+    assert main(["compare", str(write(folder)), "--plan", "--arms", "mot"]) == 0
+    out = capsys.readouterr().out
+    assert "Plan of tiny" in out and "mot" in out
+    assert not (folder / "out" / "runs").exists()
+
+
+def test_only_some_arms_and_seeds(folder):
+    path = write(folder)
+    assert main(["compare", str(path), "--arms", "mot", "--seeds", "1"]) == 0
+    statuses = {(r["arm"], r["seed"]): r["status"] for r in results(folder)["runs"]}
+    assert statuses == {("dense", 0): "waiting", ("dense", 1): "waiting", ("mot", 0): "waiting", ("mot", 1): "finished"}
+    assert results(folder)["matches"] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"arms__mot__settings": {"model.untide": []}}, r"^arms\.mot: model\.untide: .* did you mean 'untied'\?$"),
+        ({"arms__mot__settings": {"data.tasks": 8}}, r"^arms\.mot\.settings\.data\.tasks: 8 .* of the model"),
+        ({"against": "dens"}, r"^against: unknown name 'dens', .* did you mean 'dense'\?$"),
+        ({"arms__mot__against": "dens"}, r"^arms\.mot\.against: unknown name 'dens'"),
+        ({"budget": {"steps": 5, "flops": 1e9}}, r"^budget: .* either a number of steps or one of flops$"),
+        ({"budget": {}}, r"^budget: "),
+        ({"arms__mot__tune": True}, r"^arms\.mot\.tune: True .* no tuning$"),
+        ({"tuning": {"steps": 3, "learning_rates": [1e-3, 2e-3]}}, r"at least three rates$"),
+        ({"arms__mot__learning_rate_of": "dense"}, r"^arms\.mot\.learning_rate_of: .* tuned itself$"),
+        ({"settings": {"train.steps": 5}}, r"^settings\.train\.steps: 5 .* left to the study"),
+        ({"arms": {}}, r"^arms: \{\} is not allowed"),
+        ({"arms__mot__sedes": [1]}, r"^arms\.mot\.sedes: .* did you mean 'seeds'\?$"),
+        ({"paper": [{"claim": "a", "value": 1, "figure": "steps"}]}, r"^paper\[0\]\.figure: unknown name 'steps'"),
+        ({"name": "a/b"}, r"^name: 'a/b'"),
+        ({"base": "none.yaml"}, "there is no file"),
+    ],
+)  # fmt: skip
+def test_wrong_studies_are_named(folder, changes, sentence):
+    with pytest.raises(ConfigError, match=sentence) as error:
+        load_study(write(folder, **changes))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"arms__mot__settings": {"model.ffn_width": 128}}, r"^arms\.mot: a step takes 1\.\d+ times .* of 'dense'"),
+        ({"arms__mot__equal_parameters_to": "dense"}, r"^arms\.mot: it has 1\.\d+ times the parameters of 'dense'"),
+        ({"budget": {"steps": 5000}}, r"^budget: 5000 steps read .* only 150 are prepared"),
+    ],
+)  # fmt: skip
+def test_arms_that_may_not_be_compared_are_refused(folder, changes, sentence):
+    study = load_study(write(folder, **changes))
+    with pytest.raises(ConfigError, match=sentence) as error:
+        compare(study, QuietProgress())
+    assert "\n" not in str(error.value) and not (folder / "out" / "runs").exists()
+
+
+def test_a_folder_of_other_settings_is_refused(folder):
+    compare(load_study(write(folder, seeds=[0], budget={"steps": 2})), QuietProgress())
+    with pytest.raises(ConfigError, match=r"^train\.steps: 4 is not 2, with which .*dense/seed-0' was begun"):
+        compare(load_study(write(folder, seeds=[0], budget={"steps": 4})), QuietProgress())
+
+
+def test_studies_of_one_folder_share_their_arms(folder, monkeypatch):
+    compare(load_study(write(folder, seeds=[0])), QuietProgress())
+    trained, original = set(), Trainer.update
+    monkeypatch.setattr(Trainer, "update", lambda t, b: (trained.add(t.out.parts[-2]), original(t, b))[1])
+    arms = STUDY["arms"] | {"ffn": {"settings": {"model.untied": ["ffn"]}}}
+    compare(load_study(write(folder, name="more", arms=arms, seeds=[0])), QuietProgress())
+    assert trained == {"ffn"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (["none.yaml"], 2, "study: there is no file 'none.yaml'"),
+        (["{study}", "--arms", "mott"], 2, "--arms: unknown name 'mott', allowed: dense, mot; did you mean 'mot'?"),
+        (["{study}", "--seeds", "7"], 2, "--seeds: 7 is not allowed, it must be among the seeds of these arms (0, 1)"),
+        (["{study}", "--train.steps", "7"], 2, "train.steps: '7' is not allowed, it must be left to the study file"),
+        (["{study}", "--train.devise", "cpu"], 2, "did you mean 'device'?"),
+    ],
+)
+def test_mistakes_get_one_sentence(folder, arguments, code, sentence, capsys):
+    study = str(write(folder))
+    assert main(["compare", *(a.format(study=study) for a in arguments)]) == code
+    message = capsys.readouterr().err
+    assert message.startswith("plait: ") and message.count("\n") == 1 and sentence in message
+
+
+def log(folder, rows):
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+def test_curves_of_a_log(tmp_path):
+    rows = [
+        {"step": 1, "loss/a": 4.0, "tokens": 10, "tokens_per_second": 1},
+        {"step": 2, "loss/a": 2.0, "loss/b": 8.0, "tokens": 20, "tokens_per_second": 5.0},
+        {"step": 2, "val_loss/x/a": 3.0, "val_loss/y/a": 5.0, "val_loss/x/b": 1.0},
+        {"step": 4, "loss/a": 1.0, "tokens": 40, "tokens_per_second": 5.0},
+        {"step": 4, "val_loss/x/a": 2.0, "val_loss/y/a": None, "val_loss/x/b": 1.0},
+    ]
+    curves = read_curves(log(tmp_path / "run", rows))
+    assert curves["x", "a"] == Curve([2, 4], [3.0, 2.0]) and curves["y", "a"] == Curve([2], [5.0])
+    assert curves["validation", "a"] == Curve([2], [4.0])  # not the mean of fewer sets at step 4
+    assert curves["training", "a"] == Curve([2, 4], [3.0, 1.0])
+    assert step_seconds(tmp_path / "run") == 2.0
+    assert read_curves(log(tmp_path / "bare", rows[:2]))["training", "a"] == Curve([1, 2], [4.0, 2.0])
+    assert final_losses(tmp_path / "run")["x/b"] == 1.0
+    assert step_seconds(tmp_path / "none") is None and read_curves(tmp_path / "none") == {}
+
+
+def test_the_score_counts_all_modalities_alike():
+    assert score({"validation/a": 4.0, "validation/b": 0.01, "x/a": 9.0}) == pytest.approx(0.2)
+    assert score({"training/a": 4.0}) == 4.0 and score({}) is None
