@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from plait.compare.study import load_study
 from plait.compare.workflow import compare
 from plait.errors import ConfigError
 from plait.progress import QuietProgress
+from plait.shipped import config_path
 from plait.train.engine import Trainer
 
 BASE = {
@@ -355,3 +357,10 @@ def test_curves_of_a_log(tmp_path):
 def test_the_score_counts_all_modalities_alike():
     assert score({"validation/a": 4.0, "validation/b": 0.01, "x/a": 9.0}) == pytest.approx(0.2)
     assert score({"training/a": 4.0}) == 4.0 and score({}) is None
+
+
+def test_the_documented_study_is_one(tmp_path):
+    text = (Path(__file__).parent.parent / "docs" / "compare.md").read_text()
+    (tmp_path / "example.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    study = load_study(tmp_path / "example.yaml", find_base=config_path)
+    assert list(study.config.arms) == ["dense", "mot", "ffn"]

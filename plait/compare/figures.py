@@ -12,7 +12,7 @@ from plait.compare.tables import bounded
 from plait.errors import ResourceError
 from plait.files import atomic_file
 
-COLOURS = ("#2a5ca8", "#c04f17", "#0f7767", "#8b3f8f", "#8a6900", "#b0305c", "#4a6b1e", "#4d5f70")
+COLOURS = ("#2a5ca8", "#c04f17", "#0f7767", "#8b3f8f", "#8a6900", "#b0305c", "#4a6b1e", "#4d5f70", "#1b8fb3", "#7a5236")
 INK, SOFT, RULE = "#23211c", "#68635a", "#e5e0d5"
 PANEL = (4.4, 3.3)
 """Size of one panel, in inches."""
@@ -77,6 +77,8 @@ def _losses(found: Found, split: str, path: Path) -> str:
     """Draw loss over steps: a panel a modality, a colour an arm, a thin line a seed and a thick one their mean."""
     modalities = list(dict.fromkeys(m for curves in found.curves.values() for s, m in curves if s == split))
     arms = list(dict.fromkeys(arm for arm, _ in found.curves))
+    records = found.study.base_config().model.modalities
+    units = {m: "squared error" if records[m].objective == "diffusion" else "nats a token" for m in modalities}
     with _panels(len(modalities), path) as axes:
         for axis, modality in zip(axes, modalities, strict=True):
             shown = []
@@ -86,11 +88,11 @@ def _losses(found: Found, split: str, path: Path) -> str:
                 for curve in mine if len(mine) > 1 else []:
                     axis.plot(curve.steps, curve.losses, color=colour, alpha=0.35, linewidth=0.8)
                 mean = _mean_curve(mine)
-                axis.plot(mean.steps, mean.losses, color=colour, linewidth=1.8, label=arm)
+                axis.plot(mean.steps, mean.losses, color=colour, linewidth=1.5, label=arm)
                 shown += mean.losses
             axis.set_title(modality)
             axis.set_xlabel("training step")
-            axis.set_ylabel(f"loss, {_words(split)}" if axis is axes[0] else "loss")
+            axis.set_ylabel(f"{'training' if split == TRAINING else 'validation'} loss ({units[modality]})")
             _zoom(axis, shown)
     return path.name
 
@@ -129,15 +131,25 @@ def _matching(found: Found, pairs: list[Pair], path: Path) -> str:
                 for m in pair.matches.values():
                     _points(axis, m, colour)
                 slope = row["steps_ratio"]
-                axis.plot([0, end], [0, slope * end], color=colour, linewidth=1.6, label=pair.arm)
-                said.append(f"{pair.arm} {bounded(slope, row['steps_ratio_is_bound'])}")
-            axis.set_title(f"{modality}:  {', '.join(said)}" if len(said) < 3 else modality)
+                axis.plot([0, end], [0, slope * end], color=colour, linewidth=1.5, label=pair.arm)
+                said.append((slope * end, bounded(slope, row["steps_ratio_is_bound"]), colour))
+            axis.set_title(modality)
             against = list(dict.fromkeys(p.against for p in mine))
             axis.set_xlabel(f"step of {against[0]}" if len(against) == 1 else "step of the arm matched with")
             axis.set_ylabel("step at the same loss")
             axis.set_xlim(0, 1.03 * end)
-            axis.set_ylim(0, None)
+            axis.set_ylim(0, 1.03 * max(end, *(u for p in mine for m in p.matches.values() for u in m.needed)))
+            _say(axis, said, 1.05 * end)
     return path.name
+
+
+def _say(axis, said: list[tuple[float, str, str]], x: float) -> None:
+    """Write each slope's number beside its end, from below up, none over another."""
+    gap, floor = 0.055 * axis.get_ylim()[1], 0.0
+    for y, text, colour in sorted(said):
+        floor = max(y, floor)
+        axis.text(x, floor, text, color=colour, va="center", fontsize=8, clip_on=False)
+        floor += gap
 
 
 def _points(axis, match, colour: str) -> None:
