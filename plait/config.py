@@ -226,10 +226,15 @@ class GenerateConfig:
     """Tokens that the pages of all requests hold together (paged); 0 means as many as the static cache."""
     cuda_graphs: bool = False
     """Launch each step of decoding as one CUDA graph, on CUDA devices."""
+    speculate: int = 0
+    """Ids of an item of fixed size (an image) that one forward pass tries to find; 0 draws them one by one. Their
+    distribution stays the model's, and what is found does not depend on this number. Other spans, whose length is
+    open, and latents go on as they do."""
 
     def __post_init__(self):
         require(self.page_size >= 1, "generate.page_size", self.page_size, "at least 1")
         require(self.cache_tokens >= 0, "generate.cache_tokens", self.cache_tokens, "0 or more")
+        require(self.speculate >= 0, "generate.speculate", self.speculate, "0 or more")
 
 
 @dataclass

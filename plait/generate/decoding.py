@@ -1,7 +1,8 @@
-"""One id for each row: the plain step of decoding, whose shapes are few, and the draw that ends every step.
+"""The plain step of decoding, whose shapes are few, and the draw that ends every step.
 
-Shapes: T streams with one new token each, R rows in tower order, B rows of ids to draw, S streams whose logits they
-need, P pages of the longest stream, A position axes.
+A step feeds each stream one id, and draws one for each row; or ids of a window (plait.generate.speculation), and draws
+as many. Shapes: T new tokens, R rows in tower order, B ids to draw, S tokens whose logits they need, P pages of the
+longest stream, A position axes.
 
 Everything that a step needs of the host goes to the device as one array of integers and one of numbers, laid out by
 the step's `Shape`. What follows is a function of those two arrays alone, so that a CUDA graph of it can be replayed:
@@ -19,7 +20,8 @@ from torch import Tensor
 from plait.batch import Batch, Routing, Run, Span, Targets, tower_of
 from plait.generate.allowed import AllowedIds
 from plait.generate.rows import Row, Stream
-from plait.generate.sampling import Limits, sample
+from plait.generate.sampling import Limits, invert, weights_of
+from plait.generate.speculation import race
 from plait.model.cache import CacheStep, KVCache, to_device, together
 from plait.model.mot import MixtureOfTransformers
 from plait.model.routing import merged
@@ -33,18 +35,22 @@ class DrawShape:
     """What a draw knows before it sees numbers."""
 
     num_rows: int
+    """Ids to draw."""
     num_needed: int
     keep: int
     """As in `Limits`."""
     is_guided: bool
+    races: bool
+    """Whether some ids are drawn by `race`; ``inverts``: whether some are not."""
+    inverts: bool
     low: int
     high: int
     """Ids that are scored."""
 
     @property
     def sizes(self) -> list[int]:
-        """Integers: picks [S], branches [3 B], states [B]."""
-        return [self.num_needed, 3 * self.num_rows, self.num_rows]
+        """Integers: picks [S], branches [3 B], states [B], keys [B]."""
+        return [self.num_needed, 3 * self.num_rows, self.num_rows, self.num_rows]
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,8 @@ class Shape:
     """What a step of decoding knows before it sees numbers."""
 
     num_streams: int
+    num_new: int
+    """Tokens of each stream."""
     towers: tuple[int, ...]
     """Rows of each tower."""
     longest: int
@@ -63,9 +71,9 @@ class Shape:
 
     @property
     def sizes(self) -> list[int]:
-        """Integers: ids, to_sequence, places, last slots [T], to_towers [R], table [T P], then those of the draw."""
-        t = self.num_streams
-        return [t, t, t, t, sum(self.towers), t * self.num_pages, *self.draw.sizes]
+        """Integers: ids, to_sequence, places, last slots [T], to_towers [R], pages, then those of the draw."""
+        t = self.num_streams * self.num_new
+        return [t, t, t, t, sum(self.towers), self.num_streams * self.num_pages, *self.draw.sizes]
 
 
 class Decoder:
@@ -81,43 +89,48 @@ class Decoder:
     # -- on the host --------------------------------------------------------------------------------------------
 
     def step(self, streams: Sequence[Stream], rows: Sequence[Row]) -> Tensor:
-        """Feed every stream its one id and draw an id for each row; returns [B] on the device."""
+        """Feed every stream its ids, as many as the others, and draw one for each token of each row.
+
+        Returns the ids [B] on the device, row after row.
+        """
         cache, count = self.cache, len(streams)
-        ends = np.array([n + 1 for n in cache.lengths])
+        fed = [run for s in streams for run in s.pending]
+        num_new = sum(map(len, fed)) // count
+        ends = np.array(cache.lengths) + num_new
         cache.reserve(range(count), ends.tolist())
-        fed = [s.pending[0] for s in streams]
-        tower = np.array([self._tower(run) for run in fed])
+        slots = (ends[:, None] + np.arange(-num_new, 0)).ravel()
+        tower = np.repeat([self._tower(run) for run in fed], [len(run) for run in fed])
         sizes = np.bincount(tower, minlength=len(self.model.config.towers))
-        longest, apart = together(ends)
-        padded, num_streams = sizes, count
+        longest, apart = together(ends) if num_new == 1 else (int(ends.max()), [])
+        padded, num_streams, tokens = sizes, count, count * num_new
         if self.pad:
             longest, apart = min(-(-int(ends.max()) // LONGEST_STEP) * LONGEST_STEP, cache.max_length), []
             padded = np.array([bucket(n) for n in sizes])
             num_streams = min(bucket(count), cache.num_rows)
+        size = num_streams * num_new
         order = np.argsort(tower, kind="stable")
         starts = np.cumsum(padded) - padded
-        to_sequence = np.zeros(num_streams, np.int64)
-        to_sequence[order] = np.arange(count) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
-        to_sequence[count:] = to_sequence[0]
+        to_sequence = np.zeros(size, np.int64)
+        to_sequence[order] = np.arange(tokens) + np.repeat(starts - (np.cumsum(sizes) - sizes), sizes)
+        to_sequence[tokens:] = to_sequence[0]
         to_towers = np.zeros(int(padded.sum()), np.int64)
-        to_towers[to_sequence[:count]] = np.arange(count)
-        ids = _padded(np.array([run.ids[0] for run in fed]), num_streams)
-        places = _padded(cache.places(np.arange(count), ends - 1), num_streams)
-        last = np.zeros(num_streams, np.int64)
-        last[:count] = ends - 1
+        to_towers[to_sequence[:tokens]] = np.arange(tokens)
+        ids = _padded(np.concatenate([run.ids for run in fed]), size)
+        places = _padded(cache.places(np.repeat(np.arange(count), num_new), slots), size)
+        last = np.zeros(size, np.int64)
+        last[:tokens] = slots
         table = cache.tables(num_streams, longest)
-        at = {id(s): i for i, s in enumerate(streams)}
-        picks, draws, numbers, shape = self._drawing(at, rows)
+        picks, draws, numbers, shape = self._drawing(streams, np.arange(1, count + 1) * num_new - 1, rows)
         table = np.empty((0, 0), np.int64) if table is None else table
-        shape = Shape(num_streams, tuple(padded.tolist()), longest, table.shape[1], tuple(apart), shape)
+        shape = Shape(num_streams, num_new, tuple(padded.tolist()), longest, table.shape[1], tuple(apart), shape)
         ints = [ids, to_sequence, places, last, to_towers, table.ravel(), to_sequence[picks], *draws]
-        positions = _padded(np.array([s.position for s in streams]), num_streams)
-        out = self.run(*self._moved(ints, [positions, numbers]), shape)
+        positions = np.array([s.position for s in streams])[:, None] + np.arange(num_new)
+        out = self.run(*self._moved(ints, [_padded(positions.ravel(), size), numbers]), shape)
         for i, stream in enumerate(streams):
-            cache.lengths[i] += 1
-            stream.position += 1
+            cache.lengths[i] += num_new
+            stream.position += num_new
             stream.pending = []
-        return out[: len(rows)]
+        return out[: _num_draws(rows)]
 
     def _tower(self, run: Run) -> int:
         key = (run.modality, run.role)
@@ -128,31 +141,46 @@ class Decoder:
         return self._towers[key]
 
     def draw(self, hidden: list[Tensor], batch: Batch, streams: Sequence[Stream], rows: Sequence[Row]) -> Tensor:
-        """Draw an id for each row, from the last tokens of the streams in a batch; returns [B] on the device."""
-        at = {id(s): i for i, s in enumerate(streams)}
-        picks, draws, numbers, shape = self._drawing(at, rows)
-        by_tower, back = last_rows(batch, picks)
+        """Draw an id for each row, and one for each of its guesses, from the last tokens of the streams in a batch.
+
+        Returns the ids [B] on the device, row after row.
+        """
+        picks, draws, numbers, shape = self._drawing(streams, np.cumsum(batch.lengths) - 1, rows)
+        by_tower, back = rows_of(batch, picks)
         hidden = [h.index_select(0, to_device(r, h.device)) for h, r in zip(hidden, by_tower, strict=True)]
         ints, floats = self._moved([back, *draws], [numbers])
-        return self._draw(hidden, ints.split(shape.sizes), floats, shape)[: len(rows)]
+        return self._draw(hidden, ints.split(shape.sizes), floats, shape)[: _num_draws(rows)]
 
-    def _drawing(self, at: dict[int, int], rows: Sequence[Row]) -> tuple[np.ndarray, list, np.ndarray, DrawShape]:
-        """Return the streams [S] whose logits are needed, branches and states, settings [6 B], and the shape."""
-        settings = [row.request.sampling_of(row.span or self.allowed.host) for row in rows]
+    def _drawing(self, streams: Sequence[Stream], last: np.ndarray,
+                 rows: Sequence[Row]) -> tuple[np.ndarray, list, np.ndarray, DrawShape]:  # fmt: skip
+        """Return the tokens [S] whose logits are needed, branches, states and keys, settings [6 B], and the shape.
+
+        ``last`` is the last token of each stream.
+        """
+        settings, uniform, keys, states = [], [], [], []
+        counts = [1 + len(row.guesses) for row in rows]
+        for row, count in zip(rows, counts, strict=True):
+            s = row.request.sampling_of(row.span or self.allowed.host)
+            races = row.races and s.temperature > 0
+            settings += [s] * count
+            states += [self.allowed.state_of(row)] * count
+            keys += [row.key(len(row.tokens) + i) if races else 0 for i in range(count)]
+            uniform += [0.0] * count if row.races else [row.uniform()]
         is_guided = any(len(row.streams) > 1 for row in rows)
-        limits = Limits.of(settings, [row.uniform() for row in rows])
-        states = [self.allowed.state_of(row) for row in rows]
-        low, high = (f(self.allowed.ranges[s][i] for s in states) for i, f in enumerate((min, max)))
-        num_rows = bucket(len(rows)) if self.pad else len(rows)
-        picks = np.array([at[id(row.main)] for row in rows])
-        branches = np.zeros((3, len(rows)), np.int64)
+        limits = Limits.of(settings, uniform)
+        low, high = (f(self.allowed.ranges[s][i] for s in set(states)) for i, f in enumerate((min, max)))
+        num_rows = bucket(len(states)) if self.pad else len(states)
+        at = {id(s): i for s, i in zip(streams, last, strict=True)}
+        behind = np.concatenate([np.arange(n - 1, -1, -1) for n in counts])
+        picks = np.repeat([at[id(row.main)] for row in rows], counts) - behind
+        branches = np.zeros((3, len(states)), np.int64)
         if is_guided:
-            streams = np.array([[at[id(s)] for s in row.branches] for row in rows]).T
-            picks, where = np.unique(streams, return_inverse=True)
-            branches = where.reshape(streams.shape)
+            tokens = np.repeat([[at[id(s)] for s in row.branches] for row in rows], counts, axis=0).T - behind
+            picks, where = np.unique(tokens, return_inverse=True)
+            branches = where.reshape(tokens.shape)
         picks = _padded(picks, bucket(len(picks)) if self.pad else len(picks))
-        shape = DrawShape(num_rows, len(picks), limits.keep, is_guided, low, high)
-        draws = [_padded(branches, num_rows).ravel(), _padded(np.array(states), num_rows)]
+        shape = DrawShape(num_rows, len(picks), limits.keep, is_guided, any(keys), not all(keys), low, high)
+        draws = [_padded(x, num_rows).ravel() for x in (branches, np.array(states), np.array(keys, np.int64))]
         return picks, draws, _padded(limits.numbers, num_rows).ravel(), shape
 
     def _moved(self, ints: list[np.ndarray], floats: list[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -165,28 +193,33 @@ class Decoder:
     def forward(self, ints: Tensor, floats: Tensor, shape: Shape) -> Tensor:
         """Run the step on the two arrays; returns the drawn ids [B], padding included."""
         ids, to_sequence, places, last, to_towers, table, *draws = ints.split(shape.sizes)
-        positions, numbers = floats.split([shape.num_streams, len(floats) - shape.num_streams])
+        positions, numbers = floats.split([len(ids), len(floats) - len(ids)])
         table = table.view(shape.num_streams, -1) if shape.num_pages else None
         slots = shape.num_pages * self.cache.page_size or shape.longest
-        visible = torch.arange(slots, device=ints.device) <= last[:, None, None]
-        step = CacheStep(self.cache, places, num_rows=shape.num_streams, longest=shape.longest, visible=visible,
-                         table=table, apart=shape.apart)  # fmt: skip
+        visible = torch.arange(slots, device=ints.device) <= last.view(shape.num_streams, -1, 1)
+        step = CacheStep(self.cache, places, num_rows=shape.num_streams, num_new=shape.num_new, longest=shape.longest,
+                         visible=visible, table=table, apart=shape.apart)  # fmt: skip
         sizes = list(shape.towers)
         routing = Routing(sizes, sizes, to_towers, to_sequence)
         axes = len(self.model.config.position_axes)
         batch = Batch(ids, positions.float()[:, None].expand(-1, axes), routing, [], Targets([], *[ids[:0]] * 4), {},
-                      [], [1] * shape.num_streams, [])  # fmt: skip
+                      [], [shape.num_new] * shape.num_streams, [])  # fmt: skip
         return self._draw(self.model(batch, step), draws, numbers, shape.draw)
 
     def _draw(self, hidden: list[Tensor], ints: Sequence[Tensor], numbers: Tensor, shape: DrawShape) -> Tensor:
-        """Draw from hidden states in tower order; ``ints`` are picks, branches, states."""
-        picks, branches, states = ints
+        """Draw from hidden states in tower order; ``ints`` are picks, branches, states, keys."""
+        picks, branches, states, keys = ints
         uniform, scale, top_k, top_p, text, media = numbers.view(6, -1)
         logits = self._logits(hidden, picks, shape).to(self.dtype)
         if shape.is_guided:
             logits = guided(*(logits.index_select(0, i) for i in branches.view(3, -1)), text[:, None], media[:, None])
         blocked = self.allowed.table[:, shape.low : shape.high].index_select(0, states)
-        return shape.low + sample(logits, blocked, uniform, scale, top_k, top_p, keep=shape.keep)
+        weights = weights_of(logits, blocked, scale, top_k, top_p, keep=shape.keep)
+        drawn = race(weights, keys, shape.low) if shape.races else None
+        if shape.inverts:
+            inverted = invert(weights, uniform)
+            drawn = inverted if drawn is None else torch.where(keys == 0, inverted, drawn)
+        return shape.low + drawn
 
     def _logits(self, hidden: list[Tensor], picks: Tensor, shape: DrawShape) -> Tensor:
         """Return the scores [S, high - low] of picked rows."""
@@ -217,10 +250,13 @@ def _padded(numbers: np.ndarray, length: int) -> np.ndarray:
     return np.concatenate([numbers, np.repeat(numbers[..., :1], missing, axis=-1)], axis=-1) if missing else numbers
 
 
-def last_rows(batch: Batch, documents: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-    """Return for each tower the rows of documents' last tokens, and the order that puts them by document."""
-    last = (np.cumsum(batch.lengths) - 1)[documents]
-    rows = batch.routing.to_sequence.numpy()[last]
+def _num_draws(rows: Sequence[Row]) -> int:
+    return sum(1 + len(row.guesses) for row in rows)
+
+
+def rows_of(batch: Batch, tokens: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """Return for each tower the rows of some tokens, and the order that puts these back into the tokens' order."""
+    rows = batch.routing.to_sequence.numpy()[tokens]
     edges = np.cumsum([0, *batch.routing.padded_sizes])
     tower = np.searchsorted(edges, rows, side="right") - 1
     back = np.argsort(np.argsort(tower, kind="stable"), kind="stable")

@@ -26,6 +26,7 @@ from plait.generate.decoding import Decoder, guided
 from plait.generate.graphs import CudaCapture, Graphs
 from plait.generate.request import Request, Result, check_request, most_tokens
 from plait.generate.rows import Row, Stream, one
+from plait.generate.speculation import num_right
 from plait.generate.waves import Canvas
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pages import PagedKVCache
@@ -39,17 +40,20 @@ class Generator:
 
     The cache has ``max_rows`` times ``max_branches`` rows: 1 without guidance, 2 with it, 3 where given media guide
     apart. With a ``page_size`` it is paged and holds ``cache_tokens`` in all (0: as many as it would without pages).
-    ``cuda_graphs`` replays steps of decoding as CUDA graphs, on CUDA devices.
+    ``cuda_graphs`` replays steps of decoding as CUDA graphs, on CUDA devices. ``speculate`` is the window of
+    plait.generate.speculation for items of ids of fixed size, 0 for plain draws.
     """
 
     def __init__(self, model: MixtureOfTransformers, *, grids: dict[str, tuple[int, ...]], max_rows: int = 32,
                  max_length: int = 2048, default_max_tokens: int = 256, max_branches: int = 3,
                  diffusion: DiffusionConfig | None = None, precision: str = "float32", page_size: int = 0,
-                 cache_tokens: int = 0, cuda_graphs: bool = False):  # fmt: skip
+                 cache_tokens: int = 0, cuda_graphs: bool = False, speculate: int = 0):  # fmt: skip
         self.model, self.grids, self.default_max_tokens = model, grids, default_max_tokens
         self.layout, self.max_rows, self.diffusion = model.config.layout, max_rows, diffusion or DiffusionConfig()
         self.max_branches = max_branches
-        max_length = min(max_length, model.config.max_positions)
+        self.max_length = max_length = min(max_length, model.config.max_positions)
+        self.speculate, self.spare = speculate, max(0, speculate - 1)
+        max_length += self.spare  # guesses may reach beyond an item's end, so that all rows keep one window
         # what is attended in 16 bits is kept in 16 bits: no step casts the whole cache
         dtype = torch.bfloat16 if precision == "bfloat16" else model.dtype
         self.cache = model.new_cache(max_branches * max_rows, 1 if page_size else max_length, dtype)
@@ -81,7 +85,7 @@ class Generator:
 
     def _pages_for(self, request: Request) -> int:
         lengths = most_tokens(request, self.model.config, grids=self.grids, default=self.default_max_tokens)
-        return sum(self.cache.pages_for(min(n, self.cache.max_length)) for n in lengths)
+        return sum(self.cache.pages_for(min(n, self.max_length) + self.spare) for n in lengths)
 
     def add(self, request: Request) -> int:
         """Take a request in and return its id.
@@ -89,7 +93,7 @@ class Generator:
         Raises ConfigError where it asks for what cannot be made or never fits the cache, and ResourceError where it
         does not fit now (`fits`).
         """
-        check_request(request, self.model.config, grids=self.grids, max_length=self.cache.max_length,
+        check_request(request, self.model.config, grids=self.grids, max_length=self.max_length,
                       diffusion=self.diffusion)  # fmt: skip
         require(request.max_branches <= self.max_branches, "generate: branches of guidance", request.max_branches,
                 f"at most max_branches ({self.max_branches}) of this generator")  # fmt: skip
@@ -118,25 +122,28 @@ class Generator:
 
     @torch.no_grad()
     def step(self) -> list[Result]:
-        """Advance every request by one token or one noise level; return those that ended."""
+        """Advance every request by a token or more, or by one noise level; return those that ended."""
         if not self.rows:
             return []
         denoising.start(self.rows, self.diffusion)
         writing, drawing = [r for r in self.rows if not r.canvas], [r for r in self.rows if r.canvas]
         with autocast(self.precision, self.model.device):
             self._share_prefixes()
+            for row in writing:
+                self._guess(row)
             chosen = self._advance(writing, drawing)
         self.num_steps += 1
-        ids = chosen.tolist() if chosen is not None else []
+        ids = iter(chosen.tolist() if chosen is not None else [])
         self.num_syncs += chosen is not None
-        ended = [self._accept(row, token) for row, token in zip(writing, ids, strict=True)]
+        ended = [self._accept(row, self._final(row, [next(ids) for _ in range(1 + len(row.guesses))]))
+                 for row in writing]  # fmt: skip
         ended += [self._close(row) for row in drawing if row.canvas.is_done]
         return [result for result in ended if result]
 
     def _advance(self, writing: list[Row], drawing: list[Row]) -> Tensor | None:
         """Run one forward pass; return the ids drawn for the rows of ids, if there are any."""
-        if not drawing and all(s.decodes for s in self.streams):
-            self.num_tokens += len(self.streams)
+        if not drawing and all(s.decodes for s in self.streams) and len({len(r.guesses) for r in writing}) == 1:
+            self.num_tokens += len(self.streams) * (1 + len(writing[0].guesses))
             return self._decoder.step(self.streams, writing)
         canvases = [s.row.canvas for s in self.streams]
         runs = [[*s.pending, *([c.run] if c else [])] for s, c in zip(self.streams, canvases, strict=True)]
@@ -185,6 +192,33 @@ class Generator:
 
     # -- ids ----------------------------------------------------------------------------------------------------
 
+    def _guess(self, row: Row) -> None:
+        """Put guesses behind the id that a row is fed, if its open span is drawn by plait.generate.speculation."""
+        kept, row.guesses = row.guesses, []
+        if not row.races or not all(s.decodes for s in row.streams):
+            return
+        if self.spare:
+            kept = kept or row.tokens[-1:] or [self.layout.offsets[row.span]]
+            row.guesses = (kept + kept[-1:] * self.spare)[: self.spare]
+            run = Run(row.span, np.array(row.guesses))
+            for stream in row.streams:
+                stream.pending = [*stream.pending, run]
+
+    def _final(self, row: Row, drawn: list[int]) -> int:
+        """Take all that is final into a row but the last of it, which is returned, and forget guesses that failed."""
+        count = num_right(row.guesses, drawn)
+        if row.guesses:  # no further than to the item's end, and to the place where the cache ends the row
+            room = self.max_length - 1 - (self.cache.lengths[self.streams.index(row.main)] - len(drawn))
+            count = min(count, math.prod(self.grids[row.span]) - len(row.tokens), room)
+        failed = len(drawn) - count
+        for stream in row.streams if failed else []:
+            at = self.streams.index(stream)
+            self.cache.cut(at, self.cache.lengths[at] - failed)
+            stream.position -= failed
+        row.tokens += drawn[: count - 1]
+        row.guesses = drawn[count:]
+        return drawn[count - 1]
+
     def _accept(self, row: Row, token: int) -> Result | None:
         """Take a sampled id into a row; return the result if that ends it."""
         layout = self.layout
@@ -216,12 +250,13 @@ class Generator:
     def _room(self, row: Row, needed: int = 1) -> Result | None:
         """End a row that the cache has no more room for."""
         used = self.cache.lengths[self.streams.index(row.main)] + sum(len(r) for r in row.main.pending)
-        return self._finish(row, "length") if used + needed > self.cache.max_length else None
+        return self._finish(row, "length") if used + needed > self.max_length else None
 
     def _open(self, row: Row, modality: str) -> None:
         row.span, row.tokens = modality, []
         row.num_spans += 1
         record, s = self.model.config.modalities[modality], row.request.sampling_of(modality)
+        row.races = self.speculate > 0 and modality in self.grids and record.objective == "next_token"
         given = [*row.request.prompt, *row.parts]
         media = [p for p in given if p.modality != self.layout.host]
         branches = []
@@ -251,6 +286,7 @@ class Generator:
             part = Part(name, np.array(row.tokens) - self.layout.offsets[name], grid=self.grids.get(name, ()))
         row.parts.append(part)
         row.span, row.tokens, row.canvas = None, [], None
+        row.races, row.guesses = False, []
         for stream in row.streams[1:]:
             self._release(stream)
         row.streams = row.streams[:1]

@@ -28,8 +28,10 @@ class Stream:
 
     @property
     def decodes(self) -> bool:
-        """Whether it is fed a single id and nothing else."""
-        return len(self.pending) == 1 and self.pending[0].ids is not None and len(self.pending[0]) == 1
+        """Whether it is fed a single id and nothing else, but for the row's guesses behind it."""
+        runs = self.pending
+        one_id = len(runs) > 0 and runs[0].ids is not None and len(runs[0]) == 1
+        return one_id and len(runs) == 1 + (len(self.row.guesses) > 0)
 
 
 class Row:
@@ -40,11 +42,15 @@ class Row:
         self.streams = [Stream(self, prompt)]
         """The stream that saw everything; under guidance then the one without the host's parts, if that is guided
         apart, and the one that saw nothing."""
+        self.races = False
+        """Whether ids of the open span are drawn by plait.generate.speculation."""
         self.num_pages = 0
         """Pages of the cache that it may need at once."""
         self.span: str | None = None
         """The open modality; None for the host."""
         self.tokens: list[int] = []
+        self.guesses: list[int] = []
+        """Ids fed in this step that may turn out wrong (plait.generate.speculation)."""
         self.canvas: Canvas | None = None
         self.parts: list[Part] = []
         self.snapshots: list[tuple[float, Part]] = []
@@ -70,9 +76,20 @@ class Row:
         self.num_draws += 1
         return float(self.draws[at])
 
+    def key(self, place: int) -> int:
+        """Return the key of the exponential numbers that draw an id of the open span; it is never 0."""
+        block, at = divmod(place, DRAWS_AT_ONCE)
+        return int(keys_of(self.request.seed, self.request.number, self.num_spans, block)[at])
+
     def draw(self, purpose: str) -> np.random.Generator:
         """Return the generator for one purpose in the open span."""
         return generator(self.request.seed, purpose, item=self.request.number, position=self.num_spans)
+
+
+@functools.lru_cache(maxsize=1 << 12)
+def keys_of(seed: int, number: int, span: int, block: int) -> np.ndarray:
+    """Return the keys [DRAWS_AT_ONCE] of a block of places in a span of a request."""
+    return generator(seed, "race", item=number, epoch=span, position=block).integers(1, 2**63, DRAWS_AT_ONCE)
 
 
 @functools.lru_cache(maxsize=1 << 17)

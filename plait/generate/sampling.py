@@ -42,18 +42,32 @@ def sample(logits: Tensor, blocked: Tensor, uniform: Tensor, scale: Tensor, top_
            *, keep: int) -> Tensor:  # fmt: skip
     """Draw one id per row by inverting the distribution at ``uniform`` [B]; returns [B].
 
+    The other arguments are those of `weights_of`. A row's draw depends on its own logits and number alone, not on the
+    batch.
+    """
+    return invert(weights_of(logits, blocked, scale, top_k, top_p, keep=keep), uniform)
+
+
+def weights_of(logits: Tensor, blocked: Tensor, scale: Tensor, top_k: Tensor, top_p: Tensor, *, keep: int) -> Tensor:
+    """Return the probabilities [B, V] of the ids that are kept, and 0 for the others: their sum may be below 1.
+
     logits [B, V]; ``blocked`` [B, V] is 0 for ids that may follow and -inf for others; the settings are [B], ``keep``
     as in `Limits`. A row keeps its top_k likeliest ids, those that make up top_p of the probability, and what is
-    exactly as likely as the last one kept. Its draw depends on its own logits and number alone, not on the batch.
+    exactly as likely as the last one kept.
     """
     probability = torch.addcmul(blocked, logits, scale[:, None]).softmax(-1)
     if keep:
         probability = probability * (probability >= _least_kept(probability, top_k, top_p, keep)[:, None])
+    return probability
+
+
+def invert(probability: Tensor, uniform: Tensor) -> Tensor:
+    """Draw one id per row of probabilities [B, V], which need not add up to 1, at ``uniform`` [B]; returns [B]."""
     cumulative = probability.cumsum(-1)
     total = cumulative[:, -1:]
     # a number that rounds to 1 still lands before the end
     threshold = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    place = torch.searchsorted(cumulative, threshold, right=True).clamp_max(logits.shape[1] - 1)
+    place = torch.searchsorted(cumulative, threshold, right=True).clamp_max(probability.shape[1] - 1)
     # a parallel sum may step up at an id that has no probability: then the likeliest is taken
     likeliest = probability.argmax(-1, keepdim=True)
     return torch.where(probability.gather(1, place) > 0, place, likeliest).squeeze(1)

@@ -89,9 +89,14 @@ class KVCache:
         for side in (self.keys, self.values):
             side[:, to, :, :length] = side[:, row : row + 1, :, :length]
 
+    def cut(self, row: int, length: int) -> None:
+        """Forget what a row holds beyond ``length`` tokens."""
+        self.lengths[row] = min(self.lengths[row], length)
+
     def truncate(self, length: int) -> None:
         """Forget what any row holds beyond ``length`` tokens."""
-        self.lengths = [min(n, length) for n in self.lengths]
+        for row in range(len(self.lengths)):
+            self.cut(row, length)
 
     # -- pages --------------------------------------------------------------------------------------------------
 

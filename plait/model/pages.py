@@ -70,18 +70,17 @@ class PagedKVCache(KVCache):
             self._take(row, 1)
             self._copy_page(self.table[other, full], self.table[row, full])
 
-    def truncate(self, length: int) -> None:
-        for row, before in enumerate(self.lengths):
-            if before <= length:
-                continue
-            self._keep(row, -(-length // self.page_size))
-            self.lengths[row] = length
-            tail = self.held[row] - 1
-            if length % self.page_size and self.users[self.table[row, tail]] > 1:  # it will be written to
-                page = self.table[row, tail]
-                self._keep(row, tail)
-                self._take(row, 1)
-                self._copy_page(page, self.table[row, tail])
+    def cut(self, row: int, length: int) -> None:
+        if self.lengths[row] <= length:
+            return
+        self._keep(row, -(-length // self.page_size))
+        self.lengths[row] = length
+        tail = self.held[row] - 1
+        if length % self.page_size and self.users[self.table[row, tail]] > 1:  # it will be written to
+            page = self.table[row, tail]
+            self._keep(row, tail)
+            self._take(row, 1)
+            self._copy_page(page, self.table[row, tail])
 
     def _keep(self, row: int, count: int) -> None:
         """Let go of a row's pages beyond the first ``count``."""
