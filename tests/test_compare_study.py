@@ -113,7 +113,7 @@ def test_a_whole_study(folder, capsys):
     made = folder / "out" / "results" / "tiny"
     page, text = (made / "study.html").read_text(), (made / "results.md").read_text()
     assert page.count("<img ") == 2 + 4 and "a tower for each modality" in page
-    assert "| image | 7B | 0.350 |" in text and "## Step matching" in text
+    assert "| image | 0.350 (7B) |" in text and "## Step matching" in text
 
 
 def test_all_arms_see_the_same_batches(folder, monkeypatch):
@@ -167,6 +167,22 @@ def test_killed_and_gone_on_with(folder):
     assert child.exitcode == -signal.SIGKILL
     assert main(["compare", str(path)]) == 0
     assert [r["status"] for r in results(folder)["runs"]] == ["finished"] * 4
+
+
+def test_a_signal_saves_the_run_and_writes_down_what_is_done(folder, monkeypatch, capsys):
+    path, original = write(folder), Trainer.update
+
+    def stopping(trainer, batches):
+        trainer._stop = trainer.out.parts[-2:] == ("dense", "seed-1") and trainer.state.step == 2
+        return original(trainer, batches)
+
+    monkeypatch.setattr(Trainer, "update", stopping)
+    assert main(["compare", str(path)]) == 130
+    assert "stopped at step 3 and saved" in capsys.readouterr().err
+    states = {(r["arm"], r["seed"]): r["status"] for r in results(folder)["runs"]}
+    assert states == {("dense", 0): "finished", ("dense", 1): "stopped", ("mot", 0): "finished", ("mot", 1): "waiting"}
+    monkeypatch.setattr(Trainer, "update", original)
+    assert main(["compare", str(path)]) == 0
 
 
 def test_a_failed_run_is_kept_and_the_others_go_on(folder, monkeypatch, capsys):
@@ -255,6 +271,10 @@ def test_only_some_arms_and_seeds(folder):
     statuses = {(r["arm"], r["seed"]): r["status"] for r in results(folder)["runs"]}
     assert statuses == {("dense", 0): "waiting", ("dense", 1): "waiting", ("mot", 0): "waiting", ("mot", 1): "finished"}
     assert results(folder)["matches"] == []
+    assert main(["compare", str(path), "--arms", "dense", "--seeds", "1"]) == 0
+    statuses = {(r["arm"], r["seed"]): r["status"] for r in results(folder)["runs"]}
+    assert statuses["mot", 1] == statuses["dense", 1] == "finished"  # what other calls did is not forgotten
+    assert {m["seeds"] for m in results(folder)["matches"]} == {1}
 
 
 @pytest.mark.parametrize(
@@ -328,6 +348,13 @@ def test_mistakes_get_one_sentence(folder, arguments, code, sentence, capsys):
     assert main(["compare", *(a.format(study=study) for a in arguments)]) == code
     message = capsys.readouterr().err
     assert message.startswith("plait: ") and message.count("\n") == 1 and sentence in message
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "--help"])
+    assert stop.value.code == 0
+    assert "plait compare chameleon --plan" in capsys.readouterr().out
 
 
 def log(folder, rows):

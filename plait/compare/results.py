@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.compare.curves import Curve, Key, read_curves, step_seconds
-from plait.compare.runner import DONE, StudyRun, status
+from plait.compare.runner import DONE, StudyRun, Tuned, status
 from plait.compare.step_matching import Match, Spread, match
 from plait.compare.study import Study
 from plait.compare.tables import markdown
@@ -51,13 +51,14 @@ def gather(run: StudyRun) -> Found:
     warmup = study.base_config().train.warmup_steps
     pairs = [pair for arm in names for pair in _pairs(arm, config.arms[arm].against, curves, warmup)]
     rows = [_match_row(pair, run, folders) for pair in pairs]
+    trials = {owner: run.read_trials(owner) for owner in dict.fromkeys(map(run.rate_owner, names)) if owner}
     results = {
         "study": config.name,
         "about": config.about,
         "budget": dataclasses.asdict(config.budget),
         "warmup_steps": warmup,
-        "arms": [_arm_row(run, arm) for arm in names],
-        "tuning": [t for tuned in run.tuned.values() for t in tuned.trials],
+        "arms": [_arm_row(run, arm, trials) for arm in names],
+        "tuning": [t for tuned in trials.values() for t in tuned.trials],
         "runs": runs,
         "matches": rows,
         "claims": [_claim_row(dataclasses.asdict(entry), rows) for entry in config.paper],
@@ -66,10 +67,10 @@ def gather(run: StudyRun) -> Found:
     return Found(study, curves, pairs, results)
 
 
-def _arm_row(run: StudyRun, arm: str) -> dict[str, Any]:
+def _arm_row(run: StudyRun, arm: str, trials: dict[str, Tuned]) -> dict[str, Any]:
     record, plan = run.study.config.arms[arm], run.plan[arm]
     other = run.plan.get(record.against)
-    tuned = run.tuned.get(record.learning_rate_of or arm) if record.tune or record.learning_rate_of else None
+    tuned = trials.get(run.rate_owner(arm))
     rate = tuned.learning_rate if tuned else run.study.base_config().train.learning_rate
     return {
         "arm": arm,

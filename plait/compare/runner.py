@@ -59,12 +59,12 @@ class StudyRun:
         self.plan: dict[str, ArmPlan] = {}
         self.tuned: dict[str, Tuned] = {}
 
-    def make_plan(self) -> dict[str, ArmPlan]:
-        """Prepare the data where that was not done, and plan and check the arms."""
+    def make_plan(self, arms: list[str] = ()) -> dict[str, ArmPlan]:
+        """Prepare the data where that was not done, and plan and check arms, all where none is named."""
         config = self.study.base_config()
         if not all((Path(folder) / "index.json").exists() for folder in folders(config)):
             prepare(config, progress=self.progress)
-        self.plan = make_plan(self.study, self.arms)
+        self.plan = make_plan(self.study, list(arms) or list(self.study.config.arms))
         check_plan(self.study, self.plan)
         return self.plan
 
@@ -77,7 +77,7 @@ class StudyRun:
         for seed, arm in sorted(jobs, key=lambda job: job[0]):  # whole comparisons first
             rate = self.tune(arm).learning_rate
             if rate is None:
-                self.failures.append(f"{arm}, seed {seed}: no learning rate of {self._rate_owner(arm)!r} ended well")
+                self.failures.append(f"{arm}, seed {seed}: no learning rate of {self.rate_owner(arm)!r} ended well")
                 write_json(self.folder(arm, seed) / FAILURE, {"error": "no learning rate ended well"})
                 continue
             config = self.study.run_config(arm, seed=seed, steps=self.plan[arm].steps,
@@ -95,31 +95,44 @@ class StudyRun:
 
     def tune(self, arm: str) -> Tuned:
         """Return the learning rate of an arm, found once by trying."""
-        owner = self._rate_owner(arm)
+        owner = self.rate_owner(arm)
         if not owner:
             return Tuned(self.study.base_config().train.learning_rate)
         if owner not in self.tuned:
             self.tuned[owner] = self._try_rates(owner)
         return self.tuned[owner]
 
-    def _rate_owner(self, arm: str) -> str:
+    def rate_owner(self, arm: str) -> str:
+        """Return the arm whose trials give this one its learning rate, or ""."""
         record = self.study.config.arms[arm]
         return arm if record.tune else record.learning_rate_of
 
     def _try_rates(self, arm: str) -> Tuned:
         tuning = self.study.config.tuning
+        for rate in tuning.learning_rates:
+            out = self._trial_folder(arm, rate)
+            if not _diverged(out):
+                self.train(self.study.run_config(arm, seed=tuning.seed, steps=tuning.steps, learning_rate=rate,
+                                                 out=out), is_trial=True)  # fmt: skip
+        return self.read_trials(arm)
+
+    def read_trials(self, arm: str) -> Tuned:
+        """Return what the trials of an arm have found, those that are over."""
         trials = []
-        for rate in sorted(set(tuning.learning_rates)):
-            out = self.study.out / "tuning" / arm / f"{rate:g}"
-            config = self.study.run_config(arm, seed=tuning.seed, steps=tuning.steps, learning_rate=rate, out=out)
-            error = _diverged(out) or self.train(config, is_trial=True)
-            losses = {} if error else final_losses(out)
-            trials.append({"arm": arm, "learning_rate": rate, "score": score(losses), "error": error, **losses})
+        for rate in sorted(set(self.study.config.tuning.learning_rates)):
+            out = self._trial_folder(arm, rate)
+            state, error = status(out)
+            if state in ("finished", "failed"):
+                losses = final_losses(out) if state == "finished" else {}
+                trials.append({"arm": arm, "learning_rate": rate, "score": score(losses), "error": error, **losses})
         done = [t for t in trials if t["score"] is not None]
         if not done:
             return Tuned(None, trials)
         best = min(done, key=lambda t: t["score"])
         return Tuned(best["learning_rate"], trials, at_edge=best in (trials[0], trials[-1]))
+
+    def _trial_folder(self, arm: str, rate: float) -> Path:
+        return self.study.out / "tuning" / arm / f"{rate:g}"
 
     def train(self, config: RunConfig, *, is_trial: bool = False) -> str:
         """Train one run to its end, where it is not done; return the error that ended it, or "".

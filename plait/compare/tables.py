@@ -2,13 +2,15 @@
 
 from typing import Any
 
+from plait.compare.curves import TRAINING, VALIDATION
+
 Table = tuple[str, str, list[str], list[list[str]]]
 """Title, note, header, rows."""
 
 
 def tables(results: dict[str, Any]) -> list[Table]:
     """Return all tables that have rows."""
-    found = [_arms_table(results), _claims_table(results), _matches_table(results), _tuning_table(results),
+    found = [_claims_table(results), *_matches_tables(results), _arms_table(results), _tuning_table(results),
              _runs_table(results)]  # fmt: skip
     return [table for table in found if table[3]]
 
@@ -42,28 +44,34 @@ def _arms_table(results: dict) -> Table:
 
 
 def _claims_table(results: dict) -> Table:
-    header = ["claim", "the paper's model", "paper", "ours", "lowest to highest", "seeds", "unit"]
-    rows = [[c["claim"], c["model"], number(c["paper"]), bounded(c["ours"], c["is_bound"]),
-             interval(c["low"], c["high"], c["seeds"]), str(c["seeds"]), c["unit"]]
-            for c in results["claims"]]  # fmt: skip
+    header = ["claim", "paper (its model)", "ours", "lowest to highest", "seeds", "set", "unit"]
+    same: dict[tuple, list[dict]] = {}
+    for c in results["claims"]:  # one row for all of the paper's models
+        same.setdefault(tuple(c[k] for k in ("claim", "arm", "modality", "split", "figure", "unit")), []).append(c)
+    rows = []
+    for group in same.values():
+        c, paper = group[0], [number(g["paper"]) + (f" ({g['model']})" if g["model"] else "") for g in group]
+        rows.append([c["claim"], ", ".join(paper), bounded(c["ours"], c["is_bound"]),
+                     interval(c["low"], c["high"], c["seeds"]), str(c["seeds"]), c["split"].replace("_", " "),
+                     c["unit"]])  # fmt: skip
     return "Beside the paper", "", header, rows
 
 
-def _matches_table(results: dict) -> Table:
+def _matches_tables(results: dict) -> list[Table]:
     header = ["arm", "against", "set", "modality", "steps", "lowest to highest", "at the end", "reverse", "FLOPs",
               "time", "levels", "censored", "seeds"]  # fmt: skip
-    rows = []
+    whole, single = [], []
     for m in results["matches"]:
-        ratios = [
-            bounded(m[k], m[f"{k}_is_bound"]) for k in ("end_ratio", "reverse_ratio", "flops_ratio", "time_ratio")
-        ]
-        rows.append([m["arm"], m["against"], m["split"].replace("_", " "), m["modality"],
-                     bounded(m["steps_ratio"], m["steps_ratio_is_bound"]),
-                     interval(m["steps_ratio_low"], m["steps_ratio_high"], m["seeds"]), *ratios,
-                     str(m["points"]), str(m["censored"]), str(m["seeds"])])  # fmt: skip
+        keys = ("end_ratio", "reverse_ratio", "flops_ratio", "time_ratio")
+        row = [m["arm"], m["against"], m["split"].replace("_", " "), m["modality"],
+               bounded(m["steps_ratio"], m["steps_ratio_is_bound"]),
+               interval(m["steps_ratio_low"], m["steps_ratio_high"], m["seeds"]),
+               *(bounded(m[k], m[f"{k}_is_bound"]) for k in keys), str(m["points"]), str(m["censored"]),
+               str(m["seeds"])]  # fmt: skip
+        (whole if m["split"] in (TRAINING, VALIDATION) else single).append(row)
     note = ("The share of the other arm's steps (FLOPs, time) that an arm needs for the same loss; ≥ where it did not "
             "reach some of the levels. Reverse: the share of this arm's steps that the other one needs.")  # fmt: skip
-    return "Step matching", note, header, rows
+    return [("Step matching", note, header, whole), ("Step matching on each validation set", "", header, single)]
 
 
 def _tuning_table(results: dict) -> Table:

@@ -10,6 +10,7 @@ from plait.compare.study import Study
 from plait.compare.tables import Table, number
 from plait.errors import require
 from plait.progress import Progress
+from plait.train.engine import TrainingStopped
 
 
 def compare(study: Study, progress: Progress, *, arms: list[str] = (), seeds: list[int] = ()) -> Path:
@@ -18,13 +19,24 @@ def compare(study: Study, progress: Progress, *, arms: list[str] = (), seeds: li
     Returns the page. Raises StudyFailed at the end where runs failed, TrainingStopped where it was asked to stop.
     """
     run = _open(study, progress, arms, seeds)
-    run.run()
-    return write_down(run)
+    try:
+        run.run()
+    except TrainingStopped:
+        write_down(run)
+        raise
+    page = write_down(run)
+    if run.failures:
+        more = f", and {len(run.failures) - 1} more" if len(run.failures) > 1 else ""
+        raise StudyFailed(
+            f"study: {run.failures[0]}{more}; the other runs are done and their results are in {str(page.parent)!r}, "
+            "the same command tries again"
+        )
+    return page
 
 
 def plan_study(study: Study, progress: Progress, *, arms: list[str] = (), seeds: list[int] = ()) -> Table:
     """Check a study and return what its arms cost as a table, with nothing trained."""
-    return plan_table(study, _open(study, progress, arms, seeds).make_plan())
+    return plan_table(study, _open(study, progress, arms, seeds).make_plan(arms))
 
 
 def _open(study: Study, progress: Progress, arms: list[str], seeds: list[int]) -> StudyRun:
@@ -36,17 +48,10 @@ def _open(study: Study, progress: Progress, arms: list[str], seeds: list[int]) -
 
 
 def write_down(run: StudyRun) -> Path:
-    """Write results.json, results.md and study.html of all that is done; raises StudyFailed where runs failed."""
+    """Write results.json, results.md and study.html of all that is done, and return the page."""
     found = gather(run)
     write_results(found)
-    page = write_page(found)
-    if run.failures:
-        more = f", and {len(run.failures) - 1} more" if len(run.failures) > 1 else ""
-        raise StudyFailed(
-            f"study: {run.failures[0]}{more}; the other runs are done and their results are in {str(page.parent)!r}, "
-            "the same command tries again"
-        )
-    return page
+    return write_page(found)
 
 
 def plan_table(study: Study, plan: dict[str, ArmPlan]) -> Table:
