@@ -291,7 +291,10 @@ def _print_table(title: str, note: str, header: list[str], rows: list[list[str]]
     table = Table(*header, title=title, caption=note, box=None, title_justify="left", caption_justify="left")
     for row in rows:
         table.add_row(*row)
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a file has no edge
+    console.print(table)
 
 
 if __name__ == "__main__":

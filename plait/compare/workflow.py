@@ -56,24 +56,23 @@ def write_down(run: StudyRun) -> Path:
 
 def plan_table(study: Study, plan: dict[str, ArmPlan]) -> Table:
     """Return the arms with their parameters and operations."""
-    header = ["arm", "what it is", "parameters", "a token's", "FLOPs a step", "by torch", "ratio", "equal", "steps",
-              "tokens", "FLOPs in all"]  # fmt: skip
+    header = ["arm", "parameters", "active", "FLOPs a step", "by torch", "ratio", "equal", "steps", "FLOPs in all"]
     rows = []
     for name, p in plan.items():
         arm = study.config.arms[name]
         other = plan.get(arm.against)
         ratio = number(p.flops.formula / other.flops.formula) if other else "–"
-        equal = "–" if arm.against == name else "checked" if arm.equal_flops else "not asked"
-        rows.append([name, arm.about, f"{p.parameters:,}", f"{p.active_parameters:,}", f"{p.flops.formula:.4g}",
-                     f"{p.flops.counted:.4g}", ratio, equal, f"{p.steps:,}", f"{p.tokens:,}",
+        equal = "–" if arm.against == name else "yes" if arm.equal_flops else "no"
+        rows.append([name, f"{p.parameters / 1e6:.2f} M", f"{p.active_parameters / 1e6:.2f} M",
+                     f"{p.flops.formula:.3g}", f"{p.flops.counted:.3g}", ratio, equal, f"{p.steps:,}",
                      f"{p.flops.formula * p.steps:.3g}"])  # fmt: skip
-    seeds = {name: study.config.arms[name].seeds for name in plan}
-    trials = len(study.config.tuning.learning_rates) * sum(study.config.arms[n].tune for n in plan) if (
-        study.config.tuning) else 0  # fmt: skip
-    runs = sum(map(len, seeds.values()))
-    total = sum(plan[n].flops.formula * plan[n].steps * len(s) for n, s in seeds.items())
-    if trials:
-        total += sum(plan[n].flops.formula * study.config.tuning.steps * len(study.config.tuning.learning_rates)
-                     for n in plan if study.config.arms[n].tune)  # fmt: skip
-    note = f"{runs} runs and {trials} trials of learning rates, {total:.3g} operations in all"
+    runs = sum(len(study.config.arms[name].seeds) for name in plan)
+    total = sum(p.flops.formula * p.steps * len(study.config.arms[name].seeds) for name, p in plan.items())
+    tuned = [plan[name] for name in plan if study.config.arms[name].tune]
+    trials = 0
+    if tuned:
+        tuning = study.config.tuning
+        trials = len(tuned) * len(tuning.learning_rates)
+        total += sum(p.flops.formula * tuning.steps * len(tuning.learning_rates) for p in tuned)
+    note = f"{runs} runs and {trials} trials of learning rates, {total:.3g} FLOPs in all"
     return f"Plan of {study.config.name}", note, header, rows
