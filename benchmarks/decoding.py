@@ -13,13 +13,21 @@ decode/first_token/<shape>/<N>x<tokens>     seconds from N prompts of so many to
 decode/images_per_second/<shape>/rows<N>    images of 64 tokens after a short prompt
 decode/graphs_ratio/<shape>/rows<N>         step with CUDA graphs / without (on a GPU)
 
+With --run, the folder of a trained run with images of ids (what guesses are worth, no untrained model tells):
+
+decode/ids_a_pass/<run>/rows<N>/window<W>       ids of an image that a pass of W finds (generate.speculate)
+decode/speculate_ratio/<run>/rows<N>/window<W>  images with it / one id a pass
+
 Each time is that of STEPS steps, prompts taken in before; rows that would end do not.
 """
 
 import argparse
+import functools
+import math
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,9 +37,11 @@ from shapes import HEAD_DIM, dense_reference
 from torch import Tensor
 
 from plait.batch import Part
+from plait.data.sources import open_sources, validation_splits
 from plait.generate import Generator, Request
 from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModalityConfig, ModelConfig
+from plait.pipeline import load, run_config
 
 STEPS = 8
 PROMPT = 128
@@ -220,9 +230,57 @@ def whole(bench: Bench, counts: Sequence[int], turns: int) -> list[Row]:
     return rows
 
 
+WINDOWS = (2, 4, 8, 16)
+
+
+def speculation(folder: Path, counts: Sequence[int], turns: int, device: str) -> list[Row]:
+    """Images of a run from captions, as its config samples them, several ids a pass against one."""
+    config, pipeline = run_config(folder), load(folder, device=device)
+    model, grids = pipeline.model, pipeline.grids
+    host, output = model.config.layout.host, next(n for n in grids if model.config.modalities[n].vocab_size)
+    source = open_sources(config, validation_splits(config)[0])[0]
+    captions = [[p for p in source.document(i).parts if p.modality == host] for i in range(max(counts))]
+    found: dict[str, list[float]] = {}
+
+    def images(count: int, window: int, per_pass: list[float]) -> None:
+        # each turn draws with another seed, the same one in all arms
+        asked = [Request(captions[i], output, config.generate.sampling, seed=len(per_pass), number=i)
+                 for i in range(count)]  # fmt: skip
+        engine = Generator(model, grids=grids, max_rows=count, max_length=model.config.max_positions,
+                           max_branches=asked[0].max_branches, speculate=window)  # fmt: skip
+        for request in asked:
+            engine.add(request)
+        engine.step()
+        passes = 0
+        while engine.rows:
+            passes += len(engine.rows)
+            engine.step()
+        per_pass.append(count * (math.prod(grids[output]) - 1) / passes)
+
+    def arm(count: int, window: int) -> list[Callable[[], None]]:
+        return [functools.partial(images, count, window, found.setdefault(f"rows{count}/window{window}", []))]
+
+    times = paired({f"rows{n}/window{w}": arm(n, w) for n in counts for w in (0, *WINDOWS)}, turns=turns,
+                   device=device, warmups=1, repeats=1)  # fmt: skip
+    rows = []
+    for end in (f"rows{n}/window{w}" for n in counts for w in WINDOWS):
+        each, plain = found[end][1:], times[f"{end.partition('/')[0]}/window0"][0]
+        rows += [
+            value_row(f"decode/ids_a_pass/{config.name}/{end}", statistics.median(each), "ids", times=each),
+            ratio_row(f"decode/speculate_ratio/{config.name}/{end}", times[end][0], plain, against="one id a pass"),
+        ]
+    return rows
+
+
 def measurements(options: argparse.Namespace) -> list[Measurement]:
     """Return what is to be measured, the most wanted first."""
-    return [m for shape in GRIDS[options.grid] for m in of_shape(*shape, options)]
+    wanted = [m for shape in GRIDS[options.grid] for m in of_shape(*shape, options)]
+    if options.run:
+        name, counts = run_config(options.run).name, (1, 8, 32)
+        ends = [f"{name}/rows{n}/window{w}" for n in counts for w in WINDOWS]
+        wanted.append(Measurement([f"decode/{k}/{end}" for end in ends for k in ("ids_a_pass", "speculate_ratio")],
+                                  lambda: speculation(options.run, counts, options.turns, options.device)))  # fmt: skip
+    return wanted
 
 
 def of_shape(width: int, layers: int, counts: Sequence[int], options: argparse.Namespace) -> list[Measurement]:
@@ -246,6 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is that of `harness.run`."""
     found = parser(__doc__)
     found.add_argument("--grid", choices=list(GRIDS), help="default: that of the device")
+    found.add_argument("--run", type=Path, help="folder of a trained run with images of ids")
     options = found.parse_args(arguments)
     options.grid = options.grid or ("gpu" if options.device == "cuda" else "cpu")
     return run(measurements(options), options)

@@ -1,6 +1,11 @@
 """Several ids a pass: the model's own distribution, and the same ids whatever the window, the cache and the batch."""
 
+import importlib
 import itertools
+import sys
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +24,9 @@ from plait.generate.sampling import Limits, weights_of
 from plait.generate.speculation import exponentials, num_right, race
 from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModalityConfig
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+decoding = importlib.import_module("decoding")
 
 NUM_IDS = 3
 
@@ -229,6 +237,23 @@ def test_limits_of_races_keep_their_settings():
     logits = torch.tensor([[1.0, 2.0, 3.0]]).double().expand(2, 3)
     weights = weights_of(logits, torch.zeros_like(logits), scale, top_k, top_p, keep=limits.keep)
     assert ((weights > 0) == torch.tensor([[False, True, True], [False, False, True]])).all()
+
+
+def test_the_benchmark_counts_ids_and_takes_both_ways(rng, monkeypatch):
+    model = build()
+    captions = [SimpleNamespace(parts=[random_part(rng, "text"), random_part(rng, "image")]) for _ in range(3)]
+    config = SimpleNamespace(name="small", generate=GenerateConfig())
+    monkeypatch.setattr(decoding, "run_config", lambda folder: config)
+    monkeypatch.setattr(decoding, "load", lambda folder, device: SimpleNamespace(model=model, grids=GRIDS))
+    monkeypatch.setattr(decoding, "validation_splits", lambda config: ["validation"])
+    source = SimpleNamespace(document=captions.__getitem__)
+    monkeypatch.setattr(decoding, "open_sources", lambda config, split: [source])
+    rows = {r["name"]: r["value"] for r in decoding.speculation(Path(), (1, 3), 2, "cpu")}
+    promised = decoding.measurements(Namespace(grid="tiny", device="cpu", turns=1, run=Path()))[-1].names
+    assert [n.replace("rows8", "rows3") for n in promised if "rows32" not in n] == list(rows)
+    ids = {name: value for name, value in rows.items() if "ids_a_pass" in name}
+    assert all(1 <= value <= min(5, int(name.rpartition("window")[2])) for name, value in ids.items())
+    assert max(ids.values()) > 1 and len(ids) == 8
 
 
 def test_a_window_that_cannot_be():
