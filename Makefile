@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-recovery lint benchmark benchmark-gpu benchmark-table clean
+.PHONY: quickstart test test-recovery test-slow lint benchmark benchmark-gpu benchmark-table clean
 
 quickstart: $(READY)
 	$(BIN)/plait quickstart
@@ -14,6 +14,9 @@ test: $(READY)
 
 test-recovery: $(READY)
 	$(BIN)/python -m pytest -m recovery
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
 
 lint: $(READY)
 	$(BIN)/ruff check .

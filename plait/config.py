@@ -9,6 +9,9 @@ from plait.model_config import ModelConfig
 SCHEMA_VERSION = 1
 
 
+AS_WRITTEN_TASK = "as_written"
+"""The task that keeps a document's parts in their order."""
+
 SAMPLERS = {
     "ddpm": ("ddim", "ddpm", "unipc", "dpm_solver", "sde_dpm_solver"),
     "flow": ("euler", "heun", "unipc", "dpm_solver", "sde_dpm_solver", "stochastic_euler"),
@@ -60,7 +63,7 @@ class DataConfig:
     """What happens to a longer document; counted in either case."""
     tasks: dict[str, float] = field(default_factory=dict)
     """Weights of part orders, such as "text,image": the modalities given first, the last one predicted from them.
-    Empty: documents keep their parts as written."""
+    "as_written" is all parts in their order, each predicted from those before; empty: that alone."""
     drop_condition: float = 0.1
     """Rate at which all parts before the last are dropped, for classifier-free guidance."""
     drop_host: float = 0.0
@@ -288,10 +291,15 @@ class RunConfig:
         require(0 <= self.train.ema < 1, "train.ema", self.train.ema, "in [0, 1)")
         require(0 <= self.prepare.max_broken_share <= 1, "prepare.max_broken_share",
                  self.prepare.max_broken_share, "between 0 and 1")  # fmt: skip
-        for task in self.data.tasks:
-            for name in task.split(","):
+        for task, weight in self.data.tasks.items():
+            require(weight >= 0, f"data.tasks ({task!r})", weight, "0 or more")
+            for name in task.split(",") if task != AS_WRITTEN_TASK else []:
                 if name not in self.model.modalities:
-                    raise ConfigError(unknown(f"data.tasks ({task!r})", name, self.model.modalities))
+                    raise ConfigError(
+                        unknown(f"data.tasks ({task!r})", name, [*self.model.modalities, AS_WRITTEN_TASK])
+                    )
+        require(not self.data.tasks or any(self.data.tasks.values()), "data.tasks", self.data.tasks,
+                "weights of which one at least is above 0")  # fmt: skip
         for name in ("steps", "accumulate", "log_every", "keep_checkpoints"):
             require(getattr(self.train, name) >= 1, f"train.{name}", getattr(self.train, name), "at least 1")
         require(len(self.train.betas) == 2, "train.betas", self.train.betas, "two numbers")

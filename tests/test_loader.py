@@ -412,3 +412,22 @@ def test_batches_are_finished_ahead_in_the_loaders_threads(folder):
     assert threading.main_thread() not in threads and len(threads) >= 6
     for (a, state), (b, other) in zip(plain, finished, strict=True):
         assert torch.equal(a.ids, b.ids) and state == other and b.counts == [-c for c in a.counts]
+
+
+def test_some_documents_may_stay_as_written(folder):
+    """The task as_written has its own weight beside part orders; each draw depends on the document alone."""
+    order = "text,image"
+    config = run_config(folder, tasks={order: 1, "as_written": 3})
+    source = open_task_sources(config, "train", config.data.tasks, drop_condition=0.5)[0]
+    draw = source.draw(0)
+    able = source.draw(0).task >= 0
+    only = open_task_sources(config, "train", {order: 1})[0].draw(0).task >= 0
+    assert 0.15 < able.sum() / only.sum() < 0.35 and not (able & ~only).any()
+    written = np.flatnonzero(~able)
+    assert (draw.dropped[written] == 0).all() and (draw.dropped[able] > 0).any()
+    for i in written[:20].tolist():
+        document = source.document(i, int(draw.task[i]), 0)
+        assert [p.modality for p in document.parts] == [p.modality for p in source.source.document(i).parts]
+        assert {p.role for p in document.parts} == {"generation"}
+    with pytest.raises(ConfigError, match=r"as_writen.*as_written"):
+        run_config(folder, tasks={"as_writen": 1})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from plait.batch import Document, Part
-from plait.config import RunConfig
+from plait.config import AS_WRITTEN_TASK, RunConfig
 from plait.data.packing import EDGES, PartSize
 from plait.data.shards import ShardSource, read_index
 from plait.errors import ConfigError, DataError, unknown
@@ -129,8 +129,9 @@ class TaskSource:
         number: int = 0,
     ):
         self.source = source
-        self.tasks = [task.split(",") for task in tasks]
-        self.weights = np.array(list(tasks.values()), float)
+        self.tasks = [task.split(",") for task in tasks if task != AS_WRITTEN_TASK]
+        self.weights = np.array([weight for task, weight in tasks.items() if task != AS_WRITTEN_TASK], float)
+        self.weight_as_written = tasks.get(AS_WRITTEN_TASK, 0.0)
         self.drop_condition, self.drop_host = drop_condition, drop_host
         self.seed = seed
         self.number = number
@@ -157,11 +158,13 @@ class TaskSource:
         for k, bits in enumerate(self._kinds):
             eligible = [t for t in range(len(self.tasks)) if bits >> t & 1 and self.weights[t] > 0]
             if eligible:
-                edges = np.cumsum(self.weights[eligible])
+                weights = self.weights[eligible].tolist()
+                if self.weight_as_written > 0:
+                    eligible, weights = [*eligible, AS_WRITTEN], [*weights, self.weight_as_written]
+                edges = np.cumsum(weights)
                 mine = np.flatnonzero(self._kind == k)
-                task[mine] = np.array(eligible)[
-                    np.minimum(np.searchsorted(edges, uniform[mine] * edges[-1], side="right"), len(eligible) - 1)
-                ]
+                chosen = np.searchsorted(edges, uniform[mine] * edges[-1], side="right")
+                task[mine] = np.array(eligible)[np.minimum(chosen, len(eligible) - 1)]
         drop = generator(self.seed, "drop condition", item=self.number, epoch=epoch).random(size)
         # one number decides both, so that they exclude each other; the last entry stands for AS_WRITTEN
         several = np.array([len(t) > 1 for t in self.tasks] + [False])

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 import torch
 
 from plait.batch import Batch
-from plait.config import DiffusionConfig, RunConfig
+from plait.config import AS_WRITTEN_TASK, DiffusionConfig, RunConfig
 from plait.data.loader import validation_batches
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import loss_sums
@@ -52,11 +52,11 @@ def split_losses(
     by_modality: dict[str, list[float]] = {}
     by_task: dict[tuple[str, str], float] = {}
     for task in config.data.tasks or {"": 1.0}:
-        batches = validation_batches(config, split, task, limit)
+        batches = validation_batches(config, split, "" if task == AS_WRITTEN_TASK else task, limit)
         losses = mean_losses(model, batches, diffusion=config.diffusion, autocast=autocast)
         for name, value in losses.items():
             by_task[task, name] = value
-            if not task or name == task.split(",")[-1]:
+            if task in ("", AS_WRITTEN_TASK) or name == task.split(",")[-1]:
                 by_modality.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in by_modality.items()}, by_task
 

@@ -1,6 +1,6 @@
-"""Next-token prediction: cross-entropy that never holds all logits, and the token sampler.
+"""Next-token prediction: cross-entropy that never holds all logits.
 
-Shapes: n targets of a batch, V ids, M modalities, B rows to sample.
+Shapes: n targets of a batch, V ids, M modalities.
 """
 
 import torch
@@ -105,28 +105,3 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _logits(x: Tensor, head: Tensor) -> Tensor:
     logits = F.linear(x.to(head.dtype), head)
     return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def sample(
-    logits: Tensor, uniform: Tensor, *, temperature: Tensor, top_k: Tensor, top_p: Tensor, allowed: Tensor
-) -> Tensor:
-    """Draw one id per row by inverting the distribution at ``uniform`` [B]; the rows' settings are all [B].
-
-    logits [B, V], allowed [B, V] booleans. temperature 0 is greedy, top_k 0 and top_p 1 keep everything. The draw of a
-    row depends on its own logits and number alone, so that it does not change with the batch.
-    """
-    logits = logits.masked_fill(~allowed, float("-inf"))
-    scaled = logits / temperature.clamp_min(1e-6)[:, None]
-    ordered, order = scaled.sort(dim=-1, descending=True, stable=True)
-    probability = ordered.softmax(-1)
-    before = probability.cumsum(-1) - probability
-    rank = torch.arange(logits.shape[1], device=logits.device)
-    keep = (before < top_p[:, None]) & ((rank < top_k[:, None]) | (top_k[:, None] == 0))
-    keep = keep & ((rank == 0) | (temperature[:, None] > 0))
-    probability = probability * keep
-    cumulative = probability.cumsum(-1)
-    threshold = uniform[:, None] * cumulative[:, -1:]
-    # the first place whose cumulative probability exceeds the threshold; masked ids have no width, so are never hit
-    place = (cumulative <= threshold).sum(-1, keepdim=True)
-    place = torch.minimum(place, keep.sum(-1, keepdim=True) - 1)
-    return order.gather(1, place).squeeze(1)
