@@ -114,11 +114,14 @@ def _parser() -> argparse.ArgumentParser:
 
     step = add("compare", _compare, "train the models of a study on the same batches, and match them step for step",
                settings=True, epilog=COMPARE_EXAMPLES)  # fmt: skip
-    step.add_argument("study", help="a study's YAML file, or a shipped study's name")
+    step.add_argument("study", nargs="?", default="", help="a study's YAML file, or a shipped study's name")
     step.add_argument("--arms", type=_listed, default=[], metavar="A,B", help="only these arms (default: all)")
     step.add_argument("--seeds", type=_numbers, default=[], metavar="0,1", help="only these seeds (default: all)")
     step.add_argument("--out", default="", help="folder of data, runs and results (default: the study's)")
     step.add_argument("--plan", action="store_true", help="show sizes, FLOPs and steps, check them, and train nothing")
+    step.add_argument("--from-logs", nargs="+", default=[], metavar="LOG.jsonl",
+                      help="in place of a study: match logs of any trainer with the first one")  # fmt: skip
+    step.add_argument("--warmup", type=int, default=0, help="steps whose losses are no levels (logs; default: 0)")
 
     add("settings", _settings, "list every setting of a config, with its meaning and default", settings=False)
     return parser
@@ -139,7 +142,8 @@ GENERATE_EXAMPLES = """examples:
 COMPARE_EXAMPLES = """examples:
   plait compare chameleon --plan
   plait compare chameleon                            (goes on where it was stopped)
-  plait compare chameleon --arms dense,mot --seeds 0 --train.device cuda"""
+  plait compare chameleon --arms dense,mot --seeds 0 --train.device cuda
+  plait compare --from-logs dense.jsonl mine.jsonl --warmup 100"""
 
 
 def _listed(text: str) -> list[str]:
@@ -229,6 +233,12 @@ def _compare(chosen) -> None:
     from plait.progress import Progress
     from plait.shipped import config_path, study_path
 
+    if chosen.from_logs:
+        from plait.compare.logs import compare_logs
+
+        return _print_table(*compare_logs(chosen.from_logs, warmup=chosen.warmup))
+    if not chosen.study:
+        raise ConfigError("command line: plait compare needs a study, or --from-logs")
     study = load_study(study_path(chosen.study), find_base=config_path, out=chosen.out, overrides=chosen.overrides)
     if chosen.plan:
         _print_table(*plan_study(study, Progress(), arms=chosen.arms, seeds=chosen.seeds))

@@ -31,9 +31,16 @@ class Curve:
 
 
 def read_curves(folder: Path) -> dict[Key, Curve]:
-    """Return the curves of a run's folder: every validation set, their mean, and the training loss, by modality."""
+    """Return the curves of a run's folder: every validation set, their mean, and the training loss, by modality.
+
+    A folder without a log has none.
+    """
     path = Path(folder) / FILE_NAME
-    rows = read_metrics(path) if path.exists() else []
+    return curves_of(read_metrics(path) if path.exists() else [])
+
+
+def curves_of(rows: list[dict[str, Any]]) -> dict[Key, Curve]:
+    """Return the curves of a log's rows."""
     validated = any(name.startswith("val_loss/") for row in rows for name in row)  # else every log line is a point
     curves: dict[Key, Curve] = {}
     since: dict[str, list[float]] = {}
