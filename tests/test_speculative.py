@@ -167,6 +167,24 @@ def test_a_pass_of_a_window_runs_the_short_way(rng, monkeypatch):
     assert engine.num_syncs == engine.num_steps and engine.cache.lengths == []
 
 
+def test_windows_stay_one_call_beside_prompts(rng, monkeypatch):
+    """But not where a first row is one of latents that see each other."""
+    engine = Generator(build(mel=True), grids=GRIDS, max_rows=6, max_length=64, speculate=4)
+    engine.add(Request([random_part(rng, "text")], "image", number=0))
+    engine.add(Request([random_part(rng, "text", 5)], "image", number=1))
+    engine.step()
+    engine.add(Request([Part("text", np.arange(9))], "image", number=2))
+    steps = []
+    step = engine.cache.step
+    monkeypatch.setattr(engine.cache, "step", lambda *a, **k: steps.append(step(*a, **k)) or steps[-1])
+    engine.step()
+    assert [(s.num_rows, s.num_new, s.plan is not None) for s in steps] == [(2, 4, True)]
+    latents = [Run("mel", None, np.zeros((4, 3), np.float32), (2, 2)) for _ in range(2)]
+    batch = assemble([[latents[0]], [latents[1]], [Run("text", np.arange(3))]], engine.model.config)
+    cache = engine.model.new_cache(3, 16)
+    assert cache.step(batch, [cache.add_row() for _ in range(3)]).num_rows == 0
+
+
 @pytest.mark.parametrize("max_length", range(8, 16))
 @pytest.mark.parametrize("page_size", [0, 4])
 def test_a_full_cache_ends_the_same_rows(max_length, page_size):

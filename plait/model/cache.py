@@ -275,8 +275,10 @@ def _documents_together(batch: Batch, rows: list[int], ends: list[int]) -> tuple
     if rows != list(range(len(rows))) or any(s.hidden and not s.bidirectional for s in batch.spans):
         return 0, True
     if any(n != first for n in batch.lengths):  # rows that decode, before others that are new
-        ones = next(i for i, n in enumerate([*batch.lengths, 0]) if n != 1)
-        return (ones, True) if ones > 1 and not any(s.hidden for s in batch.spans) else (0, True)
+        alike = next(i for i, n in enumerate(batch.lengths) if n != first)
+        bidirectional = first > 1 and any(s.bidirectional for s in batch.spans if s.document < alike)
+        apart = first > MAX_TOGETHER or bidirectional or any(s.hidden for s in batch.spans)
+        return (alike if alike > 1 and not apart else 0), True
     two_ways = {s.bidirectional for s in batch.spans}
     if two_ways == {True} and len(batch.spans) == len(rows):
         longest = max(ends)
