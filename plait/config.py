@@ -231,8 +231,9 @@ class GenerateConfig:
     """Launch each step of decoding as one CUDA graph, on CUDA devices."""
     speculate: int = 0
     """Ids of an item of fixed size (an image) that one forward pass tries to find; 0 draws them one by one. Their
-    distribution stays the model's, and what is found does not depend on this number. Other spans, whose length is
-    open, and latents go on as they do."""
+    distribution stays the model's, and any number from 1 on finds the same ids. Spans of open length and latents go on
+    as they do. It pays where a pass costs little more for its tokens, as with one row on a CPU, and not where many rows
+    fill the processor anyway."""
 
     def __post_init__(self):
         require(self.page_size >= 1, "generate.page_size", self.page_size, "at least 1")

@@ -10,7 +10,8 @@ guesses of the next pass, and the last one again stands in for those that are ne
 Why that is exact. E_iv / p(v) is exponential with rate p(v), and the least of independent exponential numbers is v's
 with the probability that v's rate has among all: f draws from p. The E_i of different places are independent, hence
 x_1, x_2, .. follow the model's distribution. x is a function of E alone: guesses, the window W and the batch decide
-how many passes it takes to find, never what is found. With W = 1 that is decoding one by one.
+how many passes it takes to find, never what is found (but for rounding, where two ids come out as good as equal). With
+W = 1 that is decoding one by one.
 
 This is the fixed-point iteration of predictive sampling (arXiv 2002.09928, algorithm 1) over a window, and speculative
 Jacobi decoding (arXiv 2410.01699) with its passes coupled by shared noise (Gumbel coupling, arXiv 2510.24211). It needs
