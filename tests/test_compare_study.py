@@ -12,9 +12,8 @@ import yaml
 from fake_data import scene_like, write_folder
 
 from plait.cli import main
-from plait.compare import runner
+from plait.compare import page, plan, runner
 from plait.compare.curves import Curve, final_losses, read_curves, score, step_seconds
-from plait.compare.plan import make_plan
 from plait.compare.study import load_study
 from plait.compare.workflow import compare
 from plait.errors import ConfigError
@@ -55,6 +54,14 @@ def data(tmp_path_factory):
     splits = {"train": [scene_like(i) for i in range(150)], "seen": [scene_like(i, seed=1) for i in range(20)],
               "unseen": [scene_like(i, seed=2) for i in range(20)]}  # fmt: skip
     return write_folder(tmp_path_factory.mktemp("data"), splits)
+
+
+@pytest.fixture(autouse=True)
+def quick(request, monkeypatch):
+    """Count one batch, and draw where a test looks at the page."""
+    monkeypatch.setattr(plan, "BATCHES", 1)
+    if request.function is not test_a_whole_study:
+        monkeypatch.setattr(page, "draw_figures", lambda found, folder: {})
 
 
 @pytest.fixture
@@ -111,8 +118,8 @@ def test_a_whole_study(folder, capsys):
     dense, mot = found["arms"]
     assert mot["flops_ratio"] == 1 and mot["parameters"] > dense["parameters"]
     made = folder / "out" / "results" / "tiny"
-    page, text = (made / "study.html").read_text(), (made / "results.md").read_text()
-    assert page.count("<img ") == 2 + 4 and "a tower for each modality" in page
+    html, text = (made / "study.html").read_text(), (made / "results.md").read_text()
+    assert html.count("<img ") == 2 + 4 and "a tower for each modality" in html
     assert "| image | 0.350 (7B) |" in text and "## Step matching" in text
 
 
@@ -253,9 +260,9 @@ def test_a_budget_of_operations_gives_larger_models_fewer_steps(folder):
         "large": {"settings": STUDY["arms"]["dense"]["settings"] | {"model.num_layers": 3}, "equal_flops": False},
     }
     study = load_study(write(folder, arms=arms, paper=[], budget={"flops": 2e9}))
-    plan = make_plan(study, ["large"])
-    assert list(plan) == ["dense", "large"]  # the one it is matched with is planned too
-    assert plan["large"].steps < plan["dense"].steps == round(2e9 / plan["dense"].flops.formula)
+    found = plan.make_plan(study, ["large"])
+    assert list(found) == ["dense", "large"]  # the one it is matched with is planned too
+    assert found["large"].steps < found["dense"].steps == round(2e9 / found["dense"].flops.formula)
 
 
 def test_the_plan_is_shown_and_trains_nothing(folder, capsys):

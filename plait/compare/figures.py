@@ -138,7 +138,8 @@ def _matching(found: Found, pairs: list[Pair], path: Path) -> str:
             axis.set_xlabel(f"step of {against[0]}" if len(against) == 1 else "step of the arm matched with")
             axis.set_ylabel("step at the same loss")
             axis.set_xlim(0, 1.03 * end)
-            axis.set_ylim(0, 1.03 * max(end, *(u for p in mine for m in p.matches.values() for u in m.needed)))
+            highest = [u for p in mine for m in p.matches.values() for u in m.needed]
+            axis.set_ylim(0, 1.03 * max([end, *highest, *(y for y, _, _ in said)]))
             _say(axis, said, 1.05 * end)
     return path.name
 

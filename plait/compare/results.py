@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plait.compare.curves import Curve, Key, read_curves, step_seconds
+from plait.compare.curves import TRAINING, VALIDATION, Curve, Key, read_curves, step_seconds
 from plait.compare.runner import DONE, StudyRun, Tuned, status
 from plait.compare.step_matching import Match, Spread, match
 from plait.compare.study import Study
@@ -47,7 +47,8 @@ def gather(run: StudyRun) -> Found:
     folders = {(arm, seed): run.folder(arm, seed) for arm in names for seed in config.arms[arm].seeds}
     runs = [_run_row(run, arm, seed, folder) for (arm, seed), folder in folders.items()]
     finished = [(r["arm"], r["seed"]) for r in runs if r["status"] == "finished"]
-    curves = {key: read_curves(folders[key]) for key in finished}
+    modalities = list(study.base_config().model.modalities)
+    curves = {key: _in_order(read_curves(folders[key]), modalities) for key in finished}
     warmup = study.base_config().train.warmup_steps
     pairs = [pair for arm in names for pair in _pairs(arm, config.arms[arm].against, curves, warmup)]
     rows = [_match_row(pair, run, folders) for pair in pairs]
@@ -65,6 +66,12 @@ def gather(run: StudyRun) -> Found:
         "machine": hardware() | versions(),
     }
     return Found(study, curves, pairs, results)
+
+
+def _in_order(curves: dict[Key, Curve], modalities: list[str]) -> dict[Key, Curve]:
+    """Return the curves with the means of all validation sets first, and modalities as the config has them."""
+    splits = list(dict.fromkeys([VALIDATION, TRAINING, *(split for split, _ in curves)]))
+    return {(s, m): curves[s, m] for s in splits for m in modalities if (s, m) in curves}
 
 
 def _arm_row(run: StudyRun, arm: str, trials: dict[str, Tuned]) -> dict[str, Any]:
