@@ -7,6 +7,7 @@ Everything here is built on the host with NumPy, so that tower sizes are Python 
 how many tokens a tower has.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -66,6 +67,8 @@ class Run:
     """Whether no later run sees these tokens."""
     is_copy: bool = False
     """Whether this is the clean copy of the run before it, at the same positions."""
+    offset: int = 0
+    """Which token of its item is the first one here: generation feeds an item of an extent bit by bit."""
 
     def __len__(self) -> int:
         return len(self.ids) if self.ids is not None else len(self.latents)
@@ -317,8 +320,20 @@ def _positions(run: Run, start: float, axes: int) -> tuple[np.ndarray, float]:
     if axes == 1 or not run.grid:
         return np.repeat(start + np.arange(n, dtype=np.float64)[:, None], axes, axis=1), start + n
     extent = (1,) * (axes - len(run.grid)) + tuple(run.grid[-axes:])
-    coordinates = np.stack(np.unravel_index(np.arange(n), extent), axis=1)
-    return start + coordinates, start + max(extent)
+    size = math.prod(extent)
+    places = np.minimum(run.offset + np.arange(n), size - 1)
+    after = start + max(extent) if run.offset + n >= size else start  # what is left of the item starts where it did
+    return start + np.stack(np.unravel_index(places, extent), axis=1), after
+
+
+def place_runs(runs: Sequence[Run], start: float, config: ModelConfig) -> tuple[np.ndarray, float]:
+    """Return the positions [n, A] of runs one after another, and where the first run ends."""
+    axes, blocks, first = len(config.position_axes), [], None
+    for run in runs:
+        block, start = _positions(run, start, axes)
+        blocks.append(block)
+        first = start if first is None else first
+    return np.concatenate(blocks), first
 
 
 def position_after(run: Run, start: float, config: ModelConfig) -> float:

@@ -159,7 +159,8 @@ class Pipeline:
                            max_length=self.model.config.max_positions, diffusion=self.diffusion,
                            precision=self.config.precision, on_result=on_result,
                            page_size=self.config.page_size if self.config.cache == "paged" else 0,
-                           cache_tokens=self.config.cache_tokens, cuda_graphs=self.config.cuda_graphs)  # fmt: skip
+                           cache_tokens=self.config.cache_tokens, cuda_graphs=self.config.cuda_graphs,
+                           speculate=self.config.speculate)  # fmt: skip
         return [Sample(list(m), self.decode(r.parts), r, self.codecs) for m, r in zip(media, results, strict=True)]
 
 

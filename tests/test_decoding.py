@@ -385,11 +385,13 @@ def test_the_config_chooses_the_cache(monkeypatch):
     monkeypatch.setattr(Generator, "__init__", lambda self, *a, **k: made.append(self) or start(self, *a, **k))
     found = []
     for cache in ("static", "paged"):
-        config = GenerateConfig(cache=cache, page_size=8, cache_tokens=64, grids={"image": [2, 3]}, batch_size=4)
+        config = GenerateConfig(cache=cache, page_size=8, cache_tokens=64, grids={"image": [2, 3]}, batch_size=4,
+                                speculate=2)  # fmt: skip
         pipeline = Pipeline(build(), {"image": Ids()}, config)
         found.append([s.output for s in pipeline.generate_from_media([[]] * 6, ["image"] * 6)])
     assert found[0] == found[1]
     assert [(e.cache.page_size, e.cache.num_pages) for e in made] == [(8192, 4), (8, 8)]
+    assert [e.speculate for e in made] == [2, 2]
     for name, value in (("page_size", 0), ("cache_tokens", -1)):
         with pytest.raises(ConfigError, match=f"generate.{name}"):
             GenerateConfig(**{name: value})

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import model_config, random_part
 
-from plait.batch import Document, Part, pack, spell
+from plait.batch import Document, Part, assemble, pack, spell
 from plait.config import SamplingConfig
 from plait.errors import ConfigError
 from plait.generate import Generator, Request, generate
@@ -74,8 +74,6 @@ def test_greedy_equals_the_uncached_model(rng):
     for token in [*(result.parts[0].ids + layout.offsets["speech"]), None]:
         document = Document([*request.prompt, Part("speech", np.array(so_far, int) - layout.offsets["speech"])])
         runs = spell(document, model.config, close=False)[:-1]  # without the closing delimiter
-        from plait.batch import assemble
-
         batch = assemble([[r for r in runs if len(r)]], model.config)
         hidden = torch.cat(model(batch)).index_select(0, batch.routing.to_sequence)[-1]
         logits = model.head["shared"](hidden)
@@ -179,3 +177,36 @@ def test_prompt_documents_pack(rng):
     result = generate(model, [Request([random_part(rng, "text")], "image")], grids=GRIDS)[0]
     batch = pack([Document([*result.request.prompt, *result.parts])], model.config)
     assert batch.ids[-1] == model.config.layout.eos
+
+
+@pytest.mark.parametrize("speculate", [0, 3])
+@pytest.mark.parametrize("beside", ["alone", "beside text"])
+def test_ids_of_an_image_have_the_positions_of_training(rng, beside, speculate):
+    """With several axes an image's ids lie in a grid: greedy ids are the uncached model's, and what follows goes on
+    where it would in training."""
+    model = build(position_axes=["time", "row", "column"], width=32)
+    layout, greedy = model.config.layout, {n: SamplingConfig(temperature=0) for n in ("text", "image")}
+    request = Request([random_part(rng, "text")], "image", greedy)
+    others = [Request([], "text", greedy, {"text": 9})] if beside == "beside text" else []
+    results = generate(model, [request, *others], grids=GRIDS, speculate=speculate)
+    ids = next(r for r in results if r.request is request).parts[0].ids
+
+    def spelt(count: int):
+        document = Document([*request.prompt, Part("image", ids[:count], grid=(2, 3))])
+        return [r for r in spell(document, model.config, close=False) if len(r)]
+
+    images = list(layout.ids("image"))
+    for n in range(6):
+        batch = assemble([spelt(n)[:-1]], model.config)  # without the closing delimiter
+        hidden = torch.cat(model(batch)).index_select(0, batch.routing.to_sequence)[-1]
+        assert int(model.head["shared"](hidden)[images].argmax()) == ids[n]
+
+    generator = Generator(model, grids=GRIDS, speculate=speculate)
+    generator.add(Request(request.prompt, None, greedy, {"text": 20}))
+    row = generator.rows[0]
+    generator._open(row, "image")
+    while row.span == "image":
+        generator.step()
+    generator.step()  # feeds the last id and the closing delimiter
+    np.testing.assert_array_equal(row.parts[0].ids, ids)
+    assert row.main.position == assemble([spelt(6)], model.config).next_positions[0]

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.batch import Batch, Routing, Run, Span, Targets, tower_of
+from plait.batch import Batch, Routing, Run, Span, Targets, place_runs, tower_of
 from plait.generate.allowed import AllowedIds
 from plait.generate.rows import Row, Stream
 from plait.generate.sampling import Limits, invert, weights_of
@@ -124,13 +124,23 @@ class Decoder:
         table = np.empty((0, 0), np.int64) if table is None else table
         shape = Shape(num_streams, num_new, tuple(padded.tolist()), longest, table.shape[1], tuple(apart), shape)
         ints = [ids, to_sequence, places, last, to_towers, table.ravel(), to_sequence[picks], *draws]
-        positions = np.array([s.position for s in streams])[:, None] + np.arange(num_new)
-        out = self.run(*self._moved(ints, [_padded(positions.ravel(), size), numbers]), shape)
+        positions, after = self._positions(streams, num_new)
+        positions = _padded(positions.T, size).T.ravel()
+        out = self.run(*self._moved(ints, [positions, numbers]), shape)
         for i, stream in enumerate(streams):
             cache.lengths[i] += num_new
-            stream.position += num_new
+            stream.position = float(after[i])
             stream.pending = []
         return out[: _num_draws(rows)]
+
+    def _positions(self, streams: Sequence[Stream], num_new: int) -> tuple[np.ndarray, Sequence[float]]:
+        """Return the positions [T, A] of what streams are fed, and where each goes on."""
+        starts = np.array([s.position for s in streams])
+        if len(self.model.config.position_axes) == 1:
+            return (starts[:, None] + np.arange(num_new)).reshape(-1, 1), starts + num_new
+        # guesses stand behind an id that is not its item's last: that goes on where it started
+        blocks, after = zip(*(place_runs(s.pending, s.position, self.model.config) for s in streams), strict=True)
+        return np.concatenate(blocks), after
 
     def _tower(self, run: Run) -> int:
         key = (run.modality, run.role)
@@ -193,7 +203,8 @@ class Decoder:
     def forward(self, ints: Tensor, floats: Tensor, shape: Shape) -> Tensor:
         """Run the step on the two arrays; returns the drawn ids [B], padding included."""
         ids, to_sequence, places, last, to_towers, table, *draws = ints.split(shape.sizes)
-        positions, numbers = floats.split([len(ids), len(floats) - len(ids)])
+        axes = len(self.model.config.position_axes)
+        positions, numbers = floats.split([len(ids) * axes, len(floats) - len(ids) * axes])
         table = table.view(shape.num_streams, -1) if shape.num_pages else None
         slots = shape.num_pages * self.cache.page_size or shape.longest
         visible = torch.arange(slots, device=ints.device) <= last.view(shape.num_streams, -1, 1)
@@ -201,8 +212,7 @@ class Decoder:
                          visible=visible, table=table, apart=shape.apart)  # fmt: skip
         sizes = list(shape.towers)
         routing = Routing(sizes, sizes, to_towers, to_sequence)
-        axes = len(self.model.config.position_axes)
-        batch = Batch(ids, positions.float()[:, None].expand(-1, axes), routing, [], Targets([], *[ids[:0]] * 4), {},
+        batch = Batch(ids, positions.float().view(-1, axes), routing, [], Targets([], *[ids[:0]] * 4), {},
                       [], [shape.num_new] * shape.num_streams, [])  # fmt: skip
         return self._draw(self.model(batch, step), draws, numbers, shape.draw)
 

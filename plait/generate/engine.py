@@ -166,8 +166,11 @@ class Generator:
         hidden = self.model(moved, self.cache.step(moved, fed, passing=passing))
         ends = np.cumsum(batch.lengths)
         for stream, n, after, end in zip(streams, passing, batch.next_positions, ends, strict=True):
-            # latents come again at the place where they began
-            stream.position = float(batch.positions[end - n, 0]) if n else after
+            # latents come again at the place where they began; guesses do not count on it
+            if n:
+                stream.position = float(batch.positions[end - n, 0])
+            elif not self._in_space(stream.row) or not stream.row.guesses:
+                stream.position = after
         self.num_tokens += batch.num_tokens
         return batch, moved, hidden
 
@@ -200,7 +203,7 @@ class Generator:
         if self.spare:
             kept = kept or row.tokens[-1:] or [self.layout.offsets[row.span]]
             row.guesses = (kept + kept[-1:] * self.spare)[: self.spare]
-            run = Run(row.span, np.array(row.guesses))
+            run = self._run_of(row, row.guesses, len(row.tokens))
             for stream in row.streams:
                 stream.pending = [*stream.pending, run]
 
@@ -214,7 +217,7 @@ class Generator:
         for stream in row.streams if failed else []:
             at = self.streams.index(stream)
             self.cache.cut(at, self.cache.lengths[at] - failed)
-            stream.position -= failed
+            stream.position -= 0 if self._in_space(row) else failed
         row.tokens += drawn[: count - 1]
         row.guesses = drawn[count:]
         return drawn[count - 1]
@@ -226,7 +229,8 @@ class Generator:
             return self._accept_in_host(row, token)
         if token != layout.closing[row.span]:
             row.tokens.append(token)
-            self._feed(row, token, row.span)
+            for stream in row.streams:
+                stream.pending.append(self._run_of(row, [token], len(row.tokens) - 1))
             if row.span not in self.grids or len(row.tokens) < math.prod(self.grids[row.span]):
                 return self._room(row)
         return self._close(row)
@@ -242,7 +246,8 @@ class Generator:
                 return self._room(row, len(row.canvas) + 1 if row.canvas else 1)
         row.tokens.append(token)
         row.host_tokens += 1
-        self._feed(row, token, layout.host)
+        for stream in row.streams:
+            stream.pending.append(one(layout.host, token))
         return self._room(row)
 
     # -- spans --------------------------------------------------------------------------------------------------
@@ -321,9 +326,15 @@ class Generator:
         runs = spell(Document(list(parts)), self.model.config, close=False, noised=False)
         return [run for run in runs if len(run)]
 
-    def _feed(self, row: Row, token: int, modality: str) -> None:
-        for stream in row.streams:
-            stream.pending.append(one(modality, token))
+    def _in_space(self, row: Row) -> bool:
+        """Whether ids of the open span have positions in a grid."""
+        return row.span in self.grids and len(self.model.config.position_axes) > 1
+
+    def _run_of(self, row: Row, tokens: list[int], offset: int) -> Run:
+        """Return the run of some ids of the open span, from a place of its item on."""
+        if self._in_space(row):
+            return Run(row.span, np.array(tokens), grid=self.grids[row.span], offset=offset)
+        return one(row.span, tokens[0]) if len(tokens) == 1 else Run(row.span, np.array(tokens))
 
     def _take(self, stream: Stream) -> None:
         self.cache.add_row()
