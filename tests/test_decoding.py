@@ -390,7 +390,7 @@ def test_the_config_chooses_the_cache(monkeypatch):
         pipeline = Pipeline(build(), {"image": Ids()}, config)
         found.append([s.output for s in pipeline.generate_from_media([[]] * 6, ["image"] * 6)])
     assert found[0] == found[1]
-    assert [(e.cache.page_size, e.cache.num_pages) for e in made] == [(8192, 4), (8, 8)]
+    assert [(e.cache.page_size, e.cache.num_pages) for e in made] == [(8193, 4), (8, 8)]
     assert [e.speculate for e in made] == [2, 2]
     for name, value in (("page_size", 0), ("cache_tokens", -1)):
         with pytest.raises(ConfigError, match=f"generate.{name}"):

@@ -22,7 +22,7 @@ def start(rows: Sequence[Row], config: DiffusionConfig) -> None:
     keys = [(r.span, s.sampler, s.steps, s.shift) for r, s in zip(rows, settings, strict=True)]
     seeds = [int(r.draw("denoise").integers(2**62)) for r in rows]
     start_waves([r.canvas for r in rows], keys, seeds,
-                lambda key, seed: Denoiser(config, key[1], key[2], seed=seed, shift=key[3]))  # fmt: skip
+                lambda key, seeds: Denoiser(config, key[1], key[2], seeds=seeds, shift=key[3]))  # fmt: skip
 
 
 def fill(group: Latents, streams: Sequence[Stream], dtype: torch.dtype) -> None:

@@ -1,5 +1,6 @@
 """Items under denoising. Those that begin in the same step with the same settings go through one scheduler."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,20 +71,12 @@ class Wave:
         return self.passes in {i * total // count for i in range(count)}
 
 
-def start_waves(canvases: list[Canvas], settings: list[Any], seeds: list[int], make: Any) -> list[Wave]:
-    """Group canvases of equal settings (modality, sampler, steps); ``make(settings, seed)`` returns a Denoiser.
-
-    A sampler that draws noise serves one canvas, with a seed of its own, so that no draw depends on the company.
-    """
+def start_waves(canvases: list[Canvas], settings: list[Any], seeds: list[int],
+                make: Callable[[Any, list[int]], Denoiser]) -> list[Wave]:  # fmt: skip
+    """Group canvases of equal settings (modality, sampler, steps) and size; ``make(settings, seeds)`` returns a
+    Denoiser. Where it draws noise, each canvas has a seed of its own, so that no draw depends on the company."""
     groups: dict[Any, list[int]] = {}
     for i, key in enumerate(settings):
-        groups.setdefault(key, []).append(i)
-    waves = []
-    for key, members in groups.items():
-        first, rest = make(key, seeds[members[0]]), members[1:]
-        if first.is_random:
-            denoisers = [first, *(make(key, seeds[i]) for i in rest)]
-            waves += [Wave(denoiser, [canvases[i]]) for denoiser, i in zip(denoisers, members, strict=True)]
-        else:
-            waves.append(Wave(first, [canvases[i] for i in members]))
-    return waves
+        groups.setdefault((key, len(canvases[i])), []).append(i)
+    return [Wave(make(key, [seeds[i] for i in members]), [canvases[i] for i in members])
+            for (key, _), members in groups.items()]  # fmt: skip

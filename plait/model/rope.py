@@ -1,12 +1,9 @@
 """Rotary position embedding over one or several axes (RoFormer, arXiv 2104.09864; mRoPE, arXiv 2409.12191)."""
 
-import functools
-
 import torch
 from torch import Tensor
 
 
-@functools.cache
 def frequencies(head_dim: int, theta: float, device: torch.device | None = None) -> Tensor:
     """Return the ladder theta^(-2i / head_dim), [head_dim / 2]."""
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim

@@ -8,6 +8,7 @@ then goes down one index at a time, and its own ways of choosing timesteps do no
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -31,8 +32,8 @@ LAST_SIGMA = 1 - 1e-6
 class Denoiser:
     """Takes latents from noise to clean, by one of diffusers' schedulers. It serves one run from noise to clean.
 
-    All is elementwise, so latents of many items [n, C] may share one, unless `is_random`: then each item has its own,
-    whose draws depend on ``seed`` alone.
+    All is elementwise, so latents of many items [n, C] share one. Where it `is_random`, the items are as many as
+    ``seeds`` and of one size, and the draws for each depend on its own seed alone.
 
     Latents keep their device. The coefficients stay on the host in float32; Euler and Heun also compute in float32,
     the others in the dtype of the latents, which is what `step` returns in each case. Steps do not wait for the
@@ -44,13 +45,16 @@ class Denoiser:
     is_random: bool
     """Whether noise is added on the way."""
 
-    def __init__(self, config: DiffusionConfig, sampler: str, steps: int, *, seed: int = 0, shift: float | None = None):
+    def __init__(
+        self, config: DiffusionConfig, sampler: str, steps: int, *, seeds: Sequence[int] = (0,),
+        shift: float | None = None,
+    ):  # fmt: skip
         """``shift`` is used in place of ``config.shift`` where it is given (flow)."""
         check_sampler(config, sampler, steps, "sampling")
         config = config if shift is None else replace(config, shift=shift)
         sampler = SAMPLERS[config.process][0] if sampler == "auto" else sampler
         self.is_random = sampler in RANDOM_SAMPLERS
-        self._draw = {"generator": torch.Generator().manual_seed(seed)} if self.is_random else {}
+        self._draws = [torch.Generator().manual_seed(seed) for seed in seeds] if self.is_random else []
         build = _ddpm_scheduler if config.process == "ddpm" else _flow_scheduler
         self._scheduler, self.levels = build(config, sampler, steps)
         if hasattr(self._scheduler, "set_begin_index"):  # it counts the steps itself, from here
@@ -65,9 +69,12 @@ class Denoiser:
         assert self._next < len(self.levels), f"all {len(self.levels)} levels were visited"
         timestep = self._scheduler.timesteps[self._next]
         self._next += 1
-        prediction = prediction.to(latents.dtype)
-        out = self._scheduler.step(prediction, timestep, latents, return_dict=False, **self._draw)[0]
-        return out.to(latents.dtype)
+        prediction, shape, noise = prediction.to(latents.dtype), latents.shape, {}
+        if self.is_random:  # item by item, as diffusers takes a generator for each
+            by_item = (len(self._draws), -1, shape[-1])
+            prediction, latents, noise = prediction.view(by_item), latents.view(by_item), {"generator": self._draws}
+        out = self._scheduler.step(prediction, timestep, latents, return_dict=False, **noise)[0]
+        return out.view(shape).to(latents.dtype)
 
 
 def _diffusers() -> Any:
