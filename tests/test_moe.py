@@ -32,9 +32,13 @@ def test_token_choice_against_a_loop(top_k):
     for i in range(10):
         best = scores[i].argsort(descending=True)[:top_k]
         for e in best:
-            expected[i] += scores[i, e] / scores[i, best].sum() * one_expert(moe, x[i], e)
-    torch.testing.assert_close(moe(x, real), expected, rtol=0, atol=1e-10)
+            total = scores[i, best].sum() if top_k > 1 else 1.0  # a single gate would always be 1
+            expected[i] += scores[i, e] / total * one_expert(moe, x[i], e)
+    out = moe(x, real)
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-10)
     assert moe.tokens_per_expert.sum() == 10 * top_k
+    out.square().sum().backward()
+    assert moe.router.weight.grad.abs().max() > 1e-3  # the router learns
 
 
 def test_expert_choice_against_a_loop():

@@ -36,8 +36,8 @@ class MixtureOfExperts(nn.Module):
 
     - expert_choice (arXiv 2202.09368): each expert takes its C = top_k * N / E best rows. It compares tokens of the
       whole batch, so it sees the future and cannot generate.
-    - token_choice: each token goes to its top_k experts, none dropped, gates normalised over the chosen. A bias per
-      expert, moved against the load after each optimizer step, balances without an auxiliary loss
+    - token_choice: each token goes to its top_k experts, none dropped, gates normalised over the chosen if they are
+      several. A bias per expert, moved against the load after each optimizer step, balances without an auxiliary loss
       (arXiv 2408.15664), so that gradients do not depend on how a batch is cut.
     """
 
@@ -71,7 +71,9 @@ class MixtureOfExperts(nn.Module):
     def _token_choice(self, x: Tensor, scores: Tensor, is_token: Tensor) -> Tensor:
         chosen = (scores + self.expert_bias.to(scores.dtype)).topk(self.top_k, dim=-1).indices  # N K
         gates = scores.gather(1, chosen)
-        gates = gates / gates.sum(-1, keepdim=True) * is_token[:, None]
+        if self.top_k > 1:  # a single gate divided by itself is 1, whatever the router says
+            gates = gates / gates.sum(-1, keepdim=True)
+        gates = gates * is_token[:, None]
         flat = chosen.flatten()
         if torch.is_grad_enabled():  # evaluation and generation do not move the balance
             tokens = is_token.repeat_interleave(self.top_k).to(self.tokens_per_expert.dtype)
