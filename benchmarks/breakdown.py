@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 import torch
-from harness import Measurement, Row, parser, run, value_row
+from harness import Measurement, Row, parsed, parser, run, value_row
 from shapes import DTYPES, Case, Shape
 from step import THREE, TWO, Arm, case_of, dense_arm, mot_arm
 from torch.autograd import DeviceType
@@ -140,10 +140,7 @@ def measurements(options: argparse.Namespace) -> list[Measurement]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is that of `harness.run`."""
-    found = parser(__doc__, turns=4)
-    found.add_argument("--grid", choices=["cpu", "gpu", "tiny"], help="default: that of the device")
-    options = found.parse_args(arguments)
-    options.grid = options.grid or ("gpu" if options.device == "cuda" else "cpu")
+    options = parsed(parser(__doc__, turns=4), arguments)
     return run(measurements(options), options)
 
 

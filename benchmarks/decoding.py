@@ -32,7 +32,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from harness import Measurement, Row, Times, paired, parser, ratio_row, run, value_row
+from harness import Measurement, Row, Times, paired, parsed, parser, ratio_row, run, value_row
 from shapes import HEAD_DIM, dense_reference
 from torch import Tensor
 
@@ -302,11 +302,9 @@ def of_shape(width: int, layers: int, counts: Sequence[int], options: argparse.N
 @torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is that of `harness.run`."""
-    found = parser(__doc__)
-    found.add_argument("--grid", choices=list(GRIDS), help="default: that of the device")
+    found = parser(__doc__, grids=GRIDS)
     found.add_argument("--run", type=Path, help="folder of a trained run with images of ids")
-    options = found.parse_args(arguments)
-    options.grid = options.grid or ("gpu" if options.device == "cuda" else "cpu")
+    options = parsed(found, arguments)
     return run(measurements(options), options)
 
 

@@ -11,11 +11,11 @@ equal shares of the tokens, or (90-10) the first nine tenths of them and the oth
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from harness import Measurement, Row, paired, parser, ratio_row, run
+from harness import Measurement, Row, paired, parsed, parser, ratio_row, run
 from torch import Tensor
 
 GRIDS = {
@@ -64,13 +64,11 @@ def compare(options: argparse.Namespace, name: str, width: int, sizes: list[int]
     return [ratio_row(name, times["grouped"][0], times["each"][0], against="one product a tower")]
 
 
-def main() -> int:
-    """Measure what is missing of the grid."""
-    command = parser(__doc__, turns=15)
-    command.add_argument("--grid", default="", choices=["", *GRIDS], help="the device's own unless given")
-    options = command.parse_args()
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; the exit code is that of `harness.run`."""
+    options = parsed(parser(__doc__, turns=15, grids=GRIDS), arguments)
     wanted = []
-    for width, tokens, towers, mix, dtype in GRIDS[options.grid or ("gpu" if options.device == "cuda" else "cpu")]:
+    for width, tokens, towers, mix, dtype in GRIDS[options.grid]:
         name = f"grouped_ratio/d{width}-t{tokens}-{towers}towers-{mix}/{dtype}"
         settings = (options, name, width, sizes_of(tokens, towers, mix), dtype)
         wanted.append(Measurement([name], lambda settings=settings: compare(*settings)))

@@ -114,16 +114,26 @@ def half_range(values: Sequence[float]) -> float:
     return (ordered[-1 - quarter] - ordered[quarter]) / 2
 
 
-def parser(description: str | None, *, turns: int = 7) -> argparse.ArgumentParser:
-    """Return a command line with what all benchmarks share."""
+def parser(
+    description: str | None, *, turns: int = 7, grids: Iterable[str] = ("cpu", "gpu", "tiny")
+) -> argparse.ArgumentParser:
+    """Return a command line with what all benchmarks share; `parsed` reads it."""
     found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = "cuda" if torch.cuda.is_available() else "cpu"
     found.add_argument("--device", default=default, choices=["cpu", "cuda"])
+    found.add_argument("--grid", choices=list(grids), help="default: that of the device")
     found.add_argument("--turns", type=int, default=turns, help="times that each arm is measured")
     found.add_argument("--again", action="store_true", help="measure also what the results file has")
     found.add_argument("--minutes", type=float, default=0.0, help="begin nothing after this time (0: no limit)")
     found.add_argument("--out", type=Path, default=RESULTS, help="folder of the results file")
     return found
+
+
+def parsed(command: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the options of a command line (None: the process's own), with the device's grid where none is named."""
+    options = command.parse_args(arguments)
+    options.grid = options.grid or ("gpu" if options.device == "cuda" else "cpu")
+    return options
 
 
 def run(measurements: Iterable[Measurement], options: argparse.Namespace) -> int:

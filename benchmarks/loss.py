@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from harness import Measurement, Row, paired, parser, ratio_row, run, value_row
+from harness import Measurement, Row, paired, parsed, parser, ratio_row, run, value_row
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -96,10 +96,8 @@ GRIDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is that of `harness.run`."""
-    found = parser(__doc__, turns=3)
-    found.add_argument("--grid", choices=list(GRIDS), help="default: that of the device")
-    options = found.parse_args(arguments)
-    grid = GRIDS[options.grid or ("gpu" if options.device == "cuda" else "cpu")]
+    options = parsed(parser(__doc__, turns=3, grids=GRIDS), arguments)
+    grid = GRIDS[options.grid]
     return run([Measurement(names_of(*one), lambda one=one: compare(options, *one)) for one in grid], options)
 
 

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from harness import Measurement, Row, paired, parser, ratio_row, run
+from harness import Measurement, Row, paired, parsed, parser, ratio_row, run
 from shapes import Case, Shape, dense_reference, sequence_loss
 from step import THREE, TWO, Arm, case_of, mot_arm
 from torch import Tensor, nn
@@ -202,10 +202,7 @@ def measurements(options: argparse.Namespace) -> list[Measurement]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is that of `harness.run`."""
-    found = parser(__doc__, turns=5)
-    found.add_argument("--grid", choices=["cpu", "gpu", "tiny"], help="default: that of the device")
-    options = found.parse_args(arguments)
-    options.grid = options.grid or ("gpu" if options.device == "cuda" else "cpu")
+    options = parsed(parser(__doc__, turns=5), arguments)
     return run(measurements(options), options)
 
 

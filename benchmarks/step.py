@@ -20,7 +20,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 import torch
-from harness import Measurement, Row, Times, paired, parser, ratio_row, run, value_row
+from harness import Measurement, Row, Times, paired, parsed, parser, ratio_row, run, value_row
 from shapes import DTYPES, Case, Shape, flops, mot_loss, sequence_loss
 
 TWO, SKEWED, THREE = (50, 50), (90, 10), (34, 33, 33)
@@ -233,7 +233,6 @@ def case_of(options: argparse.Namespace, shape: Shape, dtype: str, mode: str) ->
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is that of `harness.run`."""
     found = parser(__doc__)
-    found.add_argument("--grid", choices=["cpu", "gpu", "tiny"], help="default: that of the device")
     found.add_argument("--first", type=int, default=0, help="only so many measurements of the grid")
     found.add_argument("--width", type=int, default=0, help="measure this one shape instead of a grid")
     found.add_argument("--tokens", type=int, default=4096)
@@ -241,8 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found.add_argument("--layers", type=int, default=4)
     found.add_argument("--dtype", default="float32", choices=list(DTYPES))
     found.add_argument("--mode", default="eager", choices=["eager", "compiled"])
-    options = found.parse_args(arguments)
-    options.grid = options.grid or ("gpu" if options.device == "cuda" else "cpu")
+    options = parsed(found, arguments)
     return run(measurements(options), options)
 
 
