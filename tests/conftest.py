@@ -11,6 +11,8 @@ import torch
 if not torch.cuda.is_available():  # Triton's kernels run interpreted then; it reads this when it is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+from torch.utils._python_dispatch import TorchDispatchMode
+
 from plait.batch import Document, Part
 from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 
@@ -66,4 +68,26 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-__all__ = ["SIZES", "TowerConfig", "model_config", "random_documents", "random_part"]
+class Forbidden(TorchDispatchMode):
+    """Records operations that make the host wait for the device, or index by booleans."""
+
+    NAMES = ("nonzero", "_local_scalar_dense", "masked_select", "is_nonzero", "unique", "bincount", "item")
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.count = [], 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        name = func.overloadpacket.__name__
+        if name in self.NAMES or (name.startswith("index") and any(_is_bool(a) for a in args[1:])):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def _is_bool(x) -> bool:
+    many = x if isinstance(x, (list, tuple)) else [x]
+    return any(isinstance(t, torch.Tensor) and t.dtype == torch.bool for t in many)
+
+
+__all__ = ["SIZES", "Forbidden", "TowerConfig", "model_config", "random_documents", "random_part"]

@@ -5,9 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import model_config, random_part
+from conftest import Forbidden, model_config, random_part
 from test_generate import GRIDS, build, parts_of, requests
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from plait.batch import Part, Run
 from plait.config import DiffusionConfig, GenerateConfig, SamplingConfig
@@ -135,28 +134,6 @@ def test_hidden_states_of_the_short_way(rng):
             torch.testing.assert_close(a[:n], b[:n], rtol=0, atol=1e-10)
 
 
-class Asked(TorchDispatchMode):
-    """Records operations that make the host wait for the device, or index by booleans."""
-
-    NAMES = ("nonzero", "_local_scalar_dense", "masked_select", "is_nonzero", "unique", "bincount", "item")
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.count = [], 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        name = func.overloadpacket.__name__
-        if name in self.NAMES or (name.startswith("index") and any(_is_bool(a) for a in args[1:])):
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-def _is_bool(x) -> bool:
-    many = x if isinstance(x, (list, tuple)) else [x]
-    return any(isinstance(t, torch.Tensor) and t.dtype == torch.bool for t in many)
-
-
 @pytest.mark.parametrize("page_size", [0, 4])
 def test_rows_of_all_modalities_cost_one_synchronisation_a_step(rng, monkeypatch, page_size):
     """Prompts, decoding and new rows beside old ones; the only thing asked for is the ids, in one piece."""
@@ -176,7 +153,7 @@ def test_rows_of_all_modalities_cost_one_synchronisation_a_step(rng, monkeypatch
         for request in (waiting[:6], [], waiting[6:], [])[step]:
             engine.add(request)
         asked_for.clear()
-        with Asked() as watch:
+        with Forbidden() as watch:
             engine.step()
         assert watch.count > 50 and watch.seen == [] and len(asked_for) == 1
         assert engine.num_syncs == engine.num_steps == step + 1

@@ -6,12 +6,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from conftest import model_config, random_documents
+from conftest import Forbidden, model_config, random_documents
 from dense_reference import Dense
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.utils import counters
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from plait.batch import Document, assemble, pack, spell
 from plait.config import DiffusionConfig
@@ -266,26 +265,6 @@ def test_compiled_once_for_all_batches_and_equal_to_eager(rng):
             torch.testing.assert_close(grads(eager), grads(compiled), rtol=0, atol=1e-10)
     assert len(sizes) > 10
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
-
-
-class Forbidden(TorchDispatchMode):
-    """Records operations that make the host wait for the device, or index by booleans."""
-
-    NAMES = ("nonzero", "_local_scalar_dense", "masked_select", "is_nonzero", "unique", "bincount", "item")
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.count = [], 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += 1
-        name = func.overloadpacket.__name__
-        indexed = name in ("index", "index_put", "index_put_") and any(
-            t is not None and t.dtype == torch.bool for t in args[1]
-        )
-        if name in self.NAMES or indexed:
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("moe", [None, "token_choice", "expert_choice"])
