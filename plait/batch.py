@@ -18,6 +18,7 @@ from torch import Tensor
 
 from plait.layout import IdLayout
 from plait.model_config import ModelConfig
+from plait.spans import Span, towers_of
 
 
 @dataclass
@@ -72,25 +73,6 @@ class Run:
 
     def __len__(self) -> int:
         return len(self.ids) if self.ids is not None else len(self.latents)
-
-
-@dataclass(frozen=True)
-class Span:
-    """A run's place in the batch: tokens [start, start + length) of one document."""
-
-    modality: str
-    role: str
-    grid: tuple[int, ...]
-    start: int
-    length: int
-    document: int
-    bidirectional: bool
-    noised: bool = False
-    hidden: bool = False
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.length
 
 
 @dataclass
@@ -252,7 +234,8 @@ def _delimiter(layout: IdLayout, token: int, loss: float = 1.0) -> Run:
 
 def pack(documents: Sequence[Document], config: ModelConfig, *, pad_rows_to: int = 32) -> Batch:
     """Build the batch that holds these documents one after another."""
-    batch = assemble([spell(d, config) for d in documents], config, pad_rows_to=pad_rows_to)
+    indices = [d.index for d in documents]
+    batch = assemble([spell(d, config) for d in documents], config, pad_rows_to=pad_rows_to, indices=indices)
     batch.documents = list(documents)
     return batch
 
@@ -263,31 +246,25 @@ def assemble(
     *,
     pad_rows_to: int = 1,
     first_positions: Sequence[float] | None = None,
+    indices: Sequence[int] | None = None,
 ) -> Batch:
     """Build a batch of sequences of runs, each sequence a document of its own.
 
-    ``first_positions`` says where each document's positions start (a decoding step goes on where its row is).
+    ``first_positions`` says where each document's positions start (a decoding step goes on where its row is);
+    ``indices`` are the documents' own, which models that deal tokens out at random need (raises ConfigError).
     """
     spans, positions, ends = _place(sequences, config, first_positions)
     runs = [run for sequence in sequences for run in sequence if len(run)]
     ids = np.concatenate([np.zeros(len(r), np.int64) if r.ids is None else r.ids for r in runs])
     lengths = [sum(len(r) for r in s) for s in sequences]
-    names = list(config.towers)
-    towers = np.repeat([names.index(tower_of(s, config)) for s in spans], [s.length for s in spans])
-    routing, order, starts = _route(towers, len(names), pad_rows_to)
+    towers = towers_of(spans, config, indices)
+    routing, order, starts = _route(towers, len(config.towers), pad_rows_to)
     targets, counts = _targets(runs, spans, ids, towers, order, starts, lengths, config)
     latents = _latents(runs, spans, towers, routing, starts, config)
     for name, group in latents.items():
         counts[config.layout.names.index(name)] = float(sum(group.noised))
     return Batch(torch.from_numpy(ids), torch.from_numpy(positions), routing, spans, targets, latents, counts,
                  lengths, ends)  # fmt: skip
-
-
-def tower_of(span: Span, config: ModelConfig) -> str:
-    """Return the tower of a span's tokens: THE routing key is its modality, noise state and role."""
-    record = config.modalities[span.modality]
-    by_role = record.tower_by_role.get(span.role, record.tower)
-    return record.tower_by_noise.get("noised" if span.noised else "clean", by_role)
 
 
 def _place(sequences, config, first_positions):

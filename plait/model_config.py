@@ -32,6 +32,9 @@ class ModalityConfig:
     """Towers for spans of a certain role (understanding, generation), where that differs from `tower`."""
     tower_by_noise: dict[str, str] = field(default_factory=dict)
     """Towers for clean and for noised spans (continuous), where that differs; it goes before `tower_by_role`."""
+    tower_at_random: list[str] = field(default_factory=list)
+    """Towers among which the tokens (discrete) are dealt out by a draw for each document and place, in equal shares,
+    whatever they are: the control that says what modalities are worth as a key. Such a model cannot generate."""
     later_sees: Literal["noised", "clean_copy", "nothing"] = "noised"
     """What later tokens see of a generated span (continuous): the noised tokens themselves (Transfusion), a clean copy
     beside them (BAGEL), or nothing (Cosmos 3)."""
@@ -52,6 +55,8 @@ class ModalityConfig:
     @property
     def towers(self) -> list[str]:
         """Every tower that may carry these tokens, `tower` first."""
+        if self.tower_at_random:
+            return self.tower_at_random
         return list(dict.fromkeys([self.tower, *self.tower_by_role.values(), *self.tower_by_noise.values()]))
 
     @property
@@ -157,7 +162,7 @@ class ModelConfig:
 
     def _fill_towers(self):
         for name, modality in self.modalities.items():
-            modality.tower = modality.tower or name
+            modality.tower = modality.tower or next(iter(modality.tower_at_random), name)
         used = [tower for modality in self.modalities.values() for tower in modality.towers]
         own = [name for name, modality in self.modalities.items() if modality.tower == name]
         implied = used if not self.towers else own
@@ -209,11 +214,21 @@ class ModelConfig:
                 ):
                     require(getattr(m, field_name) == plain, f"{where}.{field_name}", getattr(m, field_name),
                             f"{plain!r} where the objective is next_token")  # fmt: skip
+            self._check_random(where, m)
             require(m.patch_size >= 0, f"{where}.patch_size", m.patch_size, "0 or more")
             if m.patch_network == "unet" and m.patch_size and m.latent_channels:
                 require(m.patch_size in (2, 4, 8), f"{where}.patch_size", m.patch_size, "2, 4 or 8 with a U-Net")
                 require(m.latent_channels % m.patch_size**2 == 0, f"{where}.latent_channels", m.latent_channels,
                         f"a multiple of {m.patch_size**2} (patch_size squared) with a U-Net")  # fmt: skip
+
+    def _check_random(self, where: str, m: ModalityConfig):
+        dealt = m.tower_at_random
+        if dealt:
+            require(m.objective == "next_token", f"{where}.tower_at_random", dealt,
+                    "empty where the objective is diffusion (the latents of an item stay together)")  # fmt: skip
+            require(len(set(dealt)) == len(dealt) >= 2, f"{where}.tower_at_random", dealt, "two towers or more")
+            require(m.tower in dealt, f"{where}.tower", m.tower, "left out beside tower_at_random")
+            require(not m.tower_by_role, f"{where}.tower_by_role", m.tower_by_role, "left out beside tower_at_random")
 
     def _check_untied(self):
         for layer in range(self.num_layers):

@@ -10,7 +10,7 @@ import torch
 import yaml
 from fake_data import write_folder
 
-from plait.batch import Batch, Document, Part, Span, pack, tower_of
+from plait.batch import Batch, Document, Part, pack
 from plait.config import RunConfig, SamplingConfig
 from plait.config_file import from_dict, load
 from plait.data.loader import Loader
@@ -20,6 +20,7 @@ from plait.model.mot import MixtureOfTransformers
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 from plait.shipped import config_path
+from plait.spans import Span, tower_of
 from plait.train.engine import Trainer
 from plait.train.metrics import read_metrics
 

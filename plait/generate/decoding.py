@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.batch import Batch, Routing, Run, Span, Targets, place_runs, tower_of
+from plait.batch import Batch, Routing, Run, Targets, place_runs
 from plait.generate.allowed import AllowedIds
 from plait.generate.rows import Row, Stream
 from plait.generate.sampling import Limits, invert, weights_of
@@ -25,6 +25,7 @@ from plait.generate.speculation import race
 from plait.model.cache import CacheStep, KVCache, to_device, together
 from plait.model.mot import MixtureOfTransformers
 from plait.model.routing import merged
+from plait.spans import Span, tower_of
 
 LONGEST_STEP = 256
 """Slots that padded steps attend are a multiple of this."""

@@ -23,6 +23,7 @@ from plait.model.norm import RMSNorm
 from plait.model.rope import rotation
 from plait.model.routing import PerTower, merged, tower_of_parameter
 from plait.model_config import ModelConfig
+from plait.spans import refuse_generation
 
 
 class MixtureOfTransformers(nn.Module):
@@ -177,6 +178,7 @@ class MixtureOfTransformers(nn.Module):
                 raise ValueError(
                     f"tower {name!r} routes by expert_choice, which sees future tokens: it cannot generate"
                 )
+        refuse_generation(self.config)
         c = self.config
         return KVCache(c.num_layers, num_rows, max_length, c.num_kv_heads, c.head_dim, device=self.device,
                        dtype=dtype or self.dtype)  # fmt: skip
