@@ -48,13 +48,24 @@ class PrepareConfig:
 
 
 @dataclass
+class SourceConfig:
+    """One of several prepared folders that are mixed."""
+
+    weight: float = 1.0
+    """Its share of the documents, relative to the other sources'."""
+    when_exhausted: Literal["repeat", "stop", "drop"] = "repeat"
+    """What happens once all its documents came: it begins again in a new order (repeat), all data end where it would
+    have to begin again (stop), or the others go on without it (drop)."""
+
+
+@dataclass
 class DataConfig:
     """From encoded shards to packed batches."""
 
     path: str = ""
     """Folder made by plait prepare. Empty: the run's own `data` folder."""
-    sources: dict[str, float] = field(default_factory=dict)
-    """More prepared folders with their weights, mixed in place of `path`."""
+    sources: dict[str, float | SourceConfig] = field(default_factory=dict)
+    """More prepared folders, mixed in place of `path`: the weight of each, or {weight: ..., when_exhausted: ...}."""
     batch_tokens: int = 4096
     """Tokens in one packed batch."""
     max_document_tokens: int = 0
@@ -72,6 +83,11 @@ class DataConfig:
     """Every tower's rows are padded to a multiple of this, so that sizes rarely change."""
     num_workers: int = 1
     """Loader threads that pack ahead."""
+
+    def __post_init__(self):
+        for folder, source in self.sources.items():
+            weight = source.weight if isinstance(source, SourceConfig) else source
+            require(weight > 0, f"data.sources ({folder!r})", weight, "above 0")
 
 
 @dataclass
@@ -131,6 +147,8 @@ class TrainConfig:
     """Also write one after this many seconds."""
     keep_checkpoints: int = 2
     """Newest checkpoints kept."""
+    keep_every: int = 0
+    """Also keep those of steps that are a multiple of this; 0 keeps none besides the newest."""
     max_bad_steps: int = 10
     """Steps with a loss or gradient that is not finite are skipped and counted; more than this stop the run."""
     trackers: list[str] = field(default_factory=list)
@@ -289,6 +307,7 @@ class RunConfig:
         require(0 <= self.data.drop_condition < 1, "data.drop_condition", self.data.drop_condition, "in [0, 1)")
         require(self.data.drop_host >= 0 and dropped < 1, "data.drop_host", self.data.drop_host,
                 "0 or more, and below 1 together with data.drop_condition")  # fmt: skip
+        require(self.train.keep_every >= 0, "train.keep_every", self.train.keep_every, "0 or more")
         require(0 <= self.train.ema < 1, "train.ema", self.train.ema, "in [0, 1)")
         require(0 <= self.prepare.max_broken_share <= 1, "prepare.max_broken_share",
                  self.prepare.max_broken_share, "between 0 and 1")  # fmt: skip

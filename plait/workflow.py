@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import shutil
 import time
 from collections.abc import Iterator
@@ -21,11 +22,11 @@ from plait.evaluate.suite import Suite
 from plait.files import atomic_folder, read_json, write_json, write_text
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
-from plait.model.pretrained import read_tensors
 from plait.pipeline import Pipeline, Sample, load_codecs, load_run
 from plait.progress import Progress
 from plait.report import write_report
 from plait.samples import SampleSet
+from plait.tensor_files import TensorStore
 from plait.train import checkpoint
 from plait.train.engine import Trainer
 from plait.train.metrics import hardware, peak_memory_gb, read_jsonl, read_metrics, versions, write_summary
@@ -135,9 +136,8 @@ def _key(config: RunConfig) -> dict[str, Any]:
     """Return what evaluation and samples depend on: the checkpoint, and how they are made."""
     found = checkpoint.latest(Path(config.out) / "checkpoints")
     values = to_dict(config)
-    checksums = checkpoint.read_state(found)["checksums"] if found else {}
-    weights = checkpoint.weights_file(found).name if found else ""
-    return {"weights": checksums.get(weights), **{k: values[k] for k in ("generate", "evaluate", "data")}}
+    weights = checkpoint.weights_key(found) if found else {}
+    return {"weights": weights, **{k: values[k] for k in ("generate", "evaluate", "data")}}
 
 
 def summarise(config: RunConfig) -> dict[str, Any]:
@@ -180,7 +180,8 @@ def _training_figures(config: RunConfig) -> dict[str, Any]:
     figures |= {f"train_{k}": v for k, v in steps[-1].items() if k.startswith("loss/")}
     found = checkpoint.latest(Path(config.out) / "checkpoints")
     if found:
-        figures["parameters"] = sum(t.numel() for t in read_tensors(found / "model.safetensors", "checkpoint").values())
+        with TensorStore(found / "model.safetensors", "checkpoint") as store:
+            figures["parameters"] = sum(math.prod(t.shape) for t in store.tensors.values())
         counts = checkpoint.read_state(found)["run"]["loader"]["counts"]
         figures["packing_efficiency"] = counts["tokens"] / (counts["batches"] * config.data.batch_tokens)
         figures |= {f"documents_{k}": counts[k] for k in ("split", "truncated", "skipped")}

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from plait.config import SCHEMA_VERSION
@@ -14,6 +13,7 @@ from plait.errors import CheckpointError, ConfigError
 from plait.files import read_json, write_json
 from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModelConfig
+from plait.tensor_files import Cut, TensorStore
 
 ARCHITECTURE = "MixtureOfTransformers"
 WEIGHTS = "model.safetensors"
@@ -23,9 +23,14 @@ def save_pretrained(model: MixtureOfTransformers, folder: str | Path) -> None:
     """Write ``config.json`` and ``model.safetensors`` into ``folder``."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    head = {"architecture": ARCHITECTURE, "schema_version": SCHEMA_VERSION}
-    write_json(folder / "config.json", head | to_dict(model.config))
+    save_config(model.config, folder)
     save_file({n: t.contiguous() for n, t in model.state_dict().items()}, folder / WEIGHTS)
+
+
+def save_config(config: ModelConfig, folder: Path) -> None:
+    """Write the ``config.json`` of a saved model."""
+    head = {"architecture": ARCHITECTURE, "schema_version": SCHEMA_VERSION}
+    write_json(folder / "config.json", head | to_dict(config))
 
 
 def load_config(folder: str | Path) -> ModelConfig:
@@ -57,6 +62,7 @@ def load_pretrained(
     return model
 
 
+@torch.no_grad()
 def load_weights(
     model: MixtureOfTransformers, folder: str | Path, *, allow_missing: tuple[str, ...] = (), weights: str = WEIGHTS
 ) -> None:
@@ -64,25 +70,33 @@ def load_weights(
 
     ``allow_missing`` names parameters (by the start of their name) that may keep their present value.
     """
-    state = read_tensors(Path(folder) / weights, "model")
     own = model.state_dict()
-    missing = [n for n in own if n not in state and not n.startswith(allow_missing or ("\0",))]
-    unexpected = [n for n in state if n not in own]
-    if missing or unexpected:
-        first = (missing or unexpected)[0]
-        raise CheckpointError(
-            f"model: {str(folder)!r} is of another architecture: {len(missing)} weights are missing and "
-            f"{len(unexpected)} are unexpected, the first is {first!r}"
-        )
-    check_shapes(own, state, str(folder))
-    model.load_state_dict({**own, **state})
+    with TensorStore(Path(folder) / weights, "model") as store:
+        check_tensors(own, store.tensors, str(folder), allow_missing=allow_missing)
+        for name in store.tensors:  # one by one, so that the model is not held twice
+            own[name].copy_(store.read(name))
     # what is not saved is rebuilt: balancing counts start at zero
     for name, buffer in model.named_buffers():
         if name not in own:
             buffer.zero_()
 
 
-def check_shapes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: str) -> None:
+def check_tensors(
+    own: Mapping[str, Tensor], stored: Mapping[str, Cut], where: str, *, allow_missing: tuple[str, ...] = ()
+) -> None:
+    """Raise a CheckpointError unless what is stored has the names and shapes of ``own``."""
+    missing = [n for n in own if n not in stored and not n.startswith(allow_missing or ("\0",))]
+    unexpected = [n for n in stored if n not in own]
+    if missing or unexpected:
+        first = (missing or unexpected)[0]
+        raise CheckpointError(
+            f"model: {where!r} is of another architecture: {len(missing)} weights are missing and "
+            f"{len(unexpected)} are unexpected, the first is {first!r}"
+        )
+    check_shapes(own, stored, where)
+
+
+def check_shapes(own: Mapping[str, Tensor], state: Mapping[str, Tensor | Cut], where: str) -> None:
     """Raise a CheckpointError for the first tensor whose shape differs."""
     for name, tensor in state.items():
         if name in own and tensor.shape != own[name].shape:
@@ -92,10 +106,6 @@ def check_shapes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], where: 
 
 
 def read_tensors(path: Path, what: str) -> dict[str, Tensor]:
-    """Read a safetensors file; a missing or broken one is a CheckpointError."""
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{what}: there is no file {str(path)!r}") from None
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{what}: {str(path)!r} is not a whole safetensors file ({error})") from None
+    """Read a safetensors file, or those of its index; a missing or broken one is a CheckpointError."""
+    with TensorStore(path, what) as store:
+        return {name: store.read(name) for name in store.tensors}

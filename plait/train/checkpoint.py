@@ -1,50 +1,56 @@
 """Checkpoints: everything a run needs to go on as if it had never stopped. Safetensors and JSON, no pickle.
 
 ``checkpoints/step-00000100/`` holds config.json and model.safetensors (loadable as a saved model),
-optimizer.safetensors, ema.safetensors where the run averages its weights, and state.json with the step, the data
-position and checksums. A folder is written under a temporary name and renamed, so a folder that is there is whole.
+optimizer.safetensors, ema.safetensors where the run averages its weights, random.safetensors with the states of the
+generators that torch, NumPy and Python keep, and state.json with the step, the data position, the run's config and
+checksums. Where several ranks train, each writes what it holds (``model-00001-of-00004.safetensors``) and
+``model.safetensors.index.json`` says where the pieces lie; whoever reads tensors by name (plait.tensor_files) reads
+both alike, and a run goes on from them on any number of ranks, cut in any other way.
+
+A checkpoint is written while training goes on: tensors are copied first, and torch.distributed.checkpoint writes the
+copies in a thread, over a process group of its own. Everything is written under a temporary name and renamed, so a
+folder that is there is whole; one that was damaged later is passed over.
 """
 
+import functools
+import json
+import random
 import shutil
+import sys
+import warnings
 import zlib
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 
 from plait.config import SCHEMA_VERSION
-from plait.errors import CheckpointError
-from plait.files import atomic_folder, read_json, write_json
+from plait.errors import CheckpointError, PlaitError
+from plait.files import read_json, replace_folder, write_json
 from plait.model.mot import MixtureOfTransformers
-from plait.model.pretrained import WEIGHTS, load_config, load_weights, read_tensors, save_pretrained
+from plait.model.pretrained import WEIGHTS, check_tensors, load_config, save_config
+from plait.tensor_files import TensorStore, index_path
 from plait.train.ema import AveragedWeights
+from plait.train.storage import SafetensorsReader, SafetensorsWriter, Written
 
-OPTIMIZER, AVERAGES = "optimizer.safetensors", "ema.safetensors"
+# one process writes in the same way as many; torch warns of it
+warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
-
-def save(folder: Path, model: MixtureOfTransformers, optimizer: torch.optim.Optimizer, state: dict[str, Any], *,
-         keep: int, averages: AveragedWeights | None = None) -> Path:  # fmt: skip
-    """Write the checkpoint of ``state["step"]`` and remove all but the newest ``keep``."""
-    path = folder / f"step-{state['step']:08d}"
-    with atomic_folder(path) as temporary:
-        save_pretrained(model, temporary)
-        save_file(_optimizer_tensors(model, optimizer), temporary / OPTIMIZER)
-        if averages:  # under the model's names, so that it loads as a model; what has no average is as it is
-            tensors = model.state_dict() | averages.tensors
-            save_file({name: t.contiguous() for name, t in tensors.items()}, temporary / AVERAGES)
-            state = state | {"ema_updates": float(averages.num_updates)}
-        checksums = {path.name: _checksum(path) for path in sorted(temporary.glob("*.safetensors"))}
-        write_json(temporary / "state.json", {"schema_version": SCHEMA_VERSION, "checksums": checksums, **state})
-    for old in find(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
-    return path
+OPTIMIZER, AVERAGES, RANDOM = "optimizer.safetensors", "ema.safetensors", "random.safetensors"
+STATE = "state.json"
 
 
 def weights_file(path: Path) -> Path:
     """Return the file of a checkpoint that figures and samples are made with: the averages, where there are any."""
     averages = Path(path) / AVERAGES
-    return averages if averages.is_file() else Path(path) / WEIGHTS
+    return averages if averages.is_file() or index_path(averages).is_file() else Path(path) / WEIGHTS
 
 
 def find(folder: Path) -> list[Path]:
@@ -57,58 +63,254 @@ def latest(folder: Path) -> Path | None:
     for path in reversed(find(folder)):
         try:
             read_state(path)
-        except CheckpointError:
+        except CheckpointError as error:
+            warn_of_damage(str(error))
             continue
         return path
     return None
 
 
-def read_state(path: Path) -> dict[str, Any]:
-    """Read and check a checkpoint's state.json; raises CheckpointError where a file is damaged."""
-    state = read_json(path / "state.json", "checkpoint")
-    for name, expected in state.get("checksums", {}).items():
-        if not (path / name).is_file() or _checksum(path / name) != expected:
-            raise CheckpointError(f"checkpoint: {str(path / name)!r} is damaged (its checksum differs)")
+def read_state(path: Path, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
+    """Read a checkpoint's state.json and check its files; raises CheckpointError where one is damaged.
+
+    Every file's size is checked, and the checksum of every ``parts``-th file from number ``part`` on.
+    """
+    state = read_json(path / STATE, "checkpoint")
+    try:
+        files = sorted(state["files"].items())
+        for number, (name, expected) in enumerate(files):
+            file = path / name
+            status = file.stat() if file.is_file() else None
+            whole = status is not None and status.st_size == expected["bytes"]
+            if whole and number % parts == part:
+                whole = _checksum(file, status.st_size, status.st_mtime_ns) == expected["crc32"]
+            if not whole:
+                raise CheckpointError(f"checkpoint: {str(file)!r} is damaged (its checksum differs)")
+    except (KeyError, TypeError, AttributeError):
+        raise CheckpointError(f"checkpoint: {str(path / STATE)!r} is not the state of a checkpoint") from None
     return state
 
 
-def restore(path: Path, model: MixtureOfTransformers, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Load a checkpoint into model and optimizer, and return its state."""
-    state = read_state(path)
-    if load_config(path) != model.config:
-        raise CheckpointError(
-            f"checkpoint: {str(path)!r} was made with another model section, so this run cannot go on from it; "
-            "give the run another name, or start from its weights by train.init_from"
-        )
-    load_weights(model, path)
-    tensors = read_tensors(path / OPTIMIZER, "checkpoint")
-    for name, parameter in model.named_parameters():
-        found = {key.partition("/")[0]: t for key, t in tensors.items() if key.partition("/")[2] == name}
-        if found:
-            optimizer.state[parameter] = {k: t.to(parameter.device) for k, t in found.items()}
-    return state
-
-
-def restore_averages(path: Path, state: dict[str, Any], averages: AveragedWeights) -> None:
-    """Load a checkpoint's averages, ``state`` being what `restore` returned; without any, they start anew."""
-    if "ema_updates" not in state:
-        return
-    tensors = read_tensors(path / AVERAGES, "checkpoint")
-    averages.load(tensors, state["ema_updates"])
-
-
-def _optimizer_tensors(model: MixtureOfTransformers, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return AdamW's state as ``{kind}/{parameter name}``."""
-    return {
-        f"{kind}/{name}": tensor.contiguous()
-        for name, parameter in model.named_parameters()
-        for kind, tensor in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def _checksum(path: Path) -> int:
+@functools.lru_cache(maxsize=4096)
+def _checksum(path: Path, num_bytes: int, changed_ns: int) -> int:
+    """Return a file's CRC-32; the size and time of its last change say whether it is still the same file."""
     value = 0
     with open(path, "rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(1 << 22):
             value = zlib.crc32(block, value)
     return value
+
+
+@functools.cache
+def warn_of_damage(message: str) -> None:
+    """Say once that a checkpoint is passed over."""
+    print(f"plait: {message}; the checkpoint before it is taken", file=sys.stderr, flush=True)
+
+
+def weights_key(path: Path) -> dict[str, int]:
+    """Return what tells the weights of one checkpoint from those of another: the checksums of their files."""
+    stem = weights_file(path).name.partition(".")[0]
+    files = read_state(path)["files"]
+    return {name: record["crc32"] for name, record in files.items() if name.startswith(stem)}
+
+
+class Checkpoints:
+    """The checkpoints of a run that trains: written while training goes on, one at a time, the oldest removed.
+
+    Kept are the newest ``keep``, and those of every ``keep_every``-th step (0: none besides). With several ranks every
+    method is called on all of them. Raises ResourceError for a full disk and CheckpointError for what does not fit.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int, keep_every: int = 0):
+        self.folder = Path(folder)
+        self._keep, self._keep_every = keep, keep_every
+        # torch's own messages between the ranks' threads must not meet those of training
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._rank = dist.get_rank(self._group) if self._group else 0
+        self._world_size = dist.get_world_size(self._group) if self._group else 1
+        self._under_way: tuple[Future, Path] | None = None
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def save(self, model: MixtureOfTransformers, optimizer: torch.optim.Optimizer, state: dict[str, Any], *,
+             averages: AveragedWeights | None = None) -> None:  # fmt: skip
+        """Copy everything, and begin to write the checkpoint of ``state["step"]``; waits for the one before."""
+        self.wait()
+        path = self.folder / f"step-{state['step']:08d}"
+        temporary = path.with_name(f".{path.name}.tmp")
+        tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
+        for name, parameter in model.named_parameters():
+            for kind, tensor in optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer/{kind}/{name}"] = tensor
+        if averages:  # under the model's names, so that it loads as a model; what has no average is as it is
+            tensors |= {f"ema/{name}": t for name, t in (model.state_dict() | averages.tensors).items()}
+            state = state | {"ema_updates": float(averages.num_updates)}
+        tensors |= {f"random/{self._rank}/{name}": t for name, t in random_states(model.device).items()}
+        state = {"schema_version": SCHEMA_VERSION, "world_size": self._world_size, **state}
+        text = json.dumps(state)  # as it is now: training goes on
+
+        def finish(written: list[Written]) -> None:
+            save_config(model.config, temporary)
+            small = [p for p in temporary.glob("*.json")]
+            files = {w.file: {"bytes": w.num_bytes, "crc32": w.checksum} for w in written}
+            files |= {p.name: {"bytes": p.stat().st_size, "crc32": zlib.crc32(p.read_bytes())} for p in small}
+            write_json(temporary / STATE, json.loads(text) | {"files": files})
+            replace_folder(temporary, path)
+            self._remove_old()
+
+        writer, planner = SafetensorsWriter(temporary, finish), DefaultSavePlanner(flatten_state_dict=False)
+        future = dcp.async_save(tensors, storage_writer=writer, planner=planner, process_group=self._group)
+        self._under_way = future, temporary
+
+    def wait(self) -> None:
+        """Wait until the checkpoint under way is whole; raises what went wrong, on every rank."""
+        if self._under_way is None:
+            return
+        (future, temporary), self._under_way = self._under_way, None
+        try:
+            future.result()
+        except CheckpointException as error:
+            if self._rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise first_failure(error) from None
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        """Finish what is under way, however training ended."""
+        try:
+            self.wait()
+        except Exception:
+            if error is None:
+                raise
+
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._under_way is not None and not self._under_way[0].done()
+
+    def _remove_old(self) -> None:
+        old = find(self.folder)[: -self._keep]
+        for path in old:
+            if not (self._keep_every and int(path.name.removeprefix("step-")) % self._keep_every == 0):
+                shutil.rmtree(path, ignore_errors=True)
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def newest(self) -> Path | None:
+        """Return the newest whole checkpoint, the same on every rank; damaged ones are passed over with a warning."""
+        found = self._from_first([str(p) for p in find(self.folder)] if self._rank == 0 else None)
+        for path in reversed([Path(p) for p in found]):
+            try:
+                read_state(path, part=self._rank, parts=self._world_size)  # each rank checks its share
+                problem = ""
+            except CheckpointError as error:
+                problem = str(error)
+            problems = [p for p in self._from_all(problem) if p]
+            if not problems:
+                return path
+            if self._rank == 0:
+                warn_of_damage(problems[0])
+        return None
+
+    def restore(self, path: Path, model: MixtureOfTransformers, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+        """Load a checkpoint into model and optimizer, however they are cut, and return its state."""
+        state = read_json(path / STATE, "checkpoint")
+        if load_config(path) != model.config:
+            raise CheckpointError(
+                f"checkpoint: {str(path)!r} was made with another model section, so this run cannot go on from it; "
+                "give the run another name, or start from its weights by train.init_from"
+            )
+        with (
+            TensorStore(path / WEIGHTS, "checkpoint") as weights,
+            TensorStore(path / OPTIMIZER, "checkpoint") as moments,
+        ):
+            own = model.state_dict()
+            check_tensors(own, weights.tensors, str(path))
+            tensors = {f"model/{name}": t for name, t in own.items()}
+            parameters = dict(model.named_parameters())
+            for key, cut in moments.tensors.items():
+                kind, _, name = key.partition("/")
+                parameter = parameters.get(name)
+                if parameter is None or not parameter.requires_grad:
+                    continue
+                like = (
+                    parameter.detach() if cut.shape == parameter.shape else torch.empty(cut.shape, device=model.device)
+                )
+                tensors[f"optimizer/{key}"] = torch.empty_like(like, dtype=cut.dtype)
+                optimizer.state[parameter][kind] = tensors[f"optimizer/{key}"]
+            self._load(tensors, {"model": weights, "optimizer": moments})
+        self._restore_random(path, model.device)
+        return state
+
+    def restore_averages(self, path: Path, state: dict[str, Any], averages: AveragedWeights) -> None:
+        """Load a checkpoint's averages, ``state`` being what `restore` returned; without any, they start anew."""
+        if "ema_updates" not in state:
+            return
+        with TensorStore(path / AVERAGES, "checkpoint") as store:
+            self._load({f"ema/{name}": t for name, t in averages.tensors.items()}, {"ema": store})
+        averages.num_updates.fill_(state["ema_updates"])
+
+    def remove_leftovers(self) -> None:
+        """Remove what a killed run had begun to write."""
+        if self._rank == 0:
+            for path in self.folder.glob(".step-*.tmp"):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def _load(self, tensors: dict[str, Tensor], stores: dict[str, TensorStore]) -> None:
+        try:
+            dcp.load(tensors, storage_reader=SafetensorsReader(stores),
+                     planner=DefaultLoadPlanner(flatten_state_dict=False), process_group=self._group)  # fmt: skip
+        except CheckpointException as error:
+            raise first_failure(error) from None
+
+    def _restore_random(self, path: Path, device: torch.device) -> None:
+        """Set the generators as this rank's were; where there was no such rank, they stay as they are."""
+        with TensorStore(path / RANDOM, "checkpoint") as store:
+            mine = f"{self._rank}/"
+            states = {n.removeprefix(mine): store.read(n) for n in store.tensors if n.startswith(mine)}
+        set_random_states(states, device)
+
+    def _from_first(self, value: Any) -> Any:
+        values = [value]
+        if self._group:
+            dist.broadcast_object_list(values, src=0, group=self._group)
+        return values[0]
+
+    def _from_all(self, value: str) -> list[str]:
+        if not self._group:
+            return [value]
+        values: list[str] = [""] * self._world_size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+
+def first_failure(error: CheckpointException) -> BaseException:
+    """Return what went wrong first: a sentence for the user where there is one."""
+    found = [failure for failure, _ in error.failures.values()]
+    return next((f for f in found if isinstance(f, PlaitError)), found[0])
+
+
+def random_states(device: torch.device) -> dict[str, Tensor]:
+    """Return the states of the generators that libraries keep, as bytes. plait's own draws need none."""
+    kept = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        kept["cuda"] = torch.cuda.get_rng_state(device)
+    name, keys, *rest = np.random.get_state()
+    others = {"numpy": [name, keys.tolist(), *rest], "python": random.getstate()}
+    return kept | {n: torch.frombuffer(bytearray(json.dumps(v).encode()), dtype=torch.uint8) for n, v in others.items()}
+
+
+def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:
+    """Set the generators to states that `random_states` returned."""
+    if "torch" in states:
+        torch.set_rng_state(states["torch"])
+    if "cuda" in states and device.type == "cuda":
+        torch.cuda.set_rng_state(states["cuda"], device)
+    values = {n: json.loads(states[n].numpy().tobytes()) for n in ("numpy", "python") if n in states}
+    if "numpy" in values:
+        np.random.set_state(tuple(values["numpy"]))
+    if "python" in values:
+        version, keys, gauss = values["python"]
+        random.setstate((version, tuple(keys), gauss))

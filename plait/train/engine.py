@@ -6,6 +6,7 @@ the batches before the forward pass. Nothing in the loop waits for the device ou
 
 import contextlib
 import itertools
+import math
 import signal
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from plait.batch import Batch
 from plait.config import RunConfig
+from plait.config_file import to_dict
 from plait.data.loader import Loader
 from plait.data.sources import resolve_vocabulary, validation_splits
 from plait.errors import CheckpointError, PlaitError, ResourceError
@@ -28,11 +30,14 @@ from plait.model.pretrained import check_shapes, load_config, load_weights, read
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 from plait.progress import Progress
-from plait.train import checkpoint
+from plait.train.checkpoint import Checkpoints
 from plait.train.ema import AveragedWeights
 from plait.train.gradients import add_gradients, side_by_side
 from plait.train.metrics import MetricsLog, peak_device_memory_gb, peak_memory_gb
 from plait.train.optim import learning_rate, make_optimizer, set_learning_rate
+
+SECONDS_BETWEEN_SIGNALS = 1.0
+"""A Ctrl-C that comes later than this after the first one is meant."""
 
 
 class TrainingStopped(PlaitError):
@@ -106,6 +111,8 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, config.train)
         self.state = RunState()
         self.averages: AveragedWeights | None = None
+        self.checkpoints = Checkpoints(self.out / "checkpoints", keep=config.train.keep_checkpoints,
+                                       keep_every=config.train.keep_every)  # fmt: skip
         self._restore()
         if config.train.compile:
             self.model.compile_blocks()
@@ -115,9 +122,10 @@ class Trainer:
         self._last_saved = time.monotonic()
 
     def _restore(self) -> None:
-        found = checkpoint.latest(self.out / "checkpoints")
+        self.checkpoints.remove_leftovers()
+        found = self.checkpoints.newest()
         if found:
-            values = checkpoint.restore(found, self.model, self.optimizer)
+            values = self.checkpoints.restore(found, self.model, self.optimizer)
             self.state = RunState(**values["run"])
         else:
             if self.config.train.init_from:
@@ -128,7 +136,7 @@ class Trainer:
         if self.config.train.ema:
             self.averages = AveragedWeights(self.model, self.config.train.ema)
             if found:
-                checkpoint.restore_averages(found, values, self.averages)
+                self.checkpoints.restore_averages(found, values, self.averages)
 
     @property
     def finished(self) -> bool:
@@ -148,7 +156,7 @@ class Trainer:
 
     def run(self) -> MixtureOfTransformers:
         """Train to the end and return the model; raises TrainingStopped after saving when a signal asks to stop."""
-        with self._signals(), MetricsLog(self.out, self.config.train.trackers) as log:
+        with self._signals(), self.checkpoints, MetricsLog(self.out, self.config.train.trackers) as log:
             log.drop_after(self.state.step)
             if not self.finished:
                 self._loop(log)
@@ -178,6 +186,8 @@ class Trainer:
                     window = self._new_window()
                 if last or self._stop or self._time_to_save(step):
                     self._save()
+                if last or self._stop:
+                    self.checkpoints.wait()
                 if self._stop and not last:
                     raise TrainingStopped(f"stopped at step {step} and saved; the same command goes on from there")
 
@@ -291,18 +301,23 @@ class Trainer:
 
     def _save(self) -> None:
         self._count_skipped()
-        state = {"step": self.state.step, "run": dict(vars(self.state))}
-        checkpoint.save(self.out / "checkpoints", self.model, self.optimizer, state,
-                        keep=self.config.train.keep_checkpoints, averages=self.averages)  # fmt: skip
+        state = {"step": self.state.step, "run": dict(vars(self.state)), "config": to_dict(self.config)}
+        self.checkpoints.save(self.model, self.optimizer, state, averages=self.averages)
         self._last_saved = time.monotonic()
 
     @contextlib.contextmanager
     def _signals(self):
-        """Ctrl-C and SIGTERM finish the step, save, and stop; a second Ctrl-C stops at once."""
+        """Ctrl-C and SIGTERM finish the step, save, and stop; Ctrl-C again, a moment later, stops at once.
+
+        A launcher passes a signal on that the terminal or the scheduler sends to all, so that it may come twice.
+        """
+        first = math.inf
 
         def ask(number, frame):
-            if self._stop:
+            nonlocal first
+            if number == signal.SIGINT and time.monotonic() > first + SECONDS_BETWEEN_SIGNALS:
                 raise KeyboardInterrupt
+            first = min(first, time.monotonic())
             self._stop = True
 
         try:
