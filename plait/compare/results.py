@@ -1,17 +1,17 @@
-"""What a study found: runs, learning rates, step matching and the paper's figures, as plain rows and as tables."""
+"""What a study found: step matching and the paper's figures, as plain rows and as tables."""
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from plait.compare.curves import TRAINING, VALIDATION, Curve, Key, read_curves, step_seconds
-from plait.compare.runner import DONE, StudyRun, Tuned, status
+from plait.compare.curves import TRAINING, VALIDATION, Curve, Key
+from plait.compare.records import Records, Run
+from plait.compare.scaling import fit_families
 from plait.compare.step_matching import Match, Spread, match
 from plait.compare.study import Study
 from plait.compare.tables import markdown
-from plait.files import read_json, write_json, write_text
-from plait.train.metrics import hardware, versions
+from plait.files import write_json, write_text
 
 
 @dataclass
@@ -33,39 +33,36 @@ class Found:
     """Everything that tables and figures are made from."""
 
     study: Study
-    curves: dict[tuple[str, int], dict[Key, Curve]]
+    records: Records
+    curves: dict[Run, dict[Key, Curve]]
     """By arm and seed, of finished runs only."""
     pairs: list[Pair]
     results: dict[str, Any]
     """What results.json holds."""
 
 
-def gather(run: StudyRun) -> Found:
-    """Read every run of a study, match what is finished, and return rows; nothing that was planned is left out."""
-    study, config = run.study, run.study.config
-    names = list(run.plan)
-    folders = {(arm, seed): run.folder(arm, seed) for arm in names for seed in config.arms[arm].seeds}
-    runs = [_run_row(run, arm, seed, folder) for (arm, seed), folder in folders.items()]
-    finished = [(r["arm"], r["seed"]) for r in runs if r["status"] == "finished"]
-    modalities = list(study.base_config().model.modalities)
-    curves = {key: _in_order(read_curves(folders[key]), modalities) for key in finished}
-    warmup = study.base_config().train.warmup_steps
+def gather(study: Study, records: Records) -> Found:
+    """Match what is finished, and return rows."""
+    config, base = study.config, study.base_config()
+    names = [row["arm"] for row in records.arms]
+    modalities, warmup = list(base.model.modalities), base.train.warmup_steps
+    curves = {key: _in_order(found, modalities) for key, found in records.curves.items()}
     pairs = [pair for arm in names for pair in _pairs(arm, config.arms[arm].against, curves, warmup)]
-    rows = [_match_row(pair, run, folders) for pair in pairs]
-    trials = {owner: run.read_trials(owner) for owner in dict.fromkeys(map(run.rate_owner, names)) if owner}
+    matches = [_match_row(pair, records) for pair in pairs]
     results = {
         "study": config.name,
         "about": config.about,
         "budget": dataclasses.asdict(config.budget),
         "warmup_steps": warmup,
-        "arms": [_arm_row(run, arm, trials) for arm in names],
-        "tuning": [t for tuned in trials.values() for t in tuned.trials],
-        "runs": runs,
-        "matches": rows,
-        "claims": [_claim_row(dataclasses.asdict(entry), rows) for entry in config.paper],
-        "machine": hardware() | versions(),
+        "arms": [_arm_row(row, study, records) for row in records.arms],
+        "tuning": records.tuning,
+        "runs": records.runs,
+        "matches": matches,
+        "scaling": fit_families(config.scaling, records),
+        "claims": [_claim_row(dataclasses.asdict(entry), matches) for entry in config.paper],
+        "machine": records.machine,
     }
-    return Found(study, curves, pairs, results)
+    return Found(study, records, curves, pairs, results)
 
 
 def _in_order(curves: dict[Key, Curve], modalities: list[str]) -> dict[Key, Curve]:
@@ -74,33 +71,11 @@ def _in_order(curves: dict[Key, Curve], modalities: list[str]) -> dict[Key, Curv
     return {(s, m): curves[s, m] for s in splits for m in modalities if (s, m) in curves}
 
 
-def _arm_row(run: StudyRun, arm: str, trials: dict[str, Tuned]) -> dict[str, Any]:
-    record, plan = run.study.config.arms[arm], run.plan[arm]
-    other = run.plan.get(record.against)
-    tuned = trials.get(run.rate_owner(arm))
-    rate = tuned.learning_rate if tuned else run.study.base_config().train.learning_rate
-    return {
-        "arm": arm,
-        "about": record.about,
-        "against": record.against,
-        "parameters": plan.parameters,
-        "active_parameters": plan.active_parameters,
-        "flops_a_step": plan.flops.formula,
-        "flops_a_step_counted": plan.flops.counted,
-        "flops_ratio": plan.flops.formula / other.flops.formula if other else None,
-        "steps": plan.steps,
-        "learning_rate": rate,
-        "learning_rate_from": "tuned" if record.tune else record.learning_rate_of or "config",
-        "learning_rate_at_edge": bool(tuned and tuned.at_edge),
-    }
-
-
-def _run_row(run: StudyRun, arm: str, seed: int, folder: Path) -> dict[str, Any]:
-    state, error = status(folder)
-    row = {"arm": arm, "seed": seed, "status": state, "error": error}
-    if state == "finished":
-        row |= read_json(folder / DONE, "run") | {"step_seconds": step_seconds(folder)}
-    return row
+def _arm_row(row: dict[str, Any], study: Study, records: Records) -> dict[str, Any]:
+    record = study.config.arms[row["arm"]]
+    other = records.arm(record.against)
+    ratio = row["flops_a_step"] / other["flops_a_step"] if other else None
+    return {"arm": row["arm"], "about": record.about, "against": record.against, "flops_ratio": ratio} | row
 
 
 def _pairs(arm: str, against: str, curves: dict, warmup: int) -> list[Pair]:
@@ -121,16 +96,15 @@ def _pairs(arm: str, against: str, curves: dict, warmup: int) -> list[Pair]:
     return pairs
 
 
-def _match_row(pair: Pair, run: StudyRun, folders: dict) -> dict[str, Any]:
+def _match_row(pair: Pair, records: Records) -> dict[str, Any]:
     found, reverse = list(pair.matches.values()), list(pair.reverse.values())
     steps = Spread.of([m.ratio for m in found], [m.is_bound for m in found])
-    flops = run.plan[pair.arm].flops.formula / run.plan[pair.against].flops.formula
     spreads = {
         "steps_ratio": steps,
         "end_ratio": Spread.of([m.end_ratio for m in found], [m.end_is_bound for m in found]),
         "reverse_ratio": Spread.of([m.ratio for m in reverse], [m.is_bound for m in reverse]),
-        "flops_ratio": steps and steps.times(flops),
-        "time_ratio": steps and steps.times(_time_of_a_step(pair, folders)),
+        "flops_ratio": steps and steps.times(flops_of_a_step(pair, records)),
+        "time_ratio": steps and steps.times(time_of_a_step(pair, records)),
     }
     row = {"arm": pair.arm, "against": pair.against, "split": pair.split, "modality": pair.modality}
     row |= {"seeds": len(found)}
@@ -142,9 +116,15 @@ def _match_row(pair: Pair, run: StudyRun, folders: dict) -> dict[str, Any]:
     return row
 
 
-def _time_of_a_step(pair: Pair, folders: dict) -> float | None:
+def flops_of_a_step(pair: Pair, records: Records) -> float | None:
+    """Return the operations of the arm's step over the other's."""
+    arm, other = records.arm(pair.arm), records.arm(pair.against)
+    return arm["flops_a_step"] / other["flops_a_step"] if arm and other else None
+
+
+def time_of_a_step(pair: Pair, records: Records) -> float | None:
     """Return the measured time of the arm's step over the other's, each the mean over the seeds that both have."""
-    times = [[step_seconds(folders[arm, seed]) for seed in pair.matches] for arm in (pair.arm, pair.against)]
+    times = [[records.step_seconds(arm, seed) for seed in pair.matches] for arm in (pair.arm, pair.against)]
     if any(t is None for side in times for t in side):
         return None
     return sum(times[0]) / sum(times[1])

@@ -116,6 +116,9 @@ class StudyConfig:
     """How much operations, and parameters, that are to be equal may differ, as a share."""
     single_pass: bool = True
     """Refuse budgets for which documents would have to be seen twice."""
+    scaling: dict[str, list[str]] = field(default_factory=dict)
+    """Arms of different sizes, at least three, by the name of their family, the reference first: final loss against
+    operations is fitted for each."""
     paper: list[PaperConfig] = field(default_factory=list)
     """The paper's own figures."""
 
@@ -139,6 +142,10 @@ class StudyConfig:
             require(self.tuning.steps >= 1, "tuning.steps", self.tuning.steps, "at least 1")
         for name, arm in self.arms.items():
             self._check_arm(name, arm)
+        for family, arms in self.scaling.items():
+            require(len(set(arms)) >= 3, f"scaling.{family}", arms, "at least three arms, one for each size")
+            for arm in arms:
+                self._known(f"scaling.{family}", arm)
         for i, entry in enumerate(self.paper):
             if entry.arm:
                 self._known(f"paper[{i}].arm", entry.arm)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from plait.compare.page import write_page
 from plait.compare.plan import ArmPlan
+from plait.compare.records import read_records
 from plait.compare.results import gather, write_results
 from plait.compare.runner import StudyFailed, StudyRun
 from plait.compare.study import Study
@@ -49,7 +50,7 @@ def _open(study: Study, progress: Progress, arms: list[str], seeds: list[int]) -
 
 def write_down(run: StudyRun) -> Path:
     """Write results.json, results.md and study.html of all that is done, and return the page."""
-    found = gather(run)
+    found = gather(run.study, read_records(run))
     write_results(found)
     return write_page(found)
 

@@ -1,0 +1,77 @@
+"""What is known of a study's arms and runs: rows and loss curves, read from the folders of its runs."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from plait.compare.curves import Curve, Key, read_curves, step_seconds
+from plait.compare.runner import DONE, StudyRun, Tuned, status
+from plait.files import read_json
+from plait.train.metrics import hardware, versions
+
+Run = tuple[str, int]
+"""Arm and seed."""
+
+
+@dataclass
+class Records:
+    """Rows as results.json has them, and curves."""
+
+    arms: list[dict[str, Any]] = field(default_factory=list)
+    """arm, parameters, active_parameters, flops_a_step, flops_a_step_counted, steps, learning_rate, and where it is
+    from."""
+    tuning: list[dict[str, Any]] = field(default_factory=list)
+    """One row a trial: arm, learning_rate, score, error, final losses."""
+    runs: list[dict[str, Any]] = field(default_factory=list)
+    """arm, seed, status, error; of finished ones steps, tokens, seconds, skipped_steps, step_seconds."""
+    curves: dict[Run, dict[Key, Curve]] = field(default_factory=dict)
+    """Of finished runs only."""
+    machine: dict[str, Any] = field(default_factory=dict)
+
+    def arm(self, name: str) -> dict[str, Any] | None:
+        """Return an arm's row; None where nothing is known of it."""
+        return next((row for row in self.arms if row["arm"] == name), None)
+
+    def step_seconds(self, arm: str, seed: int) -> float | None:
+        """Return the measured time of a step of a run; None where there is none."""
+        mine = [row for row in self.runs if (row["arm"], row["seed"]) == (arm, seed)]
+        return mine[0].get("step_seconds") if mine else None
+
+
+def read_records(run: StudyRun) -> Records:
+    """Read every arm and run of a study's plan; nothing that was planned is left out."""
+    names = list(run.plan)
+    folders = {(arm, seed): run.folder(arm, seed) for arm in names for seed in run.study.config.arms[arm].seeds}
+    runs = [_run_row(arm, seed, folder) for (arm, seed), folder in folders.items()]
+    finished = [(r["arm"], r["seed"]) for r in runs if r["status"] == "finished"]
+    trials = {owner: run.read_trials(owner) for owner in dict.fromkeys(map(run.rate_owner, names)) if owner}
+    return Records(
+        [_arm_row(run, arm, trials.get(run.rate_owner(arm))) for arm in names],
+        [trial for tuned in trials.values() for trial in tuned.trials],
+        runs,
+        {key: read_curves(folders[key]) for key in finished},
+        hardware() | versions(),
+    )
+
+
+def _arm_row(run: StudyRun, arm: str, tuned: Tuned | None) -> dict[str, Any]:
+    record, plan = run.study.config.arms[arm], run.plan[arm]
+    return {
+        "arm": arm,
+        "parameters": plan.parameters,
+        "active_parameters": plan.active_parameters,
+        "flops_a_step": plan.flops.formula,
+        "flops_a_step_counted": plan.flops.counted,
+        "steps": plan.steps,
+        "learning_rate": tuned.learning_rate if tuned else run.study.base_config().train.learning_rate,
+        "learning_rate_from": "tuned" if record.tune else record.learning_rate_of or "config",
+        "learning_rate_at_edge": bool(tuned and tuned.at_edge),
+    }
+
+
+def _run_row(arm: str, seed: int, folder: Path) -> dict[str, Any]:
+    state, error = status(folder)
+    row = {"arm": arm, "seed": seed, "status": state, "error": error}
+    if state == "finished":
+        row |= read_json(folder / DONE, "run") | {"step_seconds": step_seconds(folder)}
+    return row
