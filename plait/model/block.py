@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from plait.batch import Routing
 from plait.model.attention import AttentionPlan, attend
 from plait.model.cache import CacheStep
+from plait.model.layers import Linear, RMSNorm
 from plait.model.moe import MixtureOfExperts, SwiGLU
-from plait.model.norm import RMSNorm
+from plait.model.ranks import Ranks, local
 from plait.model.rope import rotate
 from plait.model.routing import PerTower, merged, separated, to_sequence, to_towers
 from plait.model_config import ModelConfig
@@ -27,14 +28,15 @@ class Step:
     """[T, 1, head_dim / 2]"""
     sin: Tensor
     is_token: list[Tensor]
-    """For each tower [N_k]: false on padding rows."""
+    """For each tower [N_k / C]: false on padding rows."""
     plan: AttentionPlan | None
     cache: CacheStep | None
+    ranks: Ranks
     heads_to_sequence: Callable | None = None
     """The kernel of plait.model.kernels, where there is one for the device."""
 
 
-class QKV(nn.Linear):
+class QKV(Linear):
     """Queries, keys and values of one tower from one weight, queries and keys normalised.
 
     Rows of the weight are ordered by key head: the queries that share it, the key, the value. So a contiguous part of
@@ -42,15 +44,15 @@ class QKV(nn.Linear):
     """
 
     def __init__(self, width: int, config: ModelConfig):
-        self.groups, self.queries = config.num_kv_heads, config.num_heads // config.num_kv_heads
-        self.head_dim, eps = config.head_dim, config.norm_eps
-        super().__init__(width, self.groups * (self.queries + 2) * self.head_dim, bias=config.qkv_bias)
+        self.queries, self.head_dim = config.num_heads // config.num_kv_heads, config.head_dim
+        eps = config.norm_eps
+        super().__init__(width, config.num_kv_heads * (self.queries + 2) * self.head_dim, bias=config.qkv_bias)
         self.query_norm = RMSNorm(self.head_dim, eps) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(self.head_dim, eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the heads of x [N, D] before their norms, [N, G, r + 2, d]."""
-        return super().forward(x).unflatten(-1, (self.groups, self.queries + 2, self.head_dim))
+        """Return the heads of x [N, D] before their norms, [N, G, r + 2, d]; a tensor rank has a part of the G."""
+        return super().forward(x).unflatten(-1, (-1, self.queries + 2, self.head_dim))
 
     def separated(self, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries [N, H, d], keys and values [N, G, d] of the heads, queries and keys normalised."""
@@ -78,12 +80,12 @@ class Block(nn.Module):
 
         self.attention_norm = PerTower(norm, towers, untied="norm" in untied)
         self.qkv = PerTower(lambda t: QKV(towers[t].width, config), towers, untied="qkv" in untied)
-        self.o = PerTower(lambda t: nn.Linear(heads, towers[t].width, bias=False), towers, untied="o" in untied)
+        self.o = PerTower(lambda t: Linear(heads, towers[t].width, bias=False), towers, untied="o" in untied)
         self.ffn_norm = PerTower(norm, towers, untied="norm" in untied)
         self.ffn = PerTower(ffn, towers, untied="ffn" in untied)
 
     def forward(self, streams: list[Tensor], step: Step) -> list[Tensor]:
-        """Streams [N_k, D_k] to streams [N_k, D_k]."""
+        """Streams [n_k, D_k] to streams [n_k, D_k]: this rank's rows of each tower (in one process, all N_k)."""
         if self.pre_norm:
             streams = _add(streams, self._attention(self.attention_norm(streams), step))
             return _add(streams, self._feed_forward(self.ffn_norm(streams), step))
@@ -91,21 +93,31 @@ class Block(nn.Module):
         return _add(streams, self.ffn_norm(self._feed_forward(streams, step)))
 
     def _attention(self, streams: list[Tensor], step: Step) -> list[Tensor]:
-        routing = step.routing
-        query, key, value = self._heads(self.qkv(merged(streams) if self.qkv.is_shared else streams), step)
+        routing, ranks, streams = step.routing, step.ranks, step.ranks.gather(streams)
+        sizes = [len(x) for x in streams]
+        heads = self.qkv(merged(streams) if self.qkv.is_shared else streams)
+        if ranks.context > 1:
+            heads = [ranks.rows_to_heads(x) for x in separated(heads, sizes)]
+            heads = merged(heads) if self.qkv.is_shared else heads
+        query, key, value = self._heads(heads, step)
         if step.cache is None:
             out = attend(query, key, value, step.plan)
         else:
             out = step.cache.attend(self.layer, query, key, value)
         out = to_towers(out.flatten(1), routing)
-        sizes = [len(x) for x in streams]
-        return separated(self.o([out] if self.o.is_shared else list(out.split(sizes))), sizes)
+        if ranks.context > 1:
+            pieces = out.unflatten(1, query.shape[1:]).split([size * ranks.context for size in sizes])
+            pieces = [ranks.heads_to_rows(x).flatten(1) for x in pieces]
+            pieces = merged(pieces) if self.o.is_shared else pieces
+        else:
+            pieces = [out] if self.o.is_shared else list(out.split(sizes))
+        return ranks.scatter(separated(self.o(pieces), sizes))
 
     def _heads(self, heads: list[Tensor], step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries [T, H, d], keys and values [T, G, d] in sequence order, normalised and turned."""
         routing, modules = step.routing, list(self.qkv.values())
         if step.heads_to_sequence is not None:
-            norms = [n.weight for m in modules for n in (m.query_norm, m.key_norm) if isinstance(n, RMSNorm)]
+            norms = [local(n.weight) for m in modules for n in (m.query_norm, m.key_norm) if isinstance(n, RMSNorm)]
             places = routing.to_towers, routing.to_sequence
             return step.heads_to_sequence(heads, norms, step.cos, step.sin, *places, self.norm_eps)
         sides = zip(*(m.separated(h) for m, h in zip(modules, heads, strict=True)), strict=True)
@@ -113,9 +125,11 @@ class Block(nn.Module):
         return rotate(query, step.cos, step.sin), rotate(key, step.cos, step.sin), value
 
     def _feed_forward(self, streams: list[Tensor], step: Step) -> list[Tensor]:
+        streams = step.ranks.gather(streams)
         if not self.ffn.is_shared:
-            return self.ffn(streams, step.is_token)
-        return separated(self.ffn(merged(streams), merged(step.is_token)), [len(x) for x in streams])
+            return step.ranks.scatter(self.ffn(streams, step.is_token))
+        out = self.ffn(merged(streams), merged(step.is_token))
+        return step.ranks.scatter(separated(out, [len(x) for x in streams]))
 
 
 def _add(streams: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
@@ -132,7 +146,7 @@ def heads_kernel(device: torch.device, head_dim: int) -> Callable | None:
     return kernels.heads_to_sequence if kernels.fits(head_dim) else None
 
 
-def is_token(routing: Routing, device: torch.device) -> list[Tensor]:
-    """Return for each tower the booleans [N_k] that are false on padding rows, from host sizes alone."""
-    return [torch.arange(padded, device=device) < size
+def is_token(routing: Routing, device: torch.device, ranks: Ranks) -> list[Tensor]:
+    """Return for each tower the booleans [N_k / C] that are false on padding rows, from host sizes alone."""
+    return [ranks.rows_of_context(torch.arange(padded, device=device)) < size
             for size, padded in zip(routing.sizes, routing.padded_sizes, strict=True)]  # fmt: skip

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from plait.errors import require
+from plait.model.layers import Conv2d, GroupNorm, Linear
+from plait.model.ranks import local
 
 Grid = tuple[int, ...]
 
@@ -24,8 +26,8 @@ class TimestepEmbedding(nn.Module):
     def __init__(self, width: int, num_frequencies: int = 128):
         super().__init__()
         self.num_frequencies = num_frequencies
-        self.inner = nn.Linear(2 * num_frequencies, width)
-        self.outer = nn.Linear(width, width)
+        self.inner = Linear(2 * num_frequencies, width)
+        self.outer = Linear(width, width)
 
     def forward(self, timesteps: Tensor) -> Tensor:
         ladder = torch.arange(self.num_frequencies, device=timesteps.device, dtype=timesteps.dtype)
@@ -62,7 +64,7 @@ class LatentIn(nn.Module):
         self.places = places
         self.timestep = TimestepEmbedding(width)
         self.fold = Fold(channels, width, patch_size) if network == "unet" else None
-        self.project = nn.Linear(channels, width) if network == "linear" else None
+        self.project = Linear(channels, width) if network == "linear" else None
 
     def forward(self, latents: Tensor, timesteps: Tensor | None, grids: Sequence[Grid]) -> Tensor:
         """Return the tokens [n, D]; ``timesteps`` [n] are noise levels (None: clean), ``grids`` the items' extents."""
@@ -93,7 +95,7 @@ class LatentOut(nn.Module):
         self.channels = channels
         self.timestep = TimestepEmbedding(width) if network == "unet" else None
         self.unfold = Unfold(channels, width, patch_size) if network == "unet" else None
-        self.last = nn.Linear(width, channels) if network == "linear" else None
+        self.last = Linear(width, channels) if network == "linear" else None
 
     def forward(self, hidden: Tensor, latents: Tensor, timesteps: Tensor | None, grids: Sequence[Grid]) -> Tensor:
         """Return predictions [n, C] for the noised ``latents`` [n, C]; the rest as in `LatentIn`."""
@@ -113,10 +115,10 @@ class Fold(nn.Module):
         super().__init__()
         self.patch_size = patch_size
         sizes = _channels(width, patch_size)
-        self.first = nn.Conv2d(channels // patch_size**2, sizes[0], 3, padding=1)
+        self.first = Conv2d(channels // patch_size**2, sizes[0], 3, padding=1)
         self.blocks = nn.ModuleList(ResidualBlock(size, size, width) for size in sizes)
-        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(sizes))
-        self.project = nn.Linear(sizes[-1], width)
+        self.shrink = nn.ModuleList(Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(sizes))
+        self.project = Linear(sizes[-1], width)
 
     def forward(self, latents: Tensor, times: Tensor, grid: Grid) -> Tensor:
         """Return tokens [B, h w, D] of latents [B, h w, C], with time embeddings [B, D]."""
@@ -133,13 +135,13 @@ class Unfold(nn.Module):
         super().__init__()
         self.patch_size = patch_size
         sizes = _channels(width, patch_size)[::-1]
-        self.project = nn.Linear(width, sizes[0])
+        self.project = Linear(width, sizes[0])
         self.blocks = nn.ModuleList(ResidualBlock(size, size, width) for size in sizes[:-1])
-        self.grow = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(sizes))
-        self.first = nn.Conv2d(channels // patch_size**2, sizes[-1], 3, padding=1)
+        self.grow = nn.ModuleList(Conv2d(a, b, 3, padding=1) for a, b in itertools.pairwise(sizes))
+        self.first = Conv2d(channels // patch_size**2, sizes[-1], 3, padding=1)
         self.joint = ResidualBlock(2 * sizes[-1], sizes[-1], width)
         self.norm = group_norm(sizes[-1])
-        self.last = nn.Conv2d(sizes[-1], channels // patch_size**2, 3, padding=1)
+        self.last = Conv2d(sizes[-1], channels // patch_size**2, 3, padding=1)
 
     def forward(self, hidden: Tensor, latents: Tensor, times: Tensor, grid: Grid) -> Tensor:
         """Return predictions [B, h w, C] from the stream [B, h w, D], noised latents [B, h w, C] and times [B, D]."""
@@ -157,11 +159,11 @@ class ResidualBlock(nn.Module):
     def __init__(self, size_in: int, size_out: int, width: int):
         super().__init__()
         self.norm_a = group_norm(size_in)
-        self.conv_a = nn.Conv2d(size_in, size_out, 3, padding=1)
-        self.modulate = nn.Linear(width, 2 * size_out)
+        self.conv_a = Conv2d(size_in, size_out, 3, padding=1)
+        self.modulate = Linear(width, 2 * size_out)
         self.norm_b = group_norm(size_out)
-        self.conv_b = nn.Conv2d(size_out, size_out, 3, padding=1)
-        self.shortcut = nn.Conv2d(size_in, size_out, 1) if size_in != size_out else nn.Identity()
+        self.conv_b = Conv2d(size_out, size_out, 3, padding=1)
+        self.shortcut = Conv2d(size_in, size_out, 1) if size_in != size_out else nn.Identity()
 
     def forward(self, x: Tensor, times: Tensor) -> Tensor:
         """Return [B, K_out, H, W] from images [B, K_in, H, W] and time embeddings [B, D]."""
@@ -170,9 +172,9 @@ class ResidualBlock(nn.Module):
         return self.shortcut(x) + self.conv_b(nn.functional.silu(y))
 
 
-def group_norm(size: int) -> nn.GroupNorm:
+def group_norm(size: int) -> GroupNorm:
     """Return a GroupNorm of 8 groups; its statistics are those of one image alone."""
-    return nn.GroupNorm(8, size)
+    return GroupNorm(8, size)
 
 
 def _channels(width: int, patch_size: int) -> list[int]:
@@ -222,4 +224,4 @@ def _first_of_each(timesteps: Tensor, grids: Sequence[Grid]) -> Tensor:
 
 def _nothing(module: nn.Module, like: Tensor, size: int) -> Tensor:
     """Return no tokens [0, size], through which every parameter gets a zero gradient."""
-    return like.new_zeros(0, size) + 0.0 * sum(p.sum() for p in module.parameters())
+    return like.new_zeros(0, size) + 0.0 * sum(local(p).sum() for p in module.parameters())

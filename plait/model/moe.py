@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plait.model.layers import Linear
+from plait.model.ranks import local
 from plait.model_config import TowerConfig
 
 
@@ -15,9 +17,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int):
         super().__init__()
-        self.gate = nn.Linear(width, hidden, bias=False)
-        self.up = nn.Linear(width, hidden, bias=False)
-        self.down = nn.Linear(hidden, width, bias=False)
+        self.gate = Linear(width, hidden, bias=False)
+        self.up = Linear(width, hidden, bias=False)
+        self.down = Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor, num_tokens: Tensor | None = None) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
@@ -46,7 +48,7 @@ class MixtureOfExperts(nn.Module):
         self.num_experts, self.top_k = config.num_experts, config.top_k
         self.routing, self.balance_rate = config.moe_routing, config.moe_balance_rate
         hidden = config.ffn_width
-        self.router = nn.Linear(width, self.num_experts, bias=False)
+        self.router = Linear(width, self.num_experts, bias=False)
         self.gate = ExpertWeight(self.num_experts, width, hidden)
         self.up = ExpertWeight(self.num_experts, width, hidden)
         self.down = ExpertWeight(self.num_experts, hidden, width)
@@ -64,8 +66,8 @@ class MixtureOfExperts(nn.Module):
         capacity = max(1, x.shape[0] * self.top_k // self.num_experts)
         gates, rows = scores.masked_fill(~is_token[:, None], 0.0).topk(capacity, dim=0)  # C E
         taken = x.index_select(0, rows.T.flatten()).unflatten(0, (self.num_experts, capacity))  # E C D
-        hidden = F.silu(torch.bmm(taken, self.gate.weight)) * torch.bmm(taken, self.up.weight)
-        y = torch.bmm(hidden, self.down.weight) * gates.T[:, :, None]
+        gate, up, down = (local(side.weight) for side in (self.gate, self.up, self.down))
+        y = torch.bmm(F.silu(torch.bmm(taken, gate)) * torch.bmm(taken, up), down) * gates.T[:, :, None]
         return torch.zeros_like(x).index_add(0, rows.T.flatten(), y.flatten(0, 1).to(x.dtype))
 
     def _token_choice(self, x: Tensor, scores: Tensor, is_token: Tensor) -> Tensor:
@@ -83,8 +85,9 @@ class MixtureOfExperts(nn.Module):
         counts = counts.index_add(0, flat, torch.ones_like(flat, dtype=torch.int32))
         ends = counts.cumsum(0, dtype=torch.int32)
         taken = x.index_select(0, order // self.top_k)
-        hidden = F.silu(grouped_matmul(taken, self.gate.weight, ends)) * grouped_matmul(taken, self.up.weight, ends)
-        y = grouped_matmul(hidden, self.down.weight, ends) * gates.flatten().index_select(0, order)[:, None]
+        gate, up, down = (local(side.weight) for side in (self.gate, self.up, self.down))
+        hidden = F.silu(grouped_matmul(taken, gate, ends)) * grouped_matmul(taken, up, ends)
+        y = grouped_matmul(hidden, down, ends) * gates.flatten().index_select(0, order)[:, None]
         return torch.zeros_like(x).index_add(0, order // self.top_k, y.to(x.dtype))
 
     @torch.no_grad()

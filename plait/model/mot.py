@@ -17,9 +17,10 @@ from plait.model.attention import AttentionPlan
 from plait.model.block import Block, Step, heads_kernel, is_token
 from plait.model.cache import CacheStep, KVCache
 from plait.model.heads import LatentIn, LatentOut
+from plait.model.layers import Linear, RMSNorm
 from plait.model.mask import segments
 from plait.model.moe import MixtureOfExperts
-from plait.model.norm import RMSNorm
+from plait.model.ranks import Ranks, part_of
 from plait.model.rope import rotation
 from plait.model.routing import PerTower, merged, tower_of_parameter
 from plait.model_config import ModelConfig
@@ -43,7 +44,7 @@ class MixtureOfTransformers(nn.Module):
         norm_untied = untied or "norm" in config.untied_at(config.num_layers - 1)
         self.final_norm = PerTower(lambda t: RMSNorm(towers[t].width, config.norm_eps), towers, untied=norm_untied)
         if not config.tie_embeddings:
-            self.head = PerTower(lambda t: nn.Linear(towers[t].width, size, bias=False), towers, untied=untied)
+            self.head = PerTower(lambda t: Linear(towers[t].width, size, bias=False), towers, untied=untied)
         self.latent_in, self.latent_out = nn.ModuleDict(), nn.ModuleDict()
         for name, modality in config.modalities.items():
             if modality.objective == "diffusion":
@@ -57,6 +58,8 @@ class MixtureOfTransformers(nn.Module):
                     lambda t, s=shape: LatentOut(width=towers[t].width, **s), modality.noised_towers, untied=True
                 )
         self.recompute_blocks, self.is_compiled = False, False
+        self.ranks = Ranks()
+        """Who computes a batch together; plait.train.parallel sets it."""
         self.use_kernels = True
         """Whether a GPU runs kernels of plait's own where plain torch would do the same."""
         self.init_weights(seed)
@@ -84,10 +87,10 @@ class MixtureOfTransformers(nn.Module):
                 digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
                 generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
                 draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-                parameter.copy_(draw * std)
+                parameter.copy_(part_of(draw * std, parameter))
 
     def forward(self, batch: Batch, cache: CacheStep | None = None) -> list[Tensor]:
-        """Return the final hidden states, one [N_k, D_k] per tower.
+        """Return the final hidden states, one [N_k, D_k] per tower; of several ranks each returns its own rows.
 
         With ``cache``, the batch's documents go on where their rows of the cache are, and are added to it.
         """
@@ -97,7 +100,8 @@ class MixtureOfTransformers(nn.Module):
         short = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
         plan = None if cache else AttentionPlan.of(segments(batch.spans), batch.num_tokens, device, short)
         kernel = heads_kernel(device, config.head_dim) if self.use_kernels else None
-        step = Step(batch.routing, cos, sin, is_token(batch.routing, device), plan, cache, kernel)
+        mask = is_token(batch.routing, device, self.ranks)
+        step = Step(batch.routing, cos, sin, mask, plan, cache, self.ranks, kernel)
         streams = self._embed(batch)
         # the steps of generation are short, and the cache is no work for the compiler
         with torch.compiler.set_stance("force_eager") if cache and self.is_compiled else contextlib.nullcontext():
@@ -121,7 +125,11 @@ class MixtureOfTransformers(nn.Module):
     def _embed(self, batch: Batch) -> list[Tensor]:
         sizes = batch.routing.padded_sizes
         ids = batch.ids.index_select(0, batch.routing.to_towers)
-        streams = self.embed([ids] if self.embed.is_shared else list(ids.split(sizes)))
+        if self.ranks.share_batch:
+            tables = [m.weight for m in self.embed.values()] * (len(sizes) if self.embed.is_shared else 1)
+            streams = self.ranks.embed(list(ids.split(sizes)), tables)
+        else:
+            streams = self.embed([ids] if self.embed.is_shared else list(ids.split(sizes)))
         if len(streams) < len(sizes):  # copies: a compiler takes views for something else than the streams to come
             streams = list(torch.split_with_sizes_copy(streams[0], sizes))
         towers = list(self.config.towers)
@@ -131,8 +139,12 @@ class MixtureOfTransformers(nn.Module):
                 k = towers.index(tower)
                 if group is not None and tower in group.places:
                     place = group.places[tower]
-                    x = module(*self._latents_of(group, place))
-                    streams[k] = streams[k].index_copy(0, place.rows, x.to(streams[k].dtype))
+                    x = module(*self._latents_of(group, place)).to(streams[k].dtype)
+                    if self.ranks.share_batch:  # the ids of latents gave zeros
+                        whole = x.new_zeros(sizes[k], x.shape[1]).index_copy(0, place.rows, x)
+                        streams[k] = streams[k] + self.ranks.scatter_all(whole)
+                    else:
+                        streams[k] = streams[k].index_copy(0, place.rows, x)
                 else:  # no such token here: the parameters still take part, with zero gradients
                     empty = streams[k].new_zeros(0, self.config.modalities[name].latent_channels)
                     streams[k] = streams[k] + module(empty, None, []).sum()
@@ -160,7 +172,7 @@ class MixtureOfTransformers(nn.Module):
         for tower, place in group.places.items():
             if tower not in self.latent_out[modality]:  # it carries clean latents only
                 continue
-            mine = hidden[towers.index(tower)].index_select(0, place.rows)
+            mine = self.ranks.gather_all(hidden[towers.index(tower)]).index_select(0, place.rows)
             y = self.latent_out[modality][tower](mine, *self._latents_of(group, place))
             out = out.index_copy(0, place.tokens, y.to(out.dtype))
         return out

@@ -17,6 +17,7 @@ from plait.batch import Batch, Document, Latents
 from plait.config import DiffusionConfig
 from plait.errors import DataError
 from plait.model.mot import MixtureOfTransformers
+from plait.model.ranks import local
 from plait.randomness import generator
 
 
@@ -113,7 +114,7 @@ def loss_sum(model: MixtureOfTransformers, hidden: list[Tensor], batch: Batch, n
     group = batch.latents.get(name)
     # heads of towers without such tokens still take part, with zero gradients
     idle = [head for tower, head in model.latent_out[name].items() if group is None or tower not in group.places]
-    total = 0.0 * sum(p.sum() for head in idle for p in head.parameters())
+    total = 0.0 * sum(local(p).sum() for head in idle for p in head.parameters())
     if group is None:
         return total
     assert group.targets is not None, f"corrupt() must run before the loss of {name}"

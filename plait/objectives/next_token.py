@@ -10,6 +10,7 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 
 from plait.batch import Batch
 from plait.model.mot import MixtureOfTransformers
+from plait.model.ranks import Ranks, local
 from plait.model.routing import merged
 
 MAX_LOGITS = 1 << 24
@@ -29,14 +30,15 @@ def target_losses(
     model: MixtureOfTransformers, hidden: list[Tensor], batch: Batch, *, max_logits: int = MAX_LOGITS
 ) -> tuple[Tensor, Tensor]:
     """Return the negative log-likelihood [n] and log Z [n] of every target, in the order of ``batch.targets``."""
-    heads = model.head_weights()
+    heads, ranks = model.head_weights(), model.ranks
+    hidden = ranks.gather(hidden)
     rows = [h.index_select(0, r) for h, r in zip(hidden, batch.targets.rows, strict=True)]
     ids = list(batch.targets.ids.split([len(r) for r in batch.targets.rows]))
     weights = [module.weight for module in heads.values()]
     if heads.is_shared:
         rows, ids = merged(rows), merged(ids)
     pieces = [
-        linear_cross_entropy(x, weight, target, max_logits=max_logits)
+        linear_cross_entropy(x, weight, target, max_logits=max_logits, ranks=ranks)
         for x, weight, target in zip(rows, weights, ids, strict=True)
     ]
     loss, log_z = zip(*pieces, strict=True)
@@ -44,18 +46,23 @@ def target_losses(
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, target: Tensor, *, max_logits: int = MAX_LOGITS
+    x: Tensor, weight: Tensor, target: Tensor, *, max_logits: int = MAX_LOGITS, ranks: Ranks | None = None
 ) -> tuple[Tensor, Tensor]:
     """Score targets [n] with hidden states x [n, D] and a head's weight [V, D]: loss [n] and log Z [n].
 
     The logits are a product in the precision of autocast, the rest is float32 at least. At most ``max_logits`` of them
     are held at once. (torch 2.13 has a function of this name; it returns no log Z, and it makes gradients in the
     forward pass for one sum of all targets, where modalities have factors that only the backward pass brings.)
+
+    Tensor ranks hold a part of the head each and get the same result, from one exchange of two numbers a target.
     """
     device, dtype = x.device.type, weight.dtype
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
-    return _LinearCrossEntropy.apply(x, weight, target, dtype, max(1, max_logits // weight.shape[0]))
+    cut = ranks if ranks is not None and ranks.tensor > 1 else None
+    target = target - cut.first_id(len(weight)) if cut else target
+    part = local(weight)
+    return _LinearCrossEntropy.apply(x, part, target, dtype, max(1, max_logits // len(part)), cut)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -67,30 +74,40 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, target: Tensor, dtype: torch.dtype, rows: int
+        ctx: FunctionCtx, x: Tensor, weight: Tensor, target: Tensor, dtype: torch.dtype, rows: int, cut: Ranks | None
     ) -> tuple[Tensor, Tensor]:
-        head, losses, log_zs = weight.to(dtype), [], []
+        head, picked, log_zs = weight.to(dtype), [], []
+        if cut is not None:  # targets of other ranks are outside
+            ctx.inside = (target >= 0) & (target < len(weight))
+            target = target.clamp(0, len(weight) - 1)
         for x_r, target_r in zip(x.split(rows), target.split(rows), strict=True):
             logits = _logits(x_r, head)
             log_zs.append(logits.logsumexp(-1))
-            losses.append(log_zs[-1] - logits.gather(1, target_r[:, None]).squeeze(1))
-        log_z = torch.cat(log_zs)
-        ctx.save_for_backward(x, weight, target, log_z, logits if len(losses) == 1 else None)
-        ctx.dtype, ctx.rows = dtype, rows
-        return torch.cat(losses), log_z
+            picked.append(logits.gather(1, target_r[:, None]).squeeze(1))
+        score, log_z = torch.cat(picked), torch.cat(log_zs)
+        if cut is not None:
+            scores, log_z_of_parts = cut.stacked(torch.stack([score * ctx.inside, log_z])).unbind(1)
+            score, log_z = scores.sum(0), log_z_of_parts.logsumexp(0)
+        ctx.save_for_backward(x, weight, target, log_z, logits if len(picked) == 1 else None)
+        ctx.dtype, ctx.rows, ctx.cut = dtype, rows, cut
+        return log_z - score, log_z
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, for_loss: Tensor, for_log_z: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of a row of logits is (for_loss + for_log_z) softmax - for_loss onehot(target)."""
         x, weight, target, log_z, kept = ctx.saved_tensors
+        for_score = -for_loss
+        if ctx.cut is not None:  # each rank was given a part of the gradient of what all of them computed
+            for_loss, for_log_z = ctx.cut.summed(torch.stack([for_loss, for_log_z]))
+            for_score = -for_loss * ctx.inside
         head, for_x = weight.to(ctx.dtype), torch.empty_like(x)
         for_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        each = (x, target, log_z, for_loss, for_log_z, for_x)
-        for x_r, target_r, log_z_r, loss_r, z_r, for_x_r in zip(*(t.split(ctx.rows) for t in each), strict=True):
+        each = (x, target, log_z, for_loss + for_log_z, for_score, for_x)
+        for x_r, target_r, log_z_r, all_r, score_r, for_x_r in zip(*(t.split(ctx.rows) for t in each), strict=True):
             logits = _logits(x_r, head) if kept is None else kept
             g = torch.sub(logits, log_z_r[:, None], out=logits if kept is None else None)
-            g = g.exp_().mul_((loss_r + z_r)[:, None]).scatter_add_(1, target_r[:, None], -loss_r[:, None])
+            g = g.exp_().mul_(all_r[:, None]).scatter_add_(1, target_r[:, None], score_r[:, None])
             g = g.to(ctx.dtype)
             for_x_r.copy_(g @ head)
             if for_weight is None:
@@ -99,7 +116,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 for_weight.addmm_(g.T, x_r.to(g.dtype))
             else:
                 for_weight.add_(g.T @ x_r.to(g.dtype))
-        return for_x, for_weight, None, None, None
+        return for_x, for_weight, None, None, None, None
 
 
 def _logits(x: Tensor, head: Tensor) -> Tensor:
