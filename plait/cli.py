@@ -1,4 +1,5 @@
-"""The command line: prepare, train, evaluate, generate, report, inspect, compare, quickstart. It parses, and calls."""
+"""The command line: prepare, train, evaluate, generate, report, export, inspect, compare, quickstart. It parses, and
+calls."""
 
 import argparse
 import os
@@ -106,6 +107,15 @@ def _parser() -> argparse.ArgumentParser:
     step = add("report", _report, "write the run's report.html", settings=False)
     step.add_argument("run_folder", metavar="run", help="the run's folder")
 
+    step = add("export", _export, "write a checkpoint's weights as a saved model: safetensors and config.json",
+               settings=False, epilog=EXPORT_EXAMPLES)  # fmt: skip
+    step.add_argument("run_folder", metavar="run", help="the run's folder")
+    step.add_argument("--out", default="", help="folder to write (default: <run>/exported/step-...)")
+    step.add_argument("--step", type=int, help="take the checkpoint of this step (default: the newest whole one)")
+    step.add_argument("--ema", action="store_true", help="take the averaged weights (train.ema)")
+    step.add_argument("--file-gb", type=float, default=5.0, metavar="GB",
+                      help="begin another file where one would be larger, in GB of 1e9 bytes (default: 5)")  # fmt: skip
+
     step = add("inspect", _inspect, "show decoded documents, a packed batch and its attention mask", settings=True)
     step.add_argument("config", help="the run's YAML file or folder")
     step.add_argument("--split", default="train", help="split to read (default: train)")
@@ -138,6 +148,10 @@ GENERATE_EXAMPLES = """examples:
   plait generate runs/quickstart --text "a fox on a blue background" --output speech
   plait generate runs/quickstart                     (free: the model opens and closes spans itself)"""
 
+
+EXPORT_EXAMPLES = """examples:
+  plait export runs/quickstart
+  plait export runs/big --step 20000 --ema --out big-20000"""
 
 COMPARE_EXAMPLES = """examples:
   plait compare chameleon --plan
@@ -269,6 +283,14 @@ def _generate(chosen) -> None:
     samples = pipeline.generate_from_media([media] * chosen.count, [chosen.output] * chosen.count, seed=chosen.seed,
                                            sampling=sampling, max_tokens=longest, grids=grids)  # fmt: skip
     save_generated(samples, chosen.out or f"{chosen.run_folder}/generated")
+
+
+def _export(chosen) -> None:
+    from plait.progress import Progress
+    from plait.train.export import export
+
+    print("exported: " + str(export(chosen.run_folder, chosen.out, step=chosen.step, averages=chosen.ema,
+                                    file_gb=chosen.file_gb, progress=Progress())))  # fmt: skip
 
 
 def _inspect(chosen) -> None:

@@ -107,6 +107,7 @@ def _blocks(
         data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
         for start in range(0, len(data), _WRITTEN_AT_ONCE):
             yield data[start : start + _WRITTEN_AT_ONCE]
+        del tensor, data  # before the next one is read
 
 
 class TensorFile:

@@ -1,0 +1,115 @@
+"""`plait export`: a checkpoint's weights as a saved model, safetensors and config.json, on any machine.
+
+Tensors are read and written one after another, put together from the pieces that ranks wrote, so that little more than
+the largest one is ever held. Where the weights are larger than one file may be, they become several with the index
+that Hugging Face's libraries read.
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from plait.errors import CheckpointError, ConfigError, require
+from plait.files import atomic_folder, write_json
+from plait.model.mot import MixtureOfTransformers
+from plait.model.pretrained import WEIGHTS, check_tensors, load_config
+from plait.progress import Progress, QuietProgress
+from plait.tensor_files import Cut, Piece, Stored, TensorStore, index_path, make_index, part_name, write_tensors
+from plait.train import checkpoint
+
+GB = 1_000_000_000
+
+
+def export(
+    run: str | Path,
+    out: str | Path = "",
+    *,
+    step: int | None = None,
+    averages: bool = False,
+    file_gb: float = 5.0,
+    progress: Progress | None = None,
+) -> Path:
+    """Write the weights of a run's newest checkpoint, or that of ``step``, as a saved model; return its folder.
+
+    ``averages`` takes the averaged weights (train.ema). No file is larger than ``file_gb``, unless one tensor is.
+    Raises CheckpointError where there is no such checkpoint, and ConfigError for a folder that holds something else.
+    """
+    require(file_gb > 0, "--file-gb", file_gb, "above 0")
+    found = _checkpoint(Path(run), step)
+    source = found / (checkpoint.AVERAGES if averages else WEIGHTS)
+    if averages and checkpoint.weights_file(found) != source:
+        raise CheckpointError(f"export: {str(found)!r} has no averaged weights (train.ema was 0), leave out --ema")
+    name = f"{found.name}{'-ema' if averages else ''}"
+    path = Path(out) if out else Path(run) / "exported" / name
+    _check_target(path)
+    config = load_config(found)
+    with TensorStore(source, "checkpoint") as store, atomic_folder(path) as temporary:
+        with torch.device("meta"):
+            check_tensors(MixtureOfTransformers(config).state_dict(), store.tensors, str(found))
+        shutil.copyfile(found / "config.json", temporary / "config.json")
+        with (progress or QuietProgress()).stage(
+            f"export {name}", total=sum(c.num_bytes for c in store.tensors.values()) / GB
+        ) as bar:
+            _write(store, temporary, int(file_gb * GB), bar)
+    return path
+
+
+def _checkpoint(run: Path, step: int | None) -> Path:
+    folder = run / "checkpoints"
+    if step is None:
+        found = checkpoint.latest(folder)
+        if found is None:
+            raise CheckpointError(f"export: {str(run)!r} has no whole checkpoint, train it with plait train first")
+        return found
+    steps = [int(p.name.removeprefix("step-")) for p in checkpoint.find(folder)]
+    if step not in steps:
+        raise CheckpointError(
+            f"export: {str(run)!r} has no checkpoint of step {step}, only {', '.join(map(str, steps)) or 'none at all'}"
+        )
+    found = folder / f"step-{step:08d}"
+    checkpoint.read_state(found)
+    return found
+
+
+def _check_target(path: Path) -> None:
+    """Refuse to replace a folder that is no earlier export."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"--out: {str(path)!r} is a file, name a folder")
+    names = [p.name for p in path.iterdir()] if path.exists() else []
+    others = [n for n in names if n != "config.json" and not n.startswith("model")]
+    if others:
+        raise ConfigError(f"--out: {str(path)!r} holds {others[0]!r} and is no earlier export, name another folder")
+
+
+def _write(store: TensorStore, folder: Path, file_bytes: int, bar) -> None:
+    files = list(_files(store.tensors, file_bytes))
+    cuts = {}
+    stem = WEIGHTS.removesuffix(".safetensors")
+
+    def read(name: str) -> torch.Tensor:
+        tensor = store.read(name)
+        bar.advance(store.tensors[name].num_bytes / GB)
+        return tensor
+
+    for number, names in enumerate(files, start=1):
+        path = folder / part_name(stem, number, len(files))
+        write_tensors(path, {n: Stored(store.tensors[n].dtype, store.tensors[n].shape) for n in names}, read)
+        for name in names:
+            cut = store.tensors[name]
+            cuts[name] = Cut(cut.dtype, cut.shape, (Piece(path.name, (0,) * len(cut.shape), cut.shape),))
+    if len(files) > 1:
+        write_json(index_path(folder / WEIGHTS), make_index(cuts))
+
+
+def _files(tensors: dict[str, Cut], file_bytes: int) -> Iterator[list[str]]:
+    """Share the tensors out to files, in their order."""
+    names, size = [], 0
+    for name, cut in tensors.items():
+        if names and size + cut.num_bytes > file_bytes:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += cut.num_bytes
+    yield names
