@@ -10,10 +10,10 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -86,28 +86,28 @@ def write_tensors(path: Path, tensors: Mapping[str, Stored], read: Callable[[str
         at = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    checksum = 0
     with open(path, "wb") as file:
-        for block in _blocks(len(text).to_bytes(8, "little") + text, order, tensors, read):
-            checksum = zlib.crc32(block, checksum)
-            file.write(block)
+        checksum = _write(file, memoryview(len(text).to_bytes(8, "little") + text), 0)
+        for name in order:
+            checksum = _write(file, _bytes(name, read(name), tensors[name]), checksum)
         file.flush()
         os.fsync(file.fileno())
     return checksum
 
 
-def _blocks(
-    head: bytes, order: Sequence[str], tensors: Mapping[str, Stored], read: Callable[[str], Tensor]
-) -> Iterator:
-    yield head
-    for name in order:
-        tensor = read(name).detach().to("cpu").contiguous()
-        if tensor.dtype != tensors[name].dtype or tuple(tensor.shape) != tensors[name].shape:
-            raise AssertionError(f"{name}: {tensor.dtype} {list(tensor.shape)} is not what was promised")
-        data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
-        for start in range(0, len(data), _WRITTEN_AT_ONCE):
-            yield data[start : start + _WRITTEN_AT_ONCE]
-        del tensor, data  # before the next one is read
+def _write(file: BinaryIO, data: memoryview, checksum: int) -> int:
+    for start in range(0, len(data), _WRITTEN_AT_ONCE):
+        block = data[start : start + _WRITTEN_AT_ONCE]
+        checksum = zlib.crc32(block, checksum)
+        file.write(block)
+    return checksum
+
+
+def _bytes(name: str, tensor: Tensor, promised: Stored) -> memoryview:
+    tensor = tensor.detach().to("cpu").contiguous()
+    if tensor.dtype != promised.dtype or tuple(tensor.shape) != promised.shape:
+        raise AssertionError(f"{name}: {tensor.dtype} {list(tensor.shape)} is not what was promised")
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
 class TensorFile:
