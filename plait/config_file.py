@@ -97,7 +97,10 @@ def _convert_union(value: Any, kinds: tuple, where: str) -> Any:
     if value is None and type(None) in kinds:
         return None
     kinds = [k for k in kinds if k is not type(None)]
-    matching = [k for k in kinds if isinstance(value, typing.get_origin(k) or k)]
+    matching = [
+        k for k in kinds
+        if isinstance(value, dict if dataclasses.is_dataclass(k) else typing.get_origin(k) or k)
+    ]  # fmt: skip
     return _convert(value, (matching or kinds)[0], where)
 
 

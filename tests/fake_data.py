@@ -9,7 +9,7 @@ import numpy as np
 from plait.batch import Document, Part
 from plait.codecs.base import Codec, Encoded
 from plait.config import DataConfig, RunConfig
-from plait.data.shards import SHARD_SCHEMA_VERSION, write_shard
+from plait.data.shards import SHARD_SCHEMA_VERSION, split_record, write_shard
 from plait.errors import DataError
 from plait.files import write_json
 from plait.model_config import ModalityConfig, ModelConfig
@@ -61,11 +61,12 @@ def write_folder(folder: Path, splits: dict[str, list[Document]], *, per_shard=6
     index = {"schema_version": SHARD_SCHEMA_VERSION, "modalities": modalities, "splits": {}}
     for split, documents in splits.items():
         starts = range(0, len(documents), per_shard)
-        shards = [
+        written = [
             write_shard(Path(folder), split, n, documents[at : at + per_shard], modalities)
             for n, at in enumerate(starts)
         ]
-        index["splits"][split] = {"documents": len(documents), "shards": shards}
+        shards, tables = [entry for entry, _ in written], [table for _, table in written]
+        index["splits"][split] = split_record(folder, split, shards, lambda tables=tables: tables)
     write_json(Path(folder) / "index.json", index)
     return Path(folder)
 

@@ -89,9 +89,9 @@ def _check_single_pass(study: Study, steps: int) -> None:
     data = config.data
     sources = open_task_sources(config, "train", data.tasks, drop_condition=data.drop_condition,
                                 drop_host=data.drop_host)  # fmt: skip
-    weights = np.array([folders(config)[s.source.folder] for s in sources])
+    weights = np.array([folders(config)[s.source.folder].weight for s in sources])
     shares = weights / weights.sum()
-    means = np.array([s.draw(0).lengths.mean() for s in sources])
+    means = np.array([s.mean_length() for s in sources])
     tokens = steps * config.train.accumulate * data.batch_tokens
     wanted = tokens / float(means @ shares)
     most = min(len(s) / share for s, share in zip(sources, shares, strict=True))

@@ -23,7 +23,8 @@ from plait.codecs import CODECS, Codec, Encoded, codec_class, load_codec
 from plait.config import PrepareConfig
 from plait.data.manifest import ManifestSource, RowIndex
 from plait.data.raw import BrokenRow, RawDocument, RawSource
-from plait.data.shards import MAX_GRID_AXES, shard_name, write_shard
+from plait.data.shards import shard_name, write_shard
+from plait.data.tables import MAX_GRID_AXES, save_table
 from plait.errors import ConfigError, DataError, ResourceError
 from plait.files import atomic_folder, clear_disk_errors, write_json
 from plait.progress import Bar
@@ -57,6 +58,11 @@ def codec_folder(folder: Path, modality: str) -> Path:
 def work_file(folder: Path, split: str, number: int) -> Path:
     """Return the note that a shard is done; it goes once everything is."""
     return folder / "work" / f"{split}-{number:05d}.json"
+
+
+def table_file(folder: Path, split: str, number: int) -> Path:
+    """Return where a shard's table waits until those of all shards are joined."""
+    return folder / "work" / f"{split}-{number:05d}.table"
 
 
 def build_codecs(modalities: dict[str, tuple[str, dict]]) -> dict[str, Codec]:
@@ -205,8 +211,12 @@ def encode_shard(split: str, number: int, start: int, stop: int, records: dict[s
     for part in (p for d in documents for p in d.parts):
         counts[part.modality]["parts"] += 1
         counts[part.modality]["tokens"] += len(part)
+    entry = None
+    if documents:
+        entry, table = write_shard(folder, split, number, documents, records)
+        save_table(table_file(folder, split, number), table)
     note = {
-        "shard": write_shard(folder, split, number, documents, records) if documents else None,
+        "shard": entry,
         "broken": [asdict(row) for row in broken],
         "parts_left_out": left_out,
         "modalities": counts,
@@ -231,7 +241,10 @@ def finished_shard(folder: Path, split: str, number: int) -> dict | None:
     try:
         note = json.loads(work_file(folder, split, number).read_text(encoding="utf-8"))
         entry = note["shard"]
-        whole = entry is None or (folder / shard_name(split, number)).stat().st_size == entry["bytes"]
+        whole = entry is None or (
+            (folder / shard_name(split, number)).stat().st_size == entry["bytes"]
+            and table_file(folder, split, number).exists()
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return note if whole else None

@@ -1,5 +1,7 @@
 """Packed batches without end, built ahead in threads, with a state that resumes exactly on any number of ranks."""
 
+import dataclasses
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -12,7 +14,7 @@ from plait.batch import Batch, Document, pack
 from plait.config import RunConfig
 from plait.data.mixing import MixedOrder
 from plait.data.packing import EDGES, Cut, PartSize, cut_document, plan_bins
-from plait.data.sources import Draw, TaskSource, folders, open_sources, resolve_vocabulary
+from plait.data.sources import TaskSource, folders, open_sources, resolve_vocabulary
 from plait.errors import ConfigError, DataError, require, unknown
 
 WINDOW_BINS = 256
@@ -38,6 +40,8 @@ class _Window:
     bins: list[list[int]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     taken_after: list[int] = field(default_factory=list)
+    is_end: bool = False
+    """Whether no document was left for it."""
 
 
 class _Packer:
@@ -49,50 +53,45 @@ class _Packer:
         self.budget = config.data.batch_tokens
         self.limit = document_limit(config)
         self.offsets = np.concatenate([[0], np.cumsum([len(s) for s in sources])]).tolist()
-        self._draws: dict[tuple[int, int], Draw] = {}
 
-    def window(self, source: np.ndarray, epoch: np.ndarray, document: np.ndarray) -> _Window:
-        """Look up the drawn tasks, cut what is too long, and plan the bins."""
+    def window(
+        self, source: np.ndarray, epoch: np.ndarray, document: np.ndarray, *, only_tasks: bool = False
+    ) -> _Window:
+        """Draw the tasks, cut what is too long, and plan the bins; ``only_tasks`` leaves out documents without one."""
         n = len(source)
         task, dropped, lengths = np.empty(n, np.int16), np.empty(n, np.int8), np.empty(n, np.int64)
-        for k in range(len(self.sources)):
-            for e in np.unique(epoch[source == k]).tolist():
-                mine = (source == k) & (epoch == e)
-                draw = self.draw(k, e)
-                chosen = document[mine]
-                task[mine], dropped[mine], lengths[mine] = draw.task[chosen], draw.dropped[chosen], draw.lengths[chosen]
-        window = _Window(source, epoch, document, task, dropped, np.full(n, -1), lengths)
-        window.counts = dict.fromkeys(_COUNTS, 0)
+        for k in np.unique(source).tolist():
+            mine = np.flatnonzero(source == k)
+            draw = self.sources[k].draw(document[mine], epoch[mine])
+            task[mine], dropped[mine], lengths[mine] = draw.task, draw.dropped, draw.lengths
+        keep = task >= 0 if only_tasks else slice(None)
+        drawn = (array[keep] for array in (source, epoch, document, task, dropped, np.full(n, -1), lengths))
+        window = _Window(*drawn, counts=dict.fromkeys(_COUNTS, 0))
         self._cut_long(window)
         window.bins = plan_bins(window.lengths, self.budget)
         return window
 
     def batch(self, window: _Window, chosen: list[int]) -> Batch:
         """Read the documents of one bin and pack them."""
-        documents = [self._document(window, e) for e in chosen]
+        entries, documents = np.array(chosen), {}
+        for k, source in enumerate(self.sources):
+            mine = entries[window.source[entries] == k]
+            documents |= zip(mine.tolist(), source.source.documents(window.document[mine], meta=False), strict=True)
+        documents = [self._document(window, e, documents[e]) for e in chosen]
         return pack(documents, self.config.model, pad_rows_to=self.config.data.pad_rows_to)
 
-    def draw(self, source: int, epoch: int) -> Draw:
-        """Return the tasks of an epoch, kept for the documents to come."""
-        if (source, epoch) not in self._draws:
-            while len(self._draws) >= 2 * len(self.sources):
-                self._draws.pop(next(iter(self._draws)))
-            self._draws[source, epoch] = self.sources[source].draw(epoch)
-        return self._draws[source, epoch]
-
-    def _document(self, window: _Window, e: int) -> Document:
+    def _document(self, window: _Window, e: int, written: Document) -> Document:
         k, i = int(window.source[e]), int(window.document[e])
         task, dropped, number = int(window.task[e]), int(window.dropped[e]), int(window.piece[e])
         piece = self._cut(k, i, task, dropped)[0].pieces[number] if number >= 0 else None
-        document = self.sources[k].document(i, task, dropped, piece)
+        document = self.sources[k].arrange(written, task, dropped, piece)
         document.epoch = int(window.epoch[e])
         # pieces draw their own random numbers, so each has an index of its own
         document.index = self.offsets[k] + i + max(number, 0) * self.offsets[-1]
         return document
 
     def _cut(self, k: int, i: int, task: int, dropped: int) -> tuple[Cut, list[PartSize]]:
-        source = self.sources[k]
-        sizes = source.sizes(i, source.parts_of(i, task, dropped))
+        sizes = self.sources[k].sizes(i, task, dropped)
         return cut_document(sizes, self.limit, self.config.data.too_long), sizes
 
     def _cut_long(self, window: _Window) -> None:
@@ -124,8 +123,9 @@ class _Packer:
 
 
 class Loader:
-    """Iterates ``(Batch, state)`` for ever.
+    """Iterates ``(Batch, state)``: for ever, unless no source repeats or one stops (data.sources, when_exhausted).
 
+    Where the data end, they end on all ranks after the same step; fewer bins than ranks that are left stay unread.
     ``state`` is what to hand to a new Loader so that it goes on with the next batch; it is plain JSON and the same on
     every rank. Which documents are seen in which order does not depend on ``world_size``: step t takes the next
     ``world_size`` bins of one global plan, and rank r the r-th of them.
@@ -146,12 +146,12 @@ class Loader:
         data = config.data
         sources = open_task_sources(self.config, split, data.tasks, drop_condition=data.drop_condition,
                                     drop_host=data.drop_host)  # fmt: skip
-        weights = [folders(config)[s.source.folder] for s in sources]
+        mixture = [folders(config)[s.source.folder] for s in sources]
         for source in sources:
             if not len(source):
                 raise DataError(f"data: {source.source.folder!r} has no document in its split {split!r}")
         self._packer = _Packer(self.config, sources)
-        self._order = MixedOrder([len(s) for s in sources], weights, config.seed)
+        self._order = MixedOrder([len(s) for s in sources], mixture, config.seed)
         self._window_documents = self._choose_window(self._order.shares)
         self.state = state or self._first_state()
         """Where the last batch that was handed out ended."""
@@ -174,8 +174,8 @@ class Loader:
         ahead: deque[tuple[Future, dict]] = deque()
 
         def submit() -> None:
-            window, chosen, state = next(steps)
-            ahead.append((_submit(pool, self._batch, window, chosen), state))
+            for window, chosen, state in itertools.islice(steps, 1):
+                ahead.append((_submit(pool, self._batch, window, chosen), state))
 
         try:
             for _ in range(_BATCHES_AHEAD * self.config.data.num_workers):
@@ -184,6 +184,8 @@ class Loader:
                 started = time.perf_counter()
                 if pool is None:
                     submit()
+                if not ahead:
+                    return  # the data end here
                 future, state = ahead.popleft()
                 batch = future.result()
                 if pool is not None:
@@ -210,6 +212,8 @@ class Loader:
             mine_window = window
             for r in range(self.world_size):
                 while place == len(window.bins):
+                    if window.is_end:
+                        return
                     number, taken, place = number + 1, window.taken_after, 0
                     window = following.result()
                     following = _submit(pool, self._plan, window.taken_after)
@@ -228,8 +232,8 @@ class Loader:
     def _plan(self, taken: list[int]) -> _Window:
         source, epoch, document, after = self._order.take(taken, self._window_documents)
         window = self._packer.window(source, epoch, document)
-        window.taken_after = after
-        if not window.bins:
+        window.taken_after, window.is_end = after, not len(source)
+        if len(source) == self._window_documents and not window.bins:
             raise DataError(
                 f"data.max_document_tokens: none of {self._window_documents} documents in a row fits in "
                 f"{self._packer.limit} tokens (too_long: {self.config.data.too_long}); "
@@ -238,7 +242,7 @@ class Loader:
         return window
 
     def _choose_window(self, shares: np.ndarray) -> int:
-        means = [np.minimum(self._packer.draw(k, 0).lengths, self._packer.limit).mean() for k in range(len(shares))]
+        means = [source.mean_length(self._packer.limit) for source in self._packer.sources]
         mean = float(np.dot(means, shares))
         return int(min(max(np.ceil(WINDOW_BINS * self._packer.budget / mean), 1), _MAX_WINDOW_DOCUMENTS))
 
@@ -258,7 +262,7 @@ class Loader:
             "data.tasks": dict(data.tasks),
             "data.drop_condition": data.drop_condition,
             "data.drop_host": data.drop_host,
-            "data.sources (weights)": list(folders(self.config).values()),
+            "data.sources": [dataclasses.asdict(s) for s in folders(self.config).values()],
             "data.path (documents)": [len(s) for s in self._packer.sources],
         }
 
@@ -282,15 +286,20 @@ def validation_batches(
         if name not in config.model.modalities:
             raise ConfigError(unknown(f"task {task!r}", name, config.model.modalities))
     sources = open_task_sources(config, split, {task: 1.0} if task else {})
-    packer = _Packer(config, sources)
-    source = np.repeat(np.arange(len(sources)), [len(s) for s in sources])
-    document = np.concatenate([np.arange(len(s)) for s in sources])
-    if task:
-        serves = np.concatenate([packer.draw(k, 0).task >= 0 for k in range(len(sources))])
-        source, document = source[serves], document[serves]
-    window = packer.window(source, np.zeros_like(source), document)
-    for chosen in window.bins[: limit or None][rank::world_size]:
-        yield packer.batch(window, chosen)
+    packer, number = _Packer(config, sources), 0
+    sizes = [len(s) for s in sources]
+    first = np.concatenate([[0], np.cumsum(sizes)])
+    for start in range(0, int(first[-1]), _MAX_WINDOW_DOCUMENTS):
+        place = np.arange(start, min(start + _MAX_WINDOW_DOCUMENTS, int(first[-1])))
+        source = np.searchsorted(first, place, side="right") - 1
+        document = place - first[source]
+        window = packer.window(source, np.zeros_like(source), document, only_tasks=bool(task))
+        for chosen in window.bins:
+            if number == limit > 0:
+                return
+            if number % world_size == rank:
+                yield packer.batch(window, chosen)
+            number += 1
 
 
 def open_task_sources(

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from plait.codecs import Codec, load_codec
@@ -33,10 +34,12 @@ from plait.data.encode import (
     num_cores,
     open_source,
     save_codec,
+    table_file,
 )
 from plait.data.manifest import ManifestSource
 from plait.data.raw import RawSource
-from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION
+from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION, split_record
+from plait.data.tables import Table, load_table
 from plait.errors import CheckpointError, ConfigError, DataError, require
 from plait.files import clear_disk_errors, write_json, write_text
 from plait.model_config import ModalityConfig
@@ -48,7 +51,7 @@ BROKEN_NAME = "broken.jsonl"
 QUALITY_DOCUMENTS = 256
 """Held-out documents on which the codecs' round trip is measured."""
 
-_OURS = ("codecs", "shards", "work", SETTINGS_NAME, REPORT_NAME, BROKEN_NAME, INDEX_NAME)
+_OURS = ("codecs", "shards", "tables", "work", SETTINGS_NAME, REPORT_NAME, BROKEN_NAME, INDEX_NAME)
 _BROKEN_SHOWN = 3
 
 
@@ -314,9 +317,13 @@ class _Preparation:
     def _index(self, notes: dict[tuple[str, int], dict]) -> dict:
         splits = {}
         for split in self.rows:
-            shards = [note["shard"] for (s, _), note in notes.items() if s == split and note["shard"]]
-            documents, tokens = (sum(shard[k] for shard in shards) for k in ("documents", "tokens"))
-            splits[split] = {"documents": documents, "tokens": tokens, "shards": shards}
+            numbers = [number for (s, number), note in notes.items() if s == split and note["shard"]]
+
+            def tables(split=split, numbers=numbers) -> Iterator[Table]:
+                return (load_table(table_file(self.folder, split, number)) for number in numbers)
+
+            shards = [notes[split, number]["shard"] for number in numbers]
+            splits[split] = split_record(self.folder, split, shards, tables)
         return {"schema_version": SHARD_SCHEMA_VERSION, "modalities": self.records, "splits": splits}
 
     @contextlib.contextmanager

@@ -8,23 +8,28 @@ from dataclasses import dataclass
 import numpy as np
 
 from plait.batch import Document, Part
-from plait.config import AS_WRITTEN_TASK, RunConfig
+from plait.config import AS_WRITTEN_TASK, RunConfig, SourceConfig
 from plait.data.packing import EDGES, PartSize
 from plait.data.shards import ShardSource, read_index
+from plait.data.tables import PartTable
 from plait.errors import ConfigError, DataError, unknown
 from plait.model_config import ModelConfig
-from plait.randomness import generator
+from plait.randomness import uniforms
 
 AS_WRITTEN = -1
 """The task of documents whose parts stay as written."""
+
+MEAN_OVER = 4096
+"""Documents over which a mean length is taken at most."""
 
 ALL_GIVEN, HOST_GIVEN = 1, 2
 """What a draw may drop of the given parts: all of them, or those of the host modality. 0 is nothing."""
 
 
-def folders(config: RunConfig) -> dict[str, float]:
-    """Return the prepared folders of a run and their weights."""
-    return config.data.sources or {config.data.path: 1.0}
+def folders(config: RunConfig) -> dict[str, SourceConfig]:
+    """Return the prepared folders of a run, with their weights and what happens when they are exhausted."""
+    named = config.data.sources or {config.data.path: 1.0}
+    return {folder: s if isinstance(s, SourceConfig) else SourceConfig(s) for folder, s in named.items()}
 
 
 def validation_splits(config: RunConfig) -> list[str]:
@@ -97,14 +102,14 @@ def _fill(modality, field: str, record: dict, where: str, *, exact: bool) -> Non
 
 @dataclass
 class Draw:
-    """What was drawn for every document of a source in one epoch: D documents."""
+    """What was drawn for some documents: n of them."""
 
     task: np.ndarray
-    """[D] place among the tasks, or AS_WRITTEN."""
+    """[n] place among the tasks, or AS_WRITTEN."""
     dropped: np.ndarray
-    """[D] int8: 0, ALL_GIVEN or HOST_GIVEN."""
+    """[n] int8: 0, ALL_GIVEN or HOST_GIVEN."""
     lengths: np.ndarray
-    """[D] tokens, <bos>, <eos>, delimiters and clean copies included; 2 where no part is left."""
+    """[n] tokens, <bos>, <eos>, delimiters and clean copies included; 2 where no part is left."""
 
 
 class TaskSource:
@@ -114,7 +119,7 @@ class TaskSource:
     last mention all that are left; parts of modalities not mentioned are no part of the task. Documents that cannot
     serve any task stay as written. The last mention is predicted, those before it are given; at rate
     ``drop_condition`` all given parts are dropped, at rate ``drop_host`` only those of the host modality, where others
-    are given with them. A draw depends on (seed, document, epoch) alone.
+    are given with them. A draw depends on (seed, source, document, epoch) alone, and is made when it is asked for.
     """
 
     def __init__(
@@ -137,54 +142,63 @@ class TaskSource:
         self.number = number
         self.host = model.layout.host
         self._places = {name: i for i, name in enumerate(source.names)}
-        used = np.array([name in model.modalities for name in source.names])
-        wrapped = np.array([0 if name == self.host else 2 for name in source.names])
+        # by modality of the source
+        self._used = np.array([name in model.modalities for name in source.names])
+        self._wrapped = np.array([0 if name == self.host else 2 for name in source.names])
         records = [model.modalities.get(name) for name in source.names]
         self._copied = np.array([
             r is not None and r.objective == "diffusion" and r.later_sees == "clean_copy" for r in records
         ])  # fmt: skip
-        self._used = used[source.part_modality]
-        self._cost = np.where(self._used, source.part_length + wrapped[source.part_modality], 0).astype(np.int64)
-        self._kinds, self._kind = np.unique(self._eligible(), return_inverse=True)
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def draw(self, epoch: int) -> Draw:
-        """Draw the tasks of an epoch."""
-        size = len(self)
-        uniform = generator(self.seed, "task", item=self.number, epoch=epoch).random(size)
-        task = np.full(size, AS_WRITTEN, np.int16)
-        for k, bits in enumerate(self._kinds):
+    def draw(self, documents: np.ndarray, epoch: np.ndarray | int = 0) -> Draw:
+        """Draw the tasks of documents [n] for their epochs ([n], or one for all)."""
+        table = self.source.parts(documents)
+        uniform = self._uniforms("task", documents, epoch)
+        task = np.full(len(documents), AS_WRITTEN, np.int16)
+        kinds, kind = np.unique(self._eligible(table), return_inverse=True)
+        for k, bits in enumerate(kinds):
             eligible = [t for t in range(len(self.tasks)) if bits >> t & 1 and self.weights[t] > 0]
             if eligible:
                 weights = self.weights[eligible].tolist()
                 if self.weight_as_written > 0:
                     eligible, weights = [*eligible, AS_WRITTEN], [*weights, self.weight_as_written]
                 edges = np.cumsum(weights)
-                mine = np.flatnonzero(self._kind == k)
+                mine = np.flatnonzero(kind == k)
                 chosen = np.searchsorted(edges, uniform[mine] * edges[-1], side="right")
                 task[mine] = np.array(eligible)[np.minimum(chosen, len(eligible) - 1)]
-        drop = generator(self.seed, "drop condition", item=self.number, epoch=epoch).random(size)
+        drop = self._uniforms("drop condition", documents, epoch)
         # one number decides both, so that they exclude each other; the last entry stands for AS_WRITTEN
         several = np.array([len(t) > 1 for t in self.tasks] + [False])
         others = np.array([len({self.host, *t[:-1]}) > 1 and self.host in t[:-1] for t in self.tasks] + [False])
-        dropped, below = np.zeros(size, np.int8), drop < self.drop_condition
+        dropped, below = np.zeros(len(documents), np.int8), drop < self.drop_condition
         dropped[below & several[task]] = ALL_GIVEN
         dropped[~below & (drop < self.drop_condition + self.drop_host) & others[task]] = HOST_GIVEN
-        return Draw(task, dropped, self._lengths(task, dropped))
+        return Draw(task, dropped, self._lengths(table, task, dropped))
 
-    def parts_of(self, i: int, task: int, dropped: int) -> list[tuple[int, str]]:
-        """Return the chosen parts of document ``i`` in order, as (place in the document, role)."""
-        first, last = int(self.source.part_starts[i]), int(self.source.part_starts[i + 1])
-        places = [p for p in range(last - first) if self._used[first + p]]
+    def mean_length(self, limit: int = 0) -> float:
+        """Return the tokens of a document on average, each counted as ``limit`` at most where that is above 0.
+
+        All documents are counted where they are few, else some, spread evenly: the same ones every time.
+        """
+        size = min(len(self), MEAN_OVER)
+        lengths = self.draw(np.arange(size) * len(self) // size).lengths
+        return float((np.minimum(lengths, limit) if limit else lengths).mean())
+
+    def _uniforms(self, purpose: str, documents: np.ndarray, epoch: np.ndarray | int) -> np.ndarray:
+        return uniforms(self.seed, purpose, item=documents, stream=self.number, epoch=epoch)
+
+    def choose(self, names: Sequence[str], task: int, dropped: int) -> list[tuple[int, str]]:
+        """Return the chosen ones of parts of modalities ``names``, in order, as (place, role)."""
+        places = [p for p, name in enumerate(names) if self._used[self._places[name]]]
         if task == AS_WRITTEN:
             return [(p, "generation") for p in places]
         by_name: dict[str, list[int]] = {name: [] for name in self.tasks[task]}
         for p in places:
-            name = self.source.names[self.source.part_modality[first + p]]
-            if name in by_name:
-                by_name[name].append(p)
+            if names[p] in by_name:
+                by_name[names[p]].append(p)
         chosen = []
         mentions = self.tasks[task]
         for k, name in enumerate(mentions):
@@ -199,20 +213,20 @@ class TaskSource:
         given = k < len(mentions) - 1
         return not (given and (dropped == ALL_GIVEN or (dropped == HOST_GIVEN and mentions[k] == self.host)))
 
-    def sizes(self, i: int, chosen: Sequence[tuple[int, str]]) -> list[PartSize]:
+    def sizes(self, i: int, task: int, dropped: int) -> list[PartSize]:
         """Return what cutting has to know of the chosen parts of document ``i``.
 
         A part that gets a clean copy is kept whole, and its copy counts as delimiters do; the last part has none.
         """
-        first = int(self.source.part_starts[i])
-        rows = [first + p for p, _ in chosen]
-        grids = (self.source.part_grid[rows] > 0).sum(1)
+        table = self.source.parts([i])
+        chosen = self.choose([self.source.names[m] for m in table.modality], task, dropped)
+        grids = (table.grid > 0).sum(1)
         found = []
-        for k, (row, (_, role)) in enumerate(zip(rows, chosen, strict=True)):
-            modality, length = self.source.part_modality[row], int(self.source.part_length[row])
-            wrapped = 0 if self.source.names[modality] == self.host else 2
-            copied = bool(self._copied[modality]) and role == "generation" and k < len(rows) - 1
-            found.append(PartSize(length, wrapped + (length if copied else 0), copied or bool(grids[k] > 1)))
+        for k, (p, role) in enumerate(chosen):
+            modality, length = table.modality[p], int(table.length[p])
+            copied = bool(self._copied[modality]) and role == "generation" and k < len(chosen) - 1
+            delimiters = int(self._wrapped[modality]) + (length if copied else 0)
+            found.append(PartSize(length, delimiters, copied or bool(grids[p] > 1)))
         return found
 
     @staticmethod
@@ -222,12 +236,15 @@ class TaskSource:
         extra = [min(sizes[p].delimiters, 2) if k == last else sizes[p].delimiters for k, (p, _, _) in enumerate(piece)]
         return EDGES + sum(extra) + sum(stop - start for _, start, stop in piece)
 
-    def document(
-        self, i: int, task: int, dropped: int, piece: Sequence[tuple[int, int, int]] | None = None, *, meta=False
+    def document(self, i: int, task: int, dropped: int) -> Document:
+        """Return document ``i`` for a task."""
+        return self.arrange(self.source.document(i, meta=False), task, dropped)
+
+    def arrange(
+        self, written: Document, task: int, dropped: int, piece: Sequence[tuple[int, int, int]] | None = None
     ) -> Document:
-        """Return document ``i`` for a task; ``piece`` holds (chosen part, start, stop) where it is cut."""
-        written = self.source.document(i, meta=meta)
-        chosen = self.parts_of(i, task, dropped)
+        """Return a document for a task; ``piece`` holds (chosen part, start, stop) where it is cut."""
+        chosen = self.choose([p.modality for p in written.parts], task, dropped)
         parts = [dataclasses.replace(written.parts[p], role=role) for p, role in chosen]
         if piece is not None:
             parts = [_slice(parts[k], start, stop) for k, start, stop in piece]
@@ -235,46 +252,39 @@ class TaskSource:
         if task != AS_WRITTEN and piece is None:
             mentions = self.tasks[task]
             names = [name for k, name in enumerate(mentions) if self._keeps(mentions, k, dropped)]
-        return Document(parts, index=i, task=">".join(names), meta=written.meta)
+        return Document(parts, index=written.index, task=">".join(names), meta=written.meta)
 
-    def _eligible(self) -> np.ndarray:
-        """Return for each document [D] the bits of the tasks that it has the parts for."""
-        bits = np.zeros(len(self), np.int64)
+    def _eligible(self, table: PartTable) -> np.ndarray:
+        """Return for each document [n] the bits of the tasks that it has the parts for."""
+        have = {
+            name: table.sum(table.modality == self._places.get(name, -1)) for name in {n for t in self.tasks for n in t}
+        }
+        bits = np.zeros(len(table.starts) - 1, np.int64)
         for t, mentions in enumerate(self.tasks):
-            fits = np.ones(len(self), bool)
+            fits = np.ones(len(bits), bool)
             for name in set(mentions):
-                have = self._sum((self.source.part_modality == self._places.get(name, -1)).astype(np.int64))
-                fits &= have >= mentions.count(name)
+                fits &= have[name] >= mentions.count(name)
             bits |= fits.astype(np.int64) << t
         return bits
 
-    def _lengths(self, task: np.ndarray, dropped: np.ndarray) -> np.ndarray:
-        counts = np.diff(self.source.part_starts)
-        part_task, part_dropped = np.repeat(task, counts), np.repeat(dropped, counts)
-        is_host = self.source.part_modality == self._places.get(self.host, -1)
+    def _lengths(self, table: PartTable, task: np.ndarray, dropped: np.ndarray) -> np.ndarray:
+        part_task, part_dropped = np.repeat(task, table.counts), np.repeat(dropped, table.counts)
+        is_host = table.modality == self._places.get(self.host, -1)
         drops = (part_dropped == ALL_GIVEN) | ((part_dropped == HOST_GIVEN) & is_host)
-        keep, generated = self._used.copy(), self._used & (part_task == AS_WRITTEN)
+        used = self._used[table.modality]
+        keep, generated = used.copy(), used & (part_task == AS_WRITTEN)
         for t, mentions in enumerate(self.tasks):
             mine = part_task == t
-            named = np.isin(self.source.part_modality, [self._places[m] for m in mentions if m in self._places])
-            is_last = self.source.part_modality == self._places.get(mentions[-1], -1)
-            predicted = mine & is_last & (self._rank(is_last) >= mentions.count(mentions[-1]) - 1)
+            named = np.isin(table.modality, [self._places[m] for m in mentions if m in self._places])
+            is_last = table.modality == self._places.get(mentions[-1], -1)
+            predicted = mine & is_last & (table.rank(is_last) >= mentions.count(mentions[-1]) - 1)
             keep &= ~mine | (named & (predicted | ~drops))
             generated |= predicted
         # noised parts that later ones see as a clean copy stand there twice, but for a document's last part
-        last = self._rank(generated) == np.repeat(self._sum(generated), counts) - 1
-        copied = generated & ~last & self._copied[self.source.part_modality]
-        return EDGES + self._sum(np.where(keep, self._cost + copied * self.source.part_length, 0))
-
-    def _rank(self, mine: np.ndarray) -> np.ndarray:
-        """Return for each part [P] how many of the parts ``mine`` [P] come before it in its document."""
-        before = np.concatenate([[0], np.cumsum(mine)])
-        return before[:-1] - np.repeat(before[self.source.part_starts[:-1]], np.diff(self.source.part_starts))
-
-    def _sum(self, values: np.ndarray) -> np.ndarray:
-        """Sum a number of every part [P] over each document [D]."""
-        total = np.concatenate([[0], np.cumsum(values)])
-        return total[self.source.part_starts[1:]] - total[self.source.part_starts[:-1]]
+        last = table.rank(generated) == np.repeat(table.sum(generated), table.counts) - 1
+        copied = generated & ~last & self._copied[table.modality]
+        length = table.length.astype(np.int64)
+        return EDGES + table.sum(np.where(keep, length * (1 + copied) + self._wrapped[table.modality], 0))
 
 
 def _slice(part: Part, start: int, stop: int) -> Part:
