@@ -1,14 +1,9 @@
-"""Operations of a training step, counted by formula and by torch, without padding.
+"""Operations of a training step, counted by formula (plait.plan.flops) and by torch, without padding.
 
-The formula is the standard count (PaLM, arXiv 2204.02311, appendix B): two operations for every multiplication with a
-weight, attention only between the pairs that see one another, and a backward pass of twice the forward one. torch's
-counter sees what runs: a causal segment's attention as the whole rectangle of queries and keys. Both are stated; what
-makes two arms comparable is that they agree by both.
+torch's counter sees what runs: a causal segment's attention as the whole rectangle of queries and keys. Both are
+stated; what makes two arms comparable is that they agree by both.
 """
 
-import contextlib
-import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,12 +16,13 @@ from plait.errors import ConfigError
 from plait.model.mask import segments
 from plait.model.mot import MixtureOfTransformers
 from plait.model.segment_attention import table_of
-from plait.model_config import ModelConfig, TowerConfig
+from plait.model_config import ModelConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
+from plait.plan.flops import BACKWARD, active_parameters, operations, parameters, visible_pairs
+from plait.plan.trace import no_tensor_is_kept
 
-BACKWARD = 2
-"""Operations of a backward pass relative to the forward one."""
+__all__ = ["Flops", "active_parameters", "counted_flops", "forward_flops", "parameters", "step_flops", "visible_pairs"]
 
 
 @dataclass(frozen=True)
@@ -52,46 +48,18 @@ def step_flops(config: RunConfig, batches: list[Batch]) -> Flops:
 
 
 def forward_flops(config: ModelConfig, batch: Batch) -> dict[str, float]:
-    """Return the operations of a forward pass by part: qkv, attention, o, ffn, router, head, latents.
+    """Return the operations of a forward pass by part (`plait.plan.flops.operations`).
 
-    Exact for what the model multiplies, but for norms, rotations and the like. Raises ConfigError for U-Nets between
-    latents and tokens, which have no such formula here.
+    Raises ConfigError for U-Nets between latents and tokens, which are counted by torch alone.
     """
-    parts = dict.fromkeys(("qkv", "attention", "o", "ffn", "router", "head", "latents"), 0.0)
-    heads, layers = config.num_heads * config.head_dim, config.num_layers
-    keys = 2 * config.num_kv_heads * config.head_dim
-    for n, rows, tower in zip(batch.routing.sizes, batch.targets.rows, config.towers.values(), strict=True):
-        parts["qkv"] += layers * 2 * n * tower.width * (heads + keys)
-        parts["o"] += layers * 2 * n * heads * tower.width
-        parts["ffn"] += layers * 2 * n * 3 * tower.width * tower.ffn_width * _experts_a_token(tower)
-        parts["router"] += layers * 2 * n * tower.width * (tower.num_experts if tower.ffn == "moe" else 0)
-        parts["head"] += 2 * len(rows) * tower.width * config.layout.size
-    parts["attention"] = layers * 4 * heads * visible_pairs(batch)
-    for name, group in batch.latents.items():
+    for name in batch.latents:
         if config.modalities[name].patch_network != "linear":
             raise ConfigError(
                 f"model.modalities.{name}.patch_network: 'unet' is not allowed in a comparison, it must be linear, as "
                 "operations are also counted by formula"
             )
-        for tower, place in group.places.items():
-            width = config.towers[tower].width
-            ends = 1 + (tower in config.modalities[name].noised_towers)  # in, and out where the tower has a head
-            per_token = ends * group.values.shape[1] * width + 256 * width + width * width  # the noise level's network
-            parts["latents"] += 2 * len(place.tokens) * per_token
-    return parts
-
-
-def _experts_a_token(tower: TowerConfig) -> int:
-    return tower.top_k if tower.ffn == "moe" else 1
-
-
-def visible_pairs(batch: Batch) -> int:
-    """Return the number of (query, key) pairs in which the query sees the key."""
-    pairs = 0
-    for s in segments(batch.spans):
-        n, keys = s.num_queries, sum(high - low for low, high in s.keys)
-        pairs += n * keys - (n * (n - 1) // 2 if s.causal else 0)
-    return pairs
+    by_tower = list(operations(config, batch).values())
+    return {part: sum(tower[part] for tower in by_tower) for part in by_tower[0]}
 
 
 def counted_flops(config: ModelConfig, batch: Batch) -> float:
@@ -110,7 +78,7 @@ def counted_flops(config: ModelConfig, batch: Batch) -> float:
     if hasattr(aten, "_grouped_mm"):
         # rows [n, K] by weights [E, K, N]; for the weights' gradient [K, n] by [n, N] in groups
         formulas[aten._grouped_mm] = lambda left, right, *rest, **more: 2 * left[0] * left[1] * right[-1]
-    with _no_tensor_is_kept(), FakeTensorMode(allow_non_fake_inputs=True):
+    with no_tensor_is_kept(), FakeTensorMode(allow_non_fake_inputs=True):
         model = MixtureOfTransformers(config)
         # without values, torch's grouped products have no other precision
         with torch.autocast("cpu", torch.bfloat16), FlopCounterMode(display=False, custom_mapping=formulas) as counter:
@@ -118,37 +86,7 @@ def counted_flops(config: ModelConfig, batch: Batch) -> float:
     return float(counter.get_total_flops())
 
 
-@contextlib.contextmanager
-def _no_tensor_is_kept() -> Iterator[None]:
-    """Empty plait's caches afterwards: what they kept has no values."""
-    try:
-        yield
-    finally:
-        for name, module in list(sys.modules.items()):
-            if name.startswith(("plait.model", "plait.objectives")):
-                for value in vars(module).values():
-                    if hasattr(value, "cache_clear"):
-                        value.cache_clear()
-
-
 def attention_cells(batch: Batch) -> int:
     """Return how many (query, key) pairs a CPU's attention computes, those that a causal mask hides included."""
     return sum((row[1] - row[0]) * sum(b - a for a, b in zip(row[3::2], row[4::2], strict=True))
                for row in table_of(segments(batch.spans)).tolist())  # fmt: skip
-
-
-def parameters(config: ModelConfig) -> dict[str, int]:
-    """Return the number of parameters in all (``total``) and of those that a token of each tower passes through."""
-    with torch.device("meta"):
-        return MixtureOfTransformers(config).num_parameters()
-
-
-def active_parameters(config: ModelConfig) -> int:
-    """Return the most parameters that one token passes through, of experts only those it is sent to."""
-    counts = parameters(config)
-    spared = 0
-    for tower in config.towers.values():
-        if tower.ffn == "moe":
-            idle = tower.num_experts - tower.top_k
-            spared = max(spared, config.num_layers * 3 * tower.width * tower.ffn_width * idle)
-    return max(n for name, n in counts.items() if name != "total") - spared

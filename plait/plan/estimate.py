@@ -1,0 +1,205 @@
+"""The plan of a run: sizes, operations, and for every layout memory, traffic and time; and the one to take.
+
+Everything follows from the config but the speed of the machines, which a person states (`Machines`).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from plait.batch import Batch
+from plait.config import RunConfig
+from plait.errors import require
+from plait.plan.flops import BACKWARD, idle_parameters, operations
+from plait.plan.layouts import Layout, Sizes, Traffic, of_rank, possible_layouts, sizes, traffic
+from plait.plan.memory import RankMemory, cache_bytes, rank_memory
+from plait.plan.trace import PassMemory, pass_memory
+from plait.plan.workload import known_sizes, one_batch
+
+GB = 1e9
+PEAKS = {"float32": 67.0, "bfloat16": 989.0}
+"""TFLOP/s of an NVIDIA H100 SXM by its data sheet, without sparsity, by train.precision."""
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a person states about the machines. The defaults are an H100 SXM's data sheet, and assumptions."""
+
+    gpus: int = 8
+    memory: float = 80.0
+    """GB (1e9 bytes) of one GPU."""
+    reserve: float = 0.1
+    """Share of it that is left for the libraries, and for what the allocator cannot use."""
+    node: int = 8
+    """GPUs in one machine."""
+    peak: float = 0.0
+    """TFLOP/s of one GPU; 0 is that of an H100 in the precision of the run."""
+    mfu: float = 0.4
+    """Share of the peak that the model's operations reach between messages."""
+    node_bandwidth: float = 450.0
+    """GB/s that one GPU sends to others in its machine (NVLink 4: 900 GB/s for both directions)."""
+    bandwidth: float = 50.0
+    """GB/s that one GPU sends to other machines (one 400 Gbit/s port each)."""
+
+    def __post_init__(self):
+        for name in ("gpus", "node"):
+            require(getattr(self, name) >= 1, f"--{name}", getattr(self, name), "at least 1")
+        for name in ("memory", "mfu", "node_bandwidth", "bandwidth"):
+            require(getattr(self, name) > 0, f"--{name.replace('_', '-')}", getattr(self, name), "above 0")
+        require(0 <= self.reserve < 1, "--reserve", self.reserve, "in [0, 1)")
+        require(self.peak >= 0, "--peak", self.peak, "0 or more")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One layout and what it takes."""
+
+    layout: Layout
+    batches: int
+    """Batches of one rank in one step (train.accumulate)."""
+    tokens: int
+    """Tokens in one step of all ranks."""
+    memory: RankMemory
+    traffic: Traffic
+    seconds: float
+    """Of one step, from what was stated about the machines."""
+    fits: bool
+
+
+@dataclass(frozen=True)
+class Tower:
+    """Parameters and operations of one tower."""
+
+    parameters: int
+    active: int
+    """Parameters that one of its tokens passes through, shared ones included."""
+    share: float
+    """Of the batch's tokens."""
+    operations: float
+    """Of a token's forward pass, on average."""
+    attention: float
+    """Of these, those between tokens."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `plait plan` shows."""
+
+    config: RunConfig
+    machines: Machines
+    batch_text: str
+    batch_tokens: int
+    sizes: Sizes
+    towers: dict[str, Tower]
+    shared: int
+    """Parameters that all towers share."""
+    operations: float
+    """Of a forward pass, for a token on average."""
+    cache: int
+    """Bytes of a token's keys and values while generating."""
+    options: list[Option]
+    """Those that fit first, each kind fastest first."""
+    best: Option | None = None
+    reason: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+def make_plan(
+    config: RunConfig, machines: Machines, *, tokens: int = 0, mix: Mapping[str, float] = {}, document_tokens: int = 0
+) -> Plan:
+    """Plan a run on some machines; ``tokens`` are those of one step on all ranks (0: one batch a rank, accumulated)."""
+    config, grids = known_sizes(config)
+    batch, text = one_batch(config, grids, mix=mix, document_tokens=document_tokens)
+    whole = sizes(config.model)
+    towers, shared = _towers(config, batch)
+    tokens = tokens or config.data.batch_tokens * config.train.accumulate * machines.gpus
+    options = _options(config, machines, batch, tokens)
+    best, reason = choose(options, machines)
+    operations = sum(t.operations * t.share for t in towers.values())
+    return Plan(config, machines, text, batch.num_tokens, whole, towers, shared, operations, cache_bytes(config),
+                options, best, reason)  # fmt: skip
+
+
+def _towers(config: RunConfig, batch: Batch) -> tuple[dict[str, Tower], int]:
+    import torch
+
+    from plait.model.mot import MixtureOfTransformers
+    from plait.model.routing import tower_of_parameter
+
+    with torch.device("meta"):
+        model = MixtureOfTransformers(config.model)
+    own = dict.fromkeys(["", *config.model.towers], 0)
+    for name, parameter in model.named_parameters():
+        own[tower_of_parameter(name, config.model.towers)] += parameter.numel()
+    counts = operations(config.model, batch)
+    towers = {}
+    for (name, tower), n in zip(config.model.towers.items(), batch.routing.sizes, strict=True):
+        parts, idle = counts[name], idle_parameters(tower, config.model.num_layers)
+        towers[name] = Tower(own[name], own[name] + own[""] - idle, n / batch.num_tokens,
+                             sum(parts.values()) / max(n, 1), parts["attention"] / max(n, 1))  # fmt: skip
+    return towers, own[""]
+
+
+def _options(config: RunConfig, machines: Machines, batch: Batch, tokens: int) -> list[Option]:
+    traced: dict[int, tuple[Sizes, PassMemory]] = {}
+    width = 2 if config.train.precision == "bfloat16" else 4
+    device = "cuda" if config.train.precision == "bfloat16" else "cpu"
+    found = []
+    for layout in possible_layouts(config.model, machines.gpus, machines.node):
+        batches = tokens // (config.data.batch_tokens * layout.data)
+        if not batches:
+            continue
+        if layout.tensor not in traced:
+            part = of_rank(config.model, layout.tensor)
+            once = pass_memory(part, batch, precision=config.train.precision, num_layers=config.model.num_layers,
+                               recompute=config.train.checkpoint_activations, device=device)  # fmt: skip
+            traced[layout.tensor] = sizes(part), once
+        part, once = traced[layout.tensor]
+        memory = rank_memory(config, layout, part, once, batches=batches, width=width)
+        rows = dict(zip(config.model.towers, batch.routing.padded_sizes, strict=True))
+        sent = traffic(config.model, layout, part, rows=rows, batches=batches, width=width,
+                       recompute=bool(config.train.checkpoint_activations))  # fmt: skip
+        forward = sum(sum(parts.values()) for parts in operations(config.model, batch).values())
+        seconds = step_seconds(config, machines, layout, sent, forward * batches)
+        limit = (1 - machines.reserve) * machines.memory * GB
+        found.append(Option(layout, batches, batches * layout.data * config.data.batch_tokens, memory, sent, seconds,
+                            memory.peak <= limit))  # fmt: skip
+    return sorted(found, key=lambda o: (not o.fits, o.seconds if o.fits else o.memory.peak))
+
+
+def step_seconds(config: RunConfig, machines: Machines, layout: Layout, sent: Traffic, forward: float) -> float:
+    """Return the time of a step in which each data rank does ``forward`` operations forward.
+
+    What sharding and replicas send travels beside the computing; what tensor and context ranks send, these wait for.
+    """
+    peak = (machines.peak or PEAKS[config.train.precision]) * 1e12 * machines.mfu
+    computing = (1 + BACKWARD) * forward / (layout.tensor * layout.context) / peak
+    inside, waits = 1, {}
+    for name in ("tensor", "context", "shard", "replicate"):
+        inside *= getattr(layout, name)
+        speed = machines.node_bandwidth if inside <= machines.node else machines.bandwidth
+        waits[name] = getattr(sent, name) / (speed * GB)
+    return max(computing, waits["shard"] + waits["replicate"]) + waits["tensor"] + waits["context"]
+
+
+NEAR = 1.02
+"""Steps that take at most so much longer than the fastest are taken for as fast: then the simpler layout is better."""
+
+
+def choose(options: list[Option], machines: Machines) -> tuple[Option | None, str]:
+    """Return the layout to take and why; None where none fits."""
+    fitting = [o for o in options if o.fits]
+    usable = (1 - machines.reserve) * machines.memory
+    if not fitting:
+        least = min((o.memory.peak for o in options), default=0.0) / GB
+        return None, (
+            f"no layout fits: the least that a GPU needs is {least:.1f} GB, and {usable:.1f} of {machines.memory:g} GB "
+            "are usable"
+        ) if options else "no layout fits: with so few tokens in a step some ranks have no batch"
+    near = [o for o in fitting if o.seconds <= NEAR * fitting[0].seconds]
+    best = min(near, key=lambda o: (o.layout.tensor * o.layout.context, o.layout.tensor, o.traffic.total))
+    words = [f"its peak of {best.memory.peak / GB:.1f} GB fits in the usable {usable:.1f} GB"]
+    faster = "none that fits is faster" if best is fitting[0] else "none that fits is more than 2 % faster"
+    words.append(f"{faster} by what is stated below")
+    if len(near) > 1:
+        words.append("and of those as fast it cuts the model least and sends least")
+    return best, ", ".join(words)

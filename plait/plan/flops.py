@@ -1,0 +1,119 @@
+"""Operations of a pass and numbers of parameters, by formula, without running anything.
+
+The standard count (PaLM, arXiv 2204.02311, appendix B): two operations for every multiplication with a weight,
+attention only between the pairs that see one another, and a backward pass of twice the forward one. Norms, rotations,
+activation functions and padding are left out, and so is what checkpointing computes again.
+"""
+
+import functools
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from plait.batch import Batch
+from plait.model.heads import LatentIn, LatentOut
+from plait.model.mask import segments
+from plait.model.mot import MixtureOfTransformers
+from plait.model_config import ModelConfig, TowerConfig
+
+BACKWARD = 2
+"""Operations of a backward pass relative to the forward one."""
+
+
+def operations(config: ModelConfig, batch: Batch) -> dict[str, dict[str, float]]:
+    """Return the operations of a forward pass by tower and part: qkv, attention, o, ffn, router, head, latents.
+
+    Exact for what the model multiplies. The batch lies on the host.
+    """
+    heads, layers = config.num_heads * config.head_dim, config.num_layers
+    keys = 2 * config.num_kv_heads * config.head_dim
+    pairs = pairs_by_tower(config, batch)
+    found = {}
+    for (name, tower), n, rows in zip(config.towers.items(), batch.routing.sizes, batch.targets.rows, strict=True):
+        experts = tower.top_k if tower.ffn == "moe" else 1
+        found[name] = {
+            "qkv": layers * 2 * n * tower.width * (heads + keys),
+            "attention": layers * 4 * heads * pairs[name],
+            "o": layers * 2 * n * heads * tower.width,
+            "ffn": layers * 2 * n * 3 * tower.width * tower.ffn_width * experts,
+            "router": layers * 2 * n * tower.width * (tower.num_experts if tower.ffn == "moe" else 0),
+            "head": 2 * len(rows) * tower.width * config.layout.size,
+            "latents": 0,
+        }
+    for tower, count in _latent_operations(config, batch):
+        found[tower]["latents"] += count
+    return found
+
+
+def training_operations(config: ModelConfig, batch: Batch) -> float:
+    """Return the operations of the forward and backward pass of a batch: what the model's share of a peak counts."""
+    return (1 + BACKWARD) * float(sum(sum(parts.values()) for parts in operations(config, batch).values()))
+
+
+def _latent_operations(config: ModelConfig, batch: Batch) -> Iterator[tuple[str, float]]:
+    """Yield a tower and the operations of what leads latents into it and out of it."""
+    for name, group in batch.latents.items():
+        modality, channels = config.modalities[name], group.values.shape[1]
+        for tower, place in group.places.items():
+            width, n, predicts = config.towers[tower].width, len(place.tokens), tower in modality.noised_towers
+            if modality.patch_network == "unet":
+                shape = {"channels": channels, "width": width, "patch_size": modality.patch_size}
+                yield tower, sum(_unet_operations(grid, predicts=predicts, **shape) for grid in place.grids)
+            else:  # in, out where the tower has a head, and the noise level's network
+                yield tower, 2 * n * ((1 + predicts) * channels * width + 256 * width + width * width)
+
+
+@functools.lru_cache(maxsize=256)
+def _unet_operations(grid: tuple[int, ...], *, channels: int, width: int, patch_size: int, predicts: bool) -> float:
+    """Return torch's count for one item of an extent, on tensors without values."""
+    n, kind = int(np.prod(grid)), {"patch_size": patch_size, "network": "unet"}
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        latents, times = torch.empty(n, channels), torch.empty(n)
+        LatentIn(channels, width, **kind)(latents, times, [grid])
+        if predicts:
+            LatentOut(channels, width, **kind)(torch.empty(n, width), latents, times, [grid])
+    return float(counter.get_total_flops())
+
+
+def visible_keys(batch: Batch) -> np.ndarray:
+    """Return how many keys each token [T] sees, itself included."""
+    counts = np.empty(batch.num_tokens, np.int64)
+    for s in segments(batch.spans):
+        keys = sum(high - low for low, high in s.keys)
+        counts[s.start : s.stop] = np.arange(keys - s.num_queries + 1, keys + 1) if s.causal else keys
+    return counts
+
+
+def visible_pairs(batch: Batch) -> int:
+    """Return the number of (query, key) pairs in which the query sees the key."""
+    return int(visible_keys(batch).sum())
+
+
+def pairs_by_tower(config: ModelConfig, batch: Batch) -> dict[str, int]:
+    """Return the number of visible (query, key) pairs by the query's tower."""
+    ends = np.cumsum(batch.routing.padded_sizes)
+    tower = np.searchsorted(ends, batch.routing.to_sequence.numpy(), side="right")
+    counts = np.bincount(tower, weights=visible_keys(batch), minlength=len(ends))  # exact up to 2^53 pairs
+    return dict(zip(config.towers, map(int, counts), strict=True))
+
+
+def parameters(config: ModelConfig) -> dict[str, int]:
+    """Return the number of parameters in all (``total``) and of those that a token of each tower passes through."""
+    with torch.device("meta"):
+        return MixtureOfTransformers(config).num_parameters()
+
+
+def active_parameters(config: ModelConfig) -> int:
+    """Return the most parameters that one token passes through, of experts only those it is sent to."""
+    counts = parameters(config)
+    return max(n - idle_parameters(config.towers[name], config.num_layers)
+               for name, n in counts.items() if name != "total")  # fmt: skip
+
+
+def idle_parameters(tower: TowerConfig, num_layers: int) -> int:
+    """Return how many of a tower's parameters are those of experts that a token is not sent to."""
+    if tower.ffn != "moe":
+        return 0
+    return num_layers * 3 * tower.width * tower.ffn_width * (tower.num_experts - tower.top_k)

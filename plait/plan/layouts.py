@@ -1,0 +1,145 @@
+"""Ways to lay a model over ranks: which there are, what each holds and sends, and how long its step takes.
+
+Ranks are numbered so that a tensor group lies closest together, then a context group, then those that shard, then the
+replicas: a group lies within one machine where its size times that of the groups inside it is at most the machine's.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from plait.model.mot import MixtureOfTransformers
+from plait.model.routing import tower_of_parameter
+from plait.model_config import ModelConfig
+
+MASTER, REDUCED = 4, 4
+"""Bytes of a parameter that is kept, and of a gradient that is summed over ranks: float32 whatever the precision."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many ranks share each kind of work; their product is the number of ranks."""
+
+    replicate: int = 1
+    """Copies of the whole sharded model: gradients are summed over them once a step."""
+    shard: int = 1
+    """Ranks that parameters, gradients and optimizer state are spread over (FSDP2)."""
+    tensor: int = 1
+    """Ranks that every matrix is cut over."""
+    context: int = 1
+    """Ranks that the tokens of one batch are cut over."""
+
+    @property
+    def data(self) -> int:
+        """Ranks, or groups of them, with batches of their own."""
+        return self.replicate * self.shard
+
+    @property
+    def ranks(self) -> int:
+        return self.data * self.tensor * self.context
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Parameters of one rank's part of the model before sharding."""
+
+    block: float
+    """Of one block, on average."""
+    outside: int
+    """Embedding, head, final norm, and what leads latents in and out."""
+    total: int
+    trained: int
+    """Those that have gradients and optimizer state."""
+
+
+def of_rank(config: ModelConfig, tensor: int) -> ModelConfig:
+    """Return the model that one of ``tensor`` ranks computes: its heads, its part of each network and of the ids."""
+    if tensor == 1:
+        return config
+    cut = {"num_heads": config.num_heads // tensor, "num_kv_heads": config.num_kv_heads // tensor}
+    towers = {name: replace(t, ffn_width=t.ffn_width // tensor) for name, t in config.towers.items()}
+    modalities = {name: replace(m, vocab_size=-(-m.vocab_size // tensor)) for name, m in config.modalities.items()}
+    return replace(config, **cut, head_dim=config.head_dim, towers=towers, modalities=modalities)
+
+
+def sizes(config: ModelConfig) -> Sizes:
+    """Count the parameters of a model, without making them."""
+    with torch.device("meta"):
+        model = MixtureOfTransformers(config)
+    total = trained = blocks = 0
+    for name, parameter in model.named_parameters():
+        tower = tower_of_parameter(name, config.towers)
+        total += parameter.numel()
+        trained += 0 if tower and config.towers[tower].frozen else parameter.numel()
+        blocks += parameter.numel() if name.startswith("blocks.") else 0
+    return Sizes(blocks / config.num_layers, total - blocks, total, trained)
+
+
+def tensor_sizes(config: ModelConfig, most: int) -> list[int]:
+    """Return how many ranks, up to ``most``, can share every matrix of the model."""
+    widths = [t.ffn_width for t in config.towers.values()]
+    return [t for t in divisors(most) if config.num_kv_heads % t == 0 and all(w % t == 0 for w in widths)]
+
+
+def possible_layouts(config: ModelConfig, ranks: int, node: int) -> Iterator[Layout]:
+    """Yield the layouts of some ranks, ``node`` of which are in one machine.
+
+    Tensor groups stay within a machine; context groups take whole key heads; shards are none, those of one machine, or
+    all data ranks.
+    """
+    for tensor in tensor_sizes(config, min(node, ranks)):
+        for context in divisors(ranks // tensor) if ranks % tensor == 0 else ():
+            if (config.num_kv_heads // tensor) % context:
+                continue
+            data = ranks // (tensor * context)
+            local = max(1, node // (tensor * context))
+            for shard in sorted({1, local if data % local == 0 else data, data}):
+                yield Layout(data // shard, shard, tensor, context)
+
+
+def divisors(number: int) -> list[int]:
+    """Return the divisors of a number, in order."""
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Bytes that one rank sends in one step, by what they are for."""
+
+    shard: float = 0.0
+    replicate: float = 0.0
+    tensor: float = 0.0
+    context: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.shard + self.replicate + self.tensor + self.context
+
+
+def traffic(
+    config: ModelConfig, layout: Layout, part: Sizes, *, rows: dict[str, int], batches: int, width: int, recompute: bool
+) -> Traffic:
+    """Return what a rank sends in a step of ``batches`` batches with so many rows a tower.
+
+    ``part`` are the parameters of one tensor rank, ``width`` is the bytes of a number in the forward pass. Rings are
+    assumed: of n ranks, each sends (n - 1) / n of what is gathered or reduced, and twice that where all get a sum.
+    """
+    passes = 3 if recompute else 2  # forward, backward, and the forward pass once more
+    blocks = part.block * config.num_layers
+    gathered = passes * blocks + part.outside  # what stands outside the blocks stays there until the step is done
+    others = layout.shard * layout.context
+    shard = batches * _share(others) * (gathered * width + part.trained * REDUCED)
+    replicate = 2 * _share(layout.replicate) * part.trained * REDUCED / others
+    # two sums over ranks a block forward, two backward, of the rows that the rank's context group gave it
+    stream = sum(n * config.towers[k].width for k, n in rows.items()) / layout.context * width
+    tensor = batches * 2 * _share(layout.tensor) * 2 * passes * config.num_layers * stream
+    # queries, keys, values to heads, outputs back to tokens
+    heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim / layout.tensor
+    moved = sum(rows.values()) / layout.context * heads * width
+    context = batches * _share(layout.context) * passes * config.num_layers * moved
+    return Traffic(shard, replicate, tensor, context)
+
+
+def _share(ranks: int) -> float:
+    return (ranks - 1) / ranks

@@ -1,0 +1,225 @@
+"""Memory of a forward and backward pass, found by running the model's own code on tensors without values.
+
+Nothing here restates what the model keeps for its backward pass: blocks run under torch's FakeTensorMode, where every
+tensor has a shape and a device and no values, and the bytes of all storages that are alive are counted. So a plan is
+right for every kind of tower, and stays right when the model changes. Models of a few blocks are traced; one more
+block always costs the same, so any depth follows from two of them.
+"""
+
+import contextlib
+import functools
+import importlib.util
+import sys
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import Parameter
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from plait.batch import Batch
+from plait.model import mot
+from plait.model.attention import AttentionPlan
+from plait.model.mask import varlen_calls
+from plait.model.mot import MixtureOfTransformers
+from plait.model.precision import autocast
+from plait.model.routing import tower_of_parameter
+from plait.model_config import ModelConfig
+from plait.objectives import loss_sums
+
+DEPTHS = (2, 3)
+"""Blocks of the models that are traced: the first and last ones may differ from those between."""
+
+
+@dataclass(frozen=True)
+class PassMemory:
+    """Bytes of one forward and backward pass, without parameters and without the gradients of earlier parameters."""
+
+    kept: float
+    """What the forward pass leaves for the backward one: the activations."""
+    casts: float
+    """Weights in the precision of the products, kept for the backward pass where the forward pass makes them."""
+    loss: float
+    """Most beyond that while the losses and their gradients are computed: the logits, mostly."""
+    backward: float
+    """Most beyond ``kept`` while the blocks' gradients are computed."""
+
+
+def pass_memory(
+    config: ModelConfig, batch: Batch, *, precision: str, recompute: Any, device: str, num_layers: int
+) -> PassMemory:
+    """Return the memory of a pass over a batch through a model of ``num_layers`` blocks like those of ``config``.
+
+    ``precision`` and ``recompute`` are the settings train.precision and train.checkpoint_activations, ``device`` is
+    "cpu" or "cuda" (which need not be there).
+    """
+    low, high = (_trace(_of_depth(config, n), batch, precision, recompute, device) for n in DEPTHS)
+    steps = (num_layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+    values = {f.name: (getattr(low, f.name), getattr(high, f.name)) for f in fields(PassMemory)}
+    return PassMemory(**{name: max(0.0, a + steps * (b - a)) for name, (a, b) in values.items()})
+
+
+def _of_depth(config: ModelConfig, num_layers: int) -> ModelConfig:
+    """Return a model of some blocks like the last one of ``config``."""
+    return replace(config, num_layers=num_layers, untied=sorted(config.untied_at(config.num_layers - 1)))
+
+
+def _trace(config: ModelConfig, batch: Batch, precision: str, recompute: Any, device: str) -> PassMemory:
+    with no_tensor_is_kept(), FakeTensorMode(allow_non_fake_inputs=True), _operations_of(device):
+        model = _without_values(config)
+        model.recompute_blocks = recompute
+        _keep_no_gradients(model)
+        with Alive(model) as alive:
+            with _precision(precision):
+                hidden = model(batch)
+            kept, casts = alive.bytes, alive.casts
+            alive.peak = 0
+            ends = [h.detach().requires_grad_(h.requires_grad) for h in hidden]
+            with _precision(precision):
+                sums = loss_sums(model, ends, batch, z_loss=1.0)
+            sums.sum().backward()
+            del sums
+            loss = alive.peak - kept
+            alive.peak = 0
+            pairs = [(h, e.grad) for h, e in zip(hidden, ends, strict=True) if h.requires_grad]
+            del hidden, ends
+            torch.autograd.backward(*zip(*pairs, strict=True))
+    return PassMemory(kept, casts, loss, max(0, alive.peak - kept))
+
+
+def _without_values(config: ModelConfig) -> MixtureOfTransformers:
+    """Return a model whose parameters have no values; on "meta" first, where no random number is drawn."""
+    with torch.device("meta"):
+        model = MixtureOfTransformers(config)
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            module._parameters[name] = parameter if parameter is None else Parameter(_empty(parameter))
+        for name, buffer in module._buffers.items():
+            module._buffers[name] = _empty(buffer)
+    return model
+
+
+def _empty(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
+@contextlib.contextmanager
+def _operations_of(device: str) -> Iterator[None]:
+    """Let the model call what it calls on a device, on tensors of the CPU: torch without CUDA knows no others.
+
+    On a GPU these are variable-length attention, the fused RMSNorm, and plait's kernel for heads where Triton is
+    installed. Their results have shapes and no values.
+    """
+    if device == "cpu":
+        yield
+        return
+
+    def plan(cls, segments, num_tokens, place, dtype=torch.float32):
+        return cls.by_varlen(segments, varlen_calls(segments), place)
+
+    def rms_norm(x, shape, weight, eps):
+        return torch.ops.aten._fused_rms_norm(x, shape, weight, eps)[0]
+
+    stand_ins = [(AttentionPlan, "of", classmethod(plan)), (torch.nn.functional, "rms_norm", rms_norm)]
+    if importlib.util.find_spec("triton") is not None:
+        from plait.model import kernels
+
+        stand_ins.append((mot, "heads_kernel", lambda device, head_dim: kernels.heads_to_sequence))
+    before = [vars(owner)[name] for owner, name, _ in stand_ins]
+    for owner, name, value in stand_ins:
+        setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        for (owner, name, _), value in zip(stand_ins, before, strict=True):
+            setattr(owner, name, value)
+
+
+def _keep_no_gradients(model: MixtureOfTransformers) -> None:
+    """Let every gradient go as soon as it is there, and make none for frozen towers."""
+    towers = model.config.towers
+    for name, parameter in model.named_parameters():
+        tower = tower_of_parameter(name, towers)
+        if tower and towers[tower].frozen:
+            parameter.requires_grad_(False)
+        else:
+            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+
+
+def _precision(precision: str) -> contextlib.AbstractContextManager:
+    return autocast(precision, torch.device("cpu"))
+
+
+class Alive(TorchDispatchMode):
+    """Counts the bytes of the storages that operations made and that are still alive, and the most there ever were.
+
+    A model's own parameters and buffers are not counted, and casts of them apart.
+    """
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.bytes = self.peak = self.casts = 0
+        self._storages: dict[int, weakref.ref] = {}
+        own = [*model.parameters(), *model.buffers()]
+        self._own = {_key(t) for t in own}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = _grouped_product(func, args) if _is_grouped(func) else func(*args, **(kwargs or {}))
+        casts = func is torch.ops.aten._to_copy.default and _key(args[0]) in self._own
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                self._count(tensor, casts)
+        return out
+
+    def _count(self, tensor: Tensor, is_cast: bool) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._own or key in self._storages:
+            return
+        self._storages[key] = weakref.ref(storage, functools.partial(self._gone, key, storage.nbytes(), is_cast))
+        self._add(storage.nbytes(), is_cast)
+
+    def _gone(self, key: int, size: int, is_cast: bool, _: weakref.ref) -> None:
+        del self._storages[key]
+        self._add(-size, is_cast)
+
+    def _add(self, size: int, is_cast: bool) -> None:
+        if is_cast:
+            self.casts += size
+        else:
+            self.bytes += size
+            self.peak = max(self.peak, self.bytes)
+
+
+def _key(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _is_grouped(func: Any) -> bool:
+    return func is getattr(getattr(torch.ops.aten, "_grouped_mm", None), "default", None)
+
+
+def _grouped_product(func: Any, args: tuple) -> Tensor:
+    """Return the result of torch's grouped product, whose shapes it knows for bfloat16 alone."""
+    left, right = args[:2]
+    if left.ndim == right.ndim == 2:  # [K, n] by [n, N] in E groups
+        return left.new_empty(args[2].shape[0], left.shape[0], right.shape[1])
+    return left.new_empty(left.shape[0], right.shape[-1])
+
+
+@contextlib.contextmanager
+def no_tensor_is_kept() -> Iterator[None]:
+    """Empty plait's caches afterwards: what they kept has no values."""
+    try:
+        yield
+    finally:
+        for name, module in list(sys.modules.items()):
+            if name.startswith(("plait.model", "plait.objectives")):
+                for value in vars(module).values():
+                    if hasattr(value, "cache_clear"):
+                        value.cache_clear()

@@ -1,0 +1,132 @@
+"""What one batch of a run looks like: of its prepared data where there is any, else documents made up from the config.
+
+Sizes that training takes from prepared data (vocabularies, latents) are asked of the codecs here, before any data.
+"""
+
+import copy
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from plait.batch import Batch, Document, Part, pack, spell
+from plait.codecs import codec_class
+from plait.config import AS_WRITTEN_TASK, RunConfig
+from plait.data.loader import Loader
+from plait.data.sources import folders, resolve_vocabulary
+from plait.errors import ConfigError, require, unknown
+
+ITEM_TOKENS = 1024
+"""Longest made-up item of a continuous modality whose codec has no extent of its own."""
+
+
+def known_sizes(config: RunConfig) -> tuple[RunConfig, dict[str, tuple[int, ...]]]:
+    """Return the config with vocabularies and latents filled in, and the extents of items that are always the same.
+
+    Raises ConfigError for a size that neither the config nor the codec tells.
+    """
+    if is_prepared(config):
+        return resolve_vocabulary(config), {}
+    config = copy.deepcopy(config)
+    config.model.__dict__.pop("layout", None)
+    grids = {}
+    for name, modality in config.model.modalities.items():
+        codec = codec_class(modality.codec).from_options(
+            modality.codec_options, f"model.modalities.{name}.codec_options"
+        ) if modality.codec and not _is_sized(modality) else None  # fmt: skip
+        for field in ("vocab_size",) if modality.objective == "next_token" else ("latent_channels", "patch_size"):
+            setattr(modality, field, getattr(modality, field) or getattr(codec, field, 0))
+        require(_is_sized(modality), f"model.modalities.{name}", "of unknown size",
+                "given a vocab_size (or latent_channels), or a codec that knows it")  # fmt: skip
+        if codec is not None and codec.default_grid:
+            grids[name] = tuple(codec.default_grid)
+    return config, grids
+
+
+def _is_sized(modality) -> bool:
+    return bool(modality.vocab_size if modality.objective == "next_token" else modality.latent_channels)
+
+
+def is_prepared(config: RunConfig) -> bool:
+    """Say whether the run's data has been prepared."""
+    return all((Path(folder) / "index.json").is_file() for folder in folders(config))
+
+
+def one_batch(
+    config: RunConfig, grids: Mapping[str, tuple[int, ...]], *, mix: Mapping[str, float], document_tokens: int = 0
+) -> tuple[Batch, str]:
+    """Return a batch of data.batch_tokens tokens and what it is made of.
+
+    The run's own first batch where its data is prepared and neither ``mix`` (shares of tokens by modality) nor
+    ``document_tokens`` is asked for. ``config`` and ``grids`` are what `known_sizes` returned.
+    """
+    if is_prepared(config) and not mix and not document_tokens:
+        config = replace(config, data=replace(config.data, num_workers=0))
+        return next(iter(Loader(config)))[0], f"the first batch of {config.data.path}"
+    mix = shares(config, mix)
+    longest = config.data.max_document_tokens or config.data.batch_tokens
+    length = min(document_tokens or longest, config.data.batch_tokens, config.model.max_positions)
+    documents = made_up(config, grids, mix, length)
+    batch = pack(documents, config.model, pad_rows_to=config.data.pad_rows_to)
+    text = ", ".join(f"{share:.0%} {name}" for name, share in mix.items())
+    return batch, f"{len(documents)} made-up documents of about {length:,} tokens, {text}"
+
+
+def shares(config: RunConfig, mix: Mapping[str, float]) -> dict[str, float]:
+    """Return the share of each modality in the tokens; all alike where ``mix`` is empty (raises ConfigError)."""
+    names = list(config.model.modalities)
+    for name, weight in mix.items():
+        if name not in names:
+            raise ConfigError(unknown("--mix", name, names))
+        require(weight >= 0, f"--mix ({name})", weight, "0 or more")
+    weights = {name: mix.get(name, 0.0) for name in names} if mix else dict.fromkeys(names, 1.0)
+    require(sum(weights.values()) > 0, "--mix", dict(mix), "shares of which one at least is above 0")
+    return {name: weight / sum(weights.values()) for name, weight in weights.items() if weight}
+
+
+def made_up(
+    config: RunConfig, grids: Mapping[str, tuple[int, ...]], mix: Mapping[str, float], length: int
+) -> list[Document]:
+    """Return documents that fill a batch: one of each task in turn, as often as its weight says."""
+    tasks = {t: w for t, w in config.data.tasks.items() if w} or {AS_WRITTEN_TASK: 1.0}
+    given, documents, room = dict.fromkeys(tasks, 0), [], config.data.batch_tokens
+    while True:
+        task = max(tasks, key=lambda t: tasks[t] / (given[t] + 1))
+        names = list(mix) if task == AS_WRITTEN_TASK else task.split(",")
+        document = Document(_parts(config, grids, mix, names, length, task), index=len(documents))
+        room -= sum(len(run) for run in spell(document, config.model))
+        if documents and room < 0:
+            return documents
+        given[task] += 1
+        documents.append(document)
+
+
+def _parts(config, grids, mix, names: list[str], length: int, task: str) -> list[Part]:
+    """Share a document's tokens among its parts, and cut continuous ones into items."""
+    weights = {name: mix.get(name, 0.0) or min(mix.values()) for name in names}
+    room = length - 2 - sum(2 for name in names if name != config.model.layout.host)
+    total = sum(weights[name] for name in names)
+    parts = []
+    for k, name in enumerate(names):
+        role = "generation" if task == AS_WRITTEN_TASK or k == len(names) - 1 else "understanding"
+        n = max(1, int(room * weights[name] / total))
+        if config.model.modalities[name].objective == "next_token":
+            parts.append(Part(name, ids=np.zeros(n, np.int64), role=role))
+        else:
+            parts += _items(config.model.modalities[name].latent_channels, name, n, grids.get(name), role)
+    return parts
+
+
+def _items(channels: int, name: str, tokens: int, grid: tuple[int, ...] | None, role: str) -> list[Part]:
+    size = math.prod(grid) if grid else min(tokens, ITEM_TOKENS)
+    grid = grid or _extent(size)
+    latents = np.zeros((math.prod(grid), channels), np.float32)
+    return [Part(name, latents=latents, grid=grid, role=role) for _ in range(max(1, round(tokens / size)))]
+
+
+def _extent(tokens: int) -> tuple[int, int]:
+    """Return the rows and columns nearest to a square that hold at most so many tokens."""
+    rows = math.isqrt(tokens)
+    return rows, tokens // rows
