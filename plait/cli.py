@@ -6,6 +6,7 @@ import os
 import sys
 
 from plait.errors import ConfigError, PlaitError, nearest
+from plait.launch import is_first, launch
 
 DESCRIPTION = """Mixture-of-Transformers: text, images and speech, each with parameters of its own,
 woven by one global attention. One YAML file describes a run; the commands are its steps, each resumable."""
@@ -38,7 +39,11 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except PlaitError as error:
-        print(f"plait: {error}", file=sys.stderr)
+        found = launch()
+        if found is None or found.rank == 0:
+            print(f"plait: {error}", file=sys.stderr)
+        elif not isinstance(error, ConfigError):  # a wrong setting is wrong for all
+            print(f"plait, rank {found.rank}: {error}", file=sys.stderr)
         return error.exit_code
 
 
@@ -218,8 +223,9 @@ def _train(chosen) -> None:
 
     config = _config(chosen.config, chosen.overrides)
     train_step(config, Progress())
-    summarise(config)
-    print(f"trained: {config.out}")
+    if is_first():
+        summarise(config)
+        print(f"trained: {config.out}")
 
 
 def _evaluate(chosen) -> None:

@@ -156,6 +156,23 @@ class TrainConfig:
 
 
 @dataclass
+class ParallelConfig:
+    """How the ranks of a launch share the work: replicate x shard x context x tensor of them. One process needs none.
+
+    docs/parallel.md says which to choose.
+    """
+
+    shard: int = 0
+    """Ranks that share one copy of weights and optimizer, each with batches of its own (FSDP). 0: all that are left."""
+    replicate: int = 1
+    """Copies of what `shard` ranks share, such as one for each machine (HSDP)."""
+    context: int = 1
+    """Ranks that share the tokens of one batch: rows everywhere, heads in attention. For long sequences."""
+    tensor: int = 1
+    """Ranks that share every matrix of every tower: heads, hidden sizes, the ids. Within one machine."""
+
+
+@dataclass
 class DiffusionConfig:
     """Noise and its schedule, for continuous modalities. t = 0 is clean, t = 1 is noise."""
 
@@ -291,6 +308,7 @@ class RunConfig:
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     data: DataConfig = field(default_factory=DataConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
     generate: GenerateConfig = field(default_factory=GenerateConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -323,9 +341,28 @@ class RunConfig:
         for name in ("steps", "accumulate", "log_every", "keep_checkpoints"):
             require(getattr(self.train, name) >= 1, f"train.{name}", getattr(self.train, name), "at least 1")
         require(len(self.train.betas) == 2, "train.betas", self.train.betas, "two numbers")
+        self._check_parallel()
         for name in (*self.generate.sampling, *self.generate.max_tokens, *self.generate.grids):
             if name not in self.model.modalities:
                 raise ConfigError(unknown("generate", name, self.model.modalities))
         for name, sampling in self.generate.sampling.items():
             if self.model.modalities[name].objective == "diffusion":
                 check_sampler(self.diffusion, sampling.sampler, sampling.steps, f"generate.sampling.{name}")
+
+    def _check_parallel(self):
+        """Refuse what no number of ranks could do; plait.train.parallel checks the number."""
+        parallel, model = self.parallel, self.model
+        for name in ("replicate", "context", "tensor"):
+            require(getattr(parallel, name) >= 1, f"parallel.{name}", getattr(parallel, name), "at least 1")
+        require(parallel.shard >= 0, "parallel.shard", parallel.shard, "0 or more")
+        tensor, together = parallel.tensor, parallel.tensor * parallel.context
+        require(model.num_kv_heads % together == 0, "parallel.tensor x parallel.context", together,
+                f"a divisor of model.num_kv_heads ({model.num_kv_heads})")  # fmt: skip
+        for name, tower in model.towers.items():
+            require(tower.ffn_width % tensor == 0, "parallel.tensor", tensor,
+                    f"a divisor of model.towers.{name}.ffn_width ({tower.ffn_width})")  # fmt: skip
+            alone = tower.ffn != "moe" or tower.moe_routing == "token_choice"
+            require(alone or parallel.context == 1, "parallel.context", parallel.context,
+                    f"1: model.towers.{name} routes by expert_choice, which compares whole batches")  # fmt: skip
+        require(together == 1 or not self.train.sample_every, "train.sample_every", self.train.sample_every,
+                "0 where parallel.tensor or parallel.context is above 1 (use plait generate on the run)")  # fmt: skip

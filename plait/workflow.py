@@ -4,6 +4,7 @@ import contextlib
 import json
 import math
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from plait.data.sources import validation_splits
 from plait.evaluate.judges import available, judge_codecs
 from plait.evaluate.suite import Suite
 from plait.files import atomic_folder, read_json, write_json, write_text
+from plait.launch import is_first
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
 from plait.pipeline import Pipeline, Sample, load_codecs, load_run
@@ -30,6 +32,7 @@ from plait.tensor_files import TensorStore
 from plait.train import checkpoint
 from plait.train.engine import Trainer
 from plait.train.metrics import hardware, peak_memory_gb, read_jsonl, read_metrics, versions, write_summary
+from plait.train.parallel import process_group
 
 SAMPLES_PER_TASK = 12
 FREE_SAMPLES = 8
@@ -79,17 +82,23 @@ def judge_step(config: RunConfig, progress: Progress) -> dict[str, float]:
 
 
 def train_step(config: RunConfig, progress: Progress) -> None:
-    """Shards to a trained model (plait train)."""
-    start_run(config)
-    with timed(config, "train"):
-        Trainer(config, progress, on_sample=lambda model, step: sample_while_training(config, model, step)).run()
+    """Shards to a trained model (plait train); where a launcher started several ranks, each of them calls it."""
+    with process_group() as is_first:
+        if is_first:
+            start_run(config)
+        with timed(config, "train") if is_first else contextlib.nullcontext():
+            Trainer(config, progress, on_sample=lambda model, step: sample_while_training(config, model, step)).run()
 
 
 def sample_while_training(config: RunConfig, model: MixtureOfTransformers, step: int) -> None:
-    """Write a few samples of every task into ``<run>/progress/step-...`` (train.sample_every)."""
+    """Write a few samples of every task into ``<run>/progress/step-...`` (train.sample_every).
+
+    Ranks that share a model all draw the same samples, and rank 0 keeps them.
+    """
     pipeline = Pipeline(model, load_codecs(config), config.generate, config.diffusion)
-    with atomic_folder(Path(config.out) / "progress" / f"step-{step:08d}") as temporary:
-        SampleSet(config, pipeline, temporary, 2).write(free=2)
+    kept = atomic_folder(Path(config.out) / "progress" / f"step-{step:08d}")
+    with kept if is_first() else tempfile.TemporaryDirectory() as folder:
+        SampleSet(config, pipeline, Path(folder), 2).write(free=2)
 
 
 def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:

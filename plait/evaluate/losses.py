@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
@@ -10,6 +10,7 @@ from plait.batch import Batch
 from plait.config import AS_WRITTEN_TASK, DiffusionConfig, RunConfig
 from plait.data.loader import validation_batches
 from plait.model.mot import MixtureOfTransformers
+from plait.model.ranks import Ranks
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 
@@ -25,15 +26,33 @@ def mean_losses(
     diffusion: DiffusionConfig | None = None,
     autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> dict[str, float]:
-    """Return the mean loss of each modality present in these batches: nats per token, or squared error per image."""
+    """Return the mean loss of each modality present in these batches: nats per token, or squared error per image.
+
+    Where several ranks hold the model, each is given all batches and computes its share of them.
+    """
     names = model.config.layout.names
     sums, counts = torch.zeros(len(names), dtype=torch.float64), torch.zeros(len(names), dtype=torch.float64)
-    for batch in batches:
-        batch = corrupt(batch, diffusion or DiffusionConfig(), VALIDATION_SEED).to(model.device)
+    ranks = model.ranks
+    for batch, counts_here in dealt(batches, ranks):
+        batch = ranks.part(corrupt(batch, diffusion or DiffusionConfig(), VALIDATION_SEED)).to(model.device)
         with autocast():
-            sums += loss_sums(model, model(batch), batch).double().cpu()
-        counts += torch.tensor(batch.counts, dtype=torch.float64)
+            found = loss_sums(model, model(batch), batch).double().cpu()
+        sums += found * counts_here
+        counts += torch.tensor(batch.counts, dtype=torch.float64) * (counts_here and ranks.leads_batch)
+    sums, counts = ranks.total(sums), ranks.total(counts)
     return {name: float(s / c) for name, s, c in zip(names, sums, counts, strict=True) if c > 0}
+
+
+def dealt(batches: Iterable[Batch], ranks: Ranks) -> Iterator[tuple[Batch, bool]]:
+    """Yield this data rank's batch of each turn, and whether it counts: in the last turn some repeat another's."""
+    turn: list[Batch] = []
+    for batch in batches:
+        turn.append(batch)
+        if len(turn) == ranks.data:
+            yield turn[ranks.data_rank], True
+            turn = []
+    if turn:
+        yield turn[min(ranks.data_rank, len(turn) - 1)], ranks.data_rank < len(turn)
 
 
 def split_losses(

@@ -12,6 +12,7 @@ from plait.config_file import from_dict, to_dict
 from plait.errors import CheckpointError, ConfigError
 from plait.files import read_json, write_json
 from plait.model.mot import MixtureOfTransformers
+from plait.model.ranks import part_of
 from plait.model_config import ModelConfig
 from plait.tensor_files import Cut, TensorStore
 
@@ -74,7 +75,7 @@ def load_weights(
     with TensorStore(Path(folder) / weights, "model") as store:
         check_tensors(own, store.tensors, str(folder), allow_missing=allow_missing)
         for name in store.tensors:  # one by one, so that the model is not held twice
-            own[name].copy_(store.read(name))
+            own[name].copy_(part_of(store.read(name), own[name]))
     # what is not saved is rebuilt: balancing counts start at zero
     for name, buffer in model.named_buffers():
         if name not in own:

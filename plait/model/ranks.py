@@ -63,15 +63,15 @@ class Ranks:
     context_mesh: DeviceMesh | None = None
     tensor_mesh: DeviceMesh | None = None
     row_mesh: DeviceMesh | None = None
-    """context x tensor."""
+    """Context and tensor ranks as one dimension."""
 
     @classmethod
-    def of(cls, mesh: DeviceMesh) -> "Ranks":
+    def of(cls, mesh: DeviceMesh, row_mesh: DeviceMesh) -> "Ranks":
         """Return the ranks of a mesh with the dimensions data, context and tensor."""
         sizes = {name: mesh[name].size() for name in mesh.mesh_dim_names}
         places = {f"{name}_rank": mesh[name].get_local_rank() for name in mesh.mesh_dim_names}
         return cls(mesh, **sizes, **places, context_mesh=mesh["context"], tensor_mesh=mesh["tensor"],
-                   row_mesh=mesh["context", "tensor"])  # fmt: skip
+                   row_mesh=row_mesh)  # fmt: skip
 
     @property
     def is_first(self) -> bool:
@@ -104,13 +104,13 @@ class Ranks:
         """Rows [n, D] of one tower to all of its rows [N_k, D]."""
         if not self.share_batch:
             return x
-        return _redistributed(x, self.row_mesh, [Shard(0), Shard(0)], [Replicate(), Replicate()])
+        return _redistributed(x, self.row_mesh, [Shard(0)], [Replicate()])
 
     def scatter_all(self, x: Tensor) -> Tensor:
         """Sum the parts [N_k, D] of all ranks that share a batch and return this rank's rows [n, D]."""
         if not self.share_batch:
             return x
-        return _redistributed(x, self.row_mesh, [Partial(), Partial()], [Shard(0), Shard(0)])
+        return _redistributed(x, self.row_mesh, [Partial()], [Shard(0)])
 
     def rows_to_heads(self, heads: Tensor) -> Tensor:
         """Heads [N_k / C, G, ...] of a tower's rows to a part of the heads of all rows [N_k, G / C, ...]."""

@@ -9,8 +9,8 @@ import itertools
 import math
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from plait.evaluate.losses import split_losses
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
 from plait.model.pretrained import check_shapes, load_config, load_weights, read_tensors
+from plait.model.ranks import part_of
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
-from plait.progress import Progress
+from plait.progress import Progress, QuietProgress
+from plait.train import parallel
 from plait.train.checkpoint import Checkpoints
 from plait.train.ema import AveragedWeights
 from plait.train.gradients import add_gradients, side_by_side
@@ -62,6 +64,19 @@ def pick_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ResourceError(f"train.device: {name!r} is absent on this machine; use auto or cpu")
     return device
+
+
+class NoMetrics(contextlib.AbstractContextManager):
+    """The log of ranks that write nothing."""
+
+    def __exit__(self, *_) -> None:
+        """Nothing is open."""
+
+    def drop_after(self, step: int) -> None:
+        """Nothing was written."""
+
+    def log(self, values: Mapping[str, Any], **_) -> None:
+        """Leave it to rank 0."""
 
 
 @dataclass
@@ -102,11 +117,14 @@ class Trainer:
         Its weights are the averages then, where ``train.ema`` keeps any, as for the validation loss.
         """
         self.on_sample = on_sample
-        self.device = pick_device(config.train.device)
-        self.config = config = resolve_vocabulary(config)
-        self.progress = progress or Progress()
+        self.device = pick_device(parallel.local_device(config.train.device))
+        config = resolve_vocabulary(config)
+        data = replace(config.data, pad_rows_to=parallel.rows_multiple(config))
+        self.config = config = replace(config, data=data)
         self.out = Path(config.out)
-        self.model = MixtureOfTransformers(config.model, seed=config.seed).to(self.device)
+        self.model = parallel.build(config, self.device)
+        self.ranks = self.model.ranks
+        self.progress = (progress or Progress()) if self.ranks.is_first else QuietProgress()
         self.model.recompute_blocks = config.train.checkpoint_activations
         self.optimizer = make_optimizer(self.model, config.train)
         self.state = RunState()
@@ -118,8 +136,10 @@ class Trainer:
             self.model.compile_blocks()
         self._pool = side_by_side(self.model, config.train)
         self._bad_steps = torch.zeros((), device=self.device)
-        self._stop = False
-        self._last_saved = time.monotonic()
+        self._stop = False  # what this rank was asked; `_stopping` is what all ranks know
+        self._stopping = False
+        self._saved_at = self.state.seconds
+        self._begun = time.monotonic()
 
     def _restore(self) -> None:
         self.checkpoints.remove_leftovers()
@@ -150,13 +170,20 @@ class Trainer:
             return self.state.seconds / (60 * self.config.train.minutes)
         return self.state.step / self.config.train.steps
 
-    def averaged(self) -> contextlib.AbstractContextManager:
-        """Return a context in which the model has its averaged weights, where there are any."""
-        return self.averages.applied() if self.averages else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Enter a context in which the model has its averaged weights, where there are any, and is not trained."""
+        with self.averages.applied() if self.averages else contextlib.nullcontext():
+            yield
+            parallel.reshard(self.model)  # what was gathered would be taken for what is trained
+
+    def _metrics(self) -> contextlib.AbstractContextManager:
+        """Return the log of the run, or on ranks that write nothing one that takes everything."""
+        return MetricsLog(self.out, self.config.train.trackers) if self.ranks.is_first else NoMetrics()
 
     def run(self) -> MixtureOfTransformers:
         """Train to the end and return the model; raises TrainingStopped after saving when a signal asks to stop."""
-        with self._signals(), self.checkpoints, MetricsLog(self.out, self.config.train.trackers) as log:
+        with self._signals(), self.checkpoints, self._metrics() as log:
             log.drop_after(self.state.step)
             if not self.finished:
                 self._loop(log)
@@ -164,15 +191,17 @@ class Trainer:
 
     def _loop(self, log: MetricsLog) -> None:
         train = self.config.train
-        loader = Loader(self.config, "train", state=self.state.loader, finish=self._finish)
+        loader = Loader(self.config, "train", rank=self.ranks.data_rank, world_size=self.ranks.data,
+                        state=self.state.loader, finish=self._finish)  # fmt: skip
         batches = iter(loader)
         window = self._new_window()
         with contextlib.closing(batches), self.progress.stage("train", total=1.0) as bar:
             bar.resume(self.share_done)
-            begun = time.monotonic() - self.state.seconds
+            self._begun = time.monotonic() - self.state.seconds
             while not self.finished:
                 self._step(batches, loader, window)
-                self.state.seconds = time.monotonic() - begun
+                if self.ranks.mesh is None:
+                    self.state.seconds, self._stopping = time.monotonic() - self._begun, self._stop
                 step, last = self.state.step, self.finished
                 if step % train.log_every == 0 or last or step == 1:
                     bar.to(min(self.share_done, 1.0), self._log(log, window))
@@ -184,16 +213,16 @@ class Trainer:
                     with self.averaged():
                         self.on_sample(self.model, step)
                     window = self._new_window()
-                if last or self._stop or self._time_to_save(step):
+                if last or self._stopping or self._time_to_save(step):
                     self._save()
-                if last or self._stop:
+                if last or self._stopping:
                     self.checkpoints.wait()
-                if self._stop and not last:
+                if self._stopping and not last:
                     raise TrainingStopped(f"stopped at step {step} and saved; the same command goes on from there")
 
     def _finish(self, batch: Batch) -> Batch:
-        """Noise a batch and make it ready to be sent, in the loader's threads."""
-        batch = corrupt(batch, self.config.diffusion, self.config.seed)
+        """Noise a batch, take this rank's part and make it ready to be sent, in the loader's threads."""
+        batch = self.ranks.part(corrupt(batch, self.config.diffusion, self.config.seed))
         return batch.pin_memory() if self.device.type == "cuda" else batch
 
     def _step(self, batches, loader: Loader, window: Window) -> None:
@@ -201,34 +230,41 @@ class Trainer:
         micro = []
         for batch, loader_state in itertools.islice(batches, self.config.train.accumulate):
             self.state.loader = loader_state
-            self.state.tokens += batch.num_tokens
             micro.append(batch.to(self.device))
         window.waited += loader.wait_seconds - waited
         set_learning_rate(self.optimizer, learning_rate(self.config.train, self.state.step, self.share_done))
+        before = self.state.tokens
         sums, counts, norm = self.update(micro)
         window.sums += sums
         window.counts = [a + b for a, b in zip(window.counts, counts, strict=True)]
-        window.tokens += sum(b.num_tokens for b in micro)
+        window.tokens += self.state.tokens - before
         window.steps += 1
         self._norm = norm
         self.state.step += 1
 
     def update(self, batches: list[Batch]) -> tuple[Tensor, list[float], Tensor]:
-        """Do one optimizer step over batches; return loss sums [M], their counts, and the gradient norm.
+        """Do one optimizer step over this rank's batches; return loss sums [M], their counts, and the gradient norm.
 
-        A step whose gradient is not finite changes nothing and is counted on the device.
+        Sums, counts and norm are those of all ranks. A step whose gradient is not finite changes nothing, on no rank,
+        and is counted on the device.
         """
         train = self.config.train
-        counts = [sum(b.counts[m] for b in batches) for m in range(len(self.config.model.modalities))]
+        counts = self._exchange(batches)
         factors = torch.tensor(self.loss_factors(counts), dtype=torch.float32).to(self.device)
 
         def loss(batch: Batch) -> tuple[Tensor, Tensor]:
+            if self.ranks.mesh is not None:
+                parallel.sum_over_replicas(self.model, batch is batches[-1])
             with autocast(train.precision, self.device):
                 sums = loss_sums(self.model, self.model(batch), batch, z_loss=train.z_loss)
             return (sums * factors.to(sums.dtype)).sum(), sums
 
-        total = add_gradients(self._trained(), batches, loss, self._pool).to(torch.float32)
-        norm = torch.nn.utils.clip_grad_norm_(self._trained(), train.clip, foreach=True)
+        total = add_gradients(self._trained(), batches, loss, self._pool)
+        if self.ranks.mesh is None:
+            norm = torch.nn.utils.clip_grad_norm_(self._trained(), train.clip, foreach=True)
+        else:
+            total, norm = parallel.finish_gradients(self.ranks, self._trained(), total, train.clip)
+            parallel.sum_balance(self.model)
         bad = (~torch.isfinite(norm)).float()
         self.optimizer.found_inf = bad  # the fused kernel leaves everything as it is where this is 1
         self.optimizer.step()
@@ -239,6 +275,22 @@ class Trainer:
         self._bad_steps += bad
         # a skipped step's loss is left out of the log
         return torch.where(bad > 0, torch.zeros_like(total), total), counts, norm
+
+    def _exchange(self, batches: list[Batch]) -> list[float]:
+        """Return the counts of a step's batches on all ranks, and learn what else ranks must agree on.
+
+        Tokens are counted, rank 0's clock is everybody's, and a signal that any rank got is known to all.
+        """
+        counts = [sum(b.counts[m] for b in batches) for m in range(len(self.config.model.modalities))]
+        tokens = sum(b.num_tokens for b in batches)
+        if self.ranks.mesh is None:
+            self.state.tokens += tokens
+            return counts
+        mine = [*counts, float(tokens)] if self.ranks.leads_batch else [0.0] * (len(counts) + 1)
+        clock = time.monotonic() - self._begun if self.ranks.is_first else 0.0
+        *counts, tokens, self.state.seconds, asked = parallel.agreed(self.ranks, [*mine, clock, float(self._stop)])
+        self.state.tokens, self._stopping = self.state.tokens + int(tokens), asked > 0
+        return counts
 
     def _trained(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -296,14 +348,14 @@ class Trainer:
 
     def _time_to_save(self, step: int) -> bool:
         train = self.config.train
-        waited = time.monotonic() - self._last_saved
+        waited = self.state.seconds - self._saved_at
         return step % train.checkpoint_every == 0 or 0 < train.checkpoint_seconds < waited
 
     def _save(self) -> None:
         self._count_skipped()
         state = {"step": self.state.step, "run": dict(vars(self.state)), "config": to_dict(self.config)}
         self.checkpoints.save(self.model, self.optimizer, state, averages=self.averages)
-        self._last_saved = time.monotonic()
+        self._saved_at = self.state.seconds
 
     @contextlib.contextmanager
     def _signals(self):
@@ -331,6 +383,7 @@ class Trainer:
                 signal.signal(number, handler)
 
 
+@torch.no_grad()
 def load_tower(model: MixtureOfTransformers, tower: str, folder: str) -> None:
     """Copy into one tower the tower of that name, or the only one, of a saved model."""
     towers = list(load_config(folder).towers)
@@ -348,4 +401,5 @@ def load_tower(model: MixtureOfTransformers, tower: str, folder: str) -> None:
     missing = [n for n in needed if n not in copied]
     if missing:
         raise CheckpointError(f"model.towers.{tower}.init_from: {folder!r} lacks {missing[0]!r}")
-    model.load_state_dict({**own, **copied})
+    for name, tensor in copied.items():
+        own[name].copy_(part_of(tensor, own[name]))

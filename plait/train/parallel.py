@@ -1,0 +1,231 @@
+"""Many ranks train one model: the process group, the mesh, weights that are cut, and the sums over ranks.
+
+torch's own parts do the work (docs/parallel.md): FSDP2 shards every block, DTensor cuts weights for tensor ranks, a
+DeviceMesh names the groups. A rank of R x S x C x T (replicate, shard, context, tensor) has
+
+- data: batches of its own, shared with the ranks that differ from it in C and T only;
+- weights: cut by T, then sharded over S x C (context ranks do different rows of one batch, which for a weight is the
+  same as different batches), and held R times.
+
+The loss is divided by counts of the whole step before the forward pass, so gradients are sums over ranks, never means.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+
+from plait.config import ParallelConfig, RunConfig
+from plait.errors import require
+from plait.launch import launch
+from plait.model.moe import MixtureOfExperts
+from plait.model.mot import MixtureOfTransformers
+from plait.model.ranks import Ranks
+
+
+def local_device(name: str) -> str:
+    """Return the device that a config's ``train.device`` means for this rank: of several GPUs, its own."""
+    found = launch()
+    if found is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
+        return name
+    count = torch.cuda.device_count()
+    # a launcher may show each rank its own device only
+    return f"cuda:{found.local_rank}" if count > 1 else "cuda:0"
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[bool]:
+    """Join the ranks that a launcher started, for the time of a run; yields whether this is rank 0 (or alone)."""
+    found = launch()
+    if found is None:
+        yield True
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_device("cuda"))
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    # torchrun's ranks meet in a store that its agent may already hold
+    where = "env://" if found.by == "torchrun" else f"tcp://{found.address}:{found.port}"
+    dist.init_process_group(backend, init_method=where, rank=found.rank, world_size=found.world_size)
+    try:
+        yield found.rank == 0
+        dist.barrier()  # whoever leaves first takes the store along
+    finally:
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How many ranks share what."""
+
+    replicate: int
+    shard: int
+    context: int
+    tensor: int
+
+    @property
+    def data(self) -> int:
+        """Ranks with batches of their own."""
+        return self.replicate * self.shard
+
+    @classmethod
+    def of(cls, config: ParallelConfig, world_size: int) -> "Layout":
+        """Return the layout of a number of ranks (raises ConfigError)."""
+        rest = world_size
+        for name in ("tensor", "context", "replicate"):
+            size = getattr(config, name)
+            require(rest % size == 0, f"parallel.{name}", size,
+                    f"a divisor of {rest}, the ranks that are left ({world_size} in all)")  # fmt: skip
+            rest //= size
+        require(config.shard in (0, rest), "parallel.shard", config.shard,
+                f"0 or {rest}: that many of {world_size} ranks are left")  # fmt: skip
+        return cls(config.replicate, rest, config.context, config.tensor)
+
+
+def rows_multiple(config: RunConfig) -> int:
+    """Return what every tower's rows are padded to a multiple of, so that ranks own equal parts."""
+    return math.lcm(config.data.pad_rows_to, config.parallel.context * config.parallel.tensor)
+
+
+def build(config: RunConfig, device: torch.device) -> MixtureOfTransformers:
+    """Return the run's model with its first weights: whole in one process, this rank's part of it among several."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        Layout.of(config.parallel, 1)
+        return MixtureOfTransformers(config.model, seed=config.seed).to(device)
+    with torch.device("meta"):
+        model = MixtureOfTransformers(config.model)
+    parallelize(model, config, device.type)
+    model.to_empty(device=device)
+    model.init_weights(config.seed)
+    for buffer in model.buffers():
+        buffer.zero_()
+    return model
+
+
+def parallelize(model: MixtureOfTransformers, config: RunConfig, device_type: str) -> None:
+    """Cut and shard a model's weights over the ranks of the process group, in place, and set ``model.ranks``."""
+    layout = Layout.of(config.parallel, dist.get_world_size())
+    data, context, tensor = layout.data, layout.context, layout.tensor
+    work = init_device_mesh(device_type, (data, context, tensor), mesh_dim_names=("data", "context", "tensor"))
+    rows = init_device_mesh(device_type, (data, context * tensor), mesh_dim_names=("data", "rows"))
+    shape = (layout.replicate, layout.shard * context, tensor)
+    weights = init_device_mesh(device_type, shape, mesh_dim_names=("replicate", "shard", "tensor"))
+    model.ranks = Ranks.of(work, rows["rows"])
+    if tensor > 1:
+        cut_weights(model, weights["tensor"])
+    if data * context > 1:
+        mesh = weights["shard"] if layout.replicate == 1 else weights["replicate", "shard"]
+        shard_weights(model, mesh, config.train.precision)
+
+
+def cut_weights(model: MixtureOfTransformers, mesh: DeviceMesh) -> None:
+    """Make every parameter a DTensor over the tensor ranks: cut, or held by each of them as a whole."""
+    for name, parameter in list(model.named_parameters()):
+        cut = distribute_tensor(parameter.detach(), mesh, [placement(name, parameter.ndim)], src_data_rank=None)
+        owner, _, leaf = name.rpartition(".")
+        model.get_submodule(owner).register_parameter(leaf, nn.Parameter(cut, requires_grad=parameter.requires_grad))
+
+
+def placement(name: str, ndim: int) -> Placement:
+    """Return how tensor ranks hold a parameter: cut by outputs [out, in], by inputs, or whole."""
+    first, *rest = name.split(".")
+    if first in ("embed", "head"):
+        return Shard(0)
+    if first != "blocks":
+        return Replicate()
+    _, component, _, part, *_ = rest  # {layer}.{component}.{tower}.{part}
+    if component == "ffn":  # experts are [E, in, out]
+        outputs = Shard(0) if ndim == 2 else Shard(2)
+        return {"gate": outputs, "up": outputs, "down": Shard(1)}.get(part, Replicate())
+    if component == "o":
+        return Shard(1)
+    return Shard(0) if component == "qkv" and part in ("weight", "bias") else Replicate()
+
+
+def shard_weights(model: MixtureOfTransformers, mesh: DeviceMesh, precision: str) -> None:
+    """Shard every block by FSDP2, and what stands around the blocks as one more unit."""
+    # products are in bfloat16 either way (autocast): gathering the blocks in it halves what is sent. Gradients are
+    # summed in float32, and the weights that the optimizer moves are float32.
+    short = {"param_dtype": torch.bfloat16, "reduce_dtype": torch.float32} if precision != "float32" else {}
+    policy = MixedPrecisionPolicy(**short, cast_forward_inputs=False)
+    for block in model.blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(model, mesh=mesh)
+    for unit in sharded_units(model):
+        unit.set_gradient_divide_factor(1.0)  # losses are divided by global counts
+        unit.set_force_sum_reduction_for_comms(True)  # gloo knows no other
+
+
+def sharded_units(model: nn.Module) -> list[FSDPModule]:
+    """Return the modules that FSDP gathers one by one; the setters of torch do not reach those within others."""
+    return [m for m in model.modules() if isinstance(m, FSDPModule)]
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of gathered weights: before they are exchanged for averages, and after a forward pass without backward."""
+    for unit in sharded_units(model):
+        unit.reshard()
+
+
+def sum_over_replicas(model: nn.Module, now: bool) -> None:
+    """Say whether the next backward pass shall sum gradients over replicas; of several in a step, the last one does."""
+    for unit in sharded_units(model):
+        unit.set_requires_all_reduce(now, recurse=False)
+
+
+def agreed(ranks: Ranks, values: Sequence[float]) -> list[float]:
+    """Return the sums over all ranks of numbers on the host; no device is asked."""
+    return ranks.total(torch.tensor(values, dtype=torch.float64)).tolist()
+
+
+@torch.no_grad()
+def sum_balance(model: MixtureOfTransformers) -> None:
+    """Sum the loads of token-choice experts over ranks, in one exchange."""
+    loads = [m.tokens_per_expert for m in model.modules()
+             if isinstance(m, MixtureOfExperts) and m.routing == "token_choice"]  # fmt: skip
+    if model.ranks.mesh is not None and loads:
+        _sum_together(loads, None)
+
+
+@torch.no_grad()
+def finish_gradients(ranks: Ranks, parameters: Sequence[DTensor], sums: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+    """Sum what several ranks hold a part of, and clip; return loss sums [M] of all ranks and the norm of the gradient.
+
+    Nothing waits for the device. Weights that every tensor rank holds get the sum of their gradients here, once a step.
+    """
+    gradients = [p.grad.to_local() for p in parameters]
+    if ranks.tensor > 1:
+        whole = [g for g, p in zip(gradients, parameters, strict=True) if _is_whole(p)]
+        _sum_together(whole, ranks.tensor_mesh.get_group())
+    squares = torch.stack(torch._foreach_norm(gradients)).square()
+    share = torch.tensor([1 / _copies(p) for p in parameters], dtype=squares.dtype).to(squares.device)
+    both = ranks.total(torch.cat([sums.double(), (squares * share).double().sum()[None]]))
+    norm = both[-1].sqrt().to(squares.dtype)
+    torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
+    return both[:-1].to(sums.dtype), norm
+
+
+def _is_whole(parameter: DTensor) -> bool:
+    """Whether each tensor rank holds all of a parameter."""
+    return parameter.placements[-1].is_replicate()
+
+
+def _copies(parameter: DTensor) -> int:
+    """Return how many ranks hold the same piece of a parameter."""
+    mesh = parameter.device_mesh
+    pieces = math.prod(mesh.size(i) for i, p in enumerate(parameter.placements) if not p.is_replicate())
+    return dist.get_world_size() // pieces
+
+
+def _sum_together(tensors: list[Tensor], group: dist.ProcessGroup | None) -> None:
+    """Sum tensors over a group, in place, in one exchange."""
+    flat = torch.cat([t.flatten() for t in tensors])
+    dist.all_reduce(flat, group=group)
+    for tensor, piece in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(piece.view_as(tensor))

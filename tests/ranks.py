@@ -1,0 +1,130 @@
+"""Several ranks for tests: processes that are started once and compute many cases, and what they compute."""
+
+import dataclasses
+import multiprocessing
+import os
+import socket
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from plait.batch import Document, pack
+from plait.config import RunConfig
+from plait.progress import QuietProgress
+from plait.train.engine import Trainer
+from plait.train.optim import make_optimizer
+
+SECONDS_A_CASE = 60
+
+
+class Workers:
+    """Ranks that wait for cases. A case that hangs ends them, and with them the test."""
+
+    def __init__(self, count: int):
+        context = multiprocessing.get_context("spawn")
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._pipes, self._processes = [], []
+        for rank in range(count):
+            ours, theirs = context.Pipe()
+            self._processes.append(context.Process(target=_serve, args=(theirs, rank, count, port), daemon=True))
+            self._processes[-1].start()
+            self._pipes.append(ours)
+
+    def __len__(self) -> int:
+        return len(self._pipes)
+
+    def run(self, case: Callable, *arguments) -> list[Any]:
+        """Return what the case returns on each rank; raises what it raises on the first that fails."""
+        for pipe in self._pipes:
+            pipe.send((case, arguments))
+        results = []
+        for rank, pipe in enumerate(self._pipes):
+            if not pipe.poll(SECONDS_A_CASE):
+                self.close()
+                raise TimeoutError(f"rank {rank} did not answer within {SECONDS_A_CASE} seconds")
+            results.append(pipe.recv())
+        for rank, (_, error) in enumerate(results):
+            assert not error, f"rank {rank}: {error}"
+        return [result for result, _ in results]
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.terminate()
+            process.join()
+
+
+def _serve(pipe, rank: int, count: int, port: int) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=count)
+    while True:
+        try:
+            case, arguments = pipe.recv()
+        except EOFError:
+            return
+        try:
+            result, error = case(*arguments), ""
+        except Exception:
+            result, error = None, traceback.format_exc()
+        pipe.send((result, error))
+
+
+@dataclasses.dataclass
+class Steps:
+    """What optimizer steps gave: on each step the loss sums, counts, norm and every gradient; the weights after all."""
+
+    sums: list[Tensor]
+    counts: list[list[float]]
+    norms: list[Tensor]
+    gradients: list[dict[str, Tensor]]
+    weights: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+
+
+Dealt = Sequence[Sequence[Sequence[Sequence[Document]]]]
+"""Documents by step, data rank and batch."""
+
+
+def train_steps(config: RunConfig, steps: Dealt) -> Steps:
+    """Do optimizer steps in float64 on this rank's batches; in one process, on those of all ranks together."""
+    torch.manual_seed(0)
+    trainer = Trainer(config, QuietProgress())
+    trainer.model.double()
+    trainer.optimizer = make_optimizer(trainer.model, config.train)
+    found = Steps([], [], [], [], {}, {})
+    names = {id(p): name for name, p in trainer.model.named_parameters()}
+    update = trainer.optimizer.step
+
+    def keep_gradients() -> None:
+        assert all(p.grad is not None for p in trainer._trained())
+        found.gradients.append({names[id(p)]: whole(p.grad).clone() for p in trainer._trained()})
+        update()
+
+    trainer.optimizer.step = keep_gradients
+    for by_rank in steps:
+        mine = by_rank[trainer.ranks.data_rank] if dist.is_initialized() else [b for r in by_rank for b in r]
+        padded = trainer.config.data.pad_rows_to
+        batches = [trainer._finish(pack(documents, trainer.config.model, pad_rows_to=padded)) for documents in mine]
+        sums, counts, norm = trainer.update(batches)
+        found.sums.append(sums)
+        found.counts.append(counts)
+        found.norms.append(norm)
+    found.weights = {name: whole(p).clone() for name, p in trainer.model.named_parameters()}
+    found.buffers = {name: b.clone() for name, b in trainer.model.named_buffers()}
+    return found
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return all of a tensor that ranks hold parts of."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
