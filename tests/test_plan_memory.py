@@ -16,7 +16,7 @@ from plait.config import TrainConfig
 from plait.model_config import ModelConfig
 from plait.plan.layouts import Layout, sizes
 from plait.plan.memory import rank_memory
-from plait.plan.trace import pass_memory
+from plait.plan.trace import trace_pass
 from plait.train import engine
 
 VOCABULARY = {"text": 2048, "image": 1024, "speech": 512}
@@ -54,10 +54,9 @@ def planned_and_measured(config, batches, monkeypatch) -> tuple[float, float]:
         for _ in range(2):  # the first one makes the optimizer's state
             trainer.update(batches)
 
-    train, model = config.train, config.model
-    once = pass_memory(model, max(batches, key=lambda b: b.num_tokens), precision=train.precision, device="cpu",
-                       recompute=train.checkpoint_activations, num_layers=model.num_layers)  # fmt: skip
-    planned = rank_memory(config, Layout(), sizes(model), once, batches=len(batches), width=4)
+    largest = max(batches, key=lambda b: b.num_tokens)
+    once = trace_pass(config, largest.documents, device="cpu")
+    planned = rank_memory(config, Layout(), sizes(config.model), once, batches=len(batches), width=4)
     return planned.peak, peak_bytes(two_steps)
 
 
@@ -99,18 +98,34 @@ def test_accumulated_batches_add_their_gradients(tmp_path, monkeypatch, recomput
 
 
 def test_any_depth_follows_from_two(tmp_path):
-    config = config_for(tmp_path, train={})
-    batch = pack([scene_like(0)], config.model)
-    settings = {"precision": "float32", "recompute": False, "device": "cpu"}
-    found = [pass_memory(config.model, batch, num_layers=n, **settings).kept for n in (2, 3, 9)]
-    assert found[1] > found[0] and found[2] - found[0] == pytest.approx(7 * (found[1] - found[0]))
+    kept = []
+    for num_layers in (2, 3, 9):
+        config = config_for(tmp_path, train={}, num_layers=num_layers)
+        kept.append(trace_pass(config, [scene_like(0)], device="cpu").kept)
+    assert kept[1] > kept[0] and kept[2] - kept[0] == pytest.approx(7 * (kept[1] - kept[0]))
 
 
 def test_a_gpus_operations_keep_less_and_need_no_gpu(tmp_path):
-    config = config_for(tmp_path, train={})
-    batch = pack([scene_like(0)], config.model)
-    settings = {"precision": "bfloat16", "recompute": False, "num_layers": 4}
-    cpu, gpu = (pass_memory(config.model, batch, device=device, **settings) for device in ("cpu", "cuda"))
+    config = config_for(tmp_path, train={"precision": "bfloat16"})
+    cpu, gpu = (trace_pass(config, [scene_like(0)], device=device) for device in ("cpu", "cuda"))
     assert 0.4 * cpu.kept < gpu.kept < 0.9 * cpu.kept
     x = torch.ones(2, 4)
     assert torch.equal(torch.nn.functional.rms_norm(x, (4,), eps=0.0), x), "what stood in for a GPU is gone again"
+
+
+def test_ranks_that_share_a_batch_share_its_activations(tmp_path):
+    config = config_for(tmp_path, train={})
+    documents = [scene_like(i) for i in range(8)]
+    alone, tensor, context = (
+        trace_pass(config, documents, device="cpu", **shared) for shared in ({}, {"tensor": 4}, {"context": 4})
+    )
+    assert alone.tensor == alone.context == tensor.context == context.tensor == 0
+    assert context.kept == pytest.approx(alone.kept / 4, rel=0.1)
+    assert alone.kept / 4 < tensor.kept < alone.kept / 2, "what goes into a matrix is gathered, and kept"
+    rows, width, layers = 1600, 128, 4
+    rows = sum(pack(documents, config.model).routing.padded_sizes)
+    # twice gathered and twice scattered in each block, forward and again backward, and once around the loss
+    stream = 4 * width * rows * 3 / 4
+    assert tensor.tensor == pytest.approx((8 * layers + 3) * stream, rel=0.05)
+    # queries, keys and values to heads, the output back; the same for their gradients
+    assert context.context == pytest.approx(2 * layers * 4 * stream / 4, rel=0.01)

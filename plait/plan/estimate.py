@@ -3,17 +3,18 @@
 Everything follows from the config but the speed of the machines, which a person states (`Machines`).
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from plait.batch import Batch
+from plait.batch import Batch, pack
 from plait.config import RunConfig
 from plait.errors import require
 from plait.plan.flops import BACKWARD, idle_parameters, operations
-from plait.plan.layouts import Layout, Sizes, Traffic, of_rank, possible_layouts, sizes, traffic
+from plait.plan.layouts import Layout, Sizes, Traffic, possible_layouts, sizes, traffic
 from plait.plan.memory import RankMemory, cache_bytes, rank_memory
-from plait.plan.trace import PassMemory, pass_memory
-from plait.plan.workload import known_sizes, one_batch
+from plait.plan.trace import of_rank, trace_pass
+from plait.plan.workload import documents_of_a_batch, known_sizes
 
 GB = 1e9
 PEAKS = {"float32": 67.0, "bfloat16": 989.0}
@@ -108,7 +109,8 @@ def make_plan(
 ) -> Plan:
     """Plan a run on some machines; ``tokens`` are those of one step on all ranks (0: one batch a rank, accumulated)."""
     config, grids = known_sizes(config)
-    batch, text = one_batch(config, grids, mix=mix, document_tokens=document_tokens)
+    documents, text = documents_of_a_batch(config, grids, mix=mix, document_tokens=document_tokens)
+    batch = pack(documents, config.model)
     whole = sizes(config.model)
     towers, shared = _towers(config, batch)
     tokens = tokens or config.data.batch_tokens * config.train.accumulate * machines.gpus
@@ -140,27 +142,24 @@ def _towers(config: RunConfig, batch: Batch) -> tuple[dict[str, Tower], int]:
 
 
 def _options(config: RunConfig, machines: Machines, batch: Batch, tokens: int) -> list[Option]:
-    traced: dict[int, tuple[Sizes, PassMemory]] = {}
-    width = 2 if config.train.precision == "bfloat16" else 4
-    device = "cuda" if config.train.precision == "bfloat16" else "cpu"
+    """Return every possible layout that has a batch for each data rank, the best first."""
+    is_short = config.train.precision == "bfloat16"
+    width, device = (2, "cuda") if is_short else (4, "cpu")
+    forward = sum(sum(parts.values()) for parts in operations(config.model, batch).values())
+    limit = (1 - machines.reserve) * machines.memory * GB
+    part_of = functools.cache(lambda tensor: sizes(of_rank(config.model, tensor)))
+    traced = functools.cache(
+        lambda tensor, context: trace_pass(config, batch.documents, device=device, tensor=tensor, context=context)
+    )
     found = []
     for layout in possible_layouts(config.model, machines.gpus, machines.node):
         batches = tokens // (config.data.batch_tokens * layout.data)
         if not batches:
             continue
-        if layout.tensor not in traced:
-            part = of_rank(config.model, layout.tensor)
-            once = pass_memory(part, batch, precision=config.train.precision, num_layers=config.model.num_layers,
-                               recompute=config.train.checkpoint_activations, device=device)  # fmt: skip
-            traced[layout.tensor] = sizes(part), once
-        part, once = traced[layout.tensor]
+        part, once = part_of(layout.tensor), traced(layout.tensor, layout.context)
         memory = rank_memory(config, layout, part, once, batches=batches, width=width)
-        rows = dict(zip(config.model.towers, batch.routing.padded_sizes, strict=True))
-        sent = traffic(config.model, layout, part, rows=rows, batches=batches, width=width,
-                       recompute=bool(config.train.checkpoint_activations))  # fmt: skip
-        forward = sum(sum(parts.values()) for parts in operations(config.model, batch).values())
+        sent = traffic(layout, part, once, num_layers=config.model.num_layers, batches=batches, width=width)
         seconds = step_seconds(config, machines, layout, sent, forward * batches)
-        limit = (1 - machines.reserve) * machines.memory * GB
         found.append(Option(layout, batches, batches * layout.data * config.data.batch_tokens, memory, sent, seconds,
                             memory.peak <= limit))  # fmt: skip
     return sorted(found, key=lambda o: (not o.fits, o.seconds if o.fits else o.memory.peak))

@@ -5,13 +5,14 @@ replicas: a group lies within one machine where its size times that of the group
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from plait.model.mot import MixtureOfTransformers
 from plait.model.routing import tower_of_parameter
 from plait.model_config import ModelConfig
+from plait.plan.trace import Pass
 
 MASTER, REDUCED = 4, 4
 """Bytes of a parameter that is kept, and of a gradient that is summed over ranks: float32 whatever the precision."""
@@ -36,6 +37,16 @@ class Layout:
         return self.replicate * self.shard
 
     @property
+    def sharers(self) -> int:
+        """Ranks that one copy of a tensor rank's weights is spread over; context ranks are among them."""
+        return self.shard * self.context
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether weights are gathered for their use, by FSDP2: wherever several ranks have the same ones."""
+        return self.data * self.context > 1
+
+    @property
     def ranks(self) -> int:
         return self.data * self.tensor * self.context
 
@@ -51,16 +62,6 @@ class Sizes:
     total: int
     trained: int
     """Those that have gradients and optimizer state."""
-
-
-def of_rank(config: ModelConfig, tensor: int) -> ModelConfig:
-    """Return the model that one of ``tensor`` ranks computes: its heads, its part of each network and of the ids."""
-    if tensor == 1:
-        return config
-    cut = {"num_heads": config.num_heads // tensor, "num_kv_heads": config.num_kv_heads // tensor}
-    towers = {name: replace(t, ffn_width=t.ffn_width // tensor) for name, t in config.towers.items()}
-    modalities = {name: replace(m, vocab_size=-(-m.vocab_size // tensor)) for name, m in config.modalities.items()}
-    return replace(config, **cut, head_dim=config.head_dim, towers=towers, modalities=modalities)
 
 
 def sizes(config: ModelConfig) -> Sizes:
@@ -105,7 +106,7 @@ def divisors(number: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes that one rank sends in one step, by what they are for."""
+    """Bytes that one rank sends in one step, by the ranks that it shares something with."""
 
     shard: float = 0.0
     replicate: float = 0.0
@@ -117,28 +118,17 @@ class Traffic:
         return self.shard + self.replicate + self.tensor + self.context
 
 
-def traffic(
-    config: ModelConfig, layout: Layout, part: Sizes, *, rows: dict[str, int], batches: int, width: int, recompute: bool
-) -> Traffic:
-    """Return what a rank sends in a step of ``batches`` batches with so many rows a tower.
+def traffic(layout: Layout, part: Sizes, once: Pass, *, num_layers: int, batches: int, width: int) -> Traffic:
+    """Return what a rank sends in a step of ``batches`` batches.
 
-    ``part`` are the parameters of one tensor rank, ``width`` is the bytes of a number in the forward pass. Rings are
-    assumed: of n ranks, each sends (n - 1) / n of what is gathered or reduced, and twice that where all get a sum.
+    ``part`` are the parameters of one tensor rank, ``once`` is a pass over one batch, and ``width`` the bytes of a
+    block's gathered parameter. Rings: of n ranks, each sends (n - 1) / n of what is gathered or reduced.
     """
-    passes = 3 if recompute else 2  # forward, backward, and the forward pass once more
-    blocks = part.block * config.num_layers
-    gathered = passes * blocks + part.outside  # what stands outside the blocks stays there until the step is done
-    others = layout.shard * layout.context
-    shard = batches * _share(others) * (gathered * width + part.trained * REDUCED)
-    replicate = 2 * _share(layout.replicate) * part.trained * REDUCED / others
-    # two sums over ranks a block forward, two backward, of the rows that the rank's context group gave it
-    stream = sum(n * config.towers[k].width for k, n in rows.items()) / layout.context * width
-    tensor = batches * 2 * _share(layout.tensor) * 2 * passes * config.num_layers * stream
-    # queries, keys, values to heads, outputs back to tokens
-    heads = (2 * config.num_heads + 2 * config.num_kv_heads) * config.head_dim / layout.tensor
-    moved = sum(rows.values()) / layout.context * heads * width
-    context = batches * _share(layout.context) * passes * config.num_layers * moved
-    return Traffic(shard, replicate, tensor, context)
+    # blocks are gathered for the forward and again for the backward pass, what stands outside once
+    gathered = 2 * width * part.block * num_layers + MASTER * part.outside
+    shard = batches * _share(layout.sharers) * (gathered + REDUCED * part.trained)
+    replicate = 2 * _share(layout.replicate) * REDUCED * part.trained / layout.sharers  # after the last batch alone
+    return Traffic(shard, replicate, batches * once.tensor, batches * once.context)
 
 
 def _share(ranks: int) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from plait.config import RunConfig
 from plait.plan.layouts import MASTER, REDUCED, Layout, Sizes
-from plait.plan.trace import PassMemory
+from plait.plan.trace import Pass
 
 IN_FLIGHT = 2
 """Blocks whose parameters are gathered at once: the one at work, and the next one on its way."""
@@ -33,32 +33,30 @@ class RankMemory:
     """The most at any time of a step."""
 
 
-def rank_memory(
-    config: RunConfig, layout: Layout, part: Sizes, once: PassMemory, *, batches: int, width: int
-) -> RankMemory:
-    """Return the memory of a rank with the parameters ``part`` before sharding, in a step of ``batches`` batches.
+def rank_memory(config: RunConfig, layout: Layout, part: Sizes, once: Pass, *, batches: int, width: int) -> RankMemory:
+    """Return the memory of a rank in a step of ``batches`` batches.
 
-    ``once`` is the memory of a pass over one batch by a tensor rank, ``width`` the bytes of a gathered parameter.
+    ``part`` are the parameters of one tensor rank, ``once`` is a pass over one batch, and ``width`` the bytes of a
+    block's gathered parameter.
     """
-    others = layout.shard * layout.context
-    weights, gradients = MASTER * part.total / others, REDUCED * part.trained / others
-    optimizer = 2 * MASTER * part.trained / others
-    averages = MASTER * part.trained / others if config.train.ema else 0.0
-    gathered = unreduced = 0.0
-    kept, loss, backward = once.kept / layout.context, once.loss, once.backward / layout.context
-    if others > 1:
-        gathered = width * (part.outside + IN_FLIGHT * part.block)
-        unreduced = REDUCED * (part.outside + part.block)
+    weights, gradients = MASTER * part.total / layout.sharers, REDUCED * part.trained / layout.sharers
+    optimizer, averages = 2 * gradients, gradients if config.train.ema else 0.0
+    if layout.is_gathered:
+        kept = once.kept
+        gathered = MASTER * part.outside + width * IN_FLIGHT * part.block
+        # gradients of a block as they are computed, and as they are sent; outside the blocks until the pass is done
+        outside = REDUCED * part.outside
+        unreduced = (width + REDUCED) * part.block
     else:
-        kept += once.casts
-    outside = REDUCED * part.outside / others  # the gradients that come first
+        kept = once.kept + once.casts
+        gathered, outside, unreduced = 0.0, REDUCED * part.outside, 0.0
     earlier = gradients if batches > 1 else 0.0
     peak = max(
-        kept + loss + earlier,
-        kept + backward + unreduced + max(earlier, outside),
-        backward + unreduced + gradients,
+        kept + once.loss + earlier,
+        kept + once.backward + unreduced + (outside + earlier if layout.is_gathered else max(outside, earlier)),
+        once.backward + unreduced + gradients + (outside if layout.is_gathered else 0.0),
     )
-    working = max(loss, backward)
+    working = max(once.loss, once.backward)
     return RankMemory(weights, optimizer, averages, gradients, gathered + unreduced, kept, working,
                       weights + optimizer + averages + gathered + peak)  # fmt: skip
 

@@ -9,9 +9,10 @@ block always costs the same, so any depth follows from two of them.
 import contextlib
 import functools
 import importlib.util
+import math
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -22,7 +23,8 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from plait.batch import Batch
+from plait.batch import Batch, Document, pack
+from plait.config import RunConfig
 from plait.model import mot
 from plait.model.attention import AttentionPlan
 from plait.model.mask import varlen_calls
@@ -31,65 +33,90 @@ from plait.model.precision import autocast
 from plait.model.routing import tower_of_parameter
 from plait.model_config import ModelConfig
 from plait.objectives import loss_sums
+from plait.objectives.diffusion import corrupt
+from plait.plan.exchange import PlannedRanks, made_up_ranks
 
 DEPTHS = (2, 3)
 """Blocks of the models that are traced: the first and last ones may differ from those between."""
 
 
 @dataclass(frozen=True)
-class PassMemory:
-    """Bytes of one forward and backward pass, without parameters and without the gradients of earlier parameters."""
+class Pass:
+    """Bytes of one forward and backward pass of one rank, without parameters and their gradients."""
 
     kept: float
     """What the forward pass leaves for the backward one: the activations."""
     casts: float
     """Weights in the precision of the products, kept for the backward pass where the forward pass makes them."""
     loss: float
-    """Most beyond that while the losses and their gradients are computed: the logits, mostly."""
+    """Most beyond ``kept`` while the losses and their gradients are computed: the logits, mostly."""
     backward: float
     """Most beyond ``kept`` while the blocks' gradients are computed."""
+    tensor: float
+    """Sent to other tensor ranks."""
+    context: float
+    """Sent to other context ranks."""
 
 
-def pass_memory(
-    config: ModelConfig, batch: Batch, *, precision: str, recompute: Any, device: str, num_layers: int
-) -> PassMemory:
-    """Return the memory of a pass over a batch through a model of ``num_layers`` blocks like those of ``config``.
+def trace_pass(
+    config: RunConfig, documents: Sequence[Document], *, device: str, tensor: int = 1, context: int = 1
+) -> Pass:
+    """Return the memory and the messages of a pass over a batch of documents.
 
-    ``precision`` and ``recompute`` are the settings train.precision and train.checkpoint_activations, ``device`` is
-    "cpu" or "cuda" (which need not be there).
+    ``device`` is "cpu" or "cuda" (which need not be there); ``tensor`` and ``context`` ranks share the batch.
     """
-    low, high = (_trace(_of_depth(config, n), batch, precision, recompute, device) for n in DEPTHS)
-    steps = (num_layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
-    values = {f.name: (getattr(low, f.name), getattr(high, f.name)) for f in fields(PassMemory)}
-    return PassMemory(**{name: max(0.0, a + steps * (b - a)) for name, (a, b) in values.items()})
+    pad = math.lcm(config.data.pad_rows_to, tensor * context)
+    batch = corrupt(pack(documents, config.model, pad_rows_to=pad), config.diffusion, config.seed)
+    batch = PlannedRanks.of_sizes(context=context, tensor=tensor).part(batch)
+    low, high = (_trace(config, of_rank(_of_depth(config.model, n), tensor), batch, (context, tensor), device)
+                 for n in DEPTHS)  # fmt: skip
+    steps = (config.model.num_layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
+    values = {f.name: (getattr(low, f.name), getattr(high, f.name)) for f in fields(Pass)}
+    return Pass(**{name: max(0.0, a + steps * (b - a)) for name, (a, b) in values.items()})
 
 
-def _of_depth(config: ModelConfig, num_layers: int) -> ModelConfig:
-    """Return a model of some blocks like the last one of ``config``."""
-    return replace(config, num_layers=num_layers, untied=sorted(config.untied_at(config.num_layers - 1)))
+def _of_depth(model: ModelConfig, num_layers: int) -> ModelConfig:
+    """Return a model of some blocks like the last one of ``model``."""
+    return replace(model, num_layers=num_layers, untied=sorted(model.untied_at(model.num_layers - 1)))
 
 
-def _trace(config: ModelConfig, batch: Batch, precision: str, recompute: Any, device: str) -> PassMemory:
-    with no_tensor_is_kept(), FakeTensorMode(allow_non_fake_inputs=True), _operations_of(device):
-        model = _without_values(config)
-        model.recompute_blocks = recompute
+def of_rank(model: ModelConfig, tensor: int) -> ModelConfig:
+    """Return the model that one of ``tensor`` ranks computes: its heads, its part of each network and of the ids."""
+    if tensor == 1:
+        return model
+    cut = {"num_heads": model.num_heads // tensor, "num_kv_heads": model.num_kv_heads // tensor}
+    towers = {name: replace(t, ffn_width=t.ffn_width // tensor) for name, t in model.towers.items()}
+    modalities = {name: replace(m, vocab_size=-(-m.vocab_size // tensor)) for name, m in model.modalities.items()}
+    return replace(model, **cut, head_dim=model.head_dim, towers=towers, modalities=modalities)
+
+
+def _trace(config: RunConfig, model: ModelConfig, batch: Batch, sizes: tuple[int, int], device: str) -> Pass:
+    ranks = PlannedRanks.of_sizes(context=sizes[0], tensor=sizes[1])
+    precision = config.train.precision
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(no_tensor_is_kept())
+        stack.enter_context(made_up_ranks(ranks))
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(_operations_of(device))
+        model = _without_values(model)
+        model.recompute_blocks, model.ranks = config.train.checkpoint_activations, ranks
         _keep_no_gradients(model)
-        with Alive(model) as alive:
-            with _precision(precision):
-                hidden = model(batch)
-            kept, casts = alive.bytes, alive.casts
-            alive.peak = 0
-            ends = [h.detach().requires_grad_(h.requires_grad) for h in hidden]
-            with _precision(precision):
-                sums = loss_sums(model, ends, batch, z_loss=1.0)
-            sums.sum().backward()
-            del sums
-            loss = alive.peak - kept
-            alive.peak = 0
-            pairs = [(h, e.grad) for h, e in zip(hidden, ends, strict=True) if h.requires_grad]
-            del hidden, ends
-            torch.autograd.backward(*zip(*pairs, strict=True))
-    return PassMemory(kept, casts, loss, max(0, alive.peak - kept))
+        alive = stack.enter_context(Alive(model))
+        with _precision(precision):
+            hidden = model(batch)
+        kept, casts = alive.bytes, alive.casts
+        alive.peak = 0
+        ends = [h.detach().requires_grad_(h.requires_grad) for h in hidden]
+        with _precision(precision):
+            sums = loss_sums(model, ends, batch, z_loss=1.0)
+        sums.sum().backward()
+        del sums
+        loss = alive.peak - kept
+        alive.peak = 0
+        pairs = [(h, e.grad) for h, e in zip(hidden, ends, strict=True) if h.requires_grad]
+        del hidden, ends
+        torch.autograd.backward(*zip(*pairs, strict=True))
+        return Pass(kept, casts, loss, max(0, alive.peak - kept), ranks.sent["tensor"], ranks.sent["context"])
 
 
 def _without_values(config: ModelConfig) -> MixtureOfTransformers:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plait.batch import Batch, Document, Part, pack, spell
+from plait.batch import Document, Part, spell
 from plait.codecs import codec_class
 from plait.config import AS_WRITTEN_TASK, RunConfig
 from plait.data.loader import Loader
@@ -54,24 +54,23 @@ def is_prepared(config: RunConfig) -> bool:
     return all((Path(folder) / "index.json").is_file() for folder in folders(config))
 
 
-def one_batch(
+def documents_of_a_batch(
     config: RunConfig, grids: Mapping[str, tuple[int, ...]], *, mix: Mapping[str, float], document_tokens: int = 0
-) -> tuple[Batch, str]:
-    """Return a batch of data.batch_tokens tokens and what it is made of.
+) -> tuple[list[Document], str]:
+    """Return the documents of a batch of data.batch_tokens tokens, and where they are from.
 
-    The run's own first batch where its data is prepared and neither ``mix`` (shares of tokens by modality) nor
+    Those of the run's first batch where its data is prepared and neither ``mix`` (shares of tokens by modality) nor
     ``document_tokens`` is asked for. ``config`` and ``grids`` are what `known_sizes` returned.
     """
     if is_prepared(config) and not mix and not document_tokens:
         config = replace(config, data=replace(config.data, num_workers=0))
-        return next(iter(Loader(config)))[0], f"the first batch of {config.data.path}"
+        return next(iter(Loader(config)))[0].documents, f"the first batch of {config.data.path}"
     mix = shares(config, mix)
     longest = config.data.max_document_tokens or config.data.batch_tokens
     length = min(document_tokens or longest, config.data.batch_tokens, config.model.max_positions)
     documents = made_up(config, grids, mix, length)
-    batch = pack(documents, config.model, pad_rows_to=config.data.pad_rows_to)
     text = ", ".join(f"{share:.0%} {name}" for name, share in mix.items())
-    return batch, f"{len(documents)} made-up documents of about {length:,} tokens, {text}"
+    return documents, f"{len(documents)} made-up documents of about {length:,} tokens, {text}"
 
 
 def shares(config: RunConfig, mix: Mapping[str, float]) -> dict[str, float]:
