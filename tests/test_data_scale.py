@@ -42,7 +42,7 @@ def test_the_benchmark_writes_every_row(tmp_path, monkeypatch):
     monkeypatch.setitem(data.SIZES, "tiny", (2048, 4096))
     assert data.main(["--grid", "tiny", "--out", str(tmp_path), "--device", "cpu"]) == 0
     (path,) = tmp_path.glob("*.json")
-    assert {row["unit"] for row in json.loads(path.read_text())} == {"s", "documents/s", "MB"}
+    assert {row["unit"] for row in json.loads(path.read_text())["rows"]} == {"s", "documents/s", "MB"}
 
 
 def test_opening_and_planning_read_no_document(tmp_path):
