@@ -151,6 +151,9 @@ class TrainConfig:
     """Also keep those of steps that are a multiple of this; 0 keeps none besides the newest."""
     max_bad_steps: int = 10
     """Steps with a loss or gradient that is not finite are skipped and counted; more than this stop the run."""
+    watchdog_seconds: float = 1800.0
+    """With several ranks: a rank that makes no progress for so long is named, and all end; 0 never. It must be longer
+    than a validation, and than the samples that rank 0 makes."""
     trackers: list[str] = field(default_factory=list)
     """Also log to: tensorboard, wandb, trackio."""
 
@@ -326,6 +329,7 @@ class RunConfig:
         require(self.data.drop_host >= 0 and dropped < 1, "data.drop_host", self.data.drop_host,
                 "0 or more, and below 1 together with data.drop_condition")  # fmt: skip
         require(self.train.keep_every >= 0, "train.keep_every", self.train.keep_every, "0 or more")
+        require(self.train.watchdog_seconds >= 0, "train.watchdog_seconds", self.train.watchdog_seconds, "0 or more")
         require(0 <= self.train.ema < 1, "train.ema", self.train.ema, "in [0, 1)")
         require(0 <= self.prepare.max_broken_share <= 1, "prepare.max_broken_share",
                  self.prepare.max_broken_share, "between 0 and 1")  # fmt: skip

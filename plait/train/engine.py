@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from plait.batch import Batch
@@ -35,8 +36,10 @@ from plait.train import parallel
 from plait.train.checkpoint import Checkpoints
 from plait.train.ema import AveragedWeights
 from plait.train.gradients import add_gradients, side_by_side
+from plait.train.inspection import save_batches
 from plait.train.metrics import MetricsLog, peak_device_memory_gb, peak_memory_gb
 from plait.train.optim import learning_rate, make_optimizer, set_learning_rate
+from plait.train.watchdog import Watchdog
 
 SECONDS_BETWEEN_SIGNALS = 1.0
 """A Ctrl-C that comes later than this after the first one is meant."""
@@ -140,6 +143,9 @@ class Trainer:
         self._stopping = False
         self._saved_at = self.state.seconds
         self._begun = time.monotonic()
+        self.watchdog = Watchdog(config.train.watchdog_seconds)
+        self._recent: list[tuple[dict[str, Any] | None, Tensor]] = []
+        """The data position before each step since the last log line, and the step's gradient norm."""
 
     def _restore(self) -> None:
         self.checkpoints.remove_leftovers()
@@ -183,7 +189,7 @@ class Trainer:
 
     def run(self) -> MixtureOfTransformers:
         """Train to the end and return the model; raises TrainingStopped after saving when a signal asks to stop."""
-        with self._signals(), self.checkpoints, self._metrics() as log:
+        with self._signals(), self.watchdog, self.checkpoints, self._metrics() as log:
             log.drop_after(self.state.step)
             if not self.finished:
                 self._loop(log)
@@ -191,8 +197,7 @@ class Trainer:
 
     def _loop(self, log: MetricsLog) -> None:
         train = self.config.train
-        loader = Loader(self.config, "train", rank=self.ranks.data_rank, world_size=self.ranks.data,
-                        state=self.state.loader, finish=self._finish)  # fmt: skip
+        loader = self._loader(self.state.loader)
         batches = iter(loader)
         window = self._new_window()
         with contextlib.closing(batches), self.progress.stage("train", total=1.0) as bar:
@@ -204,21 +209,29 @@ class Trainer:
                     self.state.seconds, self._stopping = time.monotonic() - self._begun, self._stop
                 step, last = self.state.step, self.finished
                 if step % train.log_every == 0 or last or step == 1:
+                    self.watchdog.at(step, "losses")
                     bar.to(min(self.share_done, 1.0), self._log(log, window))
                     window = self._new_window()
                 if step % train.validate_every == 0 or last:
+                    self.watchdog.at(step, "validation")
                     self._validate(log)
                     window = self._new_window()  # its time is not training time
                 if self.on_sample and train.sample_every and (step % train.sample_every == 0 or last):
+                    self.watchdog.at(step, "samples")
                     with self.averaged():
                         self.on_sample(self.model, step)
                     window = self._new_window()
                 if last or self._stopping or self._time_to_save(step):
+                    self.watchdog.at(step, "checkpoint")
                     self._save()
                 if last or self._stopping:
                     self.checkpoints.wait()
                 if self._stopping and not last:
                     raise TrainingStopped(f"stopped at step {step} and saved; the same command goes on from there")
+
+    def _loader(self, position: dict[str, Any] | None) -> Loader:
+        return Loader(self.config, "train", rank=self.ranks.data_rank, world_size=self.ranks.data, state=position,
+                      finish=self._finish)  # fmt: skip
 
     def _finish(self, batch: Batch) -> Batch:
         """Noise a batch, take this rank's part and make it ready to be sent, in the loader's threads."""
@@ -226,7 +239,8 @@ class Trainer:
         return batch.pin_memory() if self.device.type == "cuda" else batch
 
     def _step(self, batches, loader: Loader, window: Window) -> None:
-        waited = loader.wait_seconds
+        self.watchdog.at(self.state.step, "reading data")
+        waited, position = loader.wait_seconds, self.state.loader
         micro = []
         for batch, loader_state in itertools.islice(batches, self.config.train.accumulate):
             self.state.loader = loader_state
@@ -240,6 +254,7 @@ class Trainer:
         window.tokens += self.state.tokens - before
         window.steps += 1
         self._norm = norm
+        self._recent.append((position, norm))
         self.state.step += 1
 
     def update(self, batches: list[Batch]) -> tuple[Tensor, list[float], Tensor]:
@@ -249,7 +264,9 @@ class Trainer:
         and is counted on the device.
         """
         train = self.config.train
+        self.watchdog.at(self.state.step, "counts of all ranks")
         counts = self._exchange(batches)
+        self.watchdog.at(self.state.step, "forward and backward pass")
         factors = torch.tensor(self.loss_factors(counts), dtype=torch.float32).to(self.device)
 
         def loss(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -260,6 +277,7 @@ class Trainer:
             return (sums * factors.to(sums.dtype)).sum(), sums
 
         total = add_gradients(self._trained(), batches, loss, self._pool)
+        self.watchdog.at(self.state.step, "gradient norm and optimizer")
         if self.ranks.mesh is None:
             norm = torch.nn.utils.clip_grad_norm_(self._trained(), train.clip, foreach=True)
         else:
@@ -316,8 +334,10 @@ class Trainer:
         if self.state.skipped_steps > self.config.train.max_bad_steps:
             raise PlaitError(
                 f"training: {self.state.skipped_steps} steps had a loss or gradient that is not finite "
-                f"(train.max_bad_steps is {self.config.train.max_bad_steps}); try a lower train.learning_rate"
+                f"(train.max_bad_steps is {self.config.train.max_bad_steps}){self._keep_bad_batch()}; try a lower "
+                "train.learning_rate"
             )
+        self._recent.clear()
         elapsed = max(time.monotonic() - window.started, 1e-9)
         sums = window.sums.tolist()
         losses = {name: s / c for name, s, c in zip(names, sums, window.counts, strict=True) if c}
@@ -330,6 +350,20 @@ class Trainer:
         row["skipped_steps"] = self.state.skipped_steps
         log.log(row, step=self.state.step, seconds=self.state.seconds, tokens=self.state.tokens)
         return "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+
+    def _keep_bad_batch(self) -> str:
+        """Read the batches of the last step that was skipped again, put them aside, and say where they are."""
+        first = self.state.step - len(self._recent)
+        bad = [i for i, (_, norm) in enumerate(self._recent) if not torch.isfinite(norm)]
+        if not bad:  # it was skipped before the run was resumed
+            return ""
+        position = self._recent[bad[-1]][0]
+        facts = {"step": first + bad[-1] + 1, "data_rank": self.ranks.data_rank, "loader": position}
+        with contextlib.closing(iter(self._loader(position))) as batches:
+            found = [batch for batch, _ in itertools.islice(batches, self.config.train.accumulate)]
+        folder = self.out / "bad_batches" / f"step-{facts['step']:08d}"
+        save_batches(folder / f"rank-{dist.get_rank() if dist.is_initialized() else 0}", found, facts)
+        return f", the batch of the last one is in {str(folder)!r}"
 
     def _count_skipped(self) -> None:
         """Ask the device how many steps it skipped since the last time."""

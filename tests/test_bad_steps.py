@@ -1,0 +1,61 @@
+"""Steps that are not finite: skipped and counted, and when they are too many, what caused the last one is kept."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from fake_data import scene_like, write_folder
+from safetensors.torch import load_file
+from test_train import config_for, stopped_at
+
+from plait.errors import PlaitError
+from plait.train.engine import Trainer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("data"), {"train": [scene_like(i) for i in range(150)]})
+
+
+def spoilt(trainer: Trainer, steps) -> list:
+    """Make the loss of some steps (from 1) NaN; return the batches of every step as they are trained on."""
+    seen, update, factors = [], trainer.update, trainer.loss_factors
+
+    def noted(batches):
+        seen.append(batches)
+        return update(batches)
+
+    trainer.update = noted
+    trainer.loss_factors = lambda counts: [
+        f * (np.nan if trainer.state.step + 1 in steps else 1) for f in factors(counts)
+    ]
+    return seen
+
+
+@pytest.mark.parametrize("log_every", [1, 4])
+def test_the_last_bad_batch_is_kept(folder, tmp_path, log_every):
+    trainer = Trainer(config_for(folder, tmp_path, max_bad_steps=1, log_every=log_every, accumulate=2))
+    seen = spoilt(trainer, (2, 7))
+    with pytest.raises(PlaitError, match=r"2 steps had .*max_bad_steps is 1") as error:
+        trainer.run()
+    kept = tmp_path / "bad_batches/step-00000007"
+    assert f"the batch of the last one is in {str(kept)!r};" in str(error.value)
+    facts = json.loads((kept / "rank-0/facts.json").read_text())
+    assert facts["step"] == 7 and facts["loader"]["counts"]["batches"] == 12
+    for number, batch in enumerate(seen[6]):
+        tensors = load_file(kept / f"rank-0/batch-{number}.safetensors")
+        assert torch.equal(tensors["ids"], batch.ids) and torch.equal(tensors["targets.ids"], batch.targets.ids)
+        assert torch.equal(tensors["routing.to_towers"], batch.routing.to_towers)
+        found = json.loads((kept / f"rank-0/batch-{number}.json").read_text())
+        assert [d["index"] for d in found["documents"]] == [d.index for d in batch.documents]
+        assert found["counts"] == batch.counts and found["lengths"] == batch.lengths
+
+
+def test_steps_skipped_before_a_resume_count_and_need_no_batch(folder, tmp_path):
+    trainer = Trainer(config_for(folder, tmp_path, max_bad_steps=5, log_every=50))
+    spoilt(trainer, (1, 2, 3))
+    stopped_at(trainer, 4)
+    with pytest.raises(PlaitError, match=r"3 steps had .*\(train.max_bad_steps is 2\); try"):
+        Trainer(config_for(folder, tmp_path, max_bad_steps=2, log_every=1)).run()
+    assert not (tmp_path / "bad_batches").exists()
