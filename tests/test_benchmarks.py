@@ -12,13 +12,14 @@ import pytest
 import torch
 from test_model import copy_to_dense, in_sequence
 
+from plait.errors import ConfigError
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives.next_token import linear_cross_entropy
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
-NAMES = ("harness", "shapes", "step", "patterns", "loss", "table")
-harness, shapes, step, patterns, loss, table = (importlib.import_module(name) for name in NAMES)
+NAMES = ("harness", "shapes", "step", "patterns", "originals", "loss", "table")
+harness, shapes, step, patterns, originals, loss, table = (importlib.import_module(name) for name in NAMES)
 
 SHAPE = shapes.Shape(64, 300, (50, 30, 20), layers=2, document=100, vocabulary=240)
 
@@ -243,3 +244,14 @@ def test_the_page_shows_the_results_files():
     assert page == table.rewritten(page, harness.RESULTS)
     for path in harness.RESULTS.glob("*.json"):
         assert f"<!-- results: {path.stem} -->" in page
+
+
+def test_originals_want_a_clone_of_the_sources(tmp_path):
+    with pytest.raises(ConfigError, match=r"--bagel: .* has no modeling/bagel/qwen2_navit.py; clone its repository"):
+        originals.main(["--bagel", str(tmp_path), "--out", str(tmp_path)])
+
+
+def test_merging_what_the_playbook_returns_makes_room_for_all_tokens():
+    masks = [torch.tensor([True, False, True]), torch.tensor([False, True, False])]
+    rows = [torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0]])]
+    assert originals.merged(rows, masks).flatten().tolist() == [1, 2, 3]
