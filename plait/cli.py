@@ -138,6 +138,10 @@ def _parser() -> argparse.ArgumentParser:
                       help="in place of a study: match logs of any trainer with the first one")  # fmt: skip
     step.add_argument("--warmup", type=int, default=0, help="steps whose losses are no levels (logs; default: 0)")
 
+    step = add("plan", _plan, "sizes, FLOPs, memory, messages and time of a run on some GPUs, and the layout to take; "
+               "needs no GPU", settings=True, epilog=PLAN_EXAMPLES)  # fmt: skip
+    _plan_arguments(step)
+
     add("settings", _settings, "list every setting of a config, with its meaning and default", settings=False)
     return parser
 
@@ -163,6 +167,15 @@ COMPARE_EXAMPLES = """examples:
   plait compare chameleon                            (goes on where it was stopped)
   plait compare chameleon --arms dense,mot --seeds 0 --train.device cuda
   plait compare --from-logs dense.jsonl mine.jsonl --warmup 100"""
+
+
+PLAN_EXAMPLES = """examples:
+  plait plan configs/mot_7b.yaml --gpus 256
+  plait plan my.yaml --gpus 16 --memory 40 --peak 312 --mix text=0.3,image=0.7 --train.checkpoint_activations true
+  plait plan my.yaml --gpus 64 --tokens 4194304 --json > plan.json
+
+What a GPU and its links can do is what you state; the defaults are an H100's data sheet and are printed with the plan.
+Memory is what the model's own code keeps for its tensors (docs/scaling.md)."""
 
 
 def _listed(text: str) -> list[str]:
@@ -200,6 +213,34 @@ def _generate_arguments(step: argparse.ArgumentParser) -> None:
     step.add_argument("--max-tokens", type=int, help="longest text or speech, in tokens")
     step.add_argument("--out", default="", help="folder for PNG, WAV and samples.jsonl (default: <run>/generated)")
     step.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+
+
+def _plan_arguments(step: argparse.ArgumentParser) -> None:
+    step.add_argument("config", help="the run's YAML file or folder, or a shipped config's name")
+    for name, kind, text in (
+        ("gpus", int, "GPUs in all (default: 8)"),
+        ("memory", float, "GB of one GPU, 1e9 bytes each (default: 80)"),
+        ("node", int, "GPUs in one machine (default: 8)"),
+        ("reserve", float, "share of the memory to leave free, for libraries and fragments (default: 0.1)"),
+        ("peak", float, "TFLOP/s of one GPU (default: an H100 SXM's, by train.precision)"),
+        ("mfu", float, "share of the peak that computing reaches (default: 0.4)"),
+        ("node-bandwidth", float, "GB/s that a GPU sends within its machine (default: 450)"),
+        ("bandwidth", float, "GB/s that a GPU sends to other machines (default: 50)"),
+    ):
+        step.add_argument(f"--{name}", type=kind, metavar="N", help=text)
+    step.add_argument("--tokens", type=int, default=0, metavar="N",
+                      help="tokens in one step (default: data.batch_tokens x train.accumulate a GPU)")  # fmt: skip
+    step.add_argument("--mix", type=_weights, default={}, metavar="NAME=SHARE,...",
+                      help="shares of tokens by modality in documents that are made up (default: alike)")  # fmt: skip
+    step.add_argument("--document-tokens", type=int, default=0, metavar="N",
+                      help="length of documents that are made up (default: the config's longest)")  # fmt: skip
+    step.add_argument("--all", action="store_true", help="show every layout, not the best ten")
+    step.add_argument("--json", action="store_true", help="print the whole plan as JSON instead")
+
+
+def _weights(text: str) -> dict[str, float]:
+    pairs = [word.partition("=") for word in _listed(text)]
+    return {name: float(share) for name, _, share in pairs}
 
 
 def _config(name: str, overrides: list[str]):
@@ -303,6 +344,31 @@ def _inspect(chosen) -> None:
     from plait.inspect import inspect_run
 
     inspect_run(chosen)
+
+
+def _plan(chosen) -> int:
+    import dataclasses
+    import json
+
+    from rich.console import Console
+
+    from plait.errors import ResourceError
+    from plait.plan.estimate import Machines, make_plan
+    from plait.plan.show import as_json, show
+    from plait.progress import Progress
+
+    names = [field.name for field in dataclasses.fields(Machines)]
+    machines = Machines(**{name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None})
+    plan = make_plan(_config(chosen.config, chosen.overrides), machines, tokens=chosen.tokens, mix=chosen.mix,
+                     document_tokens=chosen.document_tokens, progress=Progress())  # fmt: skip
+    if chosen.json:
+        print(json.dumps(as_json(plan), indent=1))
+    else:
+        console = Console()
+        if not console.is_terminal:
+            console.width = 150  # a file has no edge
+        show(plan, console, everything=chosen.all)
+    return 0 if plan.best else ResourceError.exit_code
 
 
 def _settings(chosen) -> None:

@@ -5,19 +5,24 @@ Everything follows from the config but the speed of the machines, which a person
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import torch
 
 from plait.batch import Batch, pack
 from plait.config import RunConfig
 from plait.errors import require
+from plait.model.mot import MixtureOfTransformers
+from plait.model.routing import tower_of_parameter
 from plait.plan.flops import BACKWARD, idle_parameters, operations
 from plait.plan.layouts import Layout, Sizes, Traffic, possible_layouts, sizes, traffic
 from plait.plan.memory import RankMemory, cache_bytes, rank_memory
 from plait.plan.trace import of_rank, trace_pass
 from plait.plan.workload import documents_of_a_batch, known_sizes
+from plait.progress import Progress, QuietProgress
 
 GB = 1e9
-PEAKS = {"float32": 67.0, "bfloat16": 989.0}
+PEAKS = {"float32": 67.0, "bfloat16": 989.0, "float8": 1979.0}
 """TFLOP/s of an NVIDIA H100 SXM by its data sheet, without sparsity, by train.precision."""
 
 
@@ -99,34 +104,45 @@ class Plan:
     """Bytes of a token's keys and values while generating."""
     options: list[Option]
     """Those that fit first, each kind fastest first."""
-    best: Option | None = None
-    reason: str = ""
-    notes: list[str] = field(default_factory=list)
+    best: Option | None
+    reason: str
+    """Why that one, or why none."""
+
+    @property
+    def peak(self) -> float:
+        """TFLOP/s of a GPU that times are computed with."""
+        return self.machines.peak or PEAKS[self.config.train.precision]
 
 
 def make_plan(
-    config: RunConfig, machines: Machines, *, tokens: int = 0, mix: Mapping[str, float] = {}, document_tokens: int = 0
+    config: RunConfig,
+    machines: Machines,
+    *,
+    tokens: int = 0,
+    mix: Mapping[str, float] | None = None,
+    document_tokens: int = 0,
+    progress: Progress | None = None,
 ) -> Plan:
-    """Plan a run on some machines; ``tokens`` are those of one step on all ranks (0: one batch a rank, accumulated)."""
+    """Plan a run on some machines.
+
+    ``tokens`` are those of one step on all ranks (0: train.accumulate batches for each GPU). ``mix``, the shares of
+    tokens by modality, and ``document_tokens`` describe documents that are made up; without them the run's own are
+    taken where there are any. Raises ConfigError for what cannot be.
+    """
     config, grids = known_sizes(config)
-    documents, text = documents_of_a_batch(config, grids, mix=mix, document_tokens=document_tokens)
+    documents, text = documents_of_a_batch(config, grids, mix=mix or {}, document_tokens=document_tokens)
     batch = pack(documents, config.model)
     whole = sizes(config.model)
     towers, shared = _towers(config, batch)
     tokens = tokens or config.data.batch_tokens * config.train.accumulate * machines.gpus
-    options = _options(config, machines, batch, tokens)
+    options = _options(config, machines, batch, tokens, progress or QuietProgress())
     best, reason = choose(options, machines)
-    operations = sum(t.operations * t.share for t in towers.values())
-    return Plan(config, machines, text, batch.num_tokens, whole, towers, shared, operations, cache_bytes(config),
+    forward = sum(t.operations * t.share for t in towers.values())
+    return Plan(config, machines, text, batch.num_tokens, whole, towers, shared, forward, cache_bytes(config),
                 options, best, reason)  # fmt: skip
 
 
 def _towers(config: RunConfig, batch: Batch) -> tuple[dict[str, Tower], int]:
-    import torch
-
-    from plait.model.mot import MixtureOfTransformers
-    from plait.model.routing import tower_of_parameter
-
     with torch.device("meta"):
         model = MixtureOfTransformers(config.model)
     own = dict.fromkeys(["", *config.model.towers], 0)
@@ -141,22 +157,24 @@ def _towers(config: RunConfig, batch: Batch) -> tuple[dict[str, Tower], int]:
     return towers, own[""]
 
 
-def _options(config: RunConfig, machines: Machines, batch: Batch, tokens: int) -> list[Option]:
+def _options(config: RunConfig, machines: Machines, batch: Batch, tokens: int, progress: Progress) -> list[Option]:
     """Return every possible layout that has a batch for each data rank, the best first."""
-    is_short = config.train.precision == "bfloat16"
+    layouts = [layout for layout in possible_layouts(config.model, machines.gpus, machines.node)
+               if tokens >= config.data.batch_tokens * layout.data]  # fmt: skip
+    is_short = config.train.precision != "float32"
     width, device = (2, "cuda") if is_short else (4, "cpu")
     forward = sum(sum(parts.values()) for parts in operations(config.model, batch).values())
     limit = (1 - machines.reserve) * machines.memory * GB
     part_of = functools.cache(lambda tensor: sizes(of_rank(config.model, tensor)))
-    traced = functools.cache(
-        lambda tensor, context: trace_pass(config, batch.documents, device=device, tensor=tensor, context=context)
-    )
-    found = []
-    for layout in possible_layouts(config.model, machines.gpus, machines.node):
+    shared = sorted({(layout.tensor, layout.context) for layout in layouts})
+    passes, found = {}, []
+    with progress.stage("trace the model", total=len(shared)) as bar:
+        for tensor, context in shared:
+            passes[tensor, context] = trace_pass(config, batch.documents, device=device, tensor=tensor, context=context)
+            bar.advance()
+    for layout in layouts:
         batches = tokens // (config.data.batch_tokens * layout.data)
-        if not batches:
-            continue
-        part, once = part_of(layout.tensor), traced(layout.tensor, layout.context)
+        part, once = part_of(layout.tensor), passes[layout.tensor, layout.context]
         memory = rank_memory(config, layout, part, once, batches=batches, width=width)
         sent = traffic(layout, part, once, num_layers=config.model.num_layers, batches=batches, width=width)
         seconds = step_seconds(config, machines, layout, sent, forward * batches)

@@ -32,8 +32,9 @@ class PlannedRanks(Ranks):
     @classmethod
     def of_sizes(cls, *, context: int, tensor: int) -> "PlannedRanks":
         """Return the first of ``context`` x ``tensor`` ranks."""
-        groups = Group("context", context), Group("tensor", tensor)
-        return cls(context=context, tensor=tensor, context_mesh=groups[:1], tensor_mesh=groups[1:], row_mesh=groups)
+        rows = Group("tensor" if tensor > 1 else "context", context * tensor)
+        meshes = {"context_mesh": (Group("context", context),), "tensor_mesh": (Group("tensor", tensor),)}
+        return cls(context=context, tensor=tensor, row_mesh=(rows,), **meshes)
 
     def stacked(self, x: Tensor) -> Tensor:
         self._count(self.tensor_mesh[0], self.tensor * x.numel() * x.element_size())

@@ -13,7 +13,7 @@ import numpy as np
 
 from plait.batch import Document, Part, spell
 from plait.codecs import codec_class
-from plait.config import AS_WRITTEN_TASK, RunConfig
+from plait.config import RunConfig
 from plait.data.loader import Loader
 from plait.data.sources import folders, resolve_vocabulary
 from plait.errors import ConfigError, require, unknown
@@ -67,10 +67,9 @@ def documents_of_a_batch(
         return next(iter(Loader(config)))[0].documents, f"the first batch of {config.data.path}"
     mix = shares(config, mix)
     longest = config.data.max_document_tokens or config.data.batch_tokens
-    length = min(document_tokens or longest, config.data.batch_tokens, config.model.max_positions)
+    length = min(document_tokens or longest, config.data.batch_tokens // len(mix), config.model.max_positions)
     documents = made_up(config, grids, mix, length)
-    text = ", ".join(f"{share:.0%} {name}" for name, share in mix.items())
-    return documents, f"{len(documents)} made-up documents of about {length:,} tokens, {text}"
+    return documents, f"made-up documents of {' and '.join(mix)}, about {length:,} tokens each ({len(documents)})"
 
 
 def shares(config: RunConfig, mix: Mapping[str, float]) -> dict[str, float]:
@@ -88,33 +87,41 @@ def shares(config: RunConfig, mix: Mapping[str, float]) -> dict[str, float]:
 def made_up(
     config: RunConfig, grids: Mapping[str, tuple[int, ...]], mix: Mapping[str, float], length: int
 ) -> list[Document]:
-    """Return documents that fill a batch: one of each task in turn, as often as its weight says."""
-    tasks = {t: w for t, w in config.data.tasks.items() if w} or {AS_WRITTEN_TASK: 1.0}
-    given, documents, room = dict.fromkeys(tasks, 0), [], config.data.batch_tokens
+    """Return documents that fill a batch: each modality is in turn the last one, to be predicted from the others."""
+    documents, room, names = [], config.data.batch_tokens, list(mix)
     while True:
-        task = max(tasks, key=lambda t: tasks[t] / (given[t] + 1))
-        names = list(mix) if task == AS_WRITTEN_TASK else task.split(",")
-        document = Document(_parts(config, grids, mix, names, length, task), index=len(documents))
-        room -= sum(len(run) for run in spell(document, config.model))
+        last = names[-1 - len(documents) % len(names)]
+        order = [*(name for name in names if name != last), last]
+        document = Document(_parts(config, grids, mix, order, length), index=len(documents))
+        _shorten(document, _length(document, config) - length)
+        room -= _length(document, config)
         if documents and room < 0:
             return documents
-        given[task] += 1
         documents.append(document)
 
 
-def _parts(config, grids, mix, names: list[str], length: int, task: str) -> list[Part]:
+def _length(document: Document, config: RunConfig) -> int:
+    return sum(len(run) for run in spell(document, config.model))
+
+
+def _shorten(document: Document, excess: int) -> None:
+    """Take delimiters and clean copies, which stand in a document too, from its longest discrete part."""
+    longest = max((p for p in document.parts if p.ids is not None), key=len, default=None)
+    if longest is not None and excess > 0:
+        longest.ids = longest.ids[: max(1, len(longest) - excess)]
+
+
+def _parts(config, grids, mix, names: list[str], length: int) -> list[Part]:
     """Share a document's tokens among its parts, and cut continuous ones into items."""
-    weights = {name: mix.get(name, 0.0) or min(mix.values()) for name in names}
     room = length - 2 - sum(2 for name in names if name != config.model.layout.host)
-    total = sum(weights[name] for name in names)
     parts = []
-    for k, name in enumerate(names):
-        role = "generation" if task == AS_WRITTEN_TASK or k == len(names) - 1 else "understanding"
-        n = max(1, int(room * weights[name] / total))
-        if config.model.modalities[name].objective == "next_token":
+    for name in names:
+        role = "generation" if name == names[-1] else "understanding"
+        n, modality = max(1, int(room * mix[name])), config.model.modalities[name]
+        if modality.objective == "next_token":
             parts.append(Part(name, ids=np.zeros(n, np.int64), role=role))
         else:
-            parts += _items(config.model.modalities[name].latent_channels, name, n, grids.get(name), role)
+            parts += _items(modality.latent_channels, name, n, grids.get(name), role)
     return parts
 
 
