@@ -12,7 +12,7 @@ import yaml
 from fake_data import scene_like, write_folder
 
 from plait.cli import main
-from plait.compare import page, plan, runner
+from plait.compare import plan, runner, workflow
 from plait.compare.curves import Curve, final_losses, read_curves, score, step_seconds
 from plait.compare.study import load_study
 from plait.compare.workflow import compare
@@ -61,7 +61,7 @@ def quick(request, monkeypatch):
     """Count one batch, and draw where a test looks at the page."""
     monkeypatch.setattr(plan, "BATCHES", 1)
     if request.function is not test_a_whole_study:
-        monkeypatch.setattr(page, "draw_figures", lambda found, folder: {})
+        monkeypatch.setattr(workflow, "draw_figures", lambda charts, folder: [])
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_whole_study(folder, capsys):
     assert mot["flops_ratio"] == 1 and mot["parameters"] > dense["parameters"]
     made = folder / "out" / "results" / "tiny"
     html, text = (made / "study.html").read_text(), (made / "results.md").read_text()
-    assert html.count("<img ") == 2 + 4 and "a tower for each modality" in html
+    assert html.count("figure class=\"chart\"") == 1 + 2 + 4 == len(list(made.glob("*.png"))) and "a tower for each modality" in html
     assert "| image | 0.350 (7B) |" in text and "## Step matching" in text
 
 

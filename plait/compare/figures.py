@@ -1,14 +1,10 @@
-"""The pictures of a study: loss curves, and step matching with its slope. PNG, by matplotlib."""
+"""The figures of a study as PNG, by matplotlib."""
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from plait.compare.curves import TRAINING, VALIDATION, Curve
-from plait.compare.results import Found, Pair
-from plait.compare.tables import bounded
+from plait.compare.charts import NEUTRAL, Chart, Panel, Series
 from plait.errors import ResourceError
 from plait.files import atomic_file
 
@@ -16,145 +12,103 @@ COLOURS = ("#2a5ca8", "#c04f17", "#0f7767", "#8b3f8f", "#8a6900", "#b0305c", "#4
 INK, SOFT, RULE = "#23211c", "#68635a", "#e5e0d5"
 PANEL = (4.4, 3.3)
 """Size of one panel, in inches."""
+MOST_ACROSS = 5
+"""Panels in a row."""
+STYLE = {
+    "font.family": "sans-serif", "font.size": 9, "axes.edgecolor": SOFT, "axes.labelcolor": INK,
+    "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
+    "axes.spines.right": False, "xtick.color": SOFT, "ytick.color": SOFT, "text.color": INK, "axes.grid": True,
+    "grid.color": RULE, "grid.linewidth": 0.7, "legend.frameon": False, "legend.fontsize": 8, "figure.dpi": 150,
+    "savefig.facecolor": "white", "axes.axisbelow": True,
+}  # fmt: skip
 
 
-def draw_figures(found: Found, folder: Path) -> dict[str, str]:
-    """Write every figure into ``folder`` and return title by file name. Raises ResourceError without matplotlib."""
+def draw_figures(charts: list[Chart], folder: Path) -> list[Path]:
+    """Write every chart as PNG into ``folder``. Raises ResourceError without matplotlib."""
     try:
         import matplotlib
     except ImportError:
         raise ResourceError(
             "compare: the package 'matplotlib' is not installed, run `pip install plait[media]`"
         ) from None
-    drawn = {}
-    with matplotlib.rc_context(_style()):
-        for split in (VALIDATION, TRAINING):
-            if any(key[0] == split for curves in found.curves.values() for key in curves):
-                drawn[_losses(found, split, folder / f"losses_{split}.png")] = f"Loss, {_words(split)}"
-        for split in dict.fromkeys([VALIDATION, TRAINING, *(p.split for p in found.pairs)]):
-            pairs = [p for p in found.pairs if p.split == split and any(m.steps for m in p.matches.values())]
-            if pairs:
-                drawn[_matching(found, pairs, folder / f"steps_{split}.png")] = f"Step matching, {_words(split)}"
-    return drawn
+    with matplotlib.rc_context(STYLE):
+        return [_draw(chart, folder / f"{chart.name}.png") for chart in charts]
 
 
-def _style() -> dict:
-    return {
-        "font.family": "sans-serif", "font.size": 9, "axes.edgecolor": SOFT, "axes.labelcolor": INK,
-        "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
-        "axes.spines.right": False, "xtick.color": SOFT, "ytick.color": SOFT, "text.color": INK, "axes.grid": True,
-        "grid.color": RULE, "grid.linewidth": 0.7, "legend.frameon": False, "legend.fontsize": 8, "figure.dpi": 150,
-        "savefig.facecolor": "white", "axes.axisbelow": True,
-    }  # fmt: skip
-
-
-def _words(split: str) -> str:
-    return {VALIDATION: "mean over the validation sets", TRAINING: "training"}.get(split, split.replace("_", " "))
-
-
-@contextlib.contextmanager
-def _panels(count: int, path: Path) -> Iterator[list]:
-    """Yield axes in a row, with room for a legend below, and write the picture."""
+def _draw(chart: Chart, path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(PANEL[0] * count, PANEL[1]), layout="constrained")
+    across = min(len(chart.panels), MOST_ACROSS)
+    down = -(-len(chart.panels) // across)
+    figure = Figure(figsize=(PANEL[0] * across, PANEL[1] * down + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(1, count, squeeze=False)[0]
-    yield list(axes)
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for axis, panel in zip(axes, chart.panels, strict=False):
+        _panel(axis, panel)
+    for axis in axes[len(chart.panels) :]:
+        axis.set_axis_off()
+    figure.suptitle(chart.title, x=0.01, ha="left")
     handles = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 3 * count))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 3 * across))
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")
+    return path
 
 
-def _colour(found: Found, arm: str) -> str:
-    names = [a["arm"] for a in found.results["arms"]]
-    return COLOURS[names.index(arm) % len(COLOURS)]
+def _panel(axis, panel: Panel) -> None:
+    axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+    if panel.log:
+        axis.set(xscale="log", yscale="log")
+    bars = [s for s in panel.series if s.kind == "bars"]
+    width = 0.8 / max(len(bars), 1)
+    for series in panel.series:
+        colour = SOFT if series.colour == NEUTRAL else COLOURS[series.colour % len(COLOURS)]
+        if series.kind == "bars":
+            _bars(axis, series, colour, (bars.index(series) - (len(bars) - 1) / 2) * width, width)
+        elif series.kind == "points":
+            _points(axis, series, colour)
+        else:
+            style = (0, (4, 3)) if series.dashed else "-"
+            axis.plot(series.x, series.y, color=colour, linestyle=style, linewidth=1.4, label=series.name)
+            if series.low:
+                axis.fill_between(series.x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)
+    _say_ends(axis, panel)
+    if panel.categories:
+        axis.set_xticks(range(len(panel.categories)), panel.categories)
+        axis.grid(visible=False, axis="x")
+    elif not panel.log and all(float(x).is_integer() for s in panel.series for x in s.x):
+        axis.locator_params(axis="x", integer=True)
+    if panel.x_range:
+        axis.set_xlim(*panel.x_range)
+    if panel.y_range:
+        axis.set_ylim(*panel.y_range)
 
 
-def _losses(found: Found, split: str, path: Path) -> str:
-    """Draw loss over steps: a panel a modality, a colour an arm, a thin line a seed and a thick one their mean."""
-    modalities = list(dict.fromkeys(m for curves in found.curves.values() for s, m in curves if s == split))
-    arms = list(dict.fromkeys(arm for arm, _ in found.curves))
-    records = found.study.base_config().model.modalities
-    units = {m: "squared error" if records[m].objective == "diffusion" else "nats a token" for m in modalities}
-    with _panels(len(modalities), path) as axes:
-        for axis, modality in zip(axes, modalities, strict=True):
-            shown = []
-            for arm in arms:
-                mine = [c[split, modality] for (a, _), c in found.curves.items() if a == arm and (split, modality) in c]
-                colour = _colour(found, arm)
-                for curve in mine if len(mine) > 1 else []:
-                    axis.plot(curve.steps, curve.losses, color=colour, alpha=0.35, linewidth=0.8)
-                mean = _mean_curve(mine)
-                axis.plot(mean.steps, mean.losses, color=colour, linewidth=1.5, label=arm)
-                shown += mean.losses
-            axis.set_title(modality)
-            axis.set_xlabel("training step")
-            axis.set_ylabel(f"{'training' if split == TRAINING else 'validation'} loss ({units[modality]})")
-            _zoom(axis, shown)
-    return path.name
-
-
-def _zoom(axis, losses: list[float]) -> None:
-    """Let the first, highest losses leave the panel, so that the arms can be told apart."""
-    finite = np.array(losses)
-    if len(finite) > 3:
-        low, high = finite.min(), np.quantile(finite, 0.95)
-        margin = 0.05 * (high - low) or 0.05
-        axis.set_ylim(low - margin, high + margin)
-
-
-def _mean_curve(curves: list[Curve]) -> Curve:
-    """Return the mean at the steps that all curves have."""
-    common = set.intersection(*(set(c.steps) for c in curves)) if curves else set()
-    values = [dict(zip(c.steps, c.losses, strict=True)) for c in curves]
-    mean = Curve()
-    for step in sorted(common):
-        mean.add(step, float(np.mean([v[step] for v in values])))
-    return mean
-
-
-def _matching(found: Found, pairs: list[Pair], path: Path) -> str:
-    """Draw the steps that an arm needs over those of the other one: a panel a modality, a line for each slope."""
-    modalities = list(dict.fromkeys(p.modality for p in pairs))
-    slopes = {(m["arm"], m["split"], m["modality"]): m for m in found.results["matches"]}
-    with _panels(len(modalities), path) as axes:
-        for axis, modality in zip(axes, modalities, strict=True):
-            mine = [p for p in pairs if p.modality == modality]
-            end = max(t for p in mine for m in p.matches.values() for t in m.steps)
-            axis.plot([0, end], [0, end], color=SOFT, linestyle=(0, (4, 3)), linewidth=1, label="as many steps")
-            said = []
-            for pair in mine:
-                row, colour = slopes[pair.arm, pair.split, modality], _colour(found, pair.arm)
-                for m in pair.matches.values():
-                    _points(axis, m, colour)
-                slope = row["steps_ratio"]
-                axis.plot([0, end], [0, slope * end], color=colour, linewidth=1.5, label=pair.arm)
-                said.append((slope * end, bounded(slope, row["steps_ratio_is_bound"]), colour))
-            axis.set_title(modality)
-            against = list(dict.fromkeys(p.against for p in mine))
-            axis.set_xlabel(f"step of {against[0]}" if len(against) == 1 else "step of the arm matched with")
-            axis.set_ylabel("step at the same loss")
-            axis.set_xlim(0, 1.03 * end)
-            highest = [u for p in mine for m in p.matches.values() for u in m.needed]
-            axis.set_ylim(0, 1.03 * max([end, *highest, *(y for y, _, _ in said)]))
-            _say(axis, said, 1.05 * end)
-    return path.name
-
-
-def _say(axis, said: list[tuple[float, str, str]], x: float) -> None:
-    """Write each slope's number beside its end, from below up, none over another."""
-    gap, floor = 0.055 * axis.get_ylim()[1], 0.0
-    for y, text, colour in sorted(said):
-        floor = max(y, floor)
-        axis.text(x, floor, text, color=colour, va="center", fontsize=8, clip_on=False)
+def _say_ends(axis, panel: Panel) -> None:
+    """Write what stands at the ends of lines, from below up, none over another."""
+    said = [s for s in panel.series if s.end_label]
+    gap, floor = 0.055 * max((s.y[-1] for s in said), default=0), 0.0
+    for series in sorted(said, key=lambda s: s.y[-1]):
+        floor = max(series.y[-1], floor)
+        colour = COLOURS[series.colour % len(COLOURS)]
+        axis.text(1.03 * series.x[-1], floor, series.end_label, color=colour, va="center", fontsize=8, clip_on=False)
         floor += gap
 
 
-def _points(axis, match, colour: str) -> None:
-    reached = np.array(match.reached, bool)
-    t, u = np.array(match.steps), np.array(match.needed)
-    axis.plot(t[reached], u[reached], "o", color=colour, markersize=3, alpha=0.6)
-    axis.plot(t[~reached], u[~reached], "^", color=colour, markersize=4, fillstyle="none")  # it lies above
+def _bars(axis, series: Series, colour: str, shift: float, width: float) -> None:
+    x, y = np.array(series.x) + shift, np.array(series.y)
+    hollow = series.is_bound or [False] * len(x)
+    fills = ["none" if h else colour for h in hollow]
+    axis.bar(x, y, 0.9 * width, color=fills, edgecolor=colour, linewidth=1.2, label=series.name)
+    if series.low:
+        ends = np.abs(np.array([series.low, series.high]) - y)
+        axis.errorbar(x, y, ends, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2)
+
+
+def _points(axis, series: Series, colour: str) -> None:
+    x, y = np.array(series.x), np.array(series.y)
+    hollow = np.array(series.is_bound or [False] * len(x), bool)
+    axis.plot(x[~hollow], y[~hollow], "o", color=colour, markersize=3, alpha=0.6, label=series.name)
+    axis.plot(x[hollow], y[hollow], "^", color=colour, markersize=4, fillstyle="none")  # it lies above

@@ -1,69 +1,114 @@
-"""One self-contained HTML page of a study: its tables and figures."""
+"""One self-contained HTML page of a study: its tables, and figures that one can read values from and take away."""
 
-import base64
+import dataclasses
+import json
+import re
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from plait.compare.figures import draw_figures
+from plait.compare.charts import Chart
 from plait.compare.results import Found
-from plait.compare.tables import tables
+from plait.compare.tables import Table, tables
 from plait.files import write_text
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #23211c; --soft: #68635a; --rule: #e5e0d5; --paper: #fbfaf6; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #ece8de; --soft: #a59f92; --rule: #34312b; --paper: #171613; }
-}
-body { margin: 0 auto; max-width: 1176px; padding: 48px 24px; background: var(--paper); color: var(--ink);
-  font: 15px/1.55 system-ui, sans-serif; }
-h1 { font: 400 44px/1.1 ui-serif, Georgia, serif; margin: 0 0 8px; }
-h2 { font: 400 26px/1.2 ui-serif, Georgia, serif; margin: 56px 0 6px; }
-p { color: var(--soft); max-width: 84ch; margin: 0 0 14px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums; }
-th, td { text-align: left; padding: 5px 18px 5px 0; border-bottom: 1px solid var(--rule); white-space: nowrap; }
-th { color: var(--soft); font-weight: 500; }
-td.long { white-space: normal; min-width: 220px; }
-figure { margin: 18px 0 0; }
-figcaption { color: var(--soft); font-size: 13px; margin-bottom: 6px; }
-img { max-width: 100%; background: white; border: 1px solid var(--rule); }
-"""
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+TEMPLATES = Path(__file__).parent / "templates"
+POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+SECTIONS = ("Steps for the same loss", "Beside the paper", "Losses", "Step matching",
+            "Step matching on each validation set", "Scaling", "Inside the models", "Arms", "Learning rates tried",
+            "Runs")  # fmt: skip
+"""In their order; a section has figures, a table of its name, or both."""
+FOLDED = ("Step matching on each validation set",)
+"""Sections that are opened by a click."""
 LONG = 28
 """Cells with more characters may be wrapped."""
+NUMBER = re.compile(r"(≥ )?[-−]?[\d,]*\.?\d+(e[-+]?\d+)?|–")
 
 
-def write_page(found: Found) -> Path:
-    """Draw the figures into the study's results and write ``study.html`` there; returns its path."""
-    folder = found.study.results
-    drawn = draw_figures(found, folder) if found.curves else {}
-    name, parts = escape(found.results["study"]), []
-    for file, title in drawn.items():
-        data = base64.b64encode((folder / file).read_bytes()).decode()
-        parts.append(f'<figure><figcaption>{escape(title)}</figcaption>'
-                     f'<img alt="{escape(title)}" src="data:image/png;base64,{data}"></figure>')  # fmt: skip
-    figures = f"<h2>Figures</h2>{''.join(parts)}" if parts else ""
-    shown = {title: _table(title, note, header, rows) for title, note, header, rows in tables(found.results)}
-    first = [shown.pop(title) for title in ("Beside the paper", "Step matching") if title in shown]
+def write_page(found: Found, charts: list[Chart]) -> Path:
+    """Write ``study.html`` into the study's results and return its path."""
+    results = found.results
+    by_title = {table[0]: table for table in tables(results)}
+    contents = {}
+    for title in SECTIONS:
+        content = "".join(_figure(c) for c in charts if c.section == title)
+        content += _table(by_title[title]) if title in by_title else ""
+        contents |= {title: content} if content else {}
+    name = escape(results["study"].replace("_", " "))
     html = (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{name} · plait</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}"><style>{STYLE}</style></head><body>'
-        f"<h1>{name}</h1><p>{escape(found.results['about'])}</p>"
-        f"{''.join(first)}{figures}{''.join(shown.values())}</body></html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f"<style>{_template('study.css')}</style></head><body>"
+        f'<header><h1>{name}</h1><p class="lede">{escape(results["about"])}</p>'
+        f'<p class="facts">{escape(_facts(results))}</p>{_navigation(contents)}</header><main>'
+        f"{''.join(_section(title, content) for title, content in contents.items())}</main>"
+        f"<script>{_template('study.js')}</script></body></html>\n"
     )
-    path = folder / "study.html"
+    path = found.study.results / "study.html"
     write_text(path, html)
     return path
 
 
-def _table(title: str, note: str, header: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-    body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-    note = f"<p>{escape(note)}</p>" if note else ""
-    return (f'<h2>{escape(title)}</h2>{note}<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>")  # fmt: skip
+def _template(name: str) -> str:
+    return (TEMPLATES / name).read_text("utf-8")
 
 
-def _cell(text: str) -> str:
-    return f'<td class="long">{escape(text)}</td>' if len(text) > LONG else f"<td>{escape(text)}</td>"
+def _facts(results: dict[str, Any]) -> str:
+    """Return one line on what was run."""
+    done = [r for r in results["runs"] if r["status"] == "finished"]
+    budget = results["budget"]
+    each = f"{budget['steps']:,} steps each" if budget["steps"] else f"{budget['flops']:.3g} FLOPs each"
+    facts = [f"{len(results['arms'])} arms", each, f"{len(done)} of {len(results['runs'])} runs finished"]
+    return " · ".join([*facts, *([machine] if (machine := results["machine"].get("cpu", "")) else [])])
+
+
+def _navigation(contents: dict[str, str]) -> str:
+    links = "".join(f'<a href="#{_anchor(title)}">{escape(title)}</a>' for title in contents if title not in FOLDED)
+    return f"<nav>{links}</nav>"
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _section(title: str, content: str) -> str:
+    if title in FOLDED:
+        return f"<details><summary>{escape(title)}</summary>{content}</details>"
+    return f'<section id="{_anchor(title)}"><h2>{escape(title)}</h2>{content}</section>'
+
+
+def _figure(chart: Chart) -> str:
+    """Return a figure with the data that the page's script draws."""
+    data = json.dumps(_slim(dataclasses.asdict(chart)), ensure_ascii=False, allow_nan=False).replace("<", "\\u003c")
+    return (
+        f'<figure class="chart" id="{escape(chart.name)}"><div class="top"><figcaption><h3>{escape(chart.title)}</h3>'
+        f'<p class="note">{escape(chart.note)}</p></figcaption><div class="tools">'
+        f'<button type="button" class="png" aria-label="{escape(chart.title)} as PNG">PNG</button>'
+        f'<button type="button" class="csv" aria-label="{escape(chart.title)} as CSV">CSV</button></div></div>'
+        f'<div class="legend"></div><div class="panels"></div><script type="application/json">{data}</script></figure>'
+    )
+
+
+def _slim(value: Any) -> Any:
+    """Return plain data without what is not set, numbers as precise as one can see."""
+    if isinstance(value, dict):
+        return {k: _slim(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_slim(v) for v in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _table(table: Table) -> str:
+    _, note, header, rows = table
+    numeric = [all(NUMBER.fullmatch(row[i]) for row in rows) for i in range(len(header))]
+    head = "".join(f'<th class="number">{escape(h)}</th>' if n else f"<th>{escape(h)}</th>"
+                   for h, n in zip(header, numeric, strict=True))  # fmt: skip
+    body = "".join(f"<tr>{''.join(map(_cell, row, numeric))}</tr>" for row in rows)
+    note = f'<p class="note">{escape(note)}</p>' if note else ""
+    return f'{note}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _cell(text: str, is_number: bool) -> str:
+    kind = "number" if is_number else "long" if len(text) > LONG else ""
+    return f'<td class="{kind}">{escape(text)}</td>' if kind else f"<td>{escape(text)}</td>"

@@ -10,8 +10,8 @@ Table = tuple[str, str, list[str], list[list[str]]]
 
 def tables(results: dict[str, Any]) -> list[Table]:
     """Return all tables that have rows."""
-    found = [_claims_table(results), *_matches_tables(results), _arms_table(results), _tuning_table(results),
-             _runs_table(results)]  # fmt: skip
+    found = [_claims_table(results), *_matches_tables(results), _scaling_table(results), _arms_table(results),
+             _tuning_table(results), _runs_table(results)]  # fmt: skip
     return [table for table in found if table[3]]
 
 
@@ -72,6 +72,26 @@ def _matches_tables(results: dict) -> list[Table]:
     note = ("The share of the other arm's steps (FLOPs, time) that an arm needs for the same loss; ≥ where it did not "
             "reach some of the levels. Reverse: the share of this arm's steps that the other one needs.")  # fmt: skip
     return [("Step matching", note, header, whole), ("Step matching on each validation set", "", header, single)]
+
+
+def _scaling_table(results: dict) -> Table:
+    """The laws' exponents, and the share of the first family's operations that another one needs by its law."""
+    header = ["family", "set", "modality", "figure", "value", "95 % interval", "sizes", "extrapolated"]
+    rows = []
+    for r in results["scaling"]["fits"]:
+        rows.append([r["family"], r["split"], r["modality"], "exponent", number(r["exponent"]),
+                     _between(r), str(r["sizes"]), "no"])  # fmt: skip
+    for r in results["scaling"]["savings"]:
+        where = "at the largest run" if r["beyond"] == 1 else f"at {r['beyond']:g} times the largest run"
+        rows.append([r["family"], r["split"], r["modality"], f"share of FLOPs {where}", number(r["share"]),
+                     _between(r), "–", "extrapolated" if r["is_extrapolation"] else "no"])  # fmt: skip
+    note = ("The law: loss = exp(a) FLOPs^-exponent, through the final losses. No irreducible loss is fitted, as three "
+            "sizes cannot tell it from the slope; so read what is extrapolated with care.")  # fmt: skip
+    return "Scaling", note, header, rows
+
+
+def _between(row: dict) -> str:
+    return "–" if row["low"] is None else f"{number(row['low'])} to {number(row['high'])}"
 
 
 def _tuning_table(results: dict) -> Table:

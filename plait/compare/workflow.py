@@ -2,6 +2,10 @@
 
 from pathlib import Path
 
+from plait.compare.analysis import analyse, read_analyses
+from plait.compare.analysis_charts import analysis_charts
+from plait.compare.charts import charts
+from plait.compare.figures import draw_figures
 from plait.compare.page import write_page
 from plait.compare.plan import ArmPlan
 from plait.compare.records import read_records
@@ -10,6 +14,7 @@ from plait.compare.runner import StudyFailed, StudyRun
 from plait.compare.study import Study
 from plait.compare.tables import Table, number
 from plait.errors import require
+from plait.files import write_json
 from plait.progress import Progress
 from plait.train.engine import TrainingStopped
 
@@ -48,11 +53,30 @@ def _open(study: Study, progress: Progress, arms: list[str], seeds: list[int]) -
     return StudyRun(study, progress, arms=names, seeds=list(seeds))
 
 
+def analyse_study(study: Study, progress: Progress, *, arms: list[str] = (), seeds: list[int] = ()) -> Path:
+    """Analyse the trained models of a study that are finished, and write results and page anew; trains nothing.
+
+    Returns the page. What is analysed already is not analysed again.
+    """
+    run = _open(study, progress, arms, seeds)
+    run.make_plan()
+    analyse(run)
+    return write_down(run)
+
+
 def write_down(run: StudyRun) -> Path:
-    """Write results.json, results.md and study.html of all that is done, and return the page."""
-    found = gather(run.study, read_records(run))
-    write_results(found)
-    return write_page(found)
+    """Write results.json, results.md, analysis.json, the figures and study.html of all that is done.
+
+    Returns the page.
+    """
+    found, analyses = gather(run.study, read_records(run)), read_analyses(run)
+    folder = write_results(found)
+    drawn = charts(found)
+    if any(analyses.values()):
+        write_json(folder / "analysis.json", analyses)
+        drawn += analysis_charts(found, analyses)
+    draw_figures(drawn, folder)
+    return write_page(found, drawn)
 
 
 def plan_table(study: Study, plan: dict[str, ArmPlan]) -> Table:

@@ -1,0 +1,86 @@
+"""`plait compare --analyse`: what the trained models of a study do inside, run by run, kept beside each run.
+
+``analysis.json`` in a run's folder holds rows of four kinds, each with arm, seed and step: ``components`` (places of
+tokens), ``layers`` (their components' shares and how far modalities lie apart), ``attention``, and ``conflict`` (of
+every checkpoint that is kept). A run is not analysed again until its checkpoints change. All runs see the same batches.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from plait.batch import Batch
+from plait.compare.probes import attention_mass, components, gradient_conflict
+from plait.compare.runner import DONE, StudyRun
+from plait.config import AS_WRITTEN_TASK, RunConfig
+from plait.data.loader import validation_batches
+from plait.data.sources import resolve_vocabulary, validation_splits
+from plait.evaluate.losses import VALIDATION_SEED
+from plait.files import read_json, write_json
+from plait.model.pretrained import load_pretrained
+from plait.objectives.diffusion import corrupt
+from plait.train import checkpoint
+from plait.train.engine import pick_device
+
+FILE = "analysis.json"
+KINDS = ("components", "layers", "attention", "conflict")
+BATCHES = 2
+"""Batches of each task."""
+
+Rows = dict[str, list[dict[str, Any]]]
+"""Rows by kind."""
+
+
+def analyse(run: StudyRun) -> None:
+    """Analyse the checkpoints of every finished run that are not analysed yet."""
+    runs = [(arm, seed) for arm in run.arms for seed in run.seeds_of(arm) if (run.folder(arm, seed) / DONE).exists()]
+    with run.progress.stage("analyse", total=len(runs)) as bar:
+        for number, (arm, seed) in enumerate(runs, start=1):
+            folder = run.folder(arm, seed)
+            steps = [path.name for path in checkpoint.find(folder / "checkpoints")]
+            if steps and (not (folder / FILE).exists() or read_json(folder / FILE, "analysis")["steps"] != steps):
+                config = run.study.run_config(arm, seed=seed, steps=1, out=folder)
+                write_json(folder / FILE, {"steps": steps, **_analyse_run(config, arm, seed)})
+            bar.to(number, f"{arm}, seed {seed}")
+
+
+def read_analyses(run: StudyRun) -> Rows:
+    """Return the rows of all runs that were analysed, those of a study's arms in its order."""
+    found: Rows = {kind: [] for kind in KINDS}
+    for arm in run.plan:
+        for seed in run.study.config.arms[arm].seeds:
+            path = run.folder(arm, seed) / FILE
+            for kind, rows in read_json(path, "analysis").items() if path.exists() else ():
+                if kind in found:
+                    found[kind] += rows
+    return found
+
+
+def probe_batches(config: RunConfig) -> list[Batch]:
+    """Return batches of the first validation split, some of each task, noised as in every evaluation."""
+    split = validation_splits(config)[0]
+    tasks = ["" if task == AS_WRITTEN_TASK else task for task in config.data.tasks] or [""]
+    batches = [b for task in tasks for b in validation_batches(config, split, task, BATCHES)]
+    return [corrupt(batch, config.diffusion, VALIDATION_SEED) for batch in batches]
+
+
+def _analyse_run(config: RunConfig, arm: str, seed: int) -> Rows:
+    config = resolve_vocabulary(config)
+    device = pick_device(config.train.device)
+    batches = [batch.to(device) for batch in probe_batches(config)]
+    found: Rows = {kind: [] for kind in KINDS}
+    paths = checkpoint.find(Path(config.out) / "checkpoints")
+    for path in paths:
+        model = load_pretrained(path, device=device, weights=checkpoint.weights_file(path).name)
+        rows = {"conflict": gradient_conflict(model, batches)}
+        if path == paths[-1]:
+            rows["attention"] = attention_mass(model, batches)
+            if model.config.same_width:
+                rows["components"], rows["layers"] = components(model, batches)
+        head = {"arm": arm, "seed": seed, "step": int(path.name.removeprefix("step-"))}
+        for kind, some in rows.items():
+            found[kind] += [head | _rounded(row) for row in some]
+    return found
+
+
+def _rounded(row: dict[str, Any]) -> dict[str, Any]:
+    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}

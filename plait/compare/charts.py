@@ -1,0 +1,205 @@
+"""The figures of a study as data: panels of series, which figures.py draws as PNG and the page draws on screen.
+
+One description serves both, and the CSV that the page offers, so that they cannot differ.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from plait.compare.curves import TRAINING, VALIDATION, Curve
+from plait.compare.results import Found
+from plait.compare.tables import bounded
+
+NEUTRAL = -1
+"""The colour of what belongs to no arm."""
+
+
+@dataclass
+class Series:
+    """What has one name in the legend. Lists have one entry a point."""
+
+    name: str
+    x: list[float]
+    y: list[float]
+    kind: Literal["line", "points", "bars"] = "line"
+    colour: int = NEUTRAL
+    low: list[float] | None = None
+    high: list[float] | None = None
+    """Of an interval or a range over seeds: a band around a line, whiskers elsewhere."""
+    is_bound: list[bool] | None = None
+    """Points that are only known to lie above; drawn hollow."""
+    dashed: bool = False
+    end_label: str = ""
+    """Written where a line ends."""
+
+
+@dataclass
+class Panel:
+    """One pair of axes."""
+
+    title: str
+    x_label: str
+    y_label: str
+    series: list[Series]
+    x_range: list[float] | None = None
+    y_range: list[float] | None = None
+    log: bool = False
+    """Whether both axes are logarithmic."""
+    categories: list[str] = field(default_factory=list)
+    """Names of x = 0, 1, ... on an axis that is none of numbers."""
+
+
+@dataclass
+class Chart:
+    """One figure."""
+
+    name: str
+    """File name without an ending."""
+    section: str
+    title: str
+    note: str
+    panels: list[Panel]
+
+
+def charts(found: Found) -> list[Chart]:
+    """Return the figures of losses, step matching and scaling, as far as there are figures for them."""
+    drawn = [_bars(found)]
+    drawn += [_losses(found, split) for split in (VALIDATION, TRAINING)]
+    drawn += [
+        _matching(found, split) for split in dict.fromkeys([VALIDATION, TRAINING, *(p.split for p in found.pairs)])
+    ]
+    drawn.append(_scaling(found))
+    return [chart for chart in drawn if chart.panels]
+
+
+def colour_of(found: Found, arm: str) -> int:
+    """Return the colour of an arm, the same one in all figures."""
+    return list(found.study.config.arms).index(arm)
+
+
+def words(split: str) -> str:
+    """Return what a set of losses is called."""
+    return {VALIDATION: "mean over the validation sets", TRAINING: "training"}.get(split, split.replace("_", " "))
+
+
+def _in_order(found: Found, names: Iterable[str]) -> list[str]:
+    names = set(names)
+    return [m for m in found.study.base_config().model.modalities if m in names]
+
+
+def _bars(found: Found) -> Chart:
+    panels = []
+    for split in (VALIDATION, TRAINING):
+        rows = [m for m in found.results["matches"] if m["split"] == split and m["steps_ratio"] is not None]
+        modalities = _in_order(found, (m["modality"] for m in rows))
+        if not rows:
+            continue
+        series = [Series("as many steps", [-0.5, len(modalities) - 0.5], [1.0, 1.0], dashed=True)]
+        for arm in dict.fromkeys(m["arm"] for m in rows):
+            mine = [m for m in rows if m["arm"] == arm]
+            series.append(Series(
+                arm, [modalities.index(m["modality"]) for m in mine], [m["steps_ratio"] for m in mine], "bars",
+                colour_of(found, arm), [m["steps_ratio_low"] for m in mine], [m["steps_ratio_high"] for m in mine],
+                [m["steps_ratio_is_bound"] for m in mine]))  # fmt: skip
+        label = f"share of {_against(found, rows)} steps"
+        panels.append(Panel(words(split), "", label, series, [-0.5, len(modalities) - 0.5], categories=modalities))
+    note = "Lower is better. Whiskers: lowest and highest seed. Hollow: a lower bound, as some losses were not reached."
+    return Chart("steps", "Steps for the same loss", "Steps for the same loss, by modality", note, panels)
+
+
+def _against(found: Found, rows: list[dict[str, Any]]) -> str:
+    names = {m["against"] for m in rows}
+    return f"{names.pop()}'s" if len(names) == 1 else "the other arm's"
+
+
+def _losses(found: Found, split: str) -> Chart:
+    """Loss over steps: a panel a modality, a line an arm, with the range over seeds as a band."""
+    records = found.study.base_config().model.modalities
+    modalities = _in_order(found, (m for curves in found.curves.values() for s, m in curves if s == split))
+    panels = []
+    for modality in modalities:
+        unit = "squared error" if records[modality].objective == "diffusion" else "nats a token"
+        kind = "training" if split == TRAINING else "validation"
+        series = []
+        for arm in dict.fromkeys(arm for arm, _ in found.curves):
+            mine = [c[split, modality] for (a, _), c in found.curves.items() if a == arm and (split, modality) in c]
+            series += _over_seeds(arm, mine, colour_of(found, arm))
+        shown = [y for s in series for y in s.y]
+        panels.append(Panel(modality, "training step", f"{kind} loss ({unit})", series, y_range=_zoom(shown)))
+    note = "Band: lowest and highest seed. The first, highest losses lie outside, so that the arms can be told apart."
+    return Chart(f"losses_{split}", "Losses", f"Loss, {words(split)}", note, [p for p in panels if p.series])
+
+
+def _over_seeds(name: str, curves: list[Curve], colour: int) -> list[Series]:
+    """Return the mean of curves at the steps that all have, with their range; nothing where there is none."""
+    common = sorted(set.intersection(*(set(c.steps) for c in curves))) if curves else []
+    if not common:
+        return []
+    values = np.array([[dict(zip(c.steps, c.losses, strict=True))[step] for step in common] for c in curves])
+    low, high = (values.min(0).tolist(), values.max(0).tolist()) if len(curves) > 1 else (None, None)
+    return [Series(name, common, values.mean(0).tolist(), "line", colour, low, high)]
+
+
+def _zoom(losses: list[float]) -> list[float] | None:
+    if len(losses) < 4:
+        return None
+    low, high = min(losses), float(np.quantile(losses, 0.95))
+    margin = 0.05 * (high - low) or 0.05
+    return [low - margin, high + margin]
+
+
+def _matching(found: Found, split: str) -> Chart:
+    """The steps that an arm needs over those of the other one, and each slope."""
+    pairs = [p for p in found.pairs if p.split == split and any(m.steps for m in p.matches.values())]
+    slopes = {(m["arm"], m["modality"]): m for m in found.results["matches"] if m["split"] == split}
+    panels = []
+    for modality in _in_order(found, (p.modality for p in pairs)):
+        mine = [p for p in pairs if p.modality == modality]
+        end = max(t for p in mine for m in p.matches.values() for t in m.steps)
+        series = [Series("as many steps", [0, end], [0, end], dashed=True)]
+        for pair in mine:
+            matches, colour = list(pair.matches.values()), colour_of(found, pair.arm)
+            row = slopes[pair.arm, modality]
+            slope = row["steps_ratio"]
+            t, u = [t for m in matches for t in m.steps], [u for m in matches for u in m.needed]
+            hollow = [not reached for m in matches for reached in m.reached]
+            series.append(Series(pair.arm, t, u, "points", colour, is_bound=hollow))
+            label = bounded(slope, row["steps_ratio_is_bound"])
+            series.append(Series(pair.arm, [0, end], [0, slope * end], "line", colour, end_label=label))
+        against = list(dict.fromkeys(p.against for p in mine))
+        label = f"step of {against[0]}" if len(against) == 1 else "step of the arm matched with"
+        top = max([end, *(y for s in series for y in s.y)])
+        panels.append(Panel(modality, label, "step at the same loss", series, [0, 1.02 * end], [0, 1.03 * top]))
+    note = "A point is a loss: when the one arm reaches it, and when the other does. Hollow: not reached."
+    section = "Step matching" if split in (VALIDATION, TRAINING) else "Step matching on each validation set"
+    return Chart(f"matching_{split}", section, f"Step matching, {words(split)}", note, panels)
+
+
+def _scaling(found: Found) -> Chart:
+    """Final loss over the operations of a run, with each family's law and where it is extrapolated."""
+    rows, panels = found.results["scaling"], []
+    split = VALIDATION if any(r["split"] == VALIDATION for r in rows["points"]) else TRAINING
+    for modality in _in_order(found, (r["modality"] for r in rows["points"])):
+        series = []
+        for colour, family in enumerate(found.study.config.scaling):
+            points, lines = ([r for r in rows[kind] if (r["family"], r["split"], r["modality"])
+                              == (family, split, modality)] for kind in ("points", "lines"))  # fmt: skip
+            if points:
+                series.append(
+                    Series(family, [r["flops"] for r in points], [r["loss"] for r in points], "points", colour)
+                )
+            edge = sum(not r["is_extrapolation"] for r in lines)
+            for name, some in (
+                (f"{family}, law", lines[:edge]),
+                (f"{family}, extrapolated", lines[max(edge - 1, 0) :]),
+            ):
+                if lines:
+                    series.append(Series(name, *([r[k] for r in some] for k in ("flops", "loss")), "line", colour,
+                                         *([r[k] for r in some] for k in ("low", "high")),
+                                         dashed=name.endswith("extrapolated")))  # fmt: skip
+        panels.append(Panel(modality, "FLOPs of the run", "final loss", series, log=True))
+    note = "A straight line in logarithms, with its 95 % interval; dashed beyond the largest run."
+    return Chart("scaling", "Scaling", f"Final loss against operations, {words(split)}", note, panels)

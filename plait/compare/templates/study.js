@@ -1,0 +1,342 @@
+"use strict";
+// Draws the charts of this page from their data (plait/compare/charts.py): values under the pointer, arms switched on
+// and off by the legend, and every chart as PNG and CSV. Text goes in through textContent only.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function element(name, attributes, parent) {
+  const made = document.createElementNS(SVG, name);
+  for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+  if (parent) parent.append(made);
+  return made;
+}
+
+function html(name, text, parent, className = "") {
+  const made = document.createElement(name);
+  made.textContent = text;
+  if (className) made.className = className;
+  parent.append(made);
+  return made;
+}
+
+const colour = (series) => `--c: var(${series.colour < 0 ? "--soft" : "--c" + (series.colour % 10)})`;
+
+// ---- numbers ----
+
+function short(value) {
+  const size = Math.abs(value);
+  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
+  return size >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(4));
+}
+
+function ticks(low, high, wanted, least = 0) {
+  const raw = Math.max((high - low) / wanted, least), power = 10 ** Math.floor(Math.log10(raw || 1));
+  const step = [1, 2, 2.5, 5, 10].find((b) => b * power >= raw) * power, found = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
+  return found;
+}
+
+function logTicks(low, high, wanted) {
+  const all = [];
+  for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power++)
+    for (const factor of [1, 2, 5]) all.push(factor * 10 ** power);
+  const inside = all.filter((t) => t >= low * 0.999 && t <= high * 1.001);
+  const decades = inside.filter((t) => Math.abs(Math.log10(t) % 1) < 1e-9);
+  if (inside.length <= wanted) return inside.length >= 2 ? inside : ticks(low, high, 4);
+  return decades.length >= 2 ? decades : inside;
+}
+
+// ---- one pair of axes ----
+
+class Panel {
+  constructor(chart, data, parent) {
+    this.chart = chart;
+    this.data = data;
+    this.root = html("div", "", parent, "panel");
+    this.svg = element("svg", { class: "plot", tabindex: 0, role: "img" }, this.root);
+    this.place = -1;
+    this.svg.addEventListener("pointermove", (event) => this.hover(event));
+    this.svg.addEventListener("pointerdown", (event) => this.hover(event));
+    this.svg.addEventListener("pointerleave", () => this.mark(null));
+    this.svg.addEventListener("blur", () => this.mark(null));
+    this.svg.addEventListener("keydown", (event) => this.key(event));
+    new ResizeObserver(() => this.draw()).observe(this.root);
+  }
+
+  get series() { return this.data.series.filter((s) => !this.chart.hidden.has(s.name)); }
+
+  draw() {
+    const width = this.root.clientWidth, height = this.svg.clientHeight;
+    if (!width) return;
+    this.svg.replaceChildren();
+    this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    const names = [...new Set(this.data.series.map((s) => s.name))];
+    this.svg.setAttribute("aria-label", `${this.chart.data.title}, ${this.data.title}: ${names.join(", ")}. ` +
+      "Left and right arrows read the values.");
+    this.frame(width, height);
+    this.axes(width, height);
+    const clip = this.clip = `clip-${this.chart.data.name}-${this.chart.panels.indexOf(this)}`;
+    const { left, right, top, bottom } = this.box;
+    const area = element("clipPath", { id: clip }, element("defs", {}, this.svg));
+    element("rect", { x: left, y: top, width: right - left, height: bottom - top }, area);
+    this.body = element("g", { "clip-path": `url(#${clip})` }, this.svg);
+    const bars = this.series.filter((s) => s.kind === "bars");
+    for (const series of this.series) {
+      if (series.kind === "line") this.line(series);
+      else if (series.kind === "bars") this.bars(series, bars.indexOf(series), bars.length);
+      else this.points(series);
+    }
+    this.ends();
+    this.cursor = element("g", {}, this.svg);
+    this.mark(null);
+  }
+
+  frame(width, height) {
+    const shown = this.series.length ? this.series : this.data.series, log = this.data.log;
+    const range = (given, values, wide) => {
+      if (given) return given;
+      let low = Math.min(...values), high = Math.max(...values);
+      if (log) return [low / 1.15, high * 1.15];
+      if (wide && low > 0 && low < high / 3) low = 0;
+      const pad = (high - low) * 0.05 || Math.abs(high) * 0.1 || 1;
+      return [low === 0 && wide ? 0 : low - pad, high + pad];
+    };
+    const bars = shown.some((s) => s.kind === "bars");
+    const values = shown.flatMap((s) => [...s.y, ...(s.low ?? []), ...(s.high ?? [])]);
+    const [x0, x1] = range(this.data.x_range, shown.flatMap((s) => s.x), false);
+    const [y0, y1] = range(this.data.y_range, bars ? [0, ...values] : values, bars);
+    const f = log ? Math.log : (v) => v;
+    this.yTicks = log ? logTicks(y0, y1, 6) : ticks(y0, y1, 5);
+    const longest = Math.max(3, ...this.yTicks.map((t) => short(t).length));
+    const room = this.data.series.some((s) => s.end_label) ? 54 : 6;
+    const box = this.box = { left: 26 + 7 * longest, right: width - room, top: 24, bottom: height - 40 };
+    this.range = { x0, x1, y0, y1 };
+    this.x = (v) => box.left + (box.right - box.left) * (f(v) - f(x0)) / (f(x1) - f(x0));
+    this.y = (v) => box.bottom - (box.bottom - box.top) * (f(v) - f(y0)) / (f(y1) - f(y0));
+  }
+
+  axes(width, height) {
+    const { left, right, top, bottom } = this.box, { x0, x1 } = this.range, d = this.data;
+    element("text", { class: "title", x: left, y: 13 }, this.svg).textContent = d.title;
+    for (const tick of this.yTicks) {
+      element("line", { class: "grid", x1: left, x2: right, y1: this.y(tick), y2: this.y(tick) }, this.svg);
+      element("text", { x: left - 7, y: this.y(tick) + 4, "text-anchor": "end" }, this.svg).textContent = short(tick);
+    }
+    const wanted = Math.max(2, Math.floor((right - left) / 80));
+    const whole = d.series.every((s) => s.x.every(Number.isInteger)) ? 1 : 0;
+    const numbers = d.log ? logTicks(x0, x1, wanted) : ticks(x0, x1, wanted, whole);
+    const xs = d.categories.length ? d.categories.map((_, i) => i) : numbers;
+    for (const tick of xs) {
+      if (!d.categories.length) element("line", { class: "axis", x1: this.x(tick), x2: this.x(tick), y1: bottom, y2: bottom + 4 }, this.svg);
+      const text = element("text", { x: this.x(tick), y: bottom + 17, "text-anchor": "middle" }, this.svg);
+      text.textContent = d.categories.length ? d.categories[tick] : short(tick);
+    }
+    element("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }, this.svg);
+    element("text", { x: (left + right) / 2, y: height - 5, "text-anchor": "middle" }, this.svg).textContent = d.x_label;
+    const middle = (top + bottom) / 2;
+    const label = element("text", { x: 11, y: middle, "text-anchor": "middle", transform: `rotate(-90 11 ${middle})` }, this.svg);
+    label.textContent = d.y_label;
+  }
+
+  line(series) {
+    const at = (values) => series.x.map((x, i) => `${this.x(x).toFixed(1)} ${this.y(values[i]).toFixed(1)}`);
+    if (series.low) {
+      const edge = `M${at(series.low).join("L")}L${at(series.high).reverse().join("L")}Z`;
+      element("path", { class: "band", style: colour(series), d: edge }, this.body);
+    }
+    const kind = series.dashed ? "line dashed" : "line";
+    element("path", { class: kind, style: colour(series), d: `M${at(series.y).join("L")}` }, this.body);
+    if (series.x.length === 1) this.dot(series, 0, this.body);
+  }
+
+  dot(series, i, parent, className = "dot") {
+    const hollow = series.is_bound?.[i] ? " hollow" : "";
+    const place = { cx: this.x(series.x[i]).toFixed(1), cy: this.y(series.y[i]).toFixed(1) };
+    element("circle", { class: className + hollow, style: colour(series), ...place, r: className === "chosen" ? 6 : 3 }, parent);
+  }
+
+  points(series) {
+    series.x.forEach((_, i) => this.dot(series, i, this.body));
+    if (series.low) series.x.forEach((x, i) => this.whisker(series, i, this.x(x)));
+  }
+
+  bars(series, number, count) {
+    const group = (this.x(1) - this.x(0)) * 0.8, width = Math.min(group / count, 46);
+    series.middle = [];
+    series.x.forEach((x, i) => {
+      const middle = series.middle[i] = this.x(x) + (number - (count - 1) / 2) * width, top = this.y(series.y[i]);
+      const shape = { x: middle - width * 0.44, y: top, width: width * 0.88, height: Math.max(0, this.box.bottom - top) };
+      element("rect", { class: series.is_bound?.[i] ? "bar hollow" : "bar", style: colour(series), ...shape, rx: 1.5 }, this.body);
+      if (series.low && series.low[i] !== series.high[i]) this.whisker(series, i, middle);
+    });
+  }
+
+  whisker(series, i, x) {
+    const [low, high] = [this.y(series.low[i]), this.y(series.high[i])];
+    element("path", { class: "whisker", d: `M${x} ${low}V${high}M${x - 3} ${low}h6M${x - 3} ${high}h6` }, this.body);
+  }
+
+  // What stands at the ends of lines, none over another.
+  ends() {
+    let floor = Infinity;
+    for (const series of this.series.filter((s) => s.end_label).sort((a, b) => a.y.at(-1) - b.y.at(-1))) {
+      floor = Math.min(floor - 14, this.y(series.y.at(-1)));
+      const text = element("text", { class: "end", style: colour(series), x: this.box.right + 5, y: floor + 4 }, this.svg);
+      text.textContent = series.end_label;
+    }
+  }
+
+  // Everything that can be read: [pixel x, pixel y, series, number], from left to right.
+  stops() {
+    const found = [];
+    for (const s of this.series) {
+      if (s.dashed && s.colour < 0) continue;
+      s.x.forEach((x, i) => found.push([s.middle?.[i] ?? this.x(x), this.y(s.y[i]), s, i]));
+    }
+    return found.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
+  }
+
+  hover(event) {
+    const box = this.svg.getBoundingClientRect(), [x, y] = [event.clientX - box.left, event.clientY - box.top];
+    const byX = this.series.every((s) => s.kind !== "points");
+    const far = (stop) => byX ? Math.abs(stop[0] - x) + Math.abs(stop[1] - y) * 1e-3 : Math.hypot(stop[0] - x, stop[1] - y);
+    const stops = this.stops();
+    this.mark(stops.length ? stops.reduce((a, b) => far(b) < far(a) ? b : a) : null, stops);
+  }
+
+  key(event) {
+    const step = { ArrowRight: 1, ArrowLeft: -1, Escape: 0 }[event.key];
+    if (step === undefined) return;
+    event.preventDefault();
+    const stops = this.stops();
+    if (!step || !stops.length) return this.mark(null);
+    const next = Math.min(stops.length - 1, Math.max(0, this.place + step));
+    this.mark(stops[next], stops);
+  }
+
+  // Show what stands at a stop: of lines, every one at this x; of points and bars, the one that is nearest.
+  mark(stop, stops = []) {
+    this.cursor?.replaceChildren();
+    this.root.querySelector(".tip")?.remove();
+    this.place = stops.indexOf(stop);
+    if (!stop) return;
+    const [x, y, series, i] = stop, { top, bottom, left, right } = this.box;
+    const tip = html("div", "", this.root, "tip");
+    const at = this.data.categories.length ? this.data.categories[series.x[i]] : `${this.data.x_label} ${short(series.x[i])}`;
+    html("div", at, tip, "at");
+    if (series.kind === "line") element("line", { class: "cursor", x1: x, x2: x, y1: top, y2: bottom }, this.cursor);
+    const together = this.series.every((s) => s.kind !== "points") && (series.kind === "line" || series.kind === "bars");
+    for (const s of together ? this.series.filter((s) => s.kind === series.kind || s.dashed) : [series]) {
+      const k = s === series ? i : s.x.indexOf(series.x[i]);
+      const value = k >= 0 ? s.y[k] : s.x.length === 2 ? s.y[0] + (s.y[1] - s.y[0]) * (series.x[i] - s.x[0]) / (s.x[1] - s.x[0]) : null;
+      if (value === null) continue;
+      this.entry(tip, s, k, value);
+      if (k >= 0 && s.kind === "line") this.dot(s, k, this.cursor);
+    }
+    if (series.kind === "bars") element("circle", { class: "chosen", cx: x, cy: y, r: 3 }, this.cursor);
+    else this.dot(series, i, this.cursor, "chosen");
+    const width = tip.offsetWidth, room = this.root.clientWidth;
+    tip.style.left = `${x + 14 + width > room ? Math.max(0, x - 14 - width) : x + 14}px`;
+    tip.style.top = `${Math.max(0, Math.min(y - tip.offsetHeight / 2, bottom - tip.offsetHeight))}px`;
+  }
+
+  entry(tip, series, k, value) {
+    const row = html("div", "", tip);
+    row.setAttribute("style", colour(series));
+    html("i", "", row);
+    html("span", series.name, row);
+    html("b", (series.is_bound?.[k] ? "≥ " : "") + short(value), row);
+    if (series.low && k >= 0 && series.low[k] !== series.high[k]) html("span", `${short(series.low[k])} to ${short(series.high[k])}`, row, "range");
+  }
+}
+
+// ---- one figure ----
+
+class Chart {
+  constructor(root) {
+    this.root = root;
+    this.data = JSON.parse(root.querySelector("script").textContent);
+    this.hidden = new Set();
+    this.legend = root.querySelector(".legend");
+    const area = root.querySelector(".panels");
+    area.classList.toggle("many", this.data.panels.length > 3);
+    this.panels = [];
+    for (const panel of this.data.panels) this.panels.push(new Panel(this, panel, area));
+    const shown = new Map(this.data.panels.flatMap((p) => p.series).map((s) => [s.name, s]));
+    for (const series of [...shown.values()].sort((a, b) => (a.colour < 0) - (b.colour < 0))) this.key(series);
+    root.querySelector(".png").addEventListener("click", () => this.png());
+    root.querySelector(".csv").addEventListener("click", () => this.csv());
+  }
+
+  key(series) {
+    const button = html("button", "", this.legend);
+    button.type = "button";
+    button.setAttribute("aria-pressed", "true");
+    const sign = element("svg", { viewBox: "0 0 22 10", style: colour(series), "aria-hidden": "true" }, button);
+    if (series.kind === "line") element("path", { class: series.dashed ? "line dashed" : "line", d: "M1 5H21" }, sign);
+    else element("rect", { class: "bar", x: 6, y: 0.5, width: 9, height: 9, rx: 2 }, sign);
+    html("span", series.name, button);
+    button.addEventListener("click", () => {
+      const on = this.hidden.delete(series.name);
+      if (!on) this.hidden.add(series.name);
+      button.setAttribute("aria-pressed", String(on));
+      this.panels.forEach((panel) => panel.draw());
+    });
+  }
+
+  csv() {
+    const quote = (v) => v === undefined || v === null ? "" : /[",\n]/.test(v) ? `"${String(v).replaceAll('"', '""')}"` : String(v);
+    const rows = [["panel", "series", "kind", "x label", "x", "y label", "y", "low", "high", "lower bound"]];
+    for (const p of this.data.panels) for (const s of p.series) s.x.forEach((x, i) => rows.push(
+      [p.title, s.name, s.kind, p.x_label, p.categories.length && s.kind === "bars" ? p.categories[x] : x, p.y_label, s.y[i],
+        s.low?.[i], s.high?.[i], s.is_bound?.[i] ? "yes" : ""]));
+    save(new Blob([rows.map((r) => r.map(quote).join(",") + "\n").join("")], { type: "text/csv" }), `${this.data.name}.csv`);
+  }
+
+  // The figure as it stands, twice as large: title, legend and panels at their places in one picture.
+  async png() {
+    const frame = this.root.getBoundingClientRect(), style = getComputedStyle(this.root);
+    const whole = element("svg", { xmlns: SVG, width: frame.width, height: frame.height });
+    element("rect", { width: "100%", height: "100%", fill: style.backgroundColor }, whole);
+    const place = (node) => { const r = node.getBoundingClientRect(); return { x: r.left - frame.left, y: r.top - frame.top, r }; };
+    for (const node of this.root.querySelectorAll("h3, .legend button:not([aria-pressed=false]) span")) {
+      const { x, y, r } = place(node), s = getComputedStyle(node);
+      const text = element("text", { x, y: y + r.height * 0.72, fill: s.color, style: `font: ${s.font}` }, whole);
+      text.textContent = node.textContent;
+    }
+    for (const node of this.root.querySelectorAll(".panels svg, .legend button:not([aria-pressed=false]) svg")) {
+      const { x, y, r } = place(node), copy = node.cloneNode(true);
+      const [here, there] = [[node, ...node.querySelectorAll("*")], [copy, ...copy.querySelectorAll("*")]];
+      here.forEach((original, i) => plain(original, there[i]));
+      for (const [key, value] of Object.entries({ x, y, width: r.width, height: r.height })) copy.setAttribute(key, value);
+      whole.append(copy);
+    }
+    const picture = new Image();
+    picture.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(new XMLSerializer().serializeToString(whole));
+    await picture.decode();
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [2 * frame.width, 2 * frame.height];
+    canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+    canvas.toBlob((blob) => save(blob, `${this.data.name}.png`), "image/png");
+  }
+}
+
+// Write what style sheets say into the element itself: a picture of its own has no style sheets.
+const KEPT = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-linecap", "opacity", "font", "text-anchor"];
+
+function plain(original, copy) {
+  const style = getComputedStyle(original);
+  copy.setAttribute("style", KEPT.map((name) => `${name}: ${style.getPropertyValue(name)}`).join("; "));
+  copy.removeAttribute("class");
+}
+
+function save(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+const charts = [...document.querySelectorAll("figure.chart")].map((root) => new Chart(root));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts.forEach((c) => c.panels.forEach((p) => p.draw())));
