@@ -23,8 +23,14 @@ SAMPLERS = {
 class PrepareConfig:
     """Raw media to encoded shards (plait prepare)."""
 
-    source: str = "scenes"
-    """"scenes" (drawn from OpenMoji and spoken by eSpeak) or the path of a JSONL or Parquet manifest."""
+    source: str | list[str] = "scenes"
+    """"scenes" (drawn from OpenMoji and spoken by eSpeak), or manifests: JSONL, Parquet or WebDataset tars, as a path,
+    an address (s3://, gs://, https://), a glob, or a list of such."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Parquet columns, or suffixes in a tar, that are parts, with the manifest key of each, such as {jpg: image, txt:
+    text}. Empty: those with well-known names."""
+    allow_outside: bool = False
+    """Let manifests name media outside of their own folder: absolute paths, "..", links that lead out, addresses."""
     documents: int = 16000
     """Training documents to draw (scenes)."""
     validation_documents: int = 400

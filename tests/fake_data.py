@@ -107,7 +107,7 @@ class FakeCodec(Codec):
 class FakeText(FakeCodec):
     """UTF-8 bytes."""
 
-    name, key, vocab_size = "fake_text", "text", 256
+    name, key, vocab_size, names_files = "fake_text", "text", 256, False
 
     def read(self, value, base):
         if not isinstance(value, str):

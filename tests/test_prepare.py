@@ -108,8 +108,7 @@ def test_from_a_manifest_to_batches(prepared, manifest):
     assert sorted(seen) == sorted(set(range(ROWS)) - {20, 70, 140})
     assert report["quality"]["speech"]["items"] > 0
     assert report["splits"]["train"]["modalities"]["image"]["tokens"] % 16 == 0
-    assert set(report["seconds"]) == {
-        "image codec", "encode", "codec quality"}  # fmt: skip
+    assert set(report["seconds"]) == {"read", "image codec", "encode", "codec quality"}
     assert not (folder / "work").exists()
     batch, _ = next(iter(Loader(config_for(folder, manifest))))
     assert batch.num_tokens <= 128

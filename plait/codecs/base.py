@@ -1,5 +1,6 @@
 """What every codec is: its manifest key, reading, writing and showing media, encoding and decoding."""
 
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from plait.config_file import from_dict
+from plait.errors import DataError
 
 Media = Any
 """Raw media as its codec knows it: str; image uint8 [H, W, 3]; audio float32 [samples] at the codec's rate."""
@@ -46,6 +48,8 @@ class Codec(ABC):
     """Key of its parts in a manifest: {"text": ...}, {"image": "path"}, {"audio": "path"}."""
     suffix: ClassVar[str]
     """Suffix of the files that `write` makes, such as ".png"."""
+    names_files: ClassVar[bool] = True
+    """Whether text in a manifest is the path of a file (a picture's, a recording's), rather than the item itself."""
     options_class: ClassVar[type]
     """Dataclass of the codec's settings (`codec_options` in a config)."""
     vocab_size: int = 0
@@ -92,6 +96,21 @@ class Codec(ABC):
     @abstractmethod
     def read(self, value: Any, base: Path) -> Media:
         """Read a manifest value (text, or a path relative to ``base``); raises DataError with the reason."""
+
+    def read_bytes(self, data: bytes, name: str = "") -> Media:
+        """Read an item from a file's bytes; ``name`` is what the file was called. Raises DataError with the reason."""
+        if not self.names_files:
+            try:
+                return self.read(data.decode("utf-8-sig"), Path())
+            except UnicodeDecodeError as error:
+                raise DataError(f"{name!r} is not UTF-8 (at byte {error.start + 1})") from None
+        with tempfile.TemporaryDirectory(prefix="plait-") as folder:
+            file = "item" + "".join(c for c in Path(name).suffix[:8] if c == "." or c.isalnum())
+            (Path(folder) / file).write_bytes(data)
+            try:
+                return self.read(file, Path(folder))
+            except DataError as error:
+                raise DataError(str(error).replace(str(Path(folder) / file), name or "its bytes")) from None
 
     @abstractmethod
     def write(self, media: Media, path: Path) -> None:

@@ -3,6 +3,7 @@
 import base64
 import io
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,12 @@ from torch import Tensor
 
 from plait.codecs.base import Codec
 from plait.errors import DataError, ResourceError
+
+MAX_PIXELS = 1 << 27
+"""Pixels of a picture that is read, about 134 million: what a small file unpacks to must fit in memory."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "ICO")
+"""Kinds of picture that are read: those that need no other program, and hold no instructions."""
 
 
 def _pillow():
@@ -28,14 +35,19 @@ def _pillow():
 def read_picture(value: Any, base: Path, size: int, *, multiple: int = 0) -> np.ndarray:
     """Read a picture file as uint8 [H, W, 3] of the sides that `picture_sides` says. Raises DataError with the reason.
 
-    Turned as its EXIF data says; what is transparent becomes white.
+    Turned as its EXIF data says; what is transparent becomes white. Its size is checked before it is unpacked.
     """
     image_module, operations = _pillow()
     if not isinstance(value, str) or not value:
         raise DataError(f"image: {value!r} is not allowed, it must be the path of a picture")
     path = Path(base) / value
     try:
-        with image_module.open(path) as file:
+        with warnings.catch_warnings(), image_module.open(path, formats=FORMATS) as file:
+            warnings.simplefilter("ignore")  # Pillow's own, about sizes that are checked here
+            if file.width * file.height > MAX_PIXELS or not file.width * file.height:
+                raise DataError(
+                    f"image: {str(path)!r} has {file.width:,} x {file.height:,} pixels, 1 to {MAX_PIXELS:,} are allowed"
+                )
             picture = operations.exif_transpose(file)
             if picture.has_transparency_data:
                 picture = picture.convert("RGBA")
@@ -44,8 +56,11 @@ def read_picture(value: Any, base: Path, size: int, *, multiple: int = 0) -> np.
             picture = picture.convert("RGB")
     except FileNotFoundError:
         raise DataError(f"image: there is no file {str(path)!r}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, image_module.DecompressionBombError) as error:
-        raise DataError(f"image: {str(path)!r} is not a readable picture ({error})") from None
+    except DataError:
+        raise
+    except Exception as error:  # decoders fail in many ways on damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"image: {str(path)!r} is not a readable picture ({reason})") from None
     return _fit(picture, picture_sides(picture.height, picture.width, size, multiple=multiple))
 
 

@@ -9,6 +9,12 @@ import numpy as np
 
 from plait.errors import DataError, ResourceError
 
+MAX_SECONDS = 3600
+"""Length of a recording that is read."""
+
+_MAX_SAMPLES = 1 << 28  # of all channels: 1 GiB as numbers
+_RATES = (1000, 768_000)
+
 
 def _libraries():
     try:
@@ -29,9 +35,14 @@ def read_sound(value: Any, base: Path, rate: int) -> np.ndarray:
     if not path.exists():
         raise DataError(f"audio: there is no file {str(path)!r}")
     try:
-        samples, found = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
-        raise DataError(f"audio: {str(path)!r} is not a readable recording ({error})") from None
+        with soundfile.SoundFile(path) as file:
+            _check_size(path, file.frames, file.channels, file.samplerate)
+            samples, found = file.read(dtype="float32", always_2d=True), file.samplerate
+    except DataError:
+        raise
+    except Exception as error:  # decoders fail in many ways on damaged files
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"audio: {str(path)!r} is not a readable recording ({reason})") from None
     if not len(samples):
         raise DataError(f"audio: {str(path)!r} is empty")
     mono = samples.mean(axis=1)
@@ -39,6 +50,17 @@ def read_sound(value: Any, base: Path, rate: int) -> np.ndarray:
         raise DataError(f"audio: {str(path)!r} holds samples that are not numbers")
     mono = mono if found == rate else soxr.resample(mono, found, rate)
     return check_sound(mono.astype(np.float32))
+
+
+def _check_size(path: Path, frames: int, channels: int, rate: int) -> None:
+    """Refuse what would not fit in memory, by the file's header alone."""
+    low, high = _RATES
+    if not low <= rate <= high:
+        raise DataError(f"audio: {str(path)!r} has {rate:,} samples a second, {low:,} to {high:,} are allowed")
+    if frames > MAX_SECONDS * rate or frames * channels > _MAX_SAMPLES:
+        what = f"{frames / rate:,.0f} s in {channels} channels"
+        allowed = f"at most {MAX_SECONDS:,} s and {_MAX_SAMPLES:,} samples are allowed"
+        raise DataError(f"audio: {str(path)!r} lasts {what}, {allowed}")
 
 
 def check_sound(samples: np.ndarray) -> np.ndarray:

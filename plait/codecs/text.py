@@ -40,6 +40,7 @@ class _TextCodec(Codec):
 
     key: ClassVar[str] = "text"
     suffix: ClassVar[str] = ".txt"
+    names_files: ClassVar[bool] = False
 
     def read(self, value: Any, base: Path) -> str:
         if not isinstance(value, str):
@@ -138,7 +139,7 @@ class PretrainedTokenizerCodec(_TextCodec):
             message = "text: package 'transformers' is not installed, install it: pip install 'plait[media]'"
             raise ResourceError(message) from None
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(options.path)
+            self.tokenizer = AutoTokenizer.from_pretrained(options.path, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"codec_options.path: {options.path!r} holds no tokenizer ({reason})") from None

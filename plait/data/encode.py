@@ -21,8 +21,10 @@ from typing import Any
 from plait.batch import Document, Part
 from plait.codecs import CODECS, Codec, Encoded, codec_class, load_codec
 from plait.config import PrepareConfig
-from plait.data.manifest import ManifestSource, RowIndex
+from plait.data.formats import open_rows
+from plait.data.manifest import ManifestSource, known_keys
 from plait.data.raw import BrokenRow, RawDocument, RawSource
+from plait.data.rows import RowIndex, scan
 from plait.data.shards import shard_name, write_shard
 from plait.data.tables import MAX_GRID_AXES, save_table
 from plait.errors import ConfigError, DataError, ResourceError
@@ -45,7 +47,8 @@ class Setup:
     seed: int
     modalities: dict[str, tuple[str, dict]]
     """Codec and its options for each modality."""
-    manifest_index: RowIndex | None = None
+    files: list[str] = field(default_factory=list)
+    """The manifests' files, absolute; empty for the scenes."""
     registry: dict[str, str] = field(default_factory=lambda: dict(CODECS))
     """Codecs known here: a codec registered at run time is known to the workers too."""
 
@@ -58,6 +61,11 @@ def codec_folder(folder: Path, modality: str) -> Path:
 def work_file(folder: Path, split: str, number: int) -> Path:
     """Return the note that a shard is done; it goes once everything is."""
     return folder / "work" / f"{split}-{number:05d}.json"
+
+
+def rows_folder(folder: Path) -> Path:
+    """Return where a prepared folder says which rows its manifests have."""
+    return folder / "rows"
 
 
 def table_file(folder: Path, split: str, number: int) -> Path:
@@ -85,8 +93,8 @@ def build_codecs(modalities: dict[str, tuple[str, dict]]) -> dict[str, Codec]:
 def open_source(setup: Setup, codecs: dict[str, Codec], keys: Sequence[str] | None = None) -> RawSource:
     """Open the raw documents; ``keys`` names the parts that are wanted (all that the codecs read, if None)."""
     keys = [codec.key for codec in codecs.values()] if keys is None else keys
-    if setup.prepare.source != "scenes":
-        return ManifestSource(setup.prepare.source, setup.prepare, codecs, setup.manifest_index)
+    if setup.files:
+        return ManifestSource(setup.files, setup.prepare, codecs, RowIndex(rows_folder(setup.folder)))
     from plait.data.scenes import PARTS, SceneSource
 
     for name, codec in codecs.items():
@@ -134,6 +142,22 @@ class Workers:
             message = "prepare: a worker process ended by itself (out of memory?), set prepare.num_workers lower"
             raise ResourceError(message) from None
         return [future.result() for future in futures]
+
+
+def scan_file(number: int) -> dict[str, int]:
+    """Job: find the rows of one of the manifests' files; return how many each split has."""
+    place, options = _worker.setup.files[number], _worker.setup.prepare
+    rows = open_rows(place, options.columns, known_keys(_worker.codecs))
+
+    def advance(count: int) -> None:
+        if _worker.stop.is_set():
+            raise _Stopped
+        _advance(0, f"{place.rsplit('/', 1)[-1]}: {count:,} rows")
+
+    folder = _worker.setup.folder / "work" / "rows"
+    counts = scan(rows, folder, number, options.validation_share, advance)
+    _advance(1)
+    return counts
 
 
 def make_codec(name: str, blocks: list[tuple[str, int, int]], num_threads: int) -> list[BrokenRow]:
@@ -201,7 +225,7 @@ def encode_shard(split: str, number: int, start: int, stop: int, records: dict[s
         lines = [row.line if isinstance(row, BrokenRow) else None for row in rows]
         for k, result in enumerate(_encode_rows(rows)):
             if isinstance(result, BrokenRow):
-                broken.append(result if lines[k] else _located(result, split, at + k))
+                broken.append(result if lines[k] else _located(result.reason, split, at + k))
             else:
                 documents.append(result)
                 left_out += len(rows[k].parts) - len(result.parts)
@@ -362,7 +386,9 @@ def _part(name: str, encoded: Encoded) -> Part | str:
     return part if len(part) else "it is empty"
 
 
-def _located(row: BrokenRow, split: str, index: int) -> BrokenRow:
-    """Give a row that read well but could not be encoded its line."""
+def _located(reason: str, split: str, index: int) -> BrokenRow:
+    """Return a row that read well but could not be encoded, with its line."""
     source = _worker.source_for(None)
-    return BrokenRow(source.line(split, index) if isinstance(source, ManifestSource) else index + 1, row.reason)
+    if isinstance(source, ManifestSource):
+        return source.broken(split, index, reason)
+    return BrokenRow(index + 1, reason)

@@ -1,108 +1,127 @@
-"""A user's own documents: a JSONL or Parquet manifest whose rows name texts and media files.
+"""A user's own documents: manifests whose rows name texts and media files, or hold them.
 
 A row is ``{"parts": [{"text": "..."}, {"image": "a.png"}, {"audio": "b.wav"}, ...], "meta": {...}}``: any number of
 parts in any order, ``meta`` optional. A part's key is that of the codec that reads it; paths are relative to the
-manifest. In Parquet, the columns ``parts`` and ``meta`` hold lists and structs, or the same as JSON text.
+manifest. Rows are lines of JSON, rows of Parquet or samples of a WebDataset tar (plait/data/formats.py).
 
-A row that cannot be read is a `BrokenRow` with its line (Parquet: row) number, counted from 1, and the reason.
+A row that cannot be read is a `BrokenRow` with its line (Parquet: row, tar: sample) number, from 1, and the reason.
 """
 
 import functools
-import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from plait.codecs import CODECS, Codec, codec_class
 from plait.config import PrepareConfig
-from plait.data.raw import BrokenRow, RawDocument
+from plait.data.formats import FIELDS, Rows, open_rows
+from plait.data.places import fetch, is_remote, reason_of
+from plait.data.raw import BadRow, Blob, BrokenRow, RawDocument
+from plait.data.rows import RowIndex
+from plait.data.tables import MAX_PARTS
 from plait.errors import DataError, PlaitError, ResourceError, nearest, unknown
 
-FIELDS = ("parts", "meta")
-SPLITS = ("train", "validation")
-
-
-@dataclass
-class RowIndex:
-    """Where the rows are and which split each belongs to: a few bytes a row. R rows."""
-
-    place: np.ndarray
-    """[R] byte offset in a JSONL file; row number in a Parquet file."""
-    line: np.ndarray
-    """[R] line or row number, from 1."""
-    split: np.ndarray
-    """[R] place in SPLITS."""
+_OPEN_FILES = 8
 
 
 class ManifestSource:
-    """Documents of a manifest, by split and index; a `plait.data.raw.RawSource`.
+    """Documents of manifests, by split and index; a `plait.data.raw.RawSource`.
 
-    A row belongs to "validation" if a hash of its parts falls within ``prepare.validation_share``: the same rows in any
-    order are split the same way, and equal rows never part. Raises DataError for a manifest that is absent, of another
-    format, or without rows. ``index`` is that of another source on the same file, to save reading it again.
+    ``files`` are what `plait.data.places.expand` returned, ``index`` says where their rows are. Raises DataError for a
+    file that is absent or of another form.
     """
 
-    def __init__(
-        self, path: str | Path, prepare: PrepareConfig, codecs: dict[str, Codec], index: RowIndex | None = None
-    ):
-        self.path = Path(path)
+    def __init__(self, files: Sequence[str], prepare: PrepareConfig, codecs: dict[str, Codec], index: RowIndex):
+        if len(files) != index.num_files:
+            raise DataError(
+                f"prepare.source: {len(files)} files are there, but {index.num_files} were prepared; begin anew with "
+                "--restart"
+            )
+        self.files = list(files)
         self._readers = {codec.key: codec for codec in codecs.values()}
-        self._file = _open(self.path)
-        self.index = index or _index(self._file, prepare.validation_share)
-        if not len(self.index.place):
-            raise DataError(f"prepare.source: manifest {str(path)!r} has no rows, it needs at least one document")
-        self._rows = {name: np.flatnonzero(self.index.split == k) for k, name in enumerate(SPLITS)}
+        self._index = index
+        self._allow_outside = prepare.allow_outside
+        keys = known_keys(codecs)
+        self._open = functools.lru_cache(maxsize=_OPEN_FILES)(
+            lambda number: open_rows(self.files[number], prepare.columns, keys)
+        )
 
     def splits(self) -> dict[str, int]:
         """Return the number of rows of each split."""
-        return {name: len(rows) for name, rows in self._rows.items()}
+        return self._index.splits()
 
-    def line(self, split: str, row: int) -> int:
-        """Return the line of a row of a split."""
-        return int(self.index.line[self._rows[split][row]])
+    def broken(self, split: str, row: int, reason: str) -> BrokenRow:
+        """Return a row of a split as a broken one."""
+        (place,) = self._index.locate(split, row, row + 1)
+        return self._broken(place.file, place.line, reason)
 
     def read(self, split: str, start: int, stop: int) -> Iterator[RawDocument | BrokenRow]:
         """Read rows [start, stop) of a split. Parts that no codec of this model reads are handed on unread."""
-        for r in self._rows[split][start:stop].tolist():
-            line = int(self.index.line[r])
+        for place in self._index.locate(split, start, stop):
             try:
-                yield self._document(self._file.row(int(self.index.place[r])))
-            except _BadRow as error:
-                yield BrokenRow(line, str(error))
+                yield self._document(self._open(place.file).row(place.place), self.files[place.file])
+            except BadRow as error:
+                yield self._broken(place.file, place.line, str(error))
 
-    def _document(self, row: Any) -> RawDocument:
+    def _broken(self, file: int, line: int, reason: str) -> BrokenRow:
+        name = self.files[file].rsplit("/", 1)[-1] if len(self.files) > 1 else ""
+        return BrokenRow(line, _printable(reason), _printable(name))
+
+    def _document(self, row: Any, place: str) -> RawDocument:
         parts, meta = _check(row)
         media = []
         for k, part in enumerate(parts, start=1):
             if not isinstance(part, dict) or len(part) != 1:
-                raise _BadRow(f'part {k} is {_short(part)}, it must be a mapping with one key, such as {{"text": ...}}')
+                raise BadRow(f'part {k} is {_short(part)}, it must be a mapping with one key, such as {{"text": ...}}')
             ((key, value),) = part.items()
-            media.append((key, self._read_part(k, key, value)))
+            media.append((key, self._read_part(k, key, value, place)))
         if not any(key in self._readers for key, _ in media):
             keys = ", ".join(dict.fromkeys(key for key, _ in media))
-            raise _BadRow(f"none of its parts ({keys}) is of a kind that this model reads ({', '.join(self._readers)})")
+            raise BadRow(f"none of its parts ({keys}) is of a kind that this model reads ({', '.join(self._readers)})")
         return RawDocument(media, meta)
 
-    def _read_part(self, k: int, key: str, value: Any) -> Any:
+    def _read_part(self, k: int, key: str, value: Any, place: str) -> Any:
         if key not in self._readers:
             if key in registered_keys():
                 return value  # of a modality that this model leaves out
-            raise _BadRow(unknown(f"part {k}", key, self._readers))
+            raise BadRow(unknown(f"part {k}", key, self._readers))
         try:
-            return self._readers[key].read(value, self.path.parent)
+            return self._read_value(self._readers[key], value, place)
         except ResourceError:
             raise  # a missing package is no fault of the row
         except (PlaitError, OSError, ValueError) as error:
-            reason = _sentence(error).removeprefix(f"{key}: ")
-            raise _BadRow(f"part {k} ({key}): {reason}") from None
+            reason = reason_of(error).removeprefix(f"{key}: ")
+            raise BadRow(f"part {k} ({key}): {reason}") from None
 
+    def _read_value(self, codec: Codec, value: Any, place: str) -> Any:
+        """Read one item: bytes that the row holds, a file that it names, or the value itself."""
+        if isinstance(value, dict) and value.keys() == {"bytes"} | value.keys() & {"path"}:  # as in Hugging Face's
+            name = value.get("path") or ""
+            value = name if value["bytes"] is None else Blob(name, value["bytes"])
+        if isinstance(value, bytes):
+            value = Blob("", value)
+        if isinstance(value, Blob):
+            return codec.read_bytes(value.data, value.name)
+        base = place.rsplit("/", 1)[0]
+        if not codec.names_files or not isinstance(value, str) or not value:
+            return codec.read(value, Path(base))
+        self._check_place(value, base)
+        if is_remote(value) or is_remote(base):
+            return codec.read_bytes(fetch(value if is_remote(value) else f"{base}/{value}"), value)
+        return codec.read(value, Path(base))
 
-class _BadRow(ValueError):
-    """The reason why a row cannot be read."""
+    def _check_place(self, value: str, base: str) -> None:
+        """Refuse a name that leaves the manifest's folder, and one that is no file."""
+        if is_remote(base) or is_remote(value):
+            leaves = is_remote(value) or value.startswith("/") or ".." in value.split("/")
+        else:
+            path = (Path(base) / value).resolve()
+            leaves = not path.is_relative_to(Path(base).resolve())
+            if path.exists() and not path.is_file():
+                raise BadRow(f"{value!r} is not a file")
+        if leaves and not self._allow_outside:
+            raise DataError(f"{value!r} lies outside of the manifest's folder, which needs prepare.allow_outside: true")
 
 
 @functools.cache
@@ -117,141 +136,46 @@ def registered_keys() -> frozenset[str]:
     return frozenset(keys)
 
 
+def known_keys(codecs: dict[str, Codec]) -> list[str]:
+    """Return the manifest keys that a part may have, those of this model first."""
+    mine = [codec.key for codec in codecs.values()]
+    return [*mine, *sorted(registered_keys() - set(mine))]
+
+
 def _check(row: Any) -> tuple[list, dict]:
     if not isinstance(row, dict):
-        raise _BadRow(f'the row is {_short(row)}, it must be a mapping {{"parts": [...]}}')
+        raise BadRow(f'the row is {_short(row)}, it must be a mapping {{"parts": [...]}}')
     for name in row:
         if name not in FIELDS:
-            raise _BadRow(f"unknown field {name!r}, allowed: parts, meta{nearest(name, FIELDS)}")
+            raise BadRow(f"unknown field {name!r}, allowed: parts, meta{nearest(name, FIELDS)}")
     parts, meta = row.get("parts"), row.get("meta")
     if not isinstance(parts, list):
         what = "has no 'parts'" if parts is None else f"has {_short(parts)} as 'parts'"
-        raise _BadRow(f"the row {what}, it needs a list of parts")
+        raise BadRow(f"the row {what}, it needs a list of parts")
     if not parts:
-        raise _BadRow("the row has no parts, it needs at least one")
+        raise BadRow("the row has no parts, it needs at least one")
+    if len(parts) > MAX_PARTS:
+        raise BadRow(f"the row has {len(parts):,} parts, at most {MAX_PARTS:,} are allowed")
     if meta is not None and not isinstance(meta, dict):
-        raise _BadRow(f"'meta' is {_short(meta)}, it must be a mapping")
+        raise BadRow(f"'meta' is {_short(meta)}, it must be a mapping")
+    try:
+        json.dumps(meta, ensure_ascii=False).encode()
+    except (ValueError, TypeError, RecursionError) as error:
+        raise BadRow(f"'meta' cannot be written as JSON ({reason_of(error)})") from None
     return parts, meta or {}
 
 
-def _index(file: "_JsonLines | _Parquet", share: float) -> RowIndex:
-    place, line, split = [], [], []
-    for row_place, row_line, content in file.scan():
-        place.append(row_place)
-        line.append(row_line)
-        draw = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") / 2**64
-        split.append(draw < share)
-    return RowIndex(np.array(place, np.int64), np.array(line, np.int64), np.array(split, np.uint8))
-
-
-def _content(row: Any) -> bytes:
-    """Return what a row is told apart by: its parts, not its meta."""
-    parts = row.get("parts") if isinstance(row, dict) else row
-    return json.dumps(parts, sort_keys=True, ensure_ascii=True).encode()
-
-
-def _open(path: Path) -> "_JsonLines | _Parquet":
-    try:
-        with open(path, "rb") as file:
-            magic = file.read(4)
-    except FileNotFoundError:
-        raise DataError(f"prepare.source: there is no manifest {str(path)!r}") from None
-    except OSError as error:
-        raise DataError(f"prepare.source: manifest {str(path)!r} cannot be read ({error.strerror})") from None
-    return _Parquet(path) if magic == b"PAR1" else _JsonLines(path)
-
-
-class _JsonLines:
-    """Rows as lines of JSON; blank lines count as lines but are no rows."""
-
-    def __init__(self, path: Path):
-        self._path = path
-
-    def scan(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield each row's byte offset, line number and content, without keeping any."""
-        place = 0
-        with open(self._path, "rb") as file:
-            for line, text in enumerate(file, start=1):
-                if text.strip():
-                    try:
-                        content = _content(_parse(text))
-                    except _BadRow:
-                        content = text.strip()
-                    yield place, line, content
-                place += len(text)
-
-    def row(self, place: int) -> Any:
-        """Return the row at a byte offset."""
-        with open(self._path, "rb") as file:
-            file.seek(place)
-            return _parse(file.readline())
-
-
-def _parse(text: bytes) -> Any:
-    try:
-        return json.loads(text.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise _BadRow(f"the line is not UTF-8 (byte {error.start + 1} is 0x{text[error.start]:02x})") from None
-    except (ValueError, RecursionError) as error:
-        raise _BadRow(f"the line is not JSON ({_sentence(error)})") from None
-
-
-class _Parquet:
-    """Rows of a Parquet file; one row group is held at a time."""
-
-    def __init__(self, path: Path):
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ImportError:
-            message = "prepare.source: package 'pyarrow' is not installed, install it: pip install 'plait[media]'"
-            raise ResourceError(message) from None
-        try:
-            self._file = pyarrow.parquet.ParquetFile(path)
-        except (pyarrow.ArrowException, OSError) as error:
-            raise DataError(f"prepare.source: {str(path)!r} is not a Parquet file ({_sentence(error)})") from None
-        columns = self._file.schema_arrow.names
-        for name in columns:
-            if name not in FIELDS:
-                raise DataError(unknown(f"column of {str(path)!r}", name, FIELDS))
-        if "parts" not in columns:
-            raise DataError(f"prepare.source: {str(path)!r} has no column 'parts', only {', '.join(columns) or 'none'}")
-        groups = [self._file.metadata.row_group(g).num_rows for g in range(self._file.num_row_groups)]
-        self._starts = np.concatenate([[0], np.cumsum(groups)]).astype(int)
-        self._group = functools.lru_cache(maxsize=1)(self._file.read_row_group)
-
-    def scan(self) -> Iterator[tuple[int, int, bytes]]:
-        """Yield each row's number from 0 and from 1, and its content."""
-        for place in range(int(self._starts[-1])):
-            try:
-                yield place, place + 1, _content(self.row(place))
-            except _BadRow as error:
-                yield place, place + 1, str(error).encode()
-
-    def row(self, place: int) -> Any:
-        """Return the row of a number."""
-        group = int(np.searchsorted(self._starts, place, side="right")) - 1
-        table = self._group(group)
-        at = place - int(self._starts[group])
-        try:
-            row = {name: table.column(name)[at].as_py() for name in table.column_names}
-        except UnicodeDecodeError:
-            raise _BadRow("the row is not UTF-8") from None
-        row = {name: _parse(v.encode()) if isinstance(v, str) else v for name, v in row.items()}
-        if isinstance(row["parts"], list):  # a struct has every key, most of them empty
-            row["parts"] = [_without_none(part) for part in row["parts"]]
-        return row
-
-
-def _without_none(part: Any) -> Any:
-    return {k: v for k, v in part.items() if v is not None} if isinstance(part, dict) else part
-
-
-def _sentence(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
 def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except (ValueError, TypeError, RecursionError):
+        text = type(value).__name__
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _printable(text: str) -> str:
+    """Return text without what UTF-8 cannot hold."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+__all__ = ["ManifestSource", "Rows", "known_keys", "registered_keys"]

@@ -33,11 +33,16 @@ from plait.data.encode import (
     measure_quality,
     num_cores,
     open_source,
+    rows_folder,
     save_codec,
+    scan_file,
     table_file,
 )
-from plait.data.manifest import ManifestSource
+from plait.data.formats import open_rows
+from plait.data.manifest import known_keys
+from plait.data.places import expand, fingerprint
 from plait.data.raw import RawSource
+from plait.data.rows import FILES_NAME, join, scanned, sources_of
 from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION, split_record
 from plait.data.tables import Table, load_table
 from plait.errors import CheckpointError, ConfigError, DataError, require
@@ -51,7 +56,7 @@ BROKEN_NAME = "broken.jsonl"
 QUALITY_DOCUMENTS = 256
 """Held-out documents on which the codecs' round trip is measured."""
 
-_OURS = ("codecs", "shards", "tables", "work", SETTINGS_NAME, REPORT_NAME, BROKEN_NAME, INDEX_NAME)
+_OURS = ("codecs", "rows", "shards", "tables", "work", SETTINGS_NAME, REPORT_NAME, BROKEN_NAME, INDEX_NAME)
 _BROKEN_SHOWN = 3
 
 
@@ -68,9 +73,15 @@ def prepare(config: RunConfig, *, progress: Progress | None = None, restart: boo
 
 
 def raw_source(config: RunConfig) -> RawSource:
-    """Open the run's raw documents: the scenes, or the manifest."""
+    """Open the run's raw documents: the scenes, or the manifests of a folder that is prepared."""
+    setup = _setup(config)
+    return open_source(setup, build_codecs(setup.modalities))
+
+
+def _setup(config: RunConfig) -> Setup:
     modalities = {name: (m.codec, m.codec_options) for name, m in config.model.modalities.items()}
-    return open_source(Setup(Path(config.data.path), config.prepare, config.seed, modalities), build_codecs(modalities))
+    files = [] if config.prepare.source == "scenes" else expand(sources_of(config.prepare.source))
+    return Setup(Path(config.data.path).absolute(), config.prepare, config.seed, modalities, files)
 
 
 def drawn_scenes(config: RunConfig) -> bool:
@@ -98,14 +109,17 @@ class _Preparation:
         self.config = config
         self.options = config.prepare
         self.progress = progress
-        self.folder = Path(config.data.path).absolute()
-        modalities = {name: (m.codec, m.codec_options) for name, m in config.model.modalities.items()}
-        self.setup = Setup(self.folder, self.options, config.seed, modalities)
-        self.codecs = build_codecs(modalities)
+        self.setup = _setup(config)
+        self.folder = self.setup.folder
+        self.codecs = build_codecs(self.setup.modalities)
         for name, codec in self.codecs.items():
             _check_vocabulary(name, config.model.modalities[name], codec)
-        self.source = self._open_source()
-        self.rows = self.source.splits()
+        if not self.setup.files:
+            open_source(self.setup, self.codecs)  # refuse codecs that the scenes cannot serve
+        for place in self.setup.files:
+            open_rows(place, self.options.columns, known_keys(self.codecs))  # refuse what is no manifest
+        self.rows: dict[str, int] = {}
+        """Rows of each split."""
         self.records: dict[str, dict] = {}
         """The index's record of each modality, once its codec is made."""
         self.seconds: dict[str, float] = {}
@@ -118,6 +132,7 @@ class _Preparation:
             self.progress.print(f"{self.config.data.path} is prepared already")
             return finished["figures"]
         with Workers(self.setup) as self.workers:
+            self.rows = self._count_rows()
             self._make_codecs()
             notes = self._encode()
             self._judge_broken([row for note in notes.values() for row in note["broken"]])
@@ -128,21 +143,25 @@ class _Preparation:
         shutil.rmtree(self.folder / "work", ignore_errors=True)
         return report["figures"]
 
-    def _open_source(self) -> RawSource:
-        if self.options.source != "scenes":
-            # absolute, as the workers may start elsewhere
-            self.options = self.setup.prepare = dataclasses.replace(
-                self.options, source=str(Path(self.options.source).absolute())
+    def _count_rows(self) -> dict[str, int]:
+        """Find the manifests' rows, file by file in the workers, and return how many each split has."""
+        folder, parts, files = rows_folder(self.folder), self.folder / "work" / "rows", self.setup.files
+        if files and not (folder / FILES_NAME).exists():
+            left = [(number,) for number in range(len(files)) if scanned(parts, number) is None]
+            with self._stage("read", total=len(files)) as bar:
+                bar.resume(len(files) - len(left))
+                self.workers.run(scan_file, left, bar)
+            join(parts, folder, len(files))
+        rows = open_source(self.setup, self.codecs).splits()
+        what = f"manifest {self.options.source!r}"
+        if not any(rows.values()):
+            raise DataError(f"prepare.source: {what} has no rows, it needs at least one document")
+        if not rows["train"]:
+            raise DataError(
+                f"prepare.source: all {rows['validation']} rows of {what} fall within "
+                f"prepare.validation_share {self.options.validation_share}, none is left to train on"
             )
-        source = open_source(self.setup, self.codecs)
-        if isinstance(source, ManifestSource):
-            self.setup.manifest_index = source.index
-            if not source.splits()["train"]:
-                raise DataError(
-                    f"prepare.source: all {source.splits()['validation']} rows of {self.options.source!r} fall within "
-                    f"prepare.validation_share {self.options.validation_share}, none is left to train on"
-                )
-        return source
+        return rows
 
     # -- the folder and its settings ----------------------------------------------------------------------------
 
@@ -174,11 +193,11 @@ class _Preparation:
     def _settings(self) -> dict:
         """Return every setting that the prepared data follows from, flat."""
         names = ["codecs_from", "codec_documents", "codec_minutes", "shard_documents"]
-        scenes = self.options.source == "scenes"
-        names += ["documents", "validation_documents", "image_size"] if scenes else ["validation_share"]
+        manifests = ["validation_share", "columns", "allow_outside"]
+        names += manifests if self.setup.files else ["documents", "validation_documents", "image_size"]
         settings = {f"prepare.{name}": getattr(self.options, name) for name in names}
         # by content, so that a manifest may move together with its media
-        settings["prepare.source"] = "scenes" if scenes else f"manifest {_sha256([Path(self.options.source)])[:16]}"
+        settings["prepare.source"] = f"manifest {fingerprint(self.setup.files)}" if self.setup.files else "scenes"
         settings |= {"schema_version": SHARD_SCHEMA_VERSION, "seed": self.config.seed}
         settings["model.modalities"] = list(self.setup.modalities)
         for name, (codec, options) in self.setup.modalities.items():
@@ -226,7 +245,7 @@ class _Preparation:
             results = self.workers.run(make_codec, [(name, blocks, threads) for name in names], _Bars(bars))
         for name, broken in zip(names, results, strict=True):
             if not codec_folder(self.folder, name).exists():
-                self._judge_broken([{"line": row.line, "reason": row.reason} for row in broken], some=True)
+                self._judge_broken([dataclasses.asdict(row) for row in broken], some=True)
                 key, source = self.codecs[name].key, self.options.source
                 raise DataError(f"prepare.source: {source!r} has no {key!r} part to make a codec from")
 
@@ -260,12 +279,14 @@ class _Preparation:
     def _judge_broken(self, broken: list[dict], *, some: bool = False) -> None:
         """Write the list of broken rows, then stop if there are too many. ``some``: not all rows were read."""
         path = self.folder / BROKEN_NAME
-        broken = sorted(broken, key=lambda row: row["line"])
+        broken = [{k: v for k, v in row.items() if k != "file" or v} for row in broken]
+        broken.sort(key=lambda row: (row.get("file", ""), row["line"]))
         write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in broken))
         rows = sum(self.rows.values())
         if len(broken) <= self.options.max_broken_share * rows:
             return
-        first = "; ".join(f"line {row['line']}: {row['reason']}" for row in broken[:_BROKEN_SHOWN])
+        shown = [(f"{row['file']} " if "file" in row else "", row) for row in broken[:_BROKEN_SHOWN]]
+        first = "; ".join(f"{file}line {row['line']}: {row['reason']}" for file, row in shown)
         counted = f"{'at least ' if some else ''}{len(broken)} of {rows} rows ({len(broken) / rows:.1%})"
         raise DataError(
             f"prepare.source: {counted} are broken, prepare.max_broken_share allows "
@@ -350,7 +371,10 @@ def spread_blocks(split: str, rows: int, wanted: int) -> list[tuple[str, int, in
 
 def _check(config: RunConfig) -> None:
     options = config.prepare
-    require(bool(options.source), "prepare.source", options.source, "'scenes' or the path of a manifest")
+    sources = sources_of(options.source)
+    require(bool(sources) and all(sources), "prepare.source", options.source, "'scenes' or the path of a manifest")
+    alone = options.source == "scenes" or "scenes" not in sources
+    require(alone, "prepare.source", options.source, "'scenes' alone, or manifests")
     require(0 <= options.validation_share < 1, "prepare.validation_share", options.validation_share, "in [0, 1)")
     for name in ("documents", "codec_documents", "shard_documents", "image_size"):
         require(getattr(options, name) >= 1, f"prepare.{name}", getattr(options, name), "at least 1")

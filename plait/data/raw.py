@@ -22,6 +22,20 @@ class BrokenRow:
 
     line: int
     reason: str
+    file: str = ""
+    """Name of its file, where there are several."""
+
+
+@dataclass
+class Blob:
+    """A media file's bytes, as they lie in a tar or in a Parquet column."""
+
+    name: str
+    data: bytes
+
+
+class BadRow(ValueError):
+    """The reason why a row cannot be read."""
 
 
 class RawSource(Protocol):

@@ -1,0 +1,164 @@
+"""Where raw data lie: local files, globs, and anything that fsspec knows (s3://, gs://, https://, memory://, ...)."""
+
+import functools
+import glob
+import hashlib
+import importlib
+import os
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+from plait.errors import DataError, ResourceError
+
+MAX_ITEM_BYTES = 1 << 28
+"""Bytes that a row of a manifest, a sample of a tar, or one media file may have (256 MiB)."""
+
+_PACKAGES = {
+    "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp",
+    "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub", "sftp": "paramiko", "hdfs": "pyarrow",
+}  # fmt: skip
+_WHOLE = 1 << 26  # files up to here are told apart by all their bytes, larger ones by both ends
+_ENDS = 1 << 20
+
+
+def is_remote(place: str) -> bool:
+    """Say whether a place is an address, rather than a local path."""
+    return "://" in place
+
+
+def expand(sources: Sequence[str]) -> list[str]:
+    """Return the files that paths, addresses and globs stand for, in the order given, each glob's sorted.
+
+    Local ones become absolute, as worker processes may start elsewhere. Raises DataError where there is none.
+    """
+    found: list[str] = []
+    for source in sources:
+        magic = glob.has_magic(source)
+        if is_remote(source):
+            files = _remote_glob(source) if magic else [source]
+        elif magic and not os.path.exists(source):
+            files = sorted(glob.glob(source, recursive=True))
+        else:
+            files = [source]
+        if not files:
+            raise DataError(f"prepare.source: {source!r} matches no file")
+        found += [place if is_remote(place) else os.path.abspath(place) for place in files]
+    return found
+
+
+def open_place(place: str, what: str = "prepare.source: manifest") -> BinaryIO:
+    """Open a file for reading at any position. Raises DataError, or ResourceError for a missing package."""
+    try:
+        if not is_remote(place):
+            return open(place, "rb")
+        system, path = filesystem(place)
+        return _RemoteFile(system.open(path, "rb"), place)
+    except FileNotFoundError:
+        raise DataError(f"prepare.source: there is no manifest {place!r}") from None
+    except (DataError, ResourceError):
+        raise
+    except Exception as error:  # of the many libraries behind fsspec
+        raise DataError(f"{what} {place!r} cannot be read ({reason_of(error)})") from None
+
+
+class _RemoteFile:
+    """A file of fsspec's whose errors, which are of many libraries, are sentences."""
+
+    def __init__(self, file: Any, place: str):
+        self._file, self._place = file, place
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> "_RemoteFile":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+    def read(self, *arguments) -> bytes:
+        """Read bytes. Raises DataError."""
+        return self._call("read", *arguments)
+
+    def readline(self, *arguments) -> bytes:
+        """Read a line. Raises DataError."""
+        return self._call("readline", *arguments)
+
+    def _call(self, name: str, *arguments) -> bytes:
+        try:
+            return getattr(self._file, name)(*arguments)
+        except Exception as error:
+            raise DataError(f"{self._place!r} cannot be read ({reason_of(error)})") from None
+
+
+def size_of(place: str) -> int:
+    """Return the bytes of a file."""
+    with open_place(place) as file:
+        return file.seek(0, os.SEEK_END)
+
+
+def fetch(place: str) -> bytes:
+    """Return the contents of a media file at an address. Raises DataError."""
+    with open_place(place, "file") as file:
+        data = file.read(MAX_ITEM_BYTES + 1)
+    if len(data) > MAX_ITEM_BYTES:
+        raise DataError(f"{place!r} has more than {MAX_ITEM_BYTES:,} bytes")
+    return data
+
+
+def fingerprint(places: Sequence[str]) -> str:
+    """Return what tells files apart: names, sizes and bytes (of those above 64 MiB, the first and last MiB)."""
+    digest = hashlib.sha256()
+    for place in places:
+        with open_place(place) as file:
+            size = file.seek(0, os.SEEK_END)
+            digest.update(f"{place.rsplit('/', 1)[-1]}\0{size}\0".encode("utf-8", "surrogateescape"))
+            stretches = [(0, size)] if size <= _WHOLE else [(0, _ENDS), (size - _ENDS, size)]
+            for start, stop in stretches:
+                file.seek(start)
+                while start < stop and (block := file.read(min(1 << 20, stop - start))):
+                    digest.update(block)
+                    start += len(block)
+    return digest.hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=64)
+def _filesystem(protocol: str) -> Any:
+    import fsspec
+
+    return fsspec.filesystem(protocol)
+
+
+def filesystem(place: str) -> tuple[Any, str]:
+    """Return fsspec's file system for an address, and the path in it. Raises ResourceError for a missing package."""
+    protocol = place.split("://", 1)[0]
+    try:
+        importlib.import_module("fsspec")
+    except ImportError:
+        message = f"prepare.source: {place!r} needs package 'fsspec', install it: pip install 'plait[remote]'"
+        raise ResourceError(message) from None
+    try:
+        system = _filesystem(protocol)
+    except ImportError:
+        package = _PACKAGES.get(protocol, protocol)
+        message = f"prepare.source: {place!r} needs package {package!r}, install it: pip install {package}"
+        raise ResourceError(message) from None
+    except ValueError:
+        raise DataError(f"prepare.source: {place!r} has an unknown protocol {protocol!r}") from None
+    return system, system._strip_protocol(place)
+
+
+def _remote_glob(source: str) -> list[str]:
+    system, path = filesystem(source)
+    try:
+        return sorted(system.unstrip_protocol(name) for name in system.glob(path))
+    except Exception as error:
+        raise DataError(f"prepare.source: {source!r} cannot be listed ({reason_of(error)})") from None
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error's first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
