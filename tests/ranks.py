@@ -16,6 +16,7 @@ from torch.distributed.tensor import DTensor
 from plait.batch import Document, pack
 from plait.config import RunConfig
 from plait.progress import QuietProgress
+from plait.train.ema import AveragedWeights
 from plait.train.engine import Trainer
 from plait.train.optim import make_optimizer
 
@@ -88,6 +89,7 @@ class Steps:
     norms: list[Tensor]
     gradients: list[dict[str, Tensor]]
     weights: dict[str, Tensor]
+    averages: dict[str, Tensor]
     buffers: dict[str, Tensor]
 
 
@@ -101,7 +103,9 @@ def train_steps(config: RunConfig, steps: Dealt) -> Steps:
     trainer = Trainer(config, QuietProgress())
     trainer.model.double()
     trainer.optimizer = make_optimizer(trainer.model, config.train)
-    found = Steps([], [], [], [], {}, {})
+    if config.train.ema:
+        trainer.averages = AveragedWeights(trainer.model, config.train.ema)
+    found = Steps([], [], [], [], {}, {}, {})
     names = {id(p): name for name, p in trainer.model.named_parameters()}
     update = trainer.optimizer.step
 
@@ -120,6 +124,7 @@ def train_steps(config: RunConfig, steps: Dealt) -> Steps:
         found.counts.append(counts)
         found.norms.append(norm)
     found.weights = {name: whole(p).clone() for name, p in trainer.model.named_parameters()}
+    found.averages = {n: whole(t).clone() for n, t in trainer.averages.tensors.items()} if trainer.averages else {}
     found.buffers = {name: b.clone() for name, b in trainer.model.named_buffers()}
     return found
 
@@ -128,3 +133,8 @@ def whole(tensor: Tensor) -> Tensor:
     """Return all of a tensor that ranks hold parts of."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def train_run(config: RunConfig) -> None:
+    """Train a whole run, as `plait train` does."""
+    Trainer(config, QuietProgress()).run()

@@ -5,16 +5,46 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import model_config, random_documents
+from conftest import modalities, random_documents
 from fake_data import run_config, scene_like, write_folder
-from ranks import Steps, Workers, train_steps
+from ranks import Steps, Workers, train_run, train_steps
 
-from plait.config import ParallelConfig, TrainConfig
+from plait.config import ParallelConfig, RunConfig, TrainConfig
+from plait.model_config import ModelConfig, TowerConfig
+from plait.train.metrics import read_metrics
+
+TWO = {"shards": {}, "replicas": {"replicate": 2}, "tensor": {"tensor": 2}, "context": {"context": 2}}
+FOUR = {
+    "shards": {},
+    "shards and replicas": {"replicate": 2},
+    "tensor alone": {"tensor": 4},
+    "context alone": {"context": 4},
+    "tensor and shards": {"tensor": 2},
+    "tensor and replicas": {"tensor": 2, "replicate": 2},
+    "context and shards": {"context": 2},
+    "context and tensor": {"context": 2, "tensor": 2},
+}
+MOE = {"ffn": "moe", "num_experts": 4, "top_k": 2}
+MODELS = {
+    "tokens only": {"mel": False},
+    "post norm, biases, no norm of heads": {"norm_order": "post", "qkv_bias": True, "qk_norm": False},
+    "dense": {"untied": []},
+    "one ffn each": {"untied": ["ffn"]},
+    "tied embeddings": {"tie_embeddings": True},
+    "experts": {"towers": {"text": TowerConfig(**MOE), "image": TowerConfig(**MOE)}},
+    "shared experts": {"towers": {n: TowerConfig(**MOE) for n in ("text", "image", "speech", "mel")}, "untied": []},
+    "towers of other widths": {"towers": {"image": TowerConfig(width=24), "mel": TowerConfig(width=8)}},
+    "clean copies": {"later_sees": "clean_copy"},
+    "no noise is seen": {"later_sees": "nothing", "attention": "causal"},
+    "a frozen tower": {"towers": {"speech": TowerConfig(frozen=True)}},
+    "an odd number of ids": {"vocab_size": 257},
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("data"), {"train": [scene_like(i) for i in range(40)]})
+    return write_folder(tmp_path_factory.mktemp("data"), {"train": [scene_like(i) for i in range(80)],
+                        "seen": [scene_like(i, seed=1) for i in range(20)]})  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -31,51 +61,122 @@ def four():
     workers.close()
 
 
-def config_for(folder, out, *, train=None, **model):
+def config_for(
+    folder, out, *, mel=True, later_sees="noised", attention="bidirectional", vocab_size=0, train=None, **model
+):
+    """Return a small run of text, image and speech, and of mel spectrograms by diffusion."""
+    records = modalities(mel=mel, later_sees=later_sees, attention=attention)
+    for name in ("text", "image", "speech"):
+        records[name].vocab_size, records[name].codec = 0, f"fake_{name}"
+    records["text"].vocab_size = vocab_size
+    shape = {"width": 16, "num_layers": 2, "num_heads": 8, "num_kv_heads": 4, "head_dim": 4, "ffn_width": 24}
     config = run_config(folder)
     config.out = str(out)
-    config.model = model_config(**({"mel": True, "num_kv_heads": 2, "num_heads": 4} | model))
-    for name in ("text", "image", "speech"):
-        record = config.model.modalities[name]
-        record.vocab_size, record.codec = 0, f"fake_{name}"
+    config.model = ModelConfig(modalities=records, **shape | model)
     config.train = TrainConfig(**({"device": "cpu", "clip": 1e9, "warmup_steps": 1} | (train or {})))
     return config
 
 
-def dealt(steps=1, data=2, batches=1, *, only=None, **settings):
-    """Return documents by step, data rank and batch; ``only`` names the modalities of each data rank."""
+def dealt(*, data: int, steps=1, batches=1, mel=True, only=None):
+    """Return documents by step, data rank and batch; ``only`` are the modalities of each data rank."""
     rng = np.random.default_rng(0)
-    made = []
-    for _ in range(steps):
-        made.append([[random_documents(rng, 4, only=only[r] if only else None, **settings) for _ in range(batches)]
-                     for r in range(data)])  # fmt: skip
+    made = [[[random_documents(rng, 4, mel=mel, only=only[r % len(only)] if only else None) for _ in range(batches)]
+             for r in range(data)] for _ in range(steps)]  # fmt: skip
     for i, document in enumerate(d for step in made for rank in step for batch in rank for d in batch):
         document.index = i
     return made
 
 
-def assert_equal(alone: Steps, ranks: list[Steps]) -> None:
-    for found in ranks:
-        for name in ("counts", "sums", "norms", "gradients", "weights", "buffers"):
-            torch.testing.assert_close(
-                getattr(found, name), getattr(alone, name), rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
-            )
-
-
-LAYOUTS = {
-    2: {"fsdp": {}, "replicas": {"replicate": 2}, "tensor": {"tensor": 2}, "context": {"context": 2}},
-}
-
-
-def layout_of(config, **parallel):
-    return dataclasses.replace(config, parallel=ParallelConfig(**parallel))
-
-
-@pytest.mark.parametrize("layout", LAYOUTS[2])
-def test_two_ranks_equal_one_process(layout, folder, tmp_path, two):
-    config = config_for(folder, tmp_path)
-    parallel = LAYOUTS[2][layout]
-    data = 2 // (parallel.get("tensor", 1) * parallel.get("context", 1))
-    steps = dealt(steps=2, data=data, batches=2, mel=True)
+def check(workers: Workers, config: RunConfig, layout: dict[str, int], **documents) -> Steps:
+    """Compare every rank of a layout with one process that is given all batches; return what that one found."""
+    steps = dealt(data=len(workers) // (layout.get("tensor", 1) * layout.get("context", 1)), **documents)
     alone = train_steps(config, steps)
-    assert_equal(alone, two.run(train_steps, layout_of(config, **parallel), steps))
+    for found in workers.run(train_steps, dataclasses.replace(config, parallel=ParallelConfig(**layout)), steps):
+        for name in ("counts", "sums", "norms", "gradients", "weights", "averages", "buffers"):
+            try:
+                torch.testing.assert_close(getattr(found, name), getattr(alone, name), rtol=0, atol=1e-9)
+            except AssertionError as error:
+                raise AssertionError(f"{layout}, {name}: {error}") from None
+    return alone
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+@pytest.mark.parametrize("layout", TWO)
+def test_two_ranks_equal_one_process(layout, batches, folder, tmp_path, two):
+    check(two, config_for(folder, tmp_path), TWO[layout], steps=2, batches=batches)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_kind_of_model(model, folder, tmp_path, two):
+    config = config_for(folder, tmp_path, **MODELS[model])
+    for layout in ("tensor", "context"):
+        check(two, config, TWO[layout], mel=MODELS[model].get("mel", True))
+
+
+@pytest.mark.parametrize("absent", ["text", "image", "speech", "mel"])
+def test_a_rank_whose_batch_lacks_a_modality(absent, folder, tmp_path, two):
+    names = ["text", "image", "speech", "mel"]
+    others = [n for n in names if n != absent]
+    for layout, only in (("shards", [names, others]), ("tensor", [others]), ("context", [others])):
+        check(two, config_for(folder, tmp_path), TWO[layout], only=only)
+
+
+def test_ranks_of_one_modality_each(folder, tmp_path, two):
+    for only in (["text"], ["mel"]), (["image"], ["speech"]):
+        check(two, config_for(folder, tmp_path), {}, steps=2, batches=2, only=only)
+
+
+@pytest.mark.parametrize("layout", TWO)
+def test_clipped_steps_with_averages(layout, folder, tmp_path, two):
+    """Gradients are clipped by the norm of all ranks: several steps, each of which clips, end at the same weights."""
+    train = {"clip": 0.1, "ema": 0.9, "normalize": "per_modality", "learning_rate": 0.01}
+    alone = check(two, config_for(folder, tmp_path, train=train), TWO[layout], steps=4)
+    assert all(norm > 0.1 for norm in alone.norms)
+
+
+def run_of(folder, out, **parallel):
+    config = config_for(folder, out, mel=False, train={"steps": 6, "accumulate": 1, "log_every": 1, "validate_every": 2,
+                        "validation_batches": 3, "ema": 0.5, "learning_rate": 0.01})  # fmt: skip
+    config.data = dataclasses.replace(config.data, batch_tokens=512, tasks={"text,image": 1.0, "image,text": 1.0})
+    config.parallel = ParallelConfig(**parallel)
+    return config
+
+
+def rows_of(out) -> list[dict]:
+    """Return the rows of a run's log without what depends on the machine."""
+    kept = ("loss/", "val_loss/", "grad_norm", "learning_rate")
+    return [{k: v for k, v in row.items() if k in ("step", "tokens") or k.startswith(kept)}
+            for row in read_metrics(out / "metrics.jsonl")]  # fmt: skip
+
+
+def test_whole_runs(folder, tmp_path, two):
+    """Two ranks that take a batch each train as one process that takes two: same data, losses and validation."""
+    alone = run_of(folder, tmp_path / "alone")
+    alone.train.accumulate = 2
+    train_run(alone)
+    two.run(train_run, run_of(folder, tmp_path / "shards"))
+    assert len(rows_of(tmp_path / "alone")) == 9
+    for found, expected in zip(rows_of(tmp_path / "shards"), rows_of(tmp_path / "alone"), strict=True):
+        assert found == pytest.approx(expected, rel=1e-4)
+    same_batch = run_of(folder, tmp_path / "one")
+    train_run(same_batch)
+    for layout in ("tensor", "context"):
+        two.run(train_run, run_of(folder, tmp_path / layout, **TWO[layout]))
+        for found, expected in zip(rows_of(tmp_path / layout), rows_of(tmp_path / "one"), strict=True):
+            assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", FOUR)
+def test_four_ranks_equal_one_process(layout, folder, tmp_path, four):
+    for batches in (1, 2):
+        check(four, config_for(folder, tmp_path), FOUR[layout], steps=2, batches=batches)
+    check(four, config_for(folder, tmp_path), FOUR[layout], only=[["text"], ["image", "mel"], ["speech"], ["mel"]])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
+def test_every_kind_of_model_on_four_ranks(model, folder, tmp_path, four):
+    config = config_for(folder, tmp_path, **MODELS[model])
+    for layout in ("tensor and shards", "context and tensor", "context and shards"):
+        check(four, config, FOUR[layout], mel=MODELS[model].get("mel", True))

@@ -10,7 +10,8 @@ import pytest
 ROOT = Path(__file__).parent.parent / "plait"
 ORDER = ["errors", "layout", "model_config", "config", "config_file", "launch", "files", "tensor_files",
          "randomness", "spans", "progress", "batch", "model", "objectives", "codecs", "data", "plan", "generate",
-         "evaluate", "train", "compare", "report", "pipeline", "samples", "shipped", "workflow", "inspect", "cli"]  # fmt: skip
+         "evaluate", "train", "compare", "report", "pipeline", "samples", "shipped", "workflow", "inspect",
+         "cli"]  # fmt: skip
 """A file imports only from its own package and from what stands before it."""
 
 NEVER = {"data": {"model", "objectives"}, "model": {"data", "codecs", "train"}, "objectives": {"data", "codecs"}}
