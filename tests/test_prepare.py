@@ -57,7 +57,7 @@ def manifest(tmp_path_factory):
 def config_for(folder, manifest, names=("text", "image", "speech"), **settings) -> RunConfig:
     model = ModelConfig({n: ModalityConfig(codec=f"fake_{n}") for n in names}, width=16, num_heads=2)
     settings = {"validation_share": 0.2, "shard_documents": 32, "num_workers": 1, "codec_documents": 100} | settings
-    options = PrepareConfig(source=str(manifest), **settings)
+    options = PrepareConfig(source=manifest if isinstance(manifest, list) else str(manifest), **settings)
     return RunConfig(model, prepare=options, data=DataConfig(str(folder), batch_tokens=128, num_workers=0))
 
 

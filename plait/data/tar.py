@@ -145,10 +145,10 @@ class TarFile:
         size = info.size if size is None else size
         if info.isdir():
             return _Member("", start, 0, start)
-        has_contents = info.isreg() and not info.issparse()
-        member = _Member(name, start, size if has_contents else 0, start + (_padded(size) if has_contents else 0))
-        if not has_contents:
-            kind = "a link" if info.issym() or info.islnk() else "sparse" if info.issparse() else "a device"
+        is_sparse = info.type == tarfile.GNUTYPE_SPARSE
+        member = _Member(name, start, size if info.isreg() else 0, start + (_padded(size) if info.isreg() else 0))
+        if is_sparse or not info.isreg():
+            kind = "sparse" if is_sparse else "a link" if info.issym() or info.islnk() else "a device"
             member.wrong = f"member {name!r} is {kind}, only plain files are allowed"
         elif name.startswith("/") or ".." in name.split("/") or "\0" in name:
             member.wrong = f"member {name!r} points outside of the tar"
