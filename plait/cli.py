@@ -134,6 +134,8 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--seeds", type=_numbers, default=[], metavar="0,1", help="only these seeds (default: all)")
     step.add_argument("--out", default="", help="folder of data, runs and results (default: the study's)")
     step.add_argument("--plan", action="store_true", help="show sizes, FLOPs and steps, check them, and train nothing")
+    step.add_argument("--analyse", action="store_true",
+                      help="train nothing; look into finished models: activations, attention, gradients")  # fmt: skip
     step.add_argument("--from-logs", nargs="+", default=[], metavar="LOG.jsonl",
                       help="in place of a study: match logs of any trainer with the first one")  # fmt: skip
     step.add_argument("--warmup", type=int, default=0, help="steps whose losses are no levels (logs; default: 0)")
@@ -166,12 +168,13 @@ COMPARE_EXAMPLES = """examples:
   plait compare chameleon --plan
   plait compare chameleon                            (goes on where it was stopped)
   plait compare chameleon --arms dense,mot --seeds 0 --train.device cuda
+  plait compare chameleon --analyse                  (activations, attention and gradients of what is finished)
   plait compare --from-logs dense.jsonl mine.jsonl --warmup 100"""
 
 
 PLAN_EXAMPLES = """examples:
   plait plan configs/mot_7b.yaml --gpus 256
-  plait plan my.yaml --gpus 16 --memory 40 --peak 312 --mix text=0.3,image=0.7 --train.checkpoint_activations true
+  plait plan my.yaml --gpus 16 --memory 40 --peak 312 --mix text=0.3,image=0.7 --train.checkpoint_activations full
   plait plan my.yaml --gpus 64 --tokens 4194304 --json > plan.json
 
 What a GPU and its links can do is what you state; the defaults are an H100's data sheet and are printed with the plan.
@@ -290,7 +293,7 @@ def _report(chosen) -> None:
 
 def _compare(chosen) -> None:
     from plait.compare.study import load_study
-    from plait.compare.workflow import compare, plan_study
+    from plait.compare.workflow import analyse_study, compare, plan_study
     from plait.progress import Progress
     from plait.shipped import config_path, study_path
 
@@ -304,7 +307,8 @@ def _compare(chosen) -> None:
     if chosen.plan:
         _print_table(*plan_study(study, Progress(), arms=chosen.arms, seeds=chosen.seeds))
     else:
-        print(f"study: {compare(study, Progress(), arms=chosen.arms, seeds=chosen.seeds)}")
+        work = analyse_study if chosen.analyse else compare
+        print(f"study: {work(study, Progress(), arms=chosen.arms, seeds=chosen.seeds)}")
 
 
 def _quickstart(chosen) -> None:

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from plait.cli import main
+from plait.compare.curves import Curve, final_losses, read_curves, score, step_seconds
 from plait.compare.logs import compare_logs, read_log
 
 
@@ -66,3 +67,32 @@ def test_a_log_of_ours_is_one(tmp_path):
     assert set(read_log(write(tmp_path / "metrics.jsonl", rows))) == {
         ("seen", "text"), ("validation", "text"), ("training", "text")
     }  # fmt: skip
+
+
+def run_folder(folder, rows):
+    folder.mkdir(exist_ok=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return folder
+
+
+def test_curves_of_a_run_folder(tmp_path):
+    rows = [
+        {"step": 1, "loss/a": 4.0, "tokens": 10, "tokens_per_second": 1},
+        {"step": 2, "loss/a": 2.0, "loss/b": 8.0, "tokens": 20, "tokens_per_second": 5.0},
+        {"step": 2, "val_loss/x/a": 3.0, "val_loss/y/a": 5.0, "val_loss/x/b": 1.0},
+        {"step": 4, "loss/a": 1.0, "tokens": 40, "tokens_per_second": 5.0},
+        {"step": 4, "val_loss/x/a": 2.0, "val_loss/y/a": None, "val_loss/x/b": 1.0},
+    ]
+    curves = read_curves(run_folder(tmp_path / "run", rows))
+    assert curves["x", "a"] == Curve([2, 4], [3.0, 2.0]) and curves["y", "a"] == Curve([2], [5.0])
+    assert curves["validation", "a"] == Curve([2], [4.0])  # not the mean of fewer sets at step 4
+    assert curves["training", "a"] == Curve([2, 4], [3.0, 1.0])
+    assert step_seconds(tmp_path / "run") == 2.0
+    assert read_curves(run_folder(tmp_path / "bare", rows[:2]))["training", "a"] == Curve([1, 2], [4.0, 2.0])
+    assert final_losses(tmp_path / "run")["x/b"] == 1.0
+    assert step_seconds(tmp_path / "none") is None and read_curves(tmp_path / "none") == {}
+
+
+def test_the_score_counts_all_modalities_alike():
+    assert score({"validation/a": 4.0, "validation/b": 0.01, "x/a": 9.0}) == pytest.approx(0.2)
+    assert score({"training/a": 4.0}) == 4.0 and score({}) is None

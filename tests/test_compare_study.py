@@ -12,10 +12,10 @@ import yaml
 from fake_data import scene_like, write_folder
 
 from plait.cli import main
-from plait.compare import plan, runner, workflow
-from plait.compare.curves import Curve, final_losses, read_curves, score, step_seconds
+from plait.compare import analysis, plan, runner, workflow
+from plait.compare.curves import read_curves
 from plait.compare.study import load_study
-from plait.compare.workflow import compare
+from plait.compare.workflow import analyse_study, compare
 from plait.errors import ConfigError
 from plait.progress import QuietProgress
 from plait.shipped import config_path
@@ -119,7 +119,10 @@ def test_a_whole_study(folder, capsys):
     assert mot["flops_ratio"] == 1 and mot["parameters"] > dense["parameters"]
     made = folder / "out" / "results" / "tiny"
     html, text = (made / "study.html").read_text(), (made / "results.md").read_text()
-    assert html.count("figure class=\"chart\"") == 1 + 2 + 4 == len(list(made.glob("*.png"))) and "a tower for each modality" in html
+    assert (
+        html.count('figure class="chart"') == 1 + 2 + 4 == len(list(made.glob("*.png")))
+        and "a tower for each modality" in html
+    )
     assert "| image | 0.350 (7B) |" in text and "## Step matching" in text
 
 
@@ -272,6 +275,29 @@ def test_the_plan_is_shown_and_trains_nothing(folder, capsys):
     assert not (folder / "out" / "runs").exists()
 
 
+def test_finished_models_are_looked_into(folder, monkeypatch, capsys):
+    """By arm and seed, on the same batches, once; gradients at every checkpoint that is kept."""
+    path = write(folder, settings={"train.keep_checkpoints": 2})
+    assert main(["compare", str(path), "--arms", "dense", "--seeds", "0"]) == 0
+    compare(load_study(path), QuietProgress(), arms=["mot"])
+    assert main(["compare", str(path), "--analyse"]) == 0
+    assert "study.html" in capsys.readouterr().out
+    made = folder / "out" / "results" / "tiny"
+    found = json.loads((made / "analysis.json").read_text())
+    runs = {(r["arm"], r["seed"]) for r in found["layers"]}
+    assert runs == {("dense", 0), ("mot", 0), ("mot", 1)} and [r["layer"] for r in found["layers"]] == [0, 1] * 3
+    assert {r["step"] for r in found["conflict"]} == {4, 6} and {r["step"] for r in found["attention"]} == {6}
+    even = {(r["query"], r["key"]): set() for r in found["attention"]}
+    for r in found["attention"]:
+        even[r["query"], r["key"]].add(r["even"])
+    assert all(len(values) == 1 for values in even.values())  # the same batches for all
+    html = (made / "study.html").read_text()
+    assert all(f'id="{name}"' in html for name in ("separation", "attention", "conflict_steps", "components_mot"))
+    monkeypatch.setattr(analysis, "_analyse_run", lambda *_: pytest.fail("it was analysed before"))
+    analyse_study(load_study(path), QuietProgress())
+    assert json.loads((made / "analysis.json").read_text()) == found
+
+
 def test_only_some_arms_and_seeds(folder):
     path = write(folder)
     assert main(["compare", str(path), "--arms", "mot", "--seeds", "1"]) == 0
@@ -362,35 +388,6 @@ def test_help_teaches(capsys):
         main(["compare", "--help"])
     assert stop.value.code == 0
     assert "plait compare chameleon --plan" in capsys.readouterr().out
-
-
-def log(folder, rows):
-    folder.mkdir(exist_ok=True)
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    return folder
-
-
-def test_curves_of_a_log(tmp_path):
-    rows = [
-        {"step": 1, "loss/a": 4.0, "tokens": 10, "tokens_per_second": 1},
-        {"step": 2, "loss/a": 2.0, "loss/b": 8.0, "tokens": 20, "tokens_per_second": 5.0},
-        {"step": 2, "val_loss/x/a": 3.0, "val_loss/y/a": 5.0, "val_loss/x/b": 1.0},
-        {"step": 4, "loss/a": 1.0, "tokens": 40, "tokens_per_second": 5.0},
-        {"step": 4, "val_loss/x/a": 2.0, "val_loss/y/a": None, "val_loss/x/b": 1.0},
-    ]
-    curves = read_curves(log(tmp_path / "run", rows))
-    assert curves["x", "a"] == Curve([2, 4], [3.0, 2.0]) and curves["y", "a"] == Curve([2], [5.0])
-    assert curves["validation", "a"] == Curve([2], [4.0])  # not the mean of fewer sets at step 4
-    assert curves["training", "a"] == Curve([2, 4], [3.0, 1.0])
-    assert step_seconds(tmp_path / "run") == 2.0
-    assert read_curves(log(tmp_path / "bare", rows[:2]))["training", "a"] == Curve([1, 2], [4.0, 2.0])
-    assert final_losses(tmp_path / "run")["x/b"] == 1.0
-    assert step_seconds(tmp_path / "none") is None and read_curves(tmp_path / "none") == {}
-
-
-def test_the_score_counts_all_modalities_alike():
-    assert score({"validation/a": 4.0, "validation/b": 0.01, "x/a": 9.0}) == pytest.approx(0.2)
-    assert score({"training/a": 4.0}) == 4.0 and score({}) is None
 
 
 def test_the_documented_study_is_one(tmp_path):
