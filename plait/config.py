@@ -133,8 +133,8 @@ class TrainConfig:
     """torch.compile each block."""
     ema: float = 0.0
     """Decay of averaged weights, which samples and figures are made with; 0 keeps none."""
-    checkpoint_activations: bool = False
-    """Recompute each block in the backward pass to save memory."""
+    checkpoint_activations: Literal["none", "full", "selective"] = "none"
+    """What is computed again in the backward pass to save memory: nothing, each block, or what of it costs little."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:0, mps."""
     init_from: str = ""

@@ -11,6 +11,7 @@ from dense_reference import Dense
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._dynamo.utils import counters
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from plait.batch import Document, assemble, pack, spell
 from plait.config import DiffusionConfig
@@ -196,16 +197,30 @@ def test_towers_of_different_width(rng):
     assert model(batch)[1].shape[1] == 24
 
 
+class CountedProducts(TorchDispatchMode):
+    """Counts matrix products and calls of attention."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket.__name__ in ("mm", "addmm", "bmm", "segment_attention")
+        return func(*args, **(kwargs or {}))
+
+
 def test_activation_checkpointing_changes_nothing(rng):
     config = model_config()
     batch = pack(random_documents(rng, 5), config)
-    found = []
-    for recompute in (False, True):
+    found, products = [], []
+    for recompute in ("none", "full", "selective"):
         model = build(config)
         model.recompute_blocks = recompute
-        loss_sums(model, model(batch), batch).sum().backward()
+        loss = loss_sums(model, model(batch), batch).sum()
+        with CountedProducts() as counted:
+            loss.backward()
         found.append(grads(model))
-    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)
+        products.append(counted.count)
+    torch.testing.assert_close([found[0], found[0]], found[1:], rtol=0, atol=1e-12)
+    assert products[0] == products[2] < products[1]  # selective computes no product and no attention again
 
 
 @pytest.mark.parametrize("settings", [

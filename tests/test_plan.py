@@ -204,7 +204,7 @@ def path(tmp_path):
 
 
 def test_the_command_says_what_to_write_into_the_config(path, capsys):
-    assert main(["plan", path, "--gpus", "2", "--peak", "10", "--train.checkpoint_activations", "true"]) == 0
+    assert main(["plan", path, "--gpus", "2", "--peak", "10", "--train.checkpoint_activations", "full"]) == 0
     out = capsys.readouterr().out
     layout = "parallel: {replicate: 2, shard: 1"
     for words in ("small  on 2 GPUs of 80 GB", "activations recomputed", layout, "10 TFLOP/s", "--node-bandwidth"):

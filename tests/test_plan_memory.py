@@ -69,14 +69,14 @@ FROZEN = {"text": TowerConfig(frozen=True), "image": TowerConfig(), "speech": To
     ("train", "model"),
     [
         ({}, {}),
-        ({"checkpoint_activations": True}, {"num_layers": 6}),
+        ({"checkpoint_activations": "full"}, {"num_layers": 6}),
         ({"precision": "bfloat16"}, {}),
-        ({"precision": "bfloat16", "checkpoint_activations": True}, {"width": 192}),
+        ({"precision": "bfloat16", "checkpoint_activations": "full"}, {"width": 192}),
         ({"ema": 0.99}, {"num_layers": 2, "width": 384}),
         ({}, {"num_kv_heads": 1, "qk_norm": False, "norm_order": "post"}),
         ({}, {"untied": ["ffn"], "tie_embeddings": True}),
         ({}, {"towers": WIDTHS, "head_dim": 32}),
-        ({"checkpoint_activations": True}, {"towers": TEXT_MOE}),
+        ({"checkpoint_activations": "full"}, {"towers": TEXT_MOE}),
         ({}, {"towers": FROZEN}),
     ],
     ids=["plain", "recomputed", "bfloat16", "bfloat16, recomputed", "averages, wide", "post-norm, grouped queries",
@@ -89,7 +89,7 @@ def test_the_peak_is_what_the_allocator_says(tmp_path, monkeypatch, train, model
     assert planned == pytest.approx(measured, rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "full"])
 def test_accumulated_batches_add_their_gradients(tmp_path, monkeypatch, recompute):
     config = config_for(tmp_path, train={"checkpoint_activations": recompute, "accumulate": 2}, width=256)
     batches = [pack([scene_like(i)], config.model) for i in range(2)]

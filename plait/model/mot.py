@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from plait.batch import Batch, Latents, Place
 from plait.model.attention import AttentionPlan
@@ -21,6 +20,7 @@ from plait.model.layers import Linear, RMSNorm
 from plait.model.mask import segments
 from plait.model.moe import MixtureOfExperts
 from plait.model.ranks import Ranks, part_of
+from plait.model.recompute import Recompute, computed
 from plait.model.rope import rotation
 from plait.model.routing import PerTower, merged, tower_of_parameter
 from plait.model_config import ModelConfig
@@ -57,7 +57,8 @@ class MixtureOfTransformers(nn.Module):
                 self.latent_out[name] = PerTower(
                     lambda t, s=shape: LatentOut(width=towers[t].width, **s), modality.noised_towers, untied=True
                 )
-        self.recompute_blocks, self.is_compiled = False, False
+        self.is_compiled = False
+        self.recompute_blocks: Recompute = "none"
         self.ranks = Ranks()
         """Who computes a batch together; plait.train.parallel sets it."""
         self.use_kernels = True
@@ -108,10 +109,7 @@ class MixtureOfTransformers(nn.Module):
             for block in self.blocks:
                 if self.is_compiled:
                     _mark_rows(streams, step)
-                if self.recompute_blocks and torch.is_grad_enabled():
-                    streams = checkpoint(block, streams, step, use_reentrant=False)
-                else:
-                    streams = block(streams, step)
+                streams = computed(block, self.recompute_blocks, streams, step)
         if cache is not None:
             cache.commit()
         return self.final_norm(streams)
