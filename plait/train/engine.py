@@ -39,7 +39,7 @@ from plait.train.gradients import add_gradients, side_by_side
 from plait.train.inspection import save_batches
 from plait.train.metrics import MetricsLog, peak_device_memory_gb, peak_memory_gb
 from plait.train.optim import learning_rate, make_optimizer, set_learning_rate
-from plait.train.watchdog import Watchdog
+from plait.train.watchdog import Watchdog, lost_ranks
 
 SECONDS_BETWEEN_SIGNALS = 1.0
 """A Ctrl-C that comes later than this after the first one is meant."""
@@ -189,7 +189,7 @@ class Trainer:
 
     def run(self) -> MixtureOfTransformers:
         """Train to the end and return the model; raises TrainingStopped after saving when a signal asks to stop."""
-        with self._signals(), self.watchdog, self.checkpoints, self._metrics() as log:
+        with lost_ranks(), self._signals(), self.watchdog, self.checkpoints, self._metrics() as log:
             log.drop_after(self.state.step)
             if not self.finished:
                 self._loop(log)

@@ -19,13 +19,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from types import TracebackType
 from typing import Any
 
 import torch.distributed as dist
+
+from plait.errors import PlaitError
 
 BEATS = 8
 """How often a rank is heard within the time after which it counts as hung."""
@@ -53,6 +55,34 @@ class Beat:
     process: str
     done: bool
     """Whether it has left the training loop, as it should."""
+
+
+LOST = (
+    "gloo/transport",
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "NCCL error",
+    "remote process exited",
+)
+"""What torch says where the rank at the other end of a connection is gone."""
+
+
+@contextlib.contextmanager
+def lost_ranks() -> Iterator[None]:
+    """Turn an error of a connection to a rank that ended into one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, PlaitError) or not any(words in str(error) for words in LOST):
+            raise
+        raise RankLost(
+            "training: another rank ended or its machine is gone, see what that one says; the same command goes on "
+            "from the newest checkpoint"
+        ) from None
+
+
+class RankLost(PlaitError):
+    """The connection to another rank broke."""
 
 
 class Watchdog:
@@ -145,10 +175,16 @@ class Watchdog:
                 return
             sentence = judge(dict(self._heard), self._world_size, self.seconds, now)
             if sentence:
-                with contextlib.suppress(RuntimeError):
-                    self._store.set(VERDICT, sentence)
+                # for the other ranks, if the store still answers
+                telling = threading.Thread(target=self._tell, args=(sentence,), daemon=True)
+                telling.start()
+                telling.join(timeout=1.0)
                 self._end(sentence)
                 return
+
+    def _tell(self, sentence: str) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._store.set(VERDICT, sentence)
 
 
 def judge(heard: dict[int, tuple[Beat, float]], world_size: int, seconds: float, now: float) -> str:
