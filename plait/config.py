@@ -106,6 +106,9 @@ class TrainConfig:
     """If above 0, the schedule is fitted to this time instead: `steps` is set after the first steps are timed."""
     accumulate: int = 1
     """Batches per optimizer step. On a CPU they are computed side by side, on a core each."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices of the blocks, AdamW for the rest, by one learning rate (arXiv 2502.16982). It wants
+    fewer steps, and its own work does not grow with the batch: a third of a step of 1,024 tokens on a CPU."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     final_learning_rate: float = 0.0
@@ -119,7 +122,7 @@ class TrainConfig:
     eps: float = 1e-8
     """AdamW's epsilon."""
     weight_decay: float = 0.1
-    """AdamW's decay, on matrices only."""
+    """Decay of weights, on matrices only."""
     clip: float = 1.0
     """Largest gradient norm."""
     z_loss: float = 1e-5

@@ -134,6 +134,13 @@ def test_clipped_steps_with_averages(layout, folder, tmp_path, two):
     assert all(norm > 0.1 for norm in alone.norms)
 
 
+@pytest.mark.parametrize("layout", TWO)
+def test_steps_by_muon(layout, folder, tmp_path, two):
+    """A matrix that ranks hold parts of is moved as a whole."""
+    train = {"optimizer": "muon", "learning_rate": 0.01}
+    check(two, config_for(folder, tmp_path, train=train), TWO[layout], steps=3)
+
+
 def run_of(folder, out, **parallel):
     config = config_for(folder, out, mel=False, train={"steps": 6, "accumulate": 1, "log_every": 1, "validate_every": 2,
                         "validation_batches": 3, "ema": 0.5, "learning_rate": 0.01})  # fmt: skip

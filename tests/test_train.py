@@ -66,15 +66,16 @@ def stopped_at(trainer: Trainer, step: int) -> None:
         trainer.run()
 
 
-def test_resumed_equals_uninterrupted_bit_for_bit(folder, tmp_path):
-    whole = Trainer(config_for(folder, tmp_path / "whole")).run()
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_resumed_equals_uninterrupted_bit_for_bit(optimizer, folder, tmp_path):
+    whole = Trainer(config_for(folder, tmp_path / "whole", optimizer=optimizer)).run()
     for stop_at in (4, 6):
-        stopped_at(Trainer(config_for(folder, tmp_path / "cut")), stop_at)
-    resumed = Trainer(config_for(folder, tmp_path / "cut")).run()
+        stopped_at(Trainer(config_for(folder, tmp_path / "cut", optimizer=optimizer)), stop_at)
+    resumed = Trainer(config_for(folder, tmp_path / "cut", optimizer=optimizer)).run()
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
-    assert Trainer(config_for(folder, tmp_path / "cut")).finished
+    assert Trainer(config_for(folder, tmp_path / "cut", optimizer=optimizer)).finished
 
 
 def test_a_damaged_checkpoint_is_passed_over(folder, tmp_path):

@@ -1,4 +1,4 @@
-"""AdamW with groups by tower and decay, and the learning-rate schedule."""
+"""AdamW or Muon with groups by tower and decay, and the learning-rate schedule."""
 
 import math
 
@@ -8,25 +8,30 @@ from torch import Tensor
 from plait.config import TrainConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.routing import tower_of_parameter
+from plait.train.muon import MuonAdamW
 
 
 def make_optimizer(model: MixtureOfTransformers, config: TrainConfig) -> torch.optim.AdamW:
-    """Return fused AdamW. Matrices decay, norms, biases and embeddings do not; a tower may scale its own rate.
+    """Return fused AdamW, or Muon for the blocks' matrices with AdamW for the rest.
 
-    Parameters of frozen towers are fixed and left out.
+    Matrices decay, norms, biases and embeddings do not; a tower may scale its own rate. Parameters of frozen towers are
+    fixed and left out.
     """
     scales = {name: t.learning_rate_scale for name, t in model.config.towers.items()}
     frozen = {name for name, t in model.config.towers.items() if t.frozen}
-    groups: dict[tuple[float, bool], list[Tensor]] = {}
+    groups: dict[tuple[float, bool, bool], list[Tensor]] = {}
     for name, parameter in model.named_parameters():
         tower = tower_of_parameter(name, scales)
         if tower in frozen:
             parameter.requires_grad_(False)
             continue
         decays = parameter.ndim >= 2 and not name.startswith("embed.")
-        groups.setdefault((scales.get(tower, 1.0), decays), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": p, "scale": s, "weight_decay": config.weight_decay if d else 0.0} for (s, d), p in groups.items()],
+        muon = config.optimizer == "muon" and parameter.ndim >= 2 and name.startswith("blocks.")
+        groups.setdefault((scales.get(tower, 1.0), decays, muon), []).append(parameter)
+    kind = MuonAdamW if config.optimizer == "muon" else torch.optim.AdamW
+    return kind(
+        [{"params": p, "scale": s, "weight_decay": config.weight_decay if d else 0.0, "muon": m}
+         for (s, d, m), p in groups.items()],
         lr=config.learning_rate, betas=tuple(config.betas), eps=config.eps, fused=True,
     )  # fmt: skip
 
