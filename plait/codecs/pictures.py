@@ -42,8 +42,8 @@ def read_picture(value: Any, base: Path, size: int, *, multiple: int = 0) -> np.
         raise DataError(f"image: {value!r} is not allowed, it must be the path of a picture")
     path = Path(base) / value
     try:
-        with warnings.catch_warnings(), image_module.open(path, formats=FORMATS) as file:
-            warnings.simplefilter("ignore")  # Pillow's own, about sizes that are checked here
+        # Pillow's own warnings are about sizes that are checked here
+        with warnings.catch_warnings(action="ignore"), image_module.open(path, formats=FORMATS) as file:
             if file.width * file.height > MAX_PIXELS or not file.width * file.height:
                 raise DataError(
                     f"image: {str(path)!r} has {file.width:,} x {file.height:,} pixels, 1 to {MAX_PIXELS:,} are allowed"
