@@ -106,9 +106,24 @@ def _rank(rank: int, ranks: int, port: int, arguments: list[str], log: Path, fau
         _note_documents(seen)
     if fault is not None and fault.rank == rank:
         FAULTS[fault.kind](fault)
-    code = main(arguments)
+    code = save_again(arguments[1]) if arguments[0] == "save-again" else main(arguments)
     sys.stdout.flush()
     sys.exit(code)
+
+
+def save_again(path: str) -> int:
+    """Go on from the newest checkpoint of a config's run, and write at once what was read into ``<run>/saved``."""
+    from plait.config_file import load
+    from plait.progress import QuietProgress
+    from plait.train.checkpoint import Checkpoints
+    from plait.train.engine import Trainer
+    from plait.train.parallel import process_group
+
+    with process_group():
+        trainer = Trainer(load(path), QuietProgress())
+        with Checkpoints(trainer.out / "saved", keep=1) as kept:
+            kept.save(trainer.model, trainer.optimizer, {"step": trainer.state.step}, averages=trainer.averages)
+    return 0
 
 
 def _note_documents(path: Path) -> None:
