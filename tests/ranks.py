@@ -20,7 +20,7 @@ from plait.train.ema import AveragedWeights
 from plait.train.engine import Trainer
 from plait.train.optim import make_optimizer
 
-SECONDS_A_CASE = 60
+SECONDS_A_CASE = 120
 
 
 class Workers:
@@ -97,11 +97,16 @@ Dealt = Sequence[Sequence[Sequence[Sequence[Document]]]]
 """Documents by step, data rank and batch."""
 
 
-def train_steps(config: RunConfig, steps: Dealt) -> Steps:
-    """Do optimizer steps in float64 on this rank's batches; in one process, on those of all ranks together."""
+def train_steps(config: RunConfig, steps: Dealt, backend: str = "") -> Steps:
+    """Do optimizer steps in float64 on this rank's batches; in one process, on those of all ranks together.
+
+    ``backend`` compiles the blocks.
+    """
     torch.manual_seed(0)
     trainer = Trainer(config, QuietProgress())
     trainer.model.double()
+    if backend:
+        trainer.model.compile_blocks(backend=backend)
     trainer.optimizer = make_optimizer(trainer.model, config.train)
     if config.train.ema:
         trainer.averages = AveragedWeights(trainer.model, config.train.ema)

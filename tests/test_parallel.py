@@ -87,11 +87,13 @@ def dealt(*, data: int, steps=1, batches=1, mel=True, only=None):
     return made
 
 
-def check(workers: Workers, config: RunConfig, layout: dict[str, int], **documents) -> Steps:
+def check(workers: Workers, config: RunConfig, layout: dict[str, int], *, backend="", **documents) -> Steps:
     """Compare every rank of a layout with one process that is given all batches; return what that one found."""
     steps = dealt(data=len(workers) // (layout.get("tensor", 1) * layout.get("context", 1)), **documents)
     alone = train_steps(config, steps)
-    for found in workers.run(train_steps, dataclasses.replace(config, parallel=ParallelConfig(**layout)), steps):
+    for found in workers.run(
+        train_steps, dataclasses.replace(config, parallel=ParallelConfig(**layout)), steps, backend
+    ):
         for name in ("counts", "sums", "norms", "gradients", "weights", "averages", "buffers"):
             try:
                 torch.testing.assert_close(getattr(found, name), getattr(alone, name), rtol=0, atol=1e-9)
@@ -171,6 +173,26 @@ def test_whole_runs(folder, tmp_path, two):
         two.run(train_run, run_of(folder, tmp_path / layout, **TWO[layout]))
         for found, expected in zip(rows_of(tmp_path / layout), rows_of(tmp_path / "one"), strict=True):
             assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("recompute", ["full", "selective"])
+def test_recomputed_activations(recompute, folder, tmp_path, two):
+    for layout in TWO:
+        config = config_for(folder, tmp_path, train={"checkpoint_activations": recompute})
+        check(two, config, TWO[layout])
+
+
+def test_compiled_blocks(folder, tmp_path, two):
+    """No graph breaks, whatever the towers hold: fullgraph would raise."""
+    config = config_for(folder, tmp_path, num_layers=1)
+    check(two, config, {}, steps=3, only=[["text"], ["image", "mel"]], backend="aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", TWO)
+def test_compiled_blocks_that_recompute(layout, folder, tmp_path, two):
+    config = config_for(folder, tmp_path, train={"checkpoint_activations": "selective"})
+    check(two, config, TWO[layout], steps=3, only=[["text"], ["image", "mel"]], backend="aot_eager")
 
 
 @pytest.mark.slow

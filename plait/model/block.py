@@ -4,6 +4,7 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from plait.model.cache import CacheStep
 from plait.model.layers import Linear, RMSNorm
 from plait.model.moe import MixtureOfExperts, SwiGLU
 from plait.model.ranks import Ranks, local
+from plait.model.recompute import Recompute, computed
 from plait.model.rope import rotate
 from plait.model.routing import PerTower, merged, separated, to_sequence, to_towers
 from plait.model_config import ModelConfig
@@ -32,6 +34,7 @@ class Step:
     plan: AttentionPlan | None
     cache: CacheStep | None
     ranks: Ranks
+    recompute: Recompute = "none"
     heads_to_sequence: Callable | None = None
     """The kernel of plait.model.kernels, where there is one for the device."""
 
@@ -83,9 +86,23 @@ class Block(nn.Module):
         self.o = PerTower(lambda t: Linear(heads, towers[t].width, bias=False), towers, untied="o" in untied)
         self.ffn_norm = PerTower(norm, towers, untied="norm" in untied)
         self.ffn = PerTower(ffn, towers, untied="ffn" in untied)
+        self._compiled: Callable | None = None
 
     def forward(self, streams: list[Tensor], step: Step) -> list[Tensor]:
         """Streams [n_k, D_k] to streams [n_k, D_k]: this rank's rows of each tower (in one process, all N_k)."""
+        if self._compiled is None:
+            return self._recomputed(streams, step)
+        _mark_rows(streams, step)
+        return self._compiled(streams, step)
+
+    def compile_layers(self, **options: Any) -> None:
+        """Compile what the block computes, and leave what FSDP does around it; ``options`` are torch.compile's."""
+        self._compiled = torch.compile(self._recomputed, fullgraph=True, **options)
+
+    def _recomputed(self, streams: list[Tensor], step: Step) -> list[Tensor]:
+        return computed(self._layers, step.recompute, streams, step)
+
+    def _layers(self, streams: list[Tensor], step: Step) -> list[Tensor]:
         if self.pre_norm:
             streams = _add(streams, self._attention(self.attention_norm(streams), step))
             return _add(streams, self._feed_forward(self.ffn_norm(streams), step))
@@ -134,6 +151,15 @@ class Block(nn.Module):
 
 def _add(streams: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
     return [x + u for x, u in zip(streams, updates, strict=True)]
+
+
+def _mark_rows(streams: list[Tensor], step: Step) -> None:
+    """Tell the compiler which sizes change from batch to batch, each of its own even where two are equal."""
+    routing = step.routing
+    for tensor in (*streams, *step.is_token, step.cos, step.sin, routing.to_towers, routing.to_sequence):
+        torch._dynamo.mark_dynamic(tensor, 0)
+    if step.plan is not None and step.plan.table is not None:
+        torch._dynamo.mark_dynamic(step.plan.table, (0, 1))
 
 
 @functools.cache

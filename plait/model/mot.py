@@ -20,7 +20,7 @@ from plait.model.layers import Linear, RMSNorm
 from plait.model.mask import segments
 from plait.model.moe import MixtureOfExperts
 from plait.model.ranks import Ranks, part_of
-from plait.model.recompute import Recompute, computed
+from plait.model.recompute import Recompute
 from plait.model.rope import rotation
 from plait.model.routing import PerTower, merged, tower_of_parameter
 from plait.model_config import ModelConfig
@@ -102,14 +102,12 @@ class MixtureOfTransformers(nn.Module):
         plan = None if cache else AttentionPlan.of(segments(batch.spans), batch.num_tokens, device, short)
         kernel = heads_kernel(device, config.head_dim) if self.use_kernels else None
         mask = is_token(batch.routing, device, self.ranks)
-        step = Step(batch.routing, cos, sin, mask, plan, cache, self.ranks, kernel)
+        step = Step(batch.routing, cos, sin, mask, plan, cache, self.ranks, self.recompute_blocks, kernel)
         streams = self._embed(batch)
         # the steps of generation are short, and the cache is no work for the compiler
         with torch.compiler.set_stance("force_eager") if cache and self.is_compiled else contextlib.nullcontext():
             for block in self.blocks:
-                if self.is_compiled:
-                    _mark_rows(streams, step)
-                streams = computed(block, self.recompute_blocks, streams, step)
+                streams = block(streams, step)
         if cache is not None:
             cache.commit()
         return self.final_norm(streams)
@@ -118,7 +116,7 @@ class MixtureOfTransformers(nn.Module):
         """Compile each block; ``options`` are torch.compile's. Only numbers of tokens and segments are dynamic."""
         self.is_compiled = True
         for block in self.blocks:
-            block.compile(fullgraph=True, **options)
+            block.compile_layers(**options)
 
     def _embed(self, batch: Batch) -> list[Tensor]:
         sizes = batch.routing.padded_sizes
@@ -214,15 +212,6 @@ class MixtureOfTransformers(nn.Module):
         for tower in self.config.towers:
             counts[tower] = sum(count for owner, count in owners if owner in (tower, ""))
         return counts
-
-
-def _mark_rows(streams: list[Tensor], step: Step) -> None:
-    """Tell the compiler which sizes change from batch to batch, each of its own even where two are equal."""
-    routing = step.routing
-    for tensor in (*streams, *step.is_token, step.cos, step.sin, routing.to_towers, routing.to_sequence):
-        torch._dynamo.mark_dynamic(tensor, 0)
-    if step.plan is not None and step.plan.table is not None:
-        torch._dynamo.mark_dynamic(step.plan.table, (0, 1))
 
 
 def _fan_in(parameter: Tensor) -> int:

@@ -29,8 +29,12 @@ def computed(block: Callable, recompute: Recompute, *arguments):
         return block(*arguments)
     if recompute == "full":
         return checkpoint(block, *arguments, use_reentrant=False)
-    contexts = functools.partial(create_selective_checkpoint_contexts, _kept_operations())
-    return checkpoint(block, *arguments, use_reentrant=False, context_fn=contexts)
+    return checkpoint(block, *arguments, use_reentrant=False, context_fn=_selective)
+
+
+def _selective() -> tuple:
+    """Return what torch enters in the forward pass, and when it computes again."""
+    return create_selective_checkpoint_contexts(_kept_operations())
 
 
 @functools.cache
