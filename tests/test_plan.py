@@ -17,7 +17,7 @@ from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModalityConfig, ModelConfig
 from plait.objectives.diffusion import corrupt
 from plait.plan.estimate import GB, Machines, choose, make_plan, step_seconds
-from plait.plan.flops import operations, pairs_by_tower, training_operations, visible_pairs
+from plait.plan.flops import operations, pairs_by_tower, total_operations, visible_pairs
 from plait.plan.layouts import Layout, Traffic, possible_layouts, sizes, traffic
 from plait.plan.memory import cache_bytes
 from plait.plan.show import MOST_LAYOUTS, as_json, count, show
@@ -50,8 +50,8 @@ def test_operations_by_tower_are_those_of_its_tokens(rng):
         assert parts["o"] == config.num_layers * 2 * n * 16 * 16
     pairs = pairs_by_tower(config, batch)
     assert sum(pairs.values()) == visible_pairs(batch) and min(pairs.values()) > 0
-    total = sum(sum(parts.values()) for parts in found.values())
-    assert training_operations(config, batch) == 3 * total
+    for part, total in total_operations(config, batch).items():
+        assert total == sum(parts[part] for parts in found.values())
 
 
 def test_attention_counts_for_the_tower_that_asks():
@@ -207,7 +207,7 @@ def test_the_command_says_what_to_write_into_the_config(path, capsys):
     assert main(["plan", path, "--gpus", "2", "--peak", "10", "--train.checkpoint_activations", "full"]) == 0
     out = capsys.readouterr().out
     layout = "parallel: {replicate: 2, shard: 1"
-    for words in ("small  on 2 GPUs of 80 GB", "activations recomputed", layout, "10 TFLOP/s", "--node-bandwidth"):
+    for words in ("small  on 2 GPUs of 80 GB", "blocks recomputed", layout, "10 TFLOP/s", "--node-bandwidth"):
         assert words in out
     assert max(map(len, out.splitlines())) <= 150
 

@@ -78,9 +78,11 @@ FROZEN = {"text": TowerConfig(frozen=True), "image": TowerConfig(), "speech": To
         ({}, {"towers": WIDTHS, "head_dim": 32}),
         ({"checkpoint_activations": "full"}, {"towers": TEXT_MOE}),
         ({}, {"towers": FROZEN}),
+        ({"checkpoint_activations": "selective"}, {}),
     ],
     ids=["plain", "recomputed", "bfloat16", "bfloat16, recomputed", "averages, wide", "post-norm, grouped queries",
-         "only ffn untied", "widths", "experts, recomputed", "frozen"],
+         "only ffn untied", "widths", "experts, recomputed", "frozen",
+         "partly recomputed"],
 )  # fmt: skip
 def test_the_peak_is_what_the_allocator_says(tmp_path, monkeypatch, train, model):
     config = config_for(tmp_path, train=train, **model)

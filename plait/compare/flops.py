@@ -19,7 +19,7 @@ from plait.model.segment_attention import table_of
 from plait.model_config import ModelConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
-from plait.plan.flops import BACKWARD, active_parameters, operations, parameters, visible_pairs
+from plait.plan.flops import BACKWARD, active_parameters, parameters, total_operations, visible_pairs
 from plait.plan.trace import no_tensor_is_kept
 
 __all__ = ["Flops", "active_parameters", "counted_flops", "forward_flops", "parameters", "step_flops", "visible_pairs"]
@@ -48,7 +48,7 @@ def step_flops(config: RunConfig, batches: list[Batch]) -> Flops:
 
 
 def forward_flops(config: ModelConfig, batch: Batch) -> dict[str, float]:
-    """Return the operations of a forward pass by part (`plait.plan.flops.operations`).
+    """Return the operations of a forward pass by part (`plait.plan.flops.total_operations`).
 
     Raises ConfigError for U-Nets between latents and tokens, which are counted by torch alone.
     """
@@ -58,8 +58,7 @@ def forward_flops(config: ModelConfig, batch: Batch) -> dict[str, float]:
                 f"model.modalities.{name}.patch_network: 'unet' is not allowed in a comparison, it must be linear, as "
                 "operations are also counted by formula"
             )
-    by_tower = list(operations(config, batch).values())
-    return {part: sum(tower[part] for tower in by_tower) for part in by_tower[0]}
+    return total_operations(config, batch)
 
 
 def counted_flops(config: ModelConfig, batch: Batch) -> float:

@@ -14,7 +14,7 @@ from plait.config import RunConfig
 from plait.errors import require
 from plait.model.mot import MixtureOfTransformers
 from plait.model.routing import tower_of_parameter
-from plait.plan.flops import BACKWARD, idle_parameters, operations
+from plait.plan.flops import BACKWARD, idle_parameters, operations, total_operations
 from plait.plan.layouts import Layout, Sizes, Traffic, possible_layouts, sizes, traffic
 from plait.plan.memory import RankMemory, cache_bytes, rank_memory
 from plait.plan.trace import of_rank, trace_pass
@@ -163,7 +163,7 @@ def _options(config: RunConfig, machines: Machines, batch: Batch, tokens: int, p
                if tokens >= config.data.batch_tokens * layout.data]  # fmt: skip
     is_short = config.train.precision != "float32"
     width, device = (2, "cuda") if is_short else (4, "cpu")
-    forward = sum(sum(parts.values()) for parts in operations(config.model, batch).values())
+    forward = sum(total_operations(config.model, batch).values())
     limit = (1 - machines.reserve) * machines.memory * GB
     part_of = functools.cache(lambda tensor: sizes(of_rank(config.model, tensor)))
     shared = sorted({(layout.tensor, layout.context) for layout in layouts})

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import Placement, Replicate, Shard
+from torch.distributed.tensor import Placement, Shard
 
 from plait.model import ranks
 from plait.model.ranks import Ranks
@@ -71,20 +71,24 @@ class _Exchange(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, planned: PlannedRanks, group: Group, was: Placement, becomes: Placement) -> Tensor:
-        ctx.planned, ctx.group, ctx.shape = planned, group, x.shape
-        shape = list(x.shape)
-        if isinstance(was, Shard):
-            shape[was.dim] *= group.size
-        if not isinstance(becomes, Replicate):
-            shape[becomes.dim] //= group.size
-        return _made(ctx, x, shape)
+        ctx.exchange = planned, group, becomes, was
+        return _exchanged(x, planned, group, was, becomes)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple:
-        return _made(ctx, gradient, ctx.shape), None, None, None, None
+        return _exchanged(gradient, *ctx.exchange), None, None, None, None
 
 
-def _made(ctx: Any, x: Tensor, shape: list[int]) -> Tensor:
-    made = x.new_empty(shape)
-    ctx.planned._count(ctx.group, max(x.numel(), made.numel()) * x.element_size())
+def _exchanged(x: Tensor, planned: PlannedRanks, group: Group, was: Placement, becomes: Placement) -> Tensor:
+    """Return the result of torch's own operation, whose shape it knows without any group."""
+    operations, shape = torch.ops._c10d_functional, list(x.shape)
+    if not isinstance(was, Shard):
+        made = operations.reduce_scatter_tensor(x, "sum", group.size, "plan")
+    elif not isinstance(becomes, Shard):
+        made = operations.all_gather_into_tensor(x, group.size, "plan")
+    else:
+        shape[was.dim] *= group.size
+        shape[becomes.dim] //= group.size
+        made = operations.all_to_all_single(x, [len(x)], [len(x)], "plan").reshape(shape)
+    planned._count(group, max(x.numel(), made.numel()) * x.element_size())
     return made

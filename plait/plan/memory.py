@@ -47,14 +47,15 @@ def rank_memory(config: RunConfig, layout: Layout, part: Sizes, once: Pass, *, b
         # gradients of a block as they are computed, and as they are sent; outside the blocks until the pass is done
         outside = REDUCED * part.outside
         unreduced = (width + REDUCED) * part.block
+        missing = (outside + REDUCED * part.block) / layout.sharers  # of the reduced ones, while the first block works
     else:
         kept = once.kept + once.casts
-        gathered, outside, unreduced = 0.0, REDUCED * part.outside, 0.0
+        gathered, outside, unreduced, missing = 0.0, REDUCED * part.outside, 0.0, REDUCED * part.outside
     earlier = gradients if batches > 1 else 0.0
     peak = max(
         kept + once.loss + earlier,
         kept + once.backward + unreduced + (outside + earlier if layout.is_gathered else max(outside, earlier)),
-        once.backward + unreduced + gradients + (outside if layout.is_gathered else 0.0),
+        once.backward + unreduced + gradients + outside - missing,
     )
     working = max(once.loss, once.backward)
     return RankMemory(weights, optimizer, averages, gradients, gathered + unreduced, kept, working,

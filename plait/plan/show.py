@@ -13,6 +13,7 @@ from plait.plan.estimate import GB, Option, Plan
 from plait.plan.flops import BACKWARD
 
 MOST_LAYOUTS = 10
+RECOMPUTED = {"none": "activations kept", "selective": "cheap activations recomputed", "full": "blocks recomputed"}
 
 
 def show(plan: Plan, console: Console, *, everything: bool = False) -> None:
