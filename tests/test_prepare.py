@@ -167,13 +167,22 @@ if __name__ == "__main__":
 
 
 @pytest.mark.recovery
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_killed_at_any_time_it_ends_with_the_same_bytes(prepared, manifest, tmp_path, how):
-    script, folder = tmp_path / "run.py", tmp_path / "data"
-    values = {"tests": str(Path(__file__).parent), "folder": str(folder), "manifest": str(manifest)}
+@pytest.mark.parametrize(("how", "several"), [(signal.SIGKILL, False), (signal.SIGINT, False), (signal.SIGKILL, True)])
+def test_killed_at_any_time_it_ends_with_the_same_bytes(prepared, manifest, tmp_path, how, several):
+    script, folder, expected, sources = tmp_path / "run.py", tmp_path / "data", prepared[0], str(manifest)
+    if several:
+        from test_prepare_inputs import write_parquet, write_tar
+
+        tars = [write_tar(tmp_path / f"{k}.tar", range(60 * k, 60 * k + 60)) for k in range(2)]
+        sources = [str(path) for path in (*tars, write_parquet(tmp_path / "rows.parquet", range(150, 200)))]
+        expected = tmp_path / "expected"
+        prepare(config_for(expected, sources))
+    values = {"tests": str(Path(__file__).parent), "folder": str(folder), "manifest": sources}
     script.write_text(KILLED_SCRIPT.format(**values))
     rng, kills, finished = np.random.default_rng(0), 0, False
     while kills < 10 or not finished:
+        done = [folder / f"shards/{note.stem}.safetensors" for note in folder.glob("work/*-*.json")]
+        done = {shard: shard.stat().st_mtime_ns for shard in done if shard.exists()}
         run = subprocess.Popen([sys.executable, script], start_new_session=True, stderr=subprocess.PIPE)
         try:
             run.communicate(timeout=float(rng.uniform(0.5, 2.5)) if kills < 10 else None)
@@ -181,9 +190,10 @@ def test_killed_at_any_time_it_ends_with_the_same_bytes(prepared, manifest, tmp_
             kills += 1
             run.send_signal(how)
             run.communicate()
+            assert {shard: shard.stat().st_mtime_ns for shard in done} == done  # what was finished is kept
             continue
         assert run.returncode == 0
-        assert files(folder) == files(prepared[0])
+        assert files(folder) == files(expected)
         finished = kills >= 10
         if not finished:
             shutil.rmtree(folder)
