@@ -32,9 +32,7 @@ def title(plan: Plan) -> RenderableType:
         f"({model.num_kv_heads} for keys), {model.layout.size:,} ids",
         f"a batch of {plan.batch_tokens:,} tokens a rank: {plan.batch_text}",
         f"a step of {plan.options[0].tokens if plan.options else 0:,} tokens, {plan.config.train.precision}, "
-        + {"none": "activations kept", "full": "activations recomputed", "selective": "some activations recomputed"}[
-            plan.config.train.checkpoint_activations
-        ],
+        + RECOMPUTED[plan.config.train.checkpoint_activations],
         f"generating: {plan.cache / 1e3:,.1f} kB of keys and values a token; {cache / GB:,.2f} GB for "
         f"{plan.config.generate.batch_size} rows of {model.max_positions:,} tokens",
     ]
