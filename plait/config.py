@@ -165,6 +165,9 @@ class TrainConfig:
     than a validation, and than the samples that rank 0 makes."""
     trackers: list[str] = field(default_factory=list)
     """Also log to: tensorboard, wandb, trackio."""
+    peak_tflops: float = 0.0
+    """What one device can do, in TFLOP/s, for the share of it that is logged (mfu); 0: by the data sheet of a known GPU
+    in bfloat16, else mfu is null."""
 
 
 @dataclass

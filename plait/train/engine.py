@@ -37,6 +37,7 @@ from plait.train.checkpoint import Checkpoints
 from plait.train.ema import AveragedWeights
 from plait.train.gradients import add_gradients, side_by_side
 from plait.train.inspection import save_batches
+from plait.train.measures import Measures, progress_text
 from plait.train.metrics import MetricsLog, peak_device_memory_gb, peak_memory_gb
 from plait.train.optim import learning_rate, make_optimizer, set_learning_rate
 from plait.train.watchdog import Watchdog, lost_ranks
@@ -83,18 +84,6 @@ class NoMetrics(contextlib.AbstractContextManager):
 
 
 @dataclass
-class Window:
-    """Sums since the last log line."""
-
-    sums: Tensor
-    counts: list[float]
-    started: float
-    tokens: int = 0
-    waited: float = 0.0
-    steps: int = 0
-
-
-@dataclass
 class RunState:
     """What a checkpoint keeps besides weights."""
 
@@ -138,6 +127,7 @@ class Trainer:
         if config.train.compile:
             self.model.compile_blocks()
         self._pool = side_by_side(self.model, config.train)
+        self.measures = Measures(self.model, config.train, self.device)
         self._bad_steps = torch.zeros((), device=self.device)
         self._stop = False  # what this rank was asked; `_stopping` is what all ranks know
         self._stopping = False
@@ -199,28 +189,29 @@ class Trainer:
         train = self.config.train
         loader = self._loader(self.state.loader)
         batches = iter(loader)
-        window = self._new_window()
+        measures = self.measures
+        measures.restart()
         with contextlib.closing(batches), self.progress.stage("train", total=1.0) as bar:
             bar.resume(self.share_done)
             self._begun = time.monotonic() - self.state.seconds
             while not self.finished:
-                self._step(batches, loader, window)
+                self._step(batches, loader)
                 if self.ranks.mesh is None:
                     self.state.seconds, self._stopping = time.monotonic() - self._begun, self._stop
                 step, last = self.state.step, self.finished
                 if step % train.log_every == 0 or last or step == 1:
                     self.watchdog.at(step, "losses")
-                    bar.to(min(self.share_done, 1.0), self._log(log, window))
-                    window = self._new_window()
+                    bar.to(min(self.share_done, 1.0), self._log(log))
+                    measures.restart()
                 if step % train.validate_every == 0 or last:
                     self.watchdog.at(step, "validation")
                     self._validate(log)
-                    window = self._new_window()  # its time is not training time
+                    measures.restart()  # its time is not training time
                 if self.on_sample and train.sample_every and (step % train.sample_every == 0 or last):
                     self.watchdog.at(step, "samples")
                     with self.averaged():
                         self.on_sample(self.model, step)
-                    window = self._new_window()
+                    measures.restart()
                 if last or self._stopping or self._time_to_save(step):
                     self.watchdog.at(step, "checkpoint")
                     self._save()
@@ -238,22 +229,19 @@ class Trainer:
         batch = self.ranks.part(corrupt(batch, self.config.diffusion, self.config.seed))
         return batch.pin_memory() if self.device.type == "cuda" else batch
 
-    def _step(self, batches, loader: Loader, window: Window) -> None:
+    def _step(self, batches, loader: Loader) -> None:
         self.watchdog.at(self.state.step, "reading data")
         waited, position = loader.wait_seconds, self.state.loader
         micro = []
         for batch, loader_state in itertools.islice(batches, self.config.train.accumulate):
             self.state.loader = loader_state
+            self.measures.read(batch, loader.wait_seconds - waited)
+            waited = loader.wait_seconds
             micro.append(batch.to(self.device))
-        window.waited += loader.wait_seconds - waited
         set_learning_rate(self.optimizer, learning_rate(self.config.train, self.state.step, self.share_done))
         before = self.state.tokens
         sums, counts, norm = self.update(micro)
-        window.sums += sums
-        window.counts = [a + b for a, b in zip(window.counts, counts, strict=True)]
-        window.tokens += self.state.tokens - before
-        window.steps += 1
-        self._norm = norm
+        self.measures.stepped(sums, counts, norm, self.state.tokens - before)
         self._recent.append((position, norm))
         self.state.step += 1
 
@@ -283,6 +271,8 @@ class Trainer:
         else:
             total, norm = parallel.finish_gradients(self.ranks, self._trained(), total, train.clip)
             parallel.sum_balance(self.model)
+        if self.measures.wants_gradients(self.state.step + 1):
+            self.measures.look(self.model, norm)
         bad = (~torch.isfinite(norm)).float()
         self.optimizer.found_inf = bad  # the fused kernel leaves everything as it is where this is 1
         self.optimizer.step()
@@ -324,12 +314,7 @@ class Trainer:
             factors.append(record.loss_weight / divisor if divisor else 0.0)
         return factors
 
-    def _new_window(self) -> Window:
-        m = len(self.config.model.modalities)
-        return Window(torch.zeros(m, device=self.device), [0.0] * m, time.monotonic())
-
-    def _log(self, log: MetricsLog, window: Window) -> str:
-        names = self.config.model.layout.names
+    def _log(self, log: MetricsLog) -> str:
         self._count_skipped()
         if self.state.skipped_steps > self.config.train.max_bad_steps:
             raise PlaitError(
@@ -338,18 +323,12 @@ class Trainer:
                 "train.learning_rate"
             )
         self._recent.clear()
-        elapsed = max(time.monotonic() - window.started, 1e-9)
-        sums = window.sums.tolist()
-        losses = {name: s / c for name, s, c in zip(names, sums, window.counts, strict=True) if c}
-        row = {f"loss/{name}": value for name, value in losses.items()}
+        row = self.measures.row()
         row["learning_rate"] = learning_rate(self.config.train, self.state.step - 1, self.share_done)
-        row["grad_norm"] = float(self._norm)
-        row["tokens_per_second"] = window.tokens / elapsed
-        row["loader_share"] = window.waited / elapsed
         row["memory_gb"] = peak_device_memory_gb(self.device) if self.device.type == "cuda" else peak_memory_gb()
         row["skipped_steps"] = self.state.skipped_steps
         log.log(row, step=self.state.step, seconds=self.state.seconds, tokens=self.state.tokens)
-        return "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
+        return progress_text(row, self.state.step)
 
     def _keep_bad_batch(self) -> str:
         """Read the batches of the last step that was skipped again, put them aside, and say where they are."""

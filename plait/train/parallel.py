@@ -204,7 +204,7 @@ def finish_gradients(ranks: Ranks, parameters: Sequence[DTensor], sums: Tensor, 
         whole = [g for g, p in zip(gradients, parameters, strict=True) if _is_whole(p)]
         _sum_together(whole, ranks.tensor_mesh.get_group())
     squares = torch.stack(torch._foreach_norm(gradients)).square()
-    share = torch.tensor([1 / _copies(p) for p in parameters], dtype=squares.dtype).to(squares.device)
+    share = torch.tensor([1 / copies(p) for p in parameters], dtype=squares.dtype).to(squares.device)
     both = ranks.total(torch.cat([sums.double(), (squares * share).double().sum()[None]]))
     norm = both[-1].sqrt().to(squares.dtype)
     torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
@@ -216,8 +216,10 @@ def _is_whole(parameter: DTensor) -> bool:
     return parameter.placements[-1].is_replicate()
 
 
-def _copies(parameter: DTensor) -> int:
+def copies(parameter: Tensor) -> int:
     """Return how many ranks hold the same piece of a parameter."""
+    if not isinstance(parameter, DTensor):
+        return 1
     mesh = parameter.device_mesh
     pieces = math.prod(mesh.size(i) for i, p in enumerate(parameter.placements) if not p.is_replicate())
     return dist.get_world_size() // pieces
