@@ -21,6 +21,8 @@ from plait.data.loader import Loader, validation_batches
 from plait.data.mixing import MixedOrder
 from plait.data.shards import ShardSource
 from plait.errors import ConfigError
+from plait.progress import QuietProgress
+from plait.train.engine import Trainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 data = importlib.import_module("data")
@@ -149,6 +151,7 @@ def test_data_that_end_are_read_to_the_end(mixture, num_workers):
     found = list(Loader(config))
     documents = Counter(d.index for batch, _ in found for d in batch.documents)
     assert documents == Counter(range(130))
+    assert [state["ended"] for _, state in found] == [False] * (len(found) - 1) + [True]
     state = json.loads(json.dumps(found[-1][1]))
     assert list(Loader(config, state=state)) == []
     rest = list(Loader(config, state=found[4][1]))
@@ -166,6 +169,20 @@ def test_data_that_end_end_on_all_ranks_together(mixture):
         for i, batches in enumerate(zip(*ranks, strict=True)):
             for r, (batch, state) in enumerate(batches):
                 assert same(batch, whole[i * world_size + r][0]) and state == batches[0][1]
+
+
+def test_training_ends_with_its_data(mixture, tmp_path):
+    config = ending(mixture)
+    config.out, config.train.steps, config.train.accumulate, config.train.device = str(tmp_path), 1000, 3, "cpu"
+    config.train.validation_batches = 0
+    trainer = Trainer(config, QuietProgress())
+    trainer.run()
+    batches = len(list(Loader(config)))
+    assert trainer.state.step == -(-batches // 3) and trainer.state.loader["ended"]
+    assert trainer.state.loader["counts"]["documents"] == 130
+    again = Trainer(config, QuietProgress())
+    assert again.finished and again.state.step == trainer.state.step
+    again.run()
 
 
 def test_a_state_of_another_policy_is_refused(mixture):

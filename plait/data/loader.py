@@ -127,8 +127,8 @@ class Loader:
 
     Where the data end, they end on all ranks after the same step; fewer bins than ranks that are left stay unread.
     ``state`` is what to hand to a new Loader so that it goes on with the next batch; it is plain JSON and the same on
-    every rank. Which documents are seen in which order does not depend on ``world_size``: step t takes the next
-    ``world_size`` bins of one global plan, and rank r the r-th of them.
+    every rank, and its ``ended`` says that no batch comes after. Which documents are seen in which order does not
+    depend on ``world_size``: step t takes the next ``world_size`` bins of one global plan, and rank r the r-th of them.
     """
 
     def __init__(
@@ -202,7 +202,16 @@ class Loader:
         return self.finish(batch) if self.finish else batch
 
     def _steps(self, pool: ThreadPoolExecutor | None) -> Iterator[tuple[_Window, list[int], dict]]:
-        """Yield this rank's bin of every step, and the state after the step."""
+        """Yield this rank's bin of every step, and the state after the step, which says whether it is the last."""
+        steps = self._plain_steps(pool)
+        step = next(steps, None)
+        while step is not None:
+            following = next(steps, None)
+            window, chosen, state = step
+            yield window, chosen, {**state, "ended": following is None}
+            step = following
+
+    def _plain_steps(self, pool: ThreadPoolExecutor | None) -> Iterator[tuple[_Window, list[int], dict]]:
         number, taken, place = self.state["window"], list(self.state["taken"]), self.state["bin"]
         counts = dict(self.state["counts"])
         window = self._plan(taken)
@@ -249,7 +258,7 @@ class Loader:
     def _first_state(self) -> dict:
         taken = [0] * len(self._packer.sources)
         counts = dict.fromkeys(_COUNTS, 0)
-        return {"window": 0, "bin": 0, "taken": taken, "counts": counts, "settings": self._settings()}
+        return {"window": 0, "bin": 0, "taken": taken, "counts": counts, "ended": False, "settings": self._settings()}
 
     def _settings(self) -> dict:
         """Return all that the order and the plan follow from: a state is good for the same settings only."""

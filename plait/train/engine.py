@@ -156,8 +156,8 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the configured steps or minutes are spent."""
-        return self.share_done >= 1.0
+        """Whether the configured steps or minutes are spent, or the data ended (data.sources, when_exhausted)."""
+        return self.share_done >= 1.0 or bool(self.state.loader and self.state.loader["ended"])
 
     @property
     def share_done(self) -> float:
