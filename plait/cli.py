@@ -136,6 +136,9 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--plan", action="store_true", help="show sizes, FLOPs and steps, check them, and train nothing")
     step.add_argument("--analyse", action="store_true",
                       help="train nothing; look into finished models: activations, attention, gradients")  # fmt: skip
+    step.add_argument("--conclude", default="", metavar="FOLDER",
+                      help="keep the logs of the study's finished runs in FOLDER/study_logs, if a study is given, and "
+                      "write the verdicts on the claims of FOLDER/claims.yaml into FOLDER/results.md")  # fmt: skip
     step.add_argument("--from-logs", nargs="+", default=[], metavar="LOG.jsonl",
                       help="in place of a study: match logs of any trainer with the first one")  # fmt: skip
     step.add_argument("--warmup", type=int, default=0, help="steps whose losses are no levels (logs; default: 0)")
@@ -169,6 +172,8 @@ COMPARE_EXAMPLES = """examples:
   plait compare chameleon                            (goes on where it was stopped)
   plait compare chameleon --arms dense,mot --seeds 0 --train.device cuda
   plait compare chameleon --analyse                  (activations, attention and gradients of what is finished)
+  plait compare chameleon --conclude docs            (keep its logs, and judge the claims anew)
+  plait compare --conclude docs                      (judge them from the logs that are kept)
   plait compare --from-logs dense.jsonl mine.jsonl --warmup 100"""
 
 
@@ -293,7 +298,7 @@ def _report(chosen) -> None:
 
 def _compare(chosen) -> None:
     from plait.compare.study import load_study
-    from plait.compare.workflow import analyse_study, compare, plan_study
+    from plait.compare.workflow import analyse_study, compare, keep_study, plan_study
     from plait.progress import Progress
     from plait.shipped import config_path, study_path
 
@@ -301,10 +306,18 @@ def _compare(chosen) -> None:
         from plait.compare.logs import compare_logs
 
         return _print_table(*compare_logs(chosen.from_logs, warmup=chosen.warmup))
-    if not chosen.study:
-        raise ConfigError("command line: plait compare needs a study, or --from-logs")
-    study = load_study(study_path(chosen.study), find_base=config_path, out=chosen.out, overrides=chosen.overrides)
-    if chosen.plan:
+    if not (chosen.study or chosen.conclude):
+        raise ConfigError("command line: plait compare needs a study, --conclude or --from-logs")
+    study = chosen.study and load_study(study_path(chosen.study), find_base=config_path, out=chosen.out,
+                                        overrides=chosen.overrides)  # fmt: skip
+    if chosen.conclude:
+        from plait.compare.conclude import conclude
+
+        if study:
+            print(f"kept: {keep_study(study, Progress(), chosen.conclude)}")
+        path, still_open = conclude(chosen.conclude, lambda name: load_study(study_path(name), find_base=config_path))
+        print("\n".join([f"results: {path}", *(f"still open: {sentence}" for sentence in still_open)]))
+    elif chosen.plan:
         _print_table(*plan_study(study, Progress(), arms=chosen.arms, seeds=chosen.seeds))
     else:
         work = analyse_study if chosen.analyse else compare

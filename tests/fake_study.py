@@ -73,8 +73,8 @@ def fake_analyses(study: Study, arms) -> dict[str, list[dict]]:
                 separation = 0.1 + 0.06 * layer * (1 + number / 3) + 0.01 * seed
                 rows["layers"].append({**head, "layer": layer, "first": 0.4, "second": 0.2, "separation": separation})
                 for k, m in enumerate(modalities):
-                    for x, y in rng.standard_normal((60, 2)) + np.array([(k - 0.5) * layer, k * 0.3 * layer]):
-                        rows["components"].append({**head, "layer": layer, "modality": m, "x": x, "y": y})
+                    x, y = (rng.standard_normal((60, 2)) + np.array([(k - 0.5) * layer, k * 0.3 * layer])).T.tolist()
+                    rows["components"].append({**head, "layer": layer, "modality": m, "x": x, "y": y})
             for layer in range(4):
                 here = {**head, "layer": layer}
                 for q, k in itertools.product(modalities, repeat=2):

@@ -82,5 +82,9 @@ def _analyse_run(config: RunConfig, arm: str, seed: int) -> Rows:
     return found
 
 
-def _rounded(row: dict[str, Any]) -> dict[str, Any]:
-    return {k: float(f"{v:.5g}") if isinstance(v, float) else v for k, v in row.items()}
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [float(f"{v:.3g}") for v in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value

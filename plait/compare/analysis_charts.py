@@ -46,11 +46,9 @@ def _components(found: Found, rows: Rows) -> list[Chart]:
         seed = min(r["seed"] for r in mine)
         panels = []
         for layer in sorted({r["layer"] for r in mine}):
-            tokens = [r for r in mine if (r["seed"], r["layer"]) == (seed, layer)]
+            places = {r["modality"]: r for r in mine if (r["seed"], r["layer"]) == (seed, layer)}
             about = next(r for r in rows["layers"] if (r["arm"], r["seed"], r["layer"]) == (arm, seed, layer))
-            series = [Series(m, [r["x"] for r in tokens if r["modality"] == m],
-                             [r["y"] for r in tokens if r["modality"] == m], "points", names.index(m))
-                      for m in names if any(r["modality"] == m for r in tokens)]  # fmt: skip
+            series = [Series(m, places[m]["x"], places[m]["y"], "points", names.index(m)) for m in names if m in places]
             title = "embeddings" if layer == 0 else f"after block {layer}"
             panels.append(
                 Panel(title, f"first component ({about['first']:.0%})", f"second ({about['second']:.0%})", series)

@@ -58,11 +58,12 @@ def activations(model: MixtureOfTransformers, batch: Batch) -> list[Tensor]:
 
 
 def components(model: MixtureOfTransformers, batches: Sequence[Batch]) -> tuple[list[dict], list[dict]]:
-    """Return for each layer the first two principal components of activations: rows of tokens, and rows of layers.
+    """Return the first two principal components of activations by layer: rows of tokens' places, and rows of layers.
 
-    As many tokens of each modality count, so that none draws the components its way. A token has ``layer, modality,
-    x, y``; a layer has ``layer, first, second`` (shares of the variance) and ``separation``, the share of the variance
-    in all D dimensions that lies between the modalities' means (0 where they have one mean, 1 where each is a point).
+    As many tokens of each modality count, so that none draws the components its way. Of tokens, a row has ``layer,
+    modality, x, y`` with the places of some in two lists. Of layers, it has ``layer, first, second`` (shares of the
+    variance) and ``separation``, the share of the variance in all D dimensions that lies between the modalities' means
+    (0 where they have one mean, 1 where each is a point).
     """
     names = model.config.layout.names
     layers = [torch.cat(pieces) for pieces in zip(*(activations(model, b) for b in batches), strict=True)]
@@ -85,8 +86,8 @@ def components(model: MixtureOfTransformers, batches: Sequence[Batch]) -> tuple[
         axes = axes[:2].T
         axes = axes * torch.where((group[next(iter(group))].mean(0) - mean) @ axes > 0, -1.0, 1.0)
         for m, g in group.items():
-            for place in ((g[shown] - mean) @ axes).tolist():
-                tokens.append({"layer": layer, "modality": names[m], "x": place[0], "y": place[1]})
+            x, y = ((g[shown] - mean) @ axes).T.tolist()
+            tokens.append({"layer": layer, "modality": names[m], "x": x, "y": y})
     return tokens, rows
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from plait.compare.analysis import analyse, read_analyses
 from plait.compare.analysis_charts import analysis_charts
 from plait.compare.charts import charts
+from plait.compare.conclude import LOGS
 from plait.compare.figures import draw_figures
+from plait.compare.kept import keep
 from plait.compare.page import write_page
 from plait.compare.plan import ArmPlan
 from plait.compare.records import read_records
@@ -62,6 +64,13 @@ def analyse_study(study: Study, progress: Progress, *, arms: list[str] = (), see
     run.make_plan()
     analyse(run)
     return write_down(run)
+
+
+def keep_study(study: Study, progress: Progress, folder: str | Path) -> Path:
+    """Write the logs of a study's runs that are over, in their compact form, under ``folder``; returns their place."""
+    run = _open(study, progress, [], [])
+    run.make_plan()
+    return keep(study, read_records(run), read_analyses(run), Path(folder) / LOGS)
 
 
 def write_down(run: StudyRun) -> Path:

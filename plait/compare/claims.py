@@ -1,0 +1,232 @@
+"""The paper's claims, each with the rule by which figures decide it, written down before there are figures.
+
+A row measures one number: a figure of a study, or the geometric mean of several, over another one where the claim is a
+comparison. Seeds are matched one by one, and every seed must lie on the claimed side.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from plait.compare.results import Found
+from plait.config_file import from_dict
+from plait.errors import ConfigError, require, unknown
+
+REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN = "reproduced", "not reproduced", "inconclusive", "not run yet"
+VALUES = ("steps_ratio", "end_ratio", "time_of_a_step", "flops_of_a_step", "identical_towers")
+LEAST_SEEDS = 2
+MOST_INCONCLUSIVE = 3
+
+
+@dataclass
+class Figure:
+    """One number that is measured."""
+
+    study: str = ""
+    """Name of a shipped study."""
+    arm: str = ""
+    modality: str = ""
+    split: str = "training"
+    value: str = "steps_ratio"
+    """steps_ratio and end_ratio as in results.json, for each seed; time_of_a_step and flops_of_a_step: of the arm over
+    the one that it is matched with; identical_towers: the largest difference in float64 between a dense model and a
+    mixture of copies of it."""
+
+    def __post_init__(self):
+        if self.value not in VALUES:
+            raise ConfigError(unknown("claims: value", self.value, VALUES))
+        needed = () if self.value == "identical_towers" else ("study", "arm")
+        needed = (*needed, "modality") if self.value.endswith("_ratio") else needed
+        for name in needed:
+            require(bool(getattr(self, name)), f"claims: {name}", getattr(self, name), f"named for {self.value}")
+
+
+@dataclass
+class Row:
+    """One number and the side on which it must lie."""
+
+    figure: str
+    """What is measured, in words."""
+    of: list[Figure]
+    """Its figure, or several whose geometric mean is taken."""
+    over: list[Figure] = field(default_factory=list)
+    """What it is divided by."""
+    above: float | None = None
+    below: float | None = None
+    """The claimed side: above, below, or between the two."""
+    paper: str = ""
+    """The paper's own number."""
+
+    def __post_init__(self):
+        require(bool(self.of), "claims: of", [], "at least one figure")
+        require(self.above is not None or self.below is not None, f"claims: {self.figure!r}", "no bound",
+                "above, below or both")  # fmt: skip
+
+    @property
+    def rule(self) -> str:
+        """The bound in words."""
+        if self.above is None or self.below is None:
+            return f"above {self.above:g}" if self.below is None else f"below {self.below:g}"
+        return f"{self.above:g} to {self.below:g}"
+
+
+@dataclass
+class Claim:
+    """One claim: reproduced if all of its rows are."""
+
+    number: int
+    claim: str
+    rows: list[Row]
+    decide: str = ""
+    """What would decide it, where the figures do not."""
+    tried: str = ""
+    """What was tried to find out why it is not reproduced."""
+
+
+@dataclass
+class Claims:
+    """A file of claims."""
+
+    rules: list[str]
+    """How verdicts are given, in words."""
+    studies: list[str]
+    """Shipped studies whose runs are shown, those of all figures among them."""
+    claims: list[Claim]
+
+    def __post_init__(self):
+        for claim in self.claims:
+            for figure in (f for row in claim.rows for f in (*row.of, *row.over) if f.study):
+                if figure.study not in self.studies:
+                    raise ConfigError(unknown(f"claims: study of claim {claim.number}", figure.study, self.studies))
+
+
+def read_claims(path: Path) -> Claims:
+    """Read a file of claims (raises ConfigError)."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"claims: there is no file {str(path)!r}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"claims: {str(path)!r} is not a YAML file ({str(error).splitlines()[0]})") from None
+    require(isinstance(values, dict), "claims", values, "a mapping with rules and claims")
+    return from_dict(Claims, values, "claims")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A measured number; ``bound`` is 1 where the truth may be higher, -1 where it may be lower, None for both."""
+
+    number: float
+    bound: int | None = 0
+
+    def lies(self, row: Row) -> bool | None:
+        """Say whether it lies on the row's side; None where that cannot be said."""
+        sides = [self._below(row.below), self._above(row.above)]
+        return False if False in sides else None if None in sides else True
+
+    def _below(self, edge: float | None) -> bool | None:
+        if edge is None:
+            return True
+        is_below = self.number < edge
+        certain = (0, -1) if is_below else (0, 1)
+        return is_below if self.bound in certain else None
+
+    def _above(self, edge: float | None) -> bool | None:
+        if edge is None:
+            return True
+        is_above = self.number > edge
+        certain = (0, 1) if is_above else (0, -1)
+        return is_above if self.bound in certain else None
+
+
+ALL_SEEDS = -1
+"""The seed of a number that is the same for all."""
+
+
+def judge(claims: Claims, studies: dict[str, Found], identical: Callable[[], float]) -> dict[str, list[dict[str, Any]]]:
+    """Return ``rows`` (claim, figure, paper, ours, low, high, seeds, verdict) and ``claims`` with their verdicts."""
+    rows, verdicts = [], []
+    for claim in claims.claims:
+        mine = [_judge_row(row, studies, identical) for row in claim.rows]
+        rows += [{"number": claim.number, "claim": claim.claim, **row} for row in mine]
+        found = {row["verdict"] for row in mine}
+        # one failure decides; nothing else does before all has been run
+        order = (NOT_REPRODUCED, NOT_RUN, INCONCLUSIVE, REPRODUCED)
+        verdict = next(v for v in order if v in found)
+        verdicts.append({"number": claim.number, "claim": claim.claim, "verdict": verdict, "decide": claim.decide,
+                         "tried": claim.tried})  # fmt: skip
+    return {"rows": rows, "claims": verdicts}
+
+
+def _judge_row(row: Row, studies: dict[str, Found], identical: Callable[[], float]) -> dict[str, Any]:
+    values = _combined(row, studies, identical)
+    numbers = [v.number for v in values.values()]
+    seeds = len(values) if ALL_SEEDS not in values else 0
+    bounds = {v.bound for v in values.values()}
+    return {
+        "figure": row.figure,
+        "paper": row.paper,
+        "ours": sum(numbers) / len(numbers) if numbers else None,
+        "low": min(numbers, default=None),
+        "high": max(numbers, default=None),
+        "bound": "" if bounds <= {0} else "≥" if bounds <= {0, 1} else "≤" if bounds <= {0, -1} else "~",
+        "seeds": seeds,
+        "rule": row.rule,
+        "verdict": _verdict(row, values),
+    }
+
+
+def _verdict(row: Row, values: dict[int, Value]) -> str:
+    if not values:
+        return NOT_RUN
+    lies = {value.lies(row) for value in values.values()}
+    if lies == {False}:
+        verdict = NOT_REPRODUCED
+    else:
+        verdict = REPRODUCED if lies == {True} else INCONCLUSIVE
+    return verdict if ALL_SEEDS in values or len(values) >= LEAST_SEEDS else INCONCLUSIVE
+
+
+def _combined(row: Row, studies: dict[str, Found], identical: Callable[[], float]) -> dict[int, Value]:
+    """Return the row's number for each seed that all of its figures have."""
+    above, below = ([_measured(f, studies, identical) for f in figures] for figures in (row.of, row.over))
+    seeds = set.intersection(*(set(values) for values in (*above, *below)))
+    found = {}
+    for seed in sorted(seeds):
+        top, bottom = ([values[seed] for values in side] for side in (above, below))
+        number = _geometric_mean([v.number for v in top])
+        number /= _geometric_mean([v.number for v in bottom]) if bottom else 1.0
+        bounds = {v.bound for v in top} | {None if v.bound is None else -v.bound for v in bottom}
+        bounds -= {0}
+        found[seed] = Value(number, 0 if not bounds else bounds.pop() if len(bounds) == 1 else None)
+    return found
+
+
+def _geometric_mean(numbers: list[float]) -> float:
+    return math.exp(sum(map(math.log, numbers)) / len(numbers)) if len(numbers) > 1 else numbers[0]
+
+
+def _measured(figure: Figure, studies: dict[str, Found], identical: Callable[[], float]) -> dict[int, Value]:
+    if figure.value == "identical_towers":
+        return {ALL_SEEDS: Value(identical())}
+    found = studies[figure.study]
+    if figure.arm not in found.study.config.arms:
+        raise ConfigError(unknown(f"claims: arm of {figure.study!r}", figure.arm, found.study.config.arms))
+    if figure.value == "flops_of_a_step":
+        row = next((r for r in found.results["arms"] if r["arm"] == figure.arm), None)
+        return {ALL_SEEDS: Value(row["flops_ratio"])} if row and row["flops_ratio"] else {}
+    if figure.value == "time_of_a_step":
+        against, seeds = found.study.config.arms[figure.arm].against, found.study.config.arms[figure.arm].seeds
+        times = {s: [found.records.step_seconds(arm, s) for arm in (figure.arm, against)] for s in seeds}
+        return {s: Value(mine / other) for s, (mine, other) in times.items() if mine and other}
+    name = (figure.arm, figure.split, figure.modality)
+    pair = next((p for p in found.pairs if (p.arm, p.split, p.modality) == name), None)
+    if pair is None:
+        return {}
+    is_end = figure.value == "end_ratio"
+    numbers = {s: (m.end_ratio, m.end_is_bound) if is_end else (m.ratio, m.is_bound) for s, m in pair.matches.items()}
+    return {s: Value(number, int(bound)) for s, (number, bound) in numbers.items() if number is not None}
