@@ -124,6 +124,59 @@ def test_trackers_of_the_wandb_kind_are_opened_once_logged_to_and_ended(tmp_path
     assert calls[1:] == [("log", 1, 2.0), ("log", 2, 1.0), ("finish",)]
 
 
+def run_rows(folder, name):
+    with MetricsLog(folder, [name], config={"seed": 1}) as log:
+        for step in (1, 2):
+            log.log({"loss/text": 2.0 / step, "mfu": None}, step=step, seconds=1, tokens=5)
+
+
+def test_wandb_offline_keeps_the_rows_in_the_run_and_goes_on_with_its_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for _ in range(2):
+        run_rows(tmp_path / "my_run", "wandb")
+    name = (tmp_path / "my_run" / "wandb_id").read_text()
+    folders = sorted((tmp_path / "my_run" / "wandb").glob(f"offline-run-*-{name}"))
+    assert folders, "both parts belong to one run"
+    kept = b"".join(file.read_bytes() for folder in folders for file in folder.glob("*.wandb"))
+    assert b"loss/text" in kept and b"mfu" not in kept
+    assert len(read_metrics(tmp_path / "my_run" / "metrics.jsonl")) == 4
+
+
+def test_trackio_keeps_the_rows_on_this_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio")
+    run_rows(tmp_path / "my_run", "trackio")
+    assert list((tmp_path / "trackio").rglob("plait*"))
+
+
+WRITER = """
+import sys
+from plait.train.metrics import MetricsLog
+log = MetricsLog(sys.argv[1])
+for step in range(10**9):
+    log.log({f"loss/{i}": step / 3 for i in range(60)}, step=step, seconds=step, tokens=step)
+"""
+
+
+@pytest.mark.parametrize("after", [200, 1000])
+def test_a_killed_writer_leaves_rows_that_are_whole(tmp_path, after):
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)])
+    path = tmp_path / "metrics.jsonl"
+    try:
+        while not path.exists() or len(rows := read_metrics(path)) < after:  # a reader beside it never fails
+            assert writer.poll() is None
+    finally:
+        writer.kill()
+        writer.wait()
+    final = read_metrics(path)
+    assert [row["step"] for row in final] == list(range(len(final))) and len(final) >= len(rows)
+    with MetricsLog(tmp_path) as log:
+        log.log({}, step=len(final), seconds=1, tokens=1)
+    assert len(read_metrics(path)) == len(final) + 1
+
+
 def test_the_summary_is_flat_sorted_and_valid_json(tmp_path):
     path = tmp_path / "summary.json"
     write_summary(path, {"b": torch.tensor(1.5), "a": float("nan"), "name": "où", "n": 3})

@@ -132,5 +132,5 @@ def progress_text(row: Mapping[str, Any], step: int) -> str:
     losses = [f"{name.partition('/')[2]} {value:.3f}" for name, value in row.items() if name.startswith("loss/")]
     speed = row["tokens_per_second"]
     fast = f"{speed / 1e3:.3g}k" if speed >= 1000 else f"{speed:.0f}"
-    share = f"  {row['mfu']:.0%} of peak" if row.get("mfu") is not None else ""
-    return f"step {step:,}  {'  '.join(losses)}  {fast} tokens/s{share}"
+    share = [f"{row['mfu']:.0%} of peak"] if row.get("mfu") is not None else []
+    return "  ".join([f"step {step:,}", *losses, f"{fast} tokens/s", *share])
