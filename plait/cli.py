@@ -92,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--config", default="", help="in place of a setting: a shipped config's name, or a YAML file")
     quick.add_argument("--restart", action="store_true", help="throw the run's folder away and begin anew")
 
-    step = add("prepare", _prepare, "raw media to trained codecs and encoded shards", settings=True,
-               epilog="example: plait prepare my.yaml --prepare.source photos/manifest.jsonl")  # fmt: skip
+    step = add("prepare", _prepare, "raw media to trained codecs and encoded shards; goes on where it was stopped",
+               settings=True, epilog=PREPARE_EXAMPLES)  # fmt: skip
     step.add_argument("config", help="the run's YAML file, or a shipped config's name")
     step.add_argument("--restart", action="store_true", help="throw earlier work away, for example after a change")
 
@@ -155,6 +155,13 @@ QUICKSTART_EXAMPLES = """examples:
   plait quickstart                           (into runs/quickstart)
   plait quickstart --setting transfusion     (into runs/quickstart-transfusion)
   plait quickstart --out runs/longer --train.minutes 60"""
+
+PREPARE_EXAMPLES = """examples:
+  plait prepare my.yaml --prepare.source photos/manifest.jsonl
+  plait prepare my.yaml --prepare.source "tars/part-*.tar"             (WebDataset)
+  plait prepare my.yaml --prepare.source "[a.parquet, s3://bucket/b.jsonl]" --prepare.columns "{caption: text}"
+
+Broken rows are left out and listed with their reasons. docs/data.md: every form of input, limits, mixing, resuming."""
 
 GENERATE_EXAMPLES = """examples:
   plait generate runs/quickstart --text "a fox on a blue background" --output image --count 4

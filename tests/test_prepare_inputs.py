@@ -1,9 +1,12 @@
 """Every form of input: JSONL, Parquet, tars, lists, globs and addresses give the same documents."""
 
+import dataclasses
 import io
 import json
 import os
+import re
 import tarfile
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -11,10 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+import yaml
 from PIL import Image
 from test_manifest import CODECS, open_source, read_all, write
 from test_prepare import config_for, fake_codecs, files  # noqa: F401  (a fixture)
 
+from plait.config import DataConfig, PrepareConfig, RunConfig
+from plait.config_file import from_dict
 from plait.data import places
 from plait.data.prepare import prepare, raw_source
 from plait.data.raw import BrokenRow
@@ -344,3 +350,18 @@ def test_memory_does_not_grow_with_the_manifest(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert source.splits()["train"] == 50_000 and peak < 4e6
+
+
+def test_the_page_names_settings_that_there_are():
+    """docs/data.md: its YAML is a config, and every setting that it mentions exists."""
+    text = (Path(__file__).parent.parent / "docs/data.md").read_text()
+    model = {"modalities": {"text": {"vocab_size": 10}}, "width": 16, "num_heads": 2}
+    blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    for block in blocks:
+        from_dict(RunConfig, yaml.safe_load(block) | {"model": model})
+    for row in re.findall(r"```json\n(.*?)```", text, re.DOTALL):
+        assert json.loads(row)["parts"]
+    for section, cls in (("prepare", PrepareConfig), ("data", DataConfig)):
+        named = set(re.findall(rf"\b{section}\.([a-z_]+)\b", text)) - {"md", "py"}
+        assert len(named) >= 2 and named <= {f.name for f in dataclasses.fields(cls)}
