@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from plait.batch import Batch, Document, Part, pack
-from plait.config import DiffusionConfig, TrainConfig
+from plait.config import DiffusionConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
 from plait.model_config import ModalityConfig, ModelConfig
@@ -47,7 +47,7 @@ def main() -> None:
     config = ModelConfig(modalities={"text": ModalityConfig(vocab_size=2048), "image": image}, width=options.width,
                          num_layers=options.layers, num_heads=options.width // 64)  # fmt: skip
     model, rng = MixtureOfTransformers(config), np.random.default_rng(0)
-    pool = side_by_side(model, TrainConfig(accumulate=options.batches))
+    pool = side_by_side(model, options.batches)
     if pool is None:
         raise SystemExit("side_by_side: one core only, there is nothing to compare")
 

@@ -105,7 +105,10 @@ class TrainConfig:
     minutes: float = 0.0
     """If above 0, the schedule is fitted to this time instead: `steps` is set after the first steps are timed."""
     accumulate: int = 1
-    """Batches per optimizer step. On a CPU they are computed side by side, on a core each."""
+    """Batches per optimizer step, of each rank. On a CPU they are computed side by side, on a core each."""
+    global_batch_tokens: int = 0
+    """Tokens per optimizer step, of all ranks together: `accumulate` follows from it, data.batch_tokens and the number
+    of ranks, so that a step is the same on any number of them. 0: `accumulate` says."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: Muon for the matrices of the blocks, AdamW for the rest, by one learning rate (arXiv 2502.16982). It wants
     fewer steps, and its own work does not grow with the batch: a third of a step of 1,024 tokens on a CPU."""
@@ -130,8 +133,9 @@ class TrainConfig:
     normalize: Literal["all_tokens", "per_modality"] = "all_tokens"
     """all_tokens: one mean over all discrete tokens (Chameleon). per_modality: a mean for each, then the weights.
     Diffusion losses are always a mean over images."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the forward pass; parameters stay in float32."""
+    precision: Literal["float32", "bfloat16", "float8"] = "float32"
+    """Precision of the forward pass; parameters stay in float32. float8 is that of large products, the rest is bfloat16
+    (CUDA from compute capability 8.9 on, with torchao)."""
     compile: bool = False
     """torch.compile each block."""
     ema: float = 0.0
@@ -356,6 +360,10 @@ class RunConfig:
                 "weights of which one at least is above 0")  # fmt: skip
         for name in ("steps", "accumulate", "log_every", "keep_checkpoints"):
             require(getattr(self.train, name) >= 1, f"train.{name}", getattr(self.train, name), "at least 1")
+        require(self.train.global_batch_tokens >= 0, "train.global_batch_tokens", self.train.global_batch_tokens,
+                "0 or more")  # fmt: skip
+        require(not self.train.global_batch_tokens or self.train.accumulate == 1, "train.accumulate",
+                self.train.accumulate, "1 where train.global_batch_tokens is set, which it follows from")  # fmt: skip
         require(len(self.train.betas) == 2, "train.betas", self.train.betas, "two numbers")
         self._check_parallel()
         for name in (*self.generate.sampling, *self.generate.max_tokens, *self.generate.grids):

@@ -144,7 +144,7 @@ def test_steps_by_muon(layout, folder, tmp_path, two):
 
 
 def run_of(folder, out, **parallel):
-    config = config_for(folder, out, mel=False, train={"steps": 6, "accumulate": 1, "log_every": 1, "validate_every": 2,
+    config = config_for(folder, out, mel=False, train={"steps": 6, "log_every": 1, "validate_every": 2,
                         "validation_batches": 3, "ema": 0.5, "learning_rate": 0.01})  # fmt: skip
     config.data = dataclasses.replace(config.data, batch_tokens=512, tasks={"text,image": 1.0, "image,text": 1.0})
     config.parallel = ParallelConfig(**parallel)
@@ -160,10 +160,10 @@ def rows_of(out) -> list[dict]:
 
 def test_whole_runs(folder, tmp_path, two):
     """Two ranks that take a batch each train as one process that takes two: same data, losses and validation."""
-    alone = run_of(folder, tmp_path / "alone")
-    alone.train.accumulate = 2
+    alone, shards = run_of(folder, tmp_path / "alone"), run_of(folder, tmp_path / "shards")
+    alone.train.global_batch_tokens = shards.train.global_batch_tokens = 2 * alone.data.batch_tokens
     train_run(alone)
-    two.run(train_run, run_of(folder, tmp_path / "shards"))
+    two.run(train_run, shards)
     assert len(rows_of(tmp_path / "alone")) == 9
     for found, expected in zip(rows_of(tmp_path / "shards"), rows_of(tmp_path / "alone"), strict=True):
         assert found == pytest.approx(expected, rel=1e-4)

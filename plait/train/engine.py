@@ -113,6 +113,8 @@ class Trainer:
         config = resolve_vocabulary(config)
         data = replace(config.data, pad_rows_to=parallel.rows_multiple(config))
         self.config = config = replace(config, data=data)
+        self.num_batches = parallel.batches_of_a_step(config)
+        """Batches of one step, of this rank."""
         self.out = Path(config.out)
         self.model = parallel.build(config, self.device)
         self.ranks = self.model.ranks
@@ -126,7 +128,7 @@ class Trainer:
         self._restore()
         if config.train.compile:
             self.model.compile_blocks()
-        self._pool = side_by_side(self.model, config.train)
+        self._pool = side_by_side(self.model, self.num_batches, compiled=config.train.compile)
         self.measures = Measures(self.model, config.train, self.device)
         self._bad_steps = torch.zeros((), device=self.device)
         self._stop = False  # what this rank was asked; `_stopping` is what all ranks know
@@ -233,7 +235,7 @@ class Trainer:
         self.watchdog.at(self.state.step, "reading data")
         waited, position = loader.wait_seconds, self.state.loader
         micro = []
-        for batch, loader_state in itertools.islice(batches, self.config.train.accumulate):
+        for batch, loader_state in itertools.islice(batches, self.num_batches):
             self.state.loader = loader_state
             self.measures.read(batch, loader.wait_seconds - waited)
             waited = loader.wait_seconds
@@ -339,7 +341,7 @@ class Trainer:
         position = self._recent[bad[-1]][0]
         facts = {"step": first + bad[-1] + 1, "data_rank": self.ranks.data_rank, "loader": position}
         with contextlib.closing(iter(self._loader(position))) as batches:
-            found = [batch for batch, _ in itertools.islice(batches, self.config.train.accumulate)]
+            found = [batch for batch, _ in itertools.islice(batches, self.num_batches)]
         folder = self.out / "bad_batches" / f"step-{facts['step']:08d}"
         save_batches(folder / f"rank-{dist.get_rank() if dist.is_initialized() else 0}", found, facts)
         return f", the batch of the last one is in {str(folder)!r}"

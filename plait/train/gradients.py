@@ -11,21 +11,24 @@ import torch
 from torch import Tensor
 
 from plait.batch import Batch
-from plait.config import TrainConfig
 from plait.model.mot import MixtureOfTransformers
 
 Loss = Callable[[Batch], tuple[Tensor, Tensor]]
 """A batch's share of the step's loss [], and its sums by modality [M]."""
 
 
-def side_by_side(model: MixtureOfTransformers, config: TrainConfig) -> ThreadPoolExecutor | None:
+def side_by_side(
+    model: MixtureOfTransformers, num_batches: int, *, compiled: bool = False
+) -> ThreadPoolExecutor | None:
     """Return threads for a step's batches, as many as there are cores for them; None where one follows the other."""
     cores = torch.get_num_threads()
     # token choice counts its load in place, and tracing for the compiler is no work for several threads
     in_place = any(t.ffn == "moe" and t.moe_routing == "token_choice" for t in model.config.towers.values())
-    if model.device.type != "cpu" or min(cores, config.accumulate) < 2 or in_place or config.compile:
+    # ranks have cores of their own, and exchange gradients in the backward pass
+    alone = model.ranks.mesh is None
+    workers = min(cores, num_batches)
+    if model.device.type != "cpu" or workers < 2 or in_place or compiled or not alone:
         return None
-    workers = min(cores, config.accumulate)
     return ThreadPoolExecutor(workers, "plait-batch", initializer=torch.set_num_threads, initargs=(cores // workers,))
 
 

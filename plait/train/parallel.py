@@ -28,6 +28,7 @@ from plait.launch import launch
 from plait.model.moe import MixtureOfExperts
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Ranks
+from plait.train.float8 import MULTIPLE, check_float8, use_float8
 
 
 def local_device(name: str) -> str:
@@ -90,16 +91,38 @@ class Layout:
 
 def rows_multiple(config: RunConfig) -> int:
     """Return what every tower's rows are padded to a multiple of, so that ranks own equal parts."""
-    return math.lcm(config.data.pad_rows_to, config.parallel.context * config.parallel.tensor)
+    smallest = MULTIPLE if config.train.precision == "float8" else 1
+    return math.lcm(config.data.pad_rows_to, smallest * config.parallel.context * config.parallel.tensor)
+
+
+def batches_of_a_step(config: RunConfig) -> int:
+    """Return how many batches each rank computes in an optimizer step (raises ConfigError)."""
+    tokens, ranks = config.train.global_batch_tokens, Layout.of(config.parallel, world_size()).data
+    if not tokens:
+        return config.train.accumulate
+    at_once = config.data.batch_tokens * ranks
+    require(tokens % at_once == 0, "train.global_batch_tokens", tokens,
+            f"a multiple of {at_once} (data.batch_tokens of {ranks} data ranks)")  # fmt: skip
+    return tokens // at_once
+
+
+def world_size() -> int:
+    """Return the number of ranks that train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def build(config: RunConfig, device: torch.device) -> MixtureOfTransformers:
     """Return the run's model with its first weights: whole in one process, this rank's part of it among several."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        Layout.of(config.parallel, 1)
-        return MixtureOfTransformers(config.model, seed=config.seed).to(device)
-    with torch.device("meta"):
-        model = MixtureOfTransformers(config.model)
+    layout = Layout.of(config.parallel, world_size())
+    if config.train.precision == "float8":
+        check_float8(device, tensor=layout.tensor)
+    alone = world_size() == 1
+    with contextlib.nullcontext() if alone else torch.device("meta"):
+        model = MixtureOfTransformers(config.model, seed=config.seed)
+    if config.train.precision == "float8":
+        use_float8(model)
+    if alone:
+        return model.to(device)
     parallelize(model, config, device.type)
     model.to_empty(device=device)
     model.init_weights(config.seed)
