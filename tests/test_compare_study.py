@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,8 +12,9 @@ import pytest
 import yaml
 from fake_data import scene_like, write_folder
 
+from plait import shipped
 from plait.cli import main
-from plait.compare import analysis, plan, runner, workflow
+from plait.compare import analysis, conclude, plan, runner, workflow
 from plait.compare.curves import read_curves
 from plait.compare.study import load_study
 from plait.compare.workflow import analyse_study, compare
@@ -296,6 +298,31 @@ def test_finished_models_are_looked_into(folder, monkeypatch, capsys):
     monkeypatch.setattr(analysis, "_analyse_run", lambda *_: pytest.fail("it was analysed before"))
     analyse_study(load_study(path), QuietProgress())
     assert json.loads((made / "analysis.json").read_text()) == found
+
+
+def test_logs_are_kept_and_claims_judged(folder, monkeypatch, capsys):
+    """The verdict is the same from the kept logs alone, when the runs are gone."""
+    monkeypatch.setattr(conclude, "draw_figures", lambda charts, folder: [])
+    monkeypatch.setattr(shipped, "STUDIES", (folder,))
+    path, figure = write(folder), {"study": "tiny", "arm": "mot", "value": "flops_of_a_step"}
+    rows = [{"figure": "FLOPs", "of": [figure], "above": 0.9, "below": 1.1}]
+    rows.append({"figure": "time", "of": [figure | {"value": "time_of_a_step"}], "below": 0})
+    claims = {"rules": ["a rule"], "studies": ["tiny"], "claims": [{"number": 1, "claim": "c", "rows": rows}]}
+    (folder / "docs").mkdir()
+    (folder / "docs" / "claims.yaml").write_text(yaml.safe_dump(claims))
+    assert main(["compare", str(path), "--seeds", "0"]) == 0
+    compare(load_study(path), QuietProgress(), seeds=[1], arms=["dense"])
+    assert main(["compare", str(path), "--conclude", str(folder / "docs")]) == 0
+    kept = folder / "docs" / "study_logs" / "out"
+    assert {p.name for p in kept.glob("*.jsonl")} == {"dense-0.jsonl", "dense-1.jsonl", "mot-0.jsonl"}
+    assert "kept: " in capsys.readouterr().out
+    made = json.loads((folder / "docs" / "results.json").read_text())
+    assert [r["verdict"] for r in made["rows"]] == ["reproduced", "inconclusive"]  # one seed of both
+    assert made["studies"][0]["finished"] == 3
+    shutil.rmtree(folder / "out")
+    assert main(["compare", "--conclude", str(folder / "docs")]) == 0
+    assert json.loads((folder / "docs" / "results.json").read_text()) == made
+    assert "a rule" in (folder / "docs" / "results.md").read_text()
 
 
 def test_only_some_arms_and_seeds(folder):
