@@ -91,20 +91,27 @@ class Steps:
     weights: dict[str, Tensor]
     averages: dict[str, Tensor]
     buffers: dict[str, Tensor]
+    bad_steps: int = 0
 
 
 Dealt = Sequence[Sequence[Sequence[Sequence[Document]]]]
 """Documents by step, data rank and batch."""
 
 
-def train_steps(config: RunConfig, steps: Dealt, backend: str = "") -> Steps:
-    """Do optimizer steps in float64 on this rank's batches; in one process, on those of all ranks together.
+def train_steps(
+    config: RunConfig,
+    steps: Dealt,
+    backend: str = "",
+    rank_of_nan: int | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Steps:
+    """Do optimizer steps on this rank's batches; in one process, on those of all ranks together.
 
-    ``backend`` compiles the blocks.
+    ``backend`` compiles the blocks; latents of data rank ``rank_of_nan`` are not numbers in its first step.
     """
     torch.manual_seed(0)
     trainer = Trainer(config, QuietProgress())
-    trainer.model.double()
+    trainer.model.to(dtype)
     if backend:
         trainer.model.compile_blocks(backend=backend)
     trainer.optimizer = make_optimizer(trainer.model, config.train)
@@ -124,6 +131,8 @@ def train_steps(config: RunConfig, steps: Dealt, backend: str = "") -> Steps:
         mine = by_rank[trainer.ranks.data_rank] if dist.is_initialized() else [b for r in by_rank for b in r]
         padded = trainer.config.data.pad_rows_to
         batches = [trainer._finish(pack(documents, trainer.config.model, pad_rows_to=padded)) for documents in mine]
+        if not found.sums and rank_of_nan == trainer.ranks.data_rank:
+            batches[0].latents["mel"].values.fill_(float("nan"))
         sums, counts, norm = trainer.update(batches)
         found.sums.append(sums)
         found.counts.append(counts)
@@ -131,6 +140,7 @@ def train_steps(config: RunConfig, steps: Dealt, backend: str = "") -> Steps:
     found.weights = {name: whole(p).clone() for name, p in trainer.model.named_parameters()}
     found.averages = {n: whole(t).clone() for n, t in trainer.averages.tensors.items()} if trainer.averages else {}
     found.buffers = {name: b.clone() for name, b in trainer.model.named_buffers()}
+    found.bad_steps = int(trainer._bad_steps)
     return found
 
 

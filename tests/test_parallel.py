@@ -77,13 +77,16 @@ def config_for(
     return config
 
 
-def dealt(*, data: int, steps=1, batches=1, mel=True, only=None):
+def dealt(*, data: int, steps=1, batches=1, mel=True, only=None, channels=3):
     """Return documents by step, data rank and batch; ``only`` are the modalities of each data rank."""
     rng = np.random.default_rng(0)
     made = [[[random_documents(rng, 4, mel=mel, only=only[r % len(only)] if only else None) for _ in range(batches)]
              for r in range(data)] for _ in range(steps)]  # fmt: skip
     for i, document in enumerate(d for step in made for rank in step for batch in rank for d in batch):
         document.index = i
+        for part in document.parts:
+            if part.latents is not None:
+                part.latents = np.resize(part.latents, (len(part), channels))
     return made
 
 
@@ -113,6 +116,48 @@ def test_every_kind_of_model(model, folder, tmp_path, two):
     config = config_for(folder, tmp_path, **MODELS[model])
     for layout in ("tensor", "context"):
         check(two, config, TWO[layout], mel=MODELS[model].get("mel", True))
+
+
+def test_experts_that_choose_among_all_rows(folder, tmp_path, two):
+    """Expert choice compares the rows of a batch, which tensor ranks all have."""
+    experts = TowerConfig(**MOE, moe_routing="expert_choice")
+    for towers, untied in (({"image": experts}, ["qkv", "o", "ffn", "norm"]),
+                           (dict.fromkeys(("text", "image", "speech", "mel"), experts), [])):  # fmt: skip
+        check(two, config_for(folder, tmp_path, towers=towers, untied=untied), {"tensor": 2})
+
+
+def test_a_convolutional_network_around_latents(folder, tmp_path, two):
+    """Its items are dealt to the ranks that share a batch."""
+    config = config_for(folder, tmp_path)
+    mel = config.model.modalities["mel"]
+    mel.patch_network, mel.patch_size, mel.latent_channels = "unet", 2, 4
+    for layout in TWO:
+        check(two, config, TWO[layout], channels=4)
+
+
+def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_by_all(folder, tmp_path, two):
+    """Latents of one rank's batch hold NaN: no rank changes a weight in that step, and the next one is as it was."""
+    documents = dealt(data=2, steps=2)
+    config = config_for(folder, tmp_path, train={"ema": 0.9})
+    alone = train_steps(config, documents[1:])
+    for found in two.run(train_steps, config, documents, "", 1):
+        assert not torch.isfinite(found.norms[0]) and not found.sums[0].any() and found.bad_steps == 1
+        torch.testing.assert_close((found.weights, found.averages), (alone.weights, alone.averages), rtol=0, atol=1e-9)
+
+
+def test_bfloat16(folder, tmp_path, two):
+    """Weights, gradients and their sums are float32, and agree with one process as well as bfloat16 can."""
+    config = config_for(folder, tmp_path, train={"precision": "bfloat16"})
+    for layout, parallel in TWO.items():
+        steps = dealt(data=1 if layout in ("tensor", "context") else 2, batches=2)
+        alone = train_steps(config, steps, dtype=torch.float32)
+        cut = dataclasses.replace(config, parallel=ParallelConfig(**parallel))
+        for found in two.run(train_steps, cut, steps, "", None, torch.float32):
+            torch.testing.assert_close(found.sums, alone.sums, rtol=2e-3, atol=0)
+            assert {t.dtype for t in (*found.weights.values(), *found.gradients[0].values())} == {torch.float32}
+            for name, gradient in found.gradients[0].items():
+                expected = alone.gradients[0][name]
+                assert (gradient - expected).norm() < 0.1 * expected.norm() + 1e-6, (layout, name)
 
 
 @pytest.mark.parametrize("absent", ["text", "image", "speech", "mel"])

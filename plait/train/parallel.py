@@ -226,10 +226,12 @@ def finish_gradients(ranks: Ranks, parameters: Sequence[DTensor], sums: Tensor, 
     if ranks.tensor > 1:
         whole = [g for g, p in zip(gradients, parameters, strict=True) if _is_whole(p)]
         _sum_together(whole, ranks.tensor_mesh.get_group())
-    squares = torch.stack(torch._foreach_norm(gradients)).square()
-    share = torch.tensor([1 / copies(p) for p in parameters], dtype=squares.dtype).to(squares.device)
-    both = ranks.total(torch.cat([sums.double(), (squares * share).double().sum()[None]]))
-    norm = both[-1].sqrt().to(squares.dtype)
+    by_copies: dict[int, list[Tensor]] = {}
+    for norm, parameter in zip(torch._foreach_norm(gradients), parameters, strict=True):
+        by_copies.setdefault(copies(parameter), []).append(norm)
+    squares = sum(torch.stack(norms).double().square().sum() / number for number, norms in by_copies.items())
+    both = ranks.total(torch.cat([sums.double(), squares[None]]))
+    norm = both[-1].sqrt().to(gradients[0].dtype)
     torch._foreach_mul_(gradients, (clip / (norm + 1e-6)).clamp(max=1.0))
     return both[:-1].to(sums.dtype), norm
 
