@@ -147,7 +147,7 @@ def test_gradients_reach_every_parameter_of_both_towers(name, folder):
 def test_losses_fall(trained):
     _, trainer, rows = trained
     assert trainer.state.step == 30 and trainer.averages is not None
-    # over seeds, the losses of pictures fall to 0.82 to 0.92 in so few steps: their noise levels differ from step to step
+    # over seeds, the losses of pictures fall to 0.82 to 0.92 in so few steps: noise levels differ from step to step
     for key, share in (("loss/text", 0.6), ("loss/image", 0.95)):
         values = [row[key] for row in rows if key in row]
         assert len(values) >= 28 and np.mean(values[-5:]) < share * np.mean(values[:5]), key
