@@ -149,7 +149,7 @@ def test_gradient_conflict_is_the_cosine_of_the_gradients(rng):
     rows = gradient_conflict(model, batches)
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
     keys = {(r["layer"], r["component"], r["first"], r["second"]) for r in rows}
-    assert len(keys) == len(rows) == 2 * 5 * 3
+    assert len(keys) == len(rows) == 2 * 5 * (3 + 3)
     model.requires_grad_(True)
     counts = np.sum([b.counts for b in batches], axis=0)
     gradients = []
@@ -161,6 +161,10 @@ def test_gradient_conflict_is_the_cosine_of_the_gradients(rng):
     row = next(r for r in rows if (r["layer"], r["component"], r["first"], r["second"]) == (1, "ffn", "text", "speech"))
     assert row["cosine"] == pytest.approx(torch.cosine_similarity(*gradients, dim=0).item())
     assert row["ratio"] == pytest.approx((gradients[1].norm() / gradients[0].norm()).item())
+    twice = gradient_conflict(model, [batches[0], batches[0]])
+    assert all(r["cosine"] == pytest.approx(1) for r in twice if r["first"] == r["second"])  # no noise
+    assert all(abs(r["cosine"]) < 1 - 1e-6 for r in rows)
+    assert not any(r["first"] == r["second"] for r in gradient_conflict(model, batches[:1]))
 
 
 def test_the_same_task_has_no_conflict_and_towers_apart_share_nothing_but_attention(rng):

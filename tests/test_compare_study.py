@@ -300,6 +300,12 @@ def test_finished_models_are_looked_into(folder, monkeypatch, capsys):
     assert json.loads((made / "analysis.json").read_text()) == found
 
 
+def without_plan(run):
+    """Return the run so that it fails where it asks for data."""
+    run.make_plan = lambda *_: pytest.fail("what is written needs no data")
+    return run
+
+
 def test_logs_are_kept_and_claims_judged(folder, monkeypatch, capsys):
     """The verdict is the same from the kept logs alone, when the runs are gone."""
     monkeypatch.setattr(conclude, "draw_figures", lambda charts, folder: [])
@@ -310,8 +316,11 @@ def test_logs_are_kept_and_claims_judged(folder, monkeypatch, capsys):
     claims = {"rules": ["a rule"], "studies": ["tiny"], "claims": [{"number": 1, "claim": "c", "rows": rows}]}
     (folder / "docs").mkdir()
     (folder / "docs" / "claims.yaml").write_text(yaml.safe_dump(claims))
+    assert main(["compare", str(path), "--conclude", str(folder / "docs")]) == 3
+    assert "which `plait compare` writes" in capsys.readouterr().err
     assert main(["compare", str(path), "--seeds", "0"]) == 0
     compare(load_study(path), QuietProgress(), seeds=[1], arms=["dense"])
+    monkeypatch.setattr(workflow, "StudyRun", lambda *a, run=runner.StudyRun, **k: without_plan(run(*a, **k)))
     assert main(["compare", str(path), "--conclude", str(folder / "docs")]) == 0
     kept = folder / "docs" / "study_logs" / "out"
     assert {p.name for p in kept.glob("*.jsonl")} == {"dense-0.jsonl", "dense-1.jsonl", "mot-0.jsonl"}

@@ -23,8 +23,8 @@ from plait.train.engine import pick_device
 
 FILE = "analysis.json"
 KINDS = ("components", "layers", "attention", "conflict")
-BATCHES = 2
-"""Batches of each task."""
+BATCHES = 4
+"""Batches of each task; an even number, so that both halves have all tasks."""
 
 Rows = dict[str, list[dict[str, Any]]]
 """Rows by kind."""
@@ -46,7 +46,7 @@ def analyse(run: StudyRun) -> None:
 def read_analyses(run: StudyRun) -> Rows:
     """Return the rows of all runs that were analysed, those of a study's arms in its order."""
     found: Rows = {kind: [] for kind in KINDS}
-    for arm in run.plan:
+    for arm in run.study.config.arms:
         for seed in run.study.config.arms[arm].seeds:
             path = run.folder(arm, seed) / FILE
             for kind, rows in read_json(path, "analysis").items() if path.exists() else ():

@@ -84,17 +84,18 @@ def _conflicts(found: Found, rows: list[dict[str, Any]]) -> list[Chart]:
     for first, second in pairs:
         mine = [r | {"block": r["layer"] + 1} for r in rows if (r["first"], r["second"]) == (first, second)]
         ends = [r for r in mine if r["step"] == last[r["arm"], r["seed"]]]
-        title = f"{first} and {second}"
+        title = f"{first} and {second}" if first != second else f"{first} and itself, other documents"
         whole = [r for r in ends if r["component"] == "all"]
         by_layer.append(_cosine_panel(title, "block", whole, _lines(found, whole, "block", "cosine")))
         against = [r for r in ends if r["arm"] == found.study.config.against and r["component"] != "all"]
         parts = [{**r, "arm": r["component"]} for r in against]
         by_part += [_cosine_panel(title, "block", parts, _by_component(parts))] if parts else []
-        if len({r["step"] for r in mine}) > 1:
+        if first != second and len({r["step"] for r in mine}) > 1:
             steps = _mean_over_layers([r for r in mine if r["component"] == "all"])
             by_step.append(_cosine_panel(title, "training step", steps, _lines(found, steps, "step", "cosine")))
     note = ("The cosine of the gradients of two modalities' losses in the parameters of a block: below 0 what helps "
-            "the one harms the other. Where towers are apart, few parameters serve both.")  # fmt: skip
+            "the one harms the other. Where towers are apart, few parameters serve both. How much a modality's own "
+            "gradients on other documents agree says what noise leaves.")  # fmt: skip
     against = found.study.config.against
     return [Chart("conflict", SECTION, "Do the modalities' gradients agree?", note, by_layer),
             Chart("conflict_components", SECTION, f"Gradients by component: {against}", note, by_part),

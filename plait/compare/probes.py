@@ -159,27 +159,34 @@ def gradient_conflict(model: MixtureOfTransformers, batches: Sequence[Batch]) ->
     Rows of ``layer, component, first, second, cosine, ratio``: component is one of `PARTS` or "all", ratio the length
     of the second gradient over the first one's. Below 0 the two pull apart. Losses are the means over all batches. In
     parameters that one modality alone has, there is no conflict to measure and the row is left out.
+
+    Gradients are noisy, and noise hides what they have in common. So a modality has a row with itself too, where there
+    are two batches: the cosine between its gradients on every other batch and on those between.
     """
     names = model.config.layout.names
     counts = np.sum([b.counts for b in batches], axis=0)
-    present = [m for m in range(len(names)) if counts[m]]
     before = [p.requires_grad for p in model.parameters()]
     model.requires_grad_(True)
-    found = {m: _gradient(model, batches, m, float(counts[m])) for m in present}
+    halves = {m: [_gradient(model, half, m, float(counts[m])) for half in (batches[::2], batches[1::2]) if half]
+              for m in np.flatnonzero(counts).tolist()}  # fmt: skip
     for parameter, wanted in zip(model.parameters(), before, strict=True):
         parameter.requires_grad_(wanted)
+    whole = {m: {n: sum(half[n] for half in some) for n in some[0]} for m, some in halves.items()}
+    sides = {(a, b): (whole[a], whole[b]) for a, b in itertools.combinations(whole, 2)}
+    sides |= {(m, m): tuple(some) for m, some in halves.items() if len(some) == 2}
     rows = []
     for layer in range(len(model.blocks)):
         for component, modules in {**PARTS, "all": sum(PARTS.values(), ())}.items():
             prefixes = tuple(f"blocks.{layer}.{module}." for module in modules)
-            for a, b in itertools.combinations(present, 2):
-                row = _cosine(found[a], found[b], prefixes)
+            for (a, b), gradients in sides.items():
+                row = _cosine(*gradients, prefixes)
                 if row:
                     rows.append({"layer": layer, "component": component, "first": names[a], "second": names[b], **row})
     return rows
 
 
 def _gradient(model: MixtureOfTransformers, batches: Sequence[Batch], modality: int, count: float) -> dict[str, Tensor]:
+    """Return the gradient of a modality's summed loss over ``count``, by the parameters' names."""
     model.zero_grad(set_to_none=True)
     for batch in batches:
         (loss_sums(model, model(batch), batch)[modality] / count).backward()

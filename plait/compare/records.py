@@ -6,6 +6,7 @@ from typing import Any
 
 from plait.compare.curves import Curve, Key, read_curves, step_seconds
 from plait.compare.runner import DONE, StudyRun, Tuned, status
+from plait.errors import DataError
 from plait.files import read_json
 from plait.train.metrics import hardware, versions
 
@@ -41,17 +42,34 @@ class Records:
 def read_records(run: StudyRun) -> Records:
     """Read every arm and run of a study's plan; nothing that was planned is left out."""
     names = list(run.plan)
-    folders = {(arm, seed): run.folder(arm, seed) for arm in names for seed in run.study.config.arms[arm].seeds}
-    runs = [_run_row(arm, seed, folder) for (arm, seed), folder in folders.items()]
-    finished = [(r["arm"], r["seed"]) for r in runs if r["status"] == "finished"]
     trials = {owner: run.read_trials(owner) for owner in dict.fromkeys(map(run.rate_owner, names)) if owner}
-    return Records(
-        [_arm_row(run, arm, trials.get(run.rate_owner(arm))) for arm in names],
-        [trial for tuned in trials.values() for trial in tuned.trials],
-        runs,
-        {key: read_curves(folders[key]) for key in finished},
-        hardware() | versions(),
-    )
+    arms = [_arm_row(run, arm, trials.get(run.rate_owner(arm))) for arm in names]
+    tuning = [trial for tuned in trials.values() for trial in tuned.trials]
+    return _with_runs(Records(arms, tuning, machine=hardware() | versions()), run)
+
+
+def read_written_records(run: StudyRun) -> Records:
+    """Read what a study's results.json says of its arms and trials, and every run; neither data nor a plan is needed.
+
+    Raises DataError where results were never written.
+    """
+    path = run.study.results / "results.json"
+    if not path.exists():
+        raise DataError(f"study: there is no {str(path)!r}, which `plait compare` writes when it ends or is stopped")
+    found = read_json(path, "results")
+    arms = [{k: v for k, v in row.items() if k not in ("about", "against", "flops_ratio")} for row in found["arms"]]
+    return _with_runs(Records(arms, found["tuning"], machine=found["machine"]), run)
+
+
+def _with_runs(records: Records, run: StudyRun) -> Records:
+    planned = [(row["arm"], seed) for row in records.arms for seed in run.study.config.arms[row["arm"]].seeds]
+    for arm, seed in planned:
+        folder = run.folder(arm, seed)
+        row = _run_row(arm, seed, folder)
+        records.runs.append(row)
+        if row["status"] == "finished":
+            records.curves[arm, seed] = read_curves(folder)
+    return records
 
 
 def _arm_row(run: StudyRun, arm: str, tuned: Tuned | None) -> dict[str, Any]:

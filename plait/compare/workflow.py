@@ -10,7 +10,7 @@ from plait.compare.figures import draw_figures
 from plait.compare.kept import keep
 from plait.compare.page import write_page
 from plait.compare.plan import ArmPlan
-from plait.compare.records import read_records
+from plait.compare.records import read_records, read_written_records
 from plait.compare.results import gather, write_results
 from plait.compare.runner import StudyFailed, StudyRun
 from plait.compare.study import Study
@@ -67,10 +67,12 @@ def analyse_study(study: Study, progress: Progress, *, arms: list[str] = (), see
 
 
 def keep_study(study: Study, progress: Progress, folder: str | Path) -> Path:
-    """Write the logs of a study's runs that are over, in their compact form, under ``folder``; returns their place."""
+    """Write the logs of a study's runs that are over, in their compact form, under ``folder``; returns their place.
+
+    Reads the study's runs and results as they are; raises DataError where there are no results.
+    """
     run = _open(study, progress, [], [])
-    run.make_plan()
-    return keep(study, read_records(run), read_analyses(run), Path(folder) / LOGS)
+    return keep(study, read_written_records(run), read_analyses(run), Path(folder) / LOGS)
 
 
 def write_down(run: StudyRun) -> Path:
