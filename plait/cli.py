@@ -31,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         chosen.overrides = _overrides(rest) if chosen.takes_settings else _refuse(rest, parser, chosen.command)
+        _check_launch(chosen.command)
         return chosen.run(chosen) or 0
     except KeyboardInterrupt:
         print("\nplait: stopped; the same command goes on from there", file=sys.stderr)
@@ -45,6 +46,13 @@ def main(arguments: list[str] | None = None) -> int:
         elif not isinstance(error, ConfigError):  # a wrong setting is wrong for all
             print(f"plait, rank {found.rank}: {error}", file=sys.stderr)
         return error.exit_code
+
+
+def _check_launch(command: str) -> None:
+    """Refuse commands that a launcher started many times: all would write the same files."""
+    found = launch()
+    if found and command != "train":
+        raise ConfigError(f"command line: plait {command} runs in one process, only plait train runs under {found.by}")
 
 
 def _overrides(rest: list[str]) -> list[str]:
@@ -98,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--restart", action="store_true", help="throw earlier work away, for example after a change")
 
     step = add("train", _train, "train on prepared shards; goes on from the newest checkpoint", settings=True,
-               epilog="example: plait train configs/quickstart.yaml --train.steps 2000")  # fmt: skip
+               epilog=TRAIN_EXAMPLES)  # fmt: skip
     step.add_argument("config", help="the run's YAML file, or a shipped config's name")
 
     step = add("evaluate", _evaluate, "measure a trained run: losses by task and split, captions against the truth",
@@ -162,6 +170,12 @@ PREPARE_EXAMPLES = """examples:
   plait prepare my.yaml --prepare.source "[a.parquet, s3://bucket/b.jsonl]" --prepare.columns "{caption: text}"
 
 Broken rows are left out and listed with their reasons. docs/data.md: every form of input, limits, mixing, resuming."""
+
+TRAIN_EXAMPLES = """examples:
+  plait train configs/quickstart.yaml --train.steps 2000
+  torchrun --nproc-per-node 8 -m plait train my.yaml                        (one machine, 8 GPUs)
+  srun python -m plait train my.yaml --parallel.replicate 4                 (a task for each GPU)
+how ranks share the work is the section parallel of the config (docs/parallel.md)"""
 
 GENERATE_EXAMPLES = """examples:
   plait generate runs/quickstart --text "a fox on a blue background" --output image --count 4

@@ -10,6 +10,7 @@ import torch
 import yaml
 from fake_data import run_config, scene_like, write_folder
 
+from plait.cli import main
 from plait.config import ParallelConfig, TrainConfig
 from plait.config_file import to_dict
 from plait.errors import ConfigError, ResourceError
@@ -132,6 +133,15 @@ def test_float8_is_refused_with_the_reason(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ResourceError, match="pip install torchao"):
         check_float8(torch.device("cuda"), tensor=1)
+
+
+def test_other_commands_run_in_one_process(environment, capsys):
+    environment(TORCHRUN | {"RANK": "0"})
+    assert main(["settings"]) == 2
+    assert "plait settings runs in one process" in capsys.readouterr().err
+    environment(TORCHRUN)
+    assert main(["settings"]) == 2
+    assert not capsys.readouterr().err  # rank 0 says it
 
 
 def run_by_torchrun(folder, *settings, ranks=2):
