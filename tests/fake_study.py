@@ -82,6 +82,8 @@ def fake_analyses(study: Study, arms) -> dict[str, list[dict]]:
                     rows["attention"].append({**here, "query": q, "key": k, "mass": mass, "even": 0.4})
                 for step, part in itertools.product((500, 1000), ("qkv", "o", "ffn", "norm", "all")):
                     cosine = 0.1 - 0.04 * layer + 0.05 * number - step / 2e4 + 0.01 * seed + len(part) / 99
-                    both = {"first": modalities[0], "second": modalities[1], "cosine": cosine, "ratio": 1.0}
-                    rows["conflict"].append({**here, "step": step, "component": part, **both})
+                    for first, second in itertools.combinations_with_replacement(modalities, 2):
+                        both = {"first": first, "second": second, "ratio": 1.0}
+                        agreed = 0.7 if first == second else cosine
+                        rows["conflict"].append({**here, "step": step, "component": part, "cosine": agreed, **both})
     return rows

@@ -10,10 +10,10 @@ from plait.files import atomic_file
 
 COLOURS = ("#2a5ca8", "#c04f17", "#0f7767", "#8b3f8f", "#8a6900", "#b0305c", "#4a6b1e", "#4d5f70", "#1b8fb3", "#7a5236")
 INK, SOFT, RULE = "#23211c", "#68635a", "#e5e0d5"
-PANEL = (4.4, 3.3)
-"""Size of one panel, in inches."""
-MOST_ACROSS = 5
-"""Panels in a row."""
+PANEL, SMALL_PANEL = (4.4, 3.3), (2.6, 2.5)
+"""Size of one panel, in inches, and of one among many."""
+FEW, MOST_ACROSS = 3, 5
+"""Panels that are not many, and panels in a row."""
 STYLE = {
     "font.family": "sans-serif", "font.size": 9, "axes.edgecolor": SOFT, "axes.labelcolor": INK,
     "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
@@ -41,7 +41,8 @@ def _draw(chart: Chart, path: Path) -> Path:
 
     across = min(len(chart.panels), MOST_ACROSS)
     down = -(-len(chart.panels) // across)
-    figure = Figure(figsize=(PANEL[0] * across, PANEL[1] * down + 0.3), layout="constrained")
+    width, height = PANEL if len(chart.panels) <= FEW else SMALL_PANEL
+    figure = Figure(figsize=(width * across, height * down + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(down, across, squeeze=False).ravel()
     for axis, panel in zip(axes, chart.panels, strict=False):
@@ -61,6 +62,8 @@ def _panel(axis, panel: Panel) -> None:
     axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     if panel.log:
         axis.set(xscale="log", yscale="log")
+        for format_of in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+            format_of(lambda value, place: f"{value:g}")
     bars = [s for s in panel.series if s.kind == "bars"]
     width = 0.8 / max(len(bars), 1)
     for series in panel.series:
@@ -74,7 +77,6 @@ def _panel(axis, panel: Panel) -> None:
             axis.plot(series.x, series.y, color=colour, linestyle=style, linewidth=1.4, label=series.name)
             if series.low:
                 axis.fill_between(series.x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)
-    _say_ends(axis, panel)
     if panel.categories:
         axis.set_xticks(range(len(panel.categories)), panel.categories)
         axis.grid(visible=False, axis="x")
@@ -84,17 +86,23 @@ def _panel(axis, panel: Panel) -> None:
         axis.set_xlim(*panel.x_range)
     if panel.y_range:
         axis.set_ylim(*panel.y_range)
+    _say_ends(axis, panel)
 
 
 def _say_ends(axis, panel: Panel) -> None:
-    """Write what stands at the ends of lines, from below up, none over another."""
-    said = [s for s in panel.series if s.end_label]
-    gap, floor = 0.055 * max((s.y[-1] for s in said), default=0), 0.0
-    for series in sorted(said, key=lambda s: s.y[-1]):
-        floor = max(series.y[-1], floor)
+    """Write what stands at the ends of lines, none over another and none outside."""
+    said = sorted((s for s in panel.series if s.end_label), key=lambda s: s.y[-1])
+    bottom, top = axis.get_ylim()
+    gap, places = 0.06 * (top - bottom), []
+    for series in said:
+        places.append(max(series.y[-1], places[-1] + gap if places else bottom))
+    edge = top
+    for i in reversed(range(len(places))):
+        places[i] = min(places[i], edge)
+        edge = places[i] - gap
+    for series, y in zip(said, places, strict=True):
         colour = COLOURS[series.colour % len(COLOURS)]
-        axis.text(1.03 * series.x[-1], floor, series.end_label, color=colour, va="center", fontsize=8, clip_on=False)
-        floor += gap
+        axis.text(1.03 * series.x[-1], y, series.end_label, color=colour, va="center", fontsize=8, clip_on=False)
 
 
 def _bars(axis, series: Series, colour: str, shift: float, width: float) -> None:

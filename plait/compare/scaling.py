@@ -30,7 +30,8 @@ DRAWS = 2000
 INTERVAL = (0.025, 0.975)
 BEYOND = (1.0, 10.0, 100.0)
 """Where the saving is stated: at the largest run's operations, and at these multiples of it."""
-LINE_POINTS = 17
+LINE_POINTS = 9
+"""Points of a law's line in the range that was run, and beyond."""
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,9 @@ def _points(family: str, arms: list[str], records: Records) -> list[dict[str, An
 
 def _line(law: Law) -> list[dict[str, Any]]:
     rows = []
-    for flops in np.geomspace(law.least_flops, 10 * law.most_flops, LINE_POINTS).tolist():
+    measured = np.geomspace(law.least_flops, law.most_flops, LINE_POINTS).tolist()
+    beyond = np.geomspace(law.most_flops, BEYOND[1] * law.most_flops, LINE_POINTS).tolist()[1:]
+    for flops in measured + beyond:
         loss = law.loss(flops)
         low, high = np.quantile(loss[1:], INTERVAL)
         rows.append({"flops": flops, **_interval("loss", loss[0], low, high),

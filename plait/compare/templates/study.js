@@ -46,6 +46,14 @@ function logTicks(low, high, wanted) {
   return decades.length >= 2 ? decades : inside;
 }
 
+// Move places, which go downwards, so that each is a gap below the one before and all lie between two ends.
+function apart(places, gap, first, last) {
+  const moved = [];
+  places.forEach((place, i) => moved.push(Math.max(place, i ? moved[i - 1] + gap : first)));
+  for (let i = moved.length - 1, end = last; i >= 0; i--, end = moved[i + 1] - gap) moved[i] = Math.min(moved[i], end);
+  return moved;
+}
+
 // ---- one pair of axes ----
 
 class Panel {
@@ -176,14 +184,14 @@ class Panel {
     element("path", { class: "whisker", d: `M${x} ${low}V${high}M${x - 3} ${low}h6M${x - 3} ${high}h6` }, this.body);
   }
 
-  // What stands at the ends of lines, none over another.
+  // What stands at the ends of lines, none over another and none outside.
   ends() {
-    let floor = Infinity;
-    for (const series of this.series.filter((s) => s.end_label).sort((a, b) => a.y.at(-1) - b.y.at(-1))) {
-      floor = Math.min(floor - 14, this.y(series.y.at(-1)));
-      const text = element("text", { class: "end", style: colour(series), x: this.box.right + 5, y: floor + 4 }, this.svg);
+    const said = this.series.filter((s) => s.end_label).sort((a, b) => b.y.at(-1) - a.y.at(-1));
+    const at = apart(said.map((s) => this.y(s.y.at(-1))), 14, this.box.top + 4, this.box.bottom);
+    said.forEach((series, i) => {
+      const text = element("text", { class: "end", style: colour(series), x: this.box.right + 5, y: at[i] + 4 }, this.svg);
       text.textContent = series.end_label;
-    }
+    });
   }
 
   // Everything that can be read: [pixel x, pixel y, series, number], from left to right.
