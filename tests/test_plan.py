@@ -19,7 +19,7 @@ from plait.objectives.diffusion import corrupt
 from plait.plan.estimate import GB, Machines, choose, make_plan, step_seconds
 from plait.plan.flops import operations, pairs_by_tower, total_operations, visible_pairs
 from plait.plan.layouts import Layout, Traffic, possible_layouts, sizes, traffic
-from plait.plan.memory import cache_bytes
+from plait.plan.memory import cache_bytes, rank_memory
 from plait.plan.show import MOST_LAYOUTS, as_json, count, show
 from plait.plan.trace import Pass, of_rank
 from plait.plan.workload import documents_of_a_batch, known_sizes
@@ -141,6 +141,29 @@ def test_a_step_of_few_tokens_leaves_layouts_whose_ranks_all_have_a_batch():
     found = make_plan(run_of(), Machines(gpus=4, node=4), tokens=512).options
     assert found and all(o.layout.data <= 2 and o.tokens == 512 for o in found)
     assert {o.batches for o in found} == {1, 2}
+
+
+def test_the_configs_global_batch_holds():
+    config = run_of()
+    config.train.global_batch_tokens = 1024
+    assert {o.tokens for o in make_plan(config, Machines(gpus=2, node=2)).options} == {1024}
+    assert make_plan(config, Machines(gpus=2, node=2), tokens=1000).best is None, "no multiple of a batch"
+
+
+def test_experts_that_choose_share_no_context():
+    chooses = TowerConfig(ffn="moe", moe_routing="expert_choice")
+    model = ModelConfig({"text": ModalityConfig(vocab_size=9)}, width=16, num_heads=4, towers={"text": chooses})
+    assert {layout.context for layout in possible_layouts(model, 4, 4)} == {1}
+
+
+def test_muon_keeps_one_number_for_a_blocks_matrix():
+    config, layout = run_of(), Layout()
+    part = sizes(config.model)
+    adamw = rank_memory(config, layout, part, NOTHING, batches=1, width=2).optimizer
+    config.train.optimizer = "muon"
+    muon = rank_memory(config, layout, part, NOTHING, batches=1, width=2).optimizer
+    norms = config.model.num_layers * 3 * (2 * 16 + 2 * 4)
+    assert (adamw, adamw - muon) == (8 * part.trained, 4 * (part.block * config.model.num_layers - norms))
 
 
 def test_what_does_not_fit_comes_last(plan):

@@ -125,7 +125,7 @@ def make_plan(
 ) -> Plan:
     """Plan a run on some machines.
 
-    ``tokens`` are those of one step on all ranks (0: train.accumulate batches for each GPU). ``mix``, the shares of
+    ``tokens`` are those of one step on all ranks (0: as the config says, for each GPU a rank). ``mix``, the shares of
     tokens by modality, and ``document_tokens`` describe documents that are made up; without them the run's own are
     taken where there are any. Raises ConfigError for what cannot be.
     """
@@ -134,6 +134,7 @@ def make_plan(
     batch = pack(documents, config.model)
     whole = sizes(config.model)
     towers, shared = _towers(config, batch)
+    tokens = tokens or config.train.global_batch_tokens
     tokens = tokens or config.data.batch_tokens * config.train.accumulate * machines.gpus
     options = _options(config, machines, batch, tokens, progress or QuietProgress())
     best, reason = choose(options, machines)
@@ -160,7 +161,7 @@ def _towers(config: RunConfig, batch: Batch) -> tuple[dict[str, Tower], int]:
 def _options(config: RunConfig, machines: Machines, batch: Batch, tokens: int, progress: Progress) -> list[Option]:
     """Return every possible layout that has a batch for each data rank, the best first."""
     layouts = [layout for layout in possible_layouts(config.model, machines.gpus, machines.node)
-               if tokens >= config.data.batch_tokens * layout.data]  # fmt: skip
+               if tokens % (config.data.batch_tokens * layout.data) == 0]  # fmt: skip
     is_short = config.train.precision != "float32"
     width, device = (2, "cuda") if is_short else (4, "cpu")
     forward = sum(total_operations(config.model, batch).values())
@@ -211,7 +212,7 @@ def choose(options: list[Option], machines: Machines) -> tuple[Option | None, st
         return None, (
             f"no layout fits: the least that a GPU needs is {least:.1f} GB, and {usable:.1f} of {machines.memory:g} GB "
             "are usable"
-        ) if options else "no layout fits: with so few tokens in a step some ranks have no batch"
+        ) if options else "no layout fits: the tokens of a step are not a multiple of a batch for each data rank"
     near = [o for o in fitting if o.seconds <= NEAR * fitting[0].seconds]
     best = min(near, key=lambda o: (o.layout.tensor * o.layout.context, o.layout.tensor, o.traffic.total))
     words = [f"its peak of {best.memory.peak / GB:.1f} GB fits in the usable {usable:.1f} GB"]

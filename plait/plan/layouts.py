@@ -62,19 +62,23 @@ class Sizes:
     total: int
     trained: int
     """Those that have gradients and optimizer state."""
+    matrices: int
+    """The trained ones that are matrices of blocks."""
 
 
 def sizes(config: ModelConfig) -> Sizes:
     """Count the parameters of a model, without making them."""
     with torch.device("meta"):
         model = MixtureOfTransformers(config)
-    total = trained = blocks = 0
+    total = trained = blocks = matrices = 0
     for name, parameter in model.named_parameters():
-        tower = tower_of_parameter(name, config.towers)
-        total += parameter.numel()
-        trained += 0 if tower and config.towers[tower].frozen else parameter.numel()
-        blocks += parameter.numel() if name.startswith("blocks.") else 0
-    return Sizes(blocks / config.num_layers, total - blocks, total, trained)
+        tower, size = tower_of_parameter(name, config.towers), parameter.numel()
+        is_trained, in_block = not (tower and config.towers[tower].frozen), name.startswith("blocks.")
+        total += size
+        trained += size * is_trained
+        blocks += size * in_block
+        matrices += size * (is_trained and in_block and parameter.ndim >= 2)
+    return Sizes(blocks / config.num_layers, total - blocks, total, trained, matrices)
 
 
 def tensor_sizes(config: ModelConfig, most: int) -> list[int]:
@@ -89,9 +93,10 @@ def possible_layouts(config: ModelConfig, ranks: int, node: int) -> Iterator[Lay
     Tensor groups stay within a machine; context groups take whole key heads; shards are none, those of one machine, or
     all data ranks.
     """
+    compares = any(t.ffn == "moe" and t.moe_routing == "expert_choice" for t in config.towers.values())
     for tensor in tensor_sizes(config, min(node, ranks)):
         for context in divisors(ranks // tensor) if ranks % tensor == 0 else ():
-            if (config.num_kv_heads // tensor) % context:
+            if (config.num_kv_heads // tensor) % context or (compares and context > 1):
                 continue
             data = ranks // (tensor * context)
             local = max(1, node // (tensor * context))

@@ -40,7 +40,9 @@ def rank_memory(config: RunConfig, layout: Layout, part: Sizes, once: Pass, *, b
     block's gathered parameter.
     """
     weights, gradients = MASTER * part.total / layout.sharers, REDUCED * part.trained / layout.sharers
-    optimizer, averages = 2 * gradients, gradients if config.train.ema else 0.0
+    # AdamW keeps two numbers for each parameter, Muon one for each of the blocks' matrices
+    states = 2 * part.trained - (part.matrices if config.train.optimizer == "muon" else 0)
+    optimizer, averages = MASTER * states / layout.sharers, gradients if config.train.ema else 0.0
     if layout.is_gathered:
         kept = once.kept
         gathered = MASTER * part.outside + width * IN_FLIGHT * part.block

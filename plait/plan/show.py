@@ -96,19 +96,19 @@ def advice(plan: Plan) -> Panel:
         return Panel(Text(plan.reason), title="no layout", title_align="left", border_style="red", expand=False)
     layout, tokens = plan.best.layout, plan.best.tokens / plan.best.seconds
     lines = [
-        Text(setting(plan.best), style="bold"),
+        Text(setting(plan), style="bold"),
         Text(plan.reason[0].upper() + plan.reason[1:] + "."),
         Text(f"{count(tokens)} tokens a second from {layout.ranks:,} GPUs, if what is stated below holds."),
     ]
     return Panel(Group(*lines), title="recommended", title_align="left", border_style="green", expand=False, width=100)
 
 
-def setting(option: Option) -> str:
-    """Return a layout as a config says it."""
-    layout = option.layout
+def setting(plan: Plan) -> str:
+    """Return the best layout as a config says it."""
+    layout = plan.best.layout
     sizes = {"replicate": layout.replicate, "shard": layout.shard, "context": layout.context, "tensor": layout.tensor}
     written = ", ".join(f"{name}: {size}" for name, size in sizes.items())
-    return f"parallel: {{{written}}}\ntrain: {{accumulate: {option.batches}}}"
+    return f"parallel: {{{written}}}\ntrain: {{global_batch_tokens: {plan.best.tokens}}}"
 
 
 def statements(plan: Plan) -> Text:

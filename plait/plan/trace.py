@@ -179,7 +179,8 @@ def _keep_no_gradients(model: MixtureOfTransformers) -> None:
 
 
 def _precision(precision: str) -> contextlib.AbstractContextManager:
-    return autocast(precision, torch.device("cpu"))
+    """Return the precision of products; what is float8 beside bfloat16 is short-lived."""
+    return autocast(precision if precision == "float32" else "bfloat16", torch.device("cpu"))
 
 
 class Alive(TorchDispatchMode):
