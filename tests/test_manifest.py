@@ -118,7 +118,7 @@ def test_parts_of_other_modalities_are_handed_on_unread(media, monkeypatch):
 def test_unusable_manifests(tmp_path):
     with pytest.raises(DataError, match="there is no manifest"):
         read_all(tmp_path / "gone.jsonl")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="no file, but a folder"):
         read_all(tmp_path)
     for rows in ([], [b"", b" "]):
         assert read_all(write(tmp_path, rows)) == {"train": [], "validation": []}

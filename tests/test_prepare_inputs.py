@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -208,7 +209,7 @@ def test_lists_and_globs_are_one_order(written, tmp_path):
         (tmp_path / "gone.tar", "there is no manifest"),
     ):
         with pytest.raises(DataError, match=reason):
-            read_all([written["jsonl"], wrong])
+            prepare(config_for(tmp_path / "data", [str(written["jsonl"]), str(wrong)]))
 
 
 @pytest.mark.parametrize("protocol", ["memory", "file"])
@@ -278,7 +279,32 @@ def test_prepare_from_an_address(tmp_path):
     write_lines(tmp_path, range(12))
     prepare(config_for(tmp_path / "data", f"file://{tmp_path}/rows.jsonl"))
     prepare(config_for(tmp_path / "local", tmp_path / "rows.jsonl"))
-    assert files(tmp_path / "data") == files(tmp_path / "local")
+    found, expected = (files(tmp_path / name) for name in ("data", "local"))
+    different = {name for name in expected if found[name] != expected[name]}
+    assert found.keys() == expected.keys() and different == {"settings.json"}  # which says what the source was
+    write_lines(tmp_path, range(13))
+    with pytest.raises(ConfigError, match=r"prepare\.source: 'manifest"):
+        prepare(config_for(tmp_path / "data", f"file://{tmp_path}/rows.jsonl"))
+
+
+def test_what_changes_is_told_apart(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(bytes(1000))
+    places_of = [str(tmp_path / name) for name in ("a", "b")]
+    for whole in (True, False):
+        monkeypatch.setattr(places, "_WHOLE", 1 << 20 if whole else 10)
+        monkeypatch.setattr(places, "_END", 8)
+        before = places.fingerprint(places_of)
+        assert places.fingerprint(places_of) == before != places.fingerprint(places_of[::-1])
+        (tmp_path / "elsewhere").mkdir(exist_ok=True)
+        moved = [shutil.copy(place, tmp_path / "elsewhere") for place in places_of]
+        assert places.fingerprint(moved) == before
+        for at, seen in ((0, True), (999, True), (500, whole)):
+            changed = bytearray(1000)
+            changed[at] = 1
+            (tmp_path / "b").write_bytes(changed)
+            assert (places.fingerprint(places_of) != before) == seen
+        (tmp_path / "b").write_bytes(bytes(1000))
 
 
 def test_a_scan_that_was_stopped_goes_on(mixed_sources, tmp_path, monkeypatch):

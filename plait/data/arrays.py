@@ -44,7 +44,7 @@ class ArrayFile:
     Any number of threads may read at once; the file is closed when nobody holds the object any more.
     """
 
-    def __init__(self, path: Path, size: int | None = None):
+    def __init__(self, path: str | Path, size: int | None = None):
         """``size`` is what the index says that the file has, in bytes."""
         self.path = path
         try:

@@ -17,8 +17,8 @@ _PACKAGES = {
     "s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp",
     "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub", "sftp": "paramiko", "hdfs": "pyarrow",
 }  # fmt: skip
-_WHOLE = 1 << 26  # files up to here are told apart by all their bytes, larger ones by both ends
-_ENDS = 1 << 20
+_WHOLE = 1 << 26  # files of up to so many bytes in all are told apart by all of them, more by both ends of each
+_END = 1 << 16
 
 
 def is_remote(place: str) -> bool:
@@ -42,6 +42,12 @@ def expand(sources: Sequence[str]) -> list[str]:
             files = [source]
         if not files:
             raise DataError(f"prepare.source: {source!r} matches no file")
+        for place in files:
+            if not is_remote(place) and not os.path.isfile(place):
+                what = (
+                    "there is no manifest" if not os.path.exists(place) else "this is no file, but a folder or device:"
+                )
+                raise DataError(f"prepare.source: {what} {place!r}")
         found += [place if is_remote(place) else os.path.abspath(place) for place in files]
     return found
 
@@ -84,17 +90,15 @@ class _RemoteFile:
         """Read a line. Raises DataError."""
         return self._call("readline", *arguments)
 
-    def _call(self, name: str, *arguments) -> bytes:
+    def seek(self, *arguments) -> int:
+        """Go to a place. Raises DataError, as of a server that sends whole files only."""
+        return self._call("seek", *arguments)
+
+    def _call(self, name: str, *arguments) -> Any:
         try:
             return getattr(self._file, name)(*arguments)
         except Exception as error:
             raise DataError(f"{self._place!r} cannot be read ({reason_of(error)})") from None
-
-
-def size_of(place: str) -> int:
-    """Return the bytes of a file."""
-    with open_place(place) as file:
-        return file.seek(0, os.SEEK_END)
 
 
 def fetch(place: str) -> bytes:
@@ -107,19 +111,33 @@ def fetch(place: str) -> bytes:
 
 
 def fingerprint(places: Sequence[str]) -> str:
-    """Return what tells files apart: names, sizes and bytes (of those above 64 MiB, the first and last MiB)."""
+    """Return what tells files apart. Local ones: names, sizes and bytes (above 64 MiB in all, both ends of each), so
+    that they may move. Remote ones: what their file system says of this version of them."""
     digest = hashlib.sha256()
+    sizes = {place: os.path.getsize(place) for place in places if not is_remote(place)}
+    whole = sum(sizes.values()) <= _WHOLE
     for place in places:
-        with open_place(place) as file:
-            size = file.seek(0, os.SEEK_END)
-            digest.update(f"{place.rsplit('/', 1)[-1]}\0{size}\0".encode("utf-8", "surrogateescape"))
-            stretches = [(0, size)] if size <= _WHOLE else [(0, _ENDS), (size - _ENDS, size)]
-            for start, stop in stretches:
-                file.seek(start)
-                while start < stop and (block := file.read(min(1 << 20, stop - start))):
-                    digest.update(block)
-                    start += len(block)
+        digest.update(place.rsplit("/", 1)[-1].encode("utf-8", "surrogateescape") + b"\0")
+        digest.update(str(sizes[place] if place in sizes else _version(place)).encode())
+        if place in sizes:
+            size = sizes[place]
+            with open_place(place) as file:
+                for start, stop in [(0, size)] if whole else [(0, _END), (max(size - _END, 0), size)]:
+                    file.seek(start)
+                    while start < stop and (block := file.read(min(1 << 20, stop - start))):
+                        digest.update(block)
+                        start += len(block)
     return digest.hexdigest()[:16]
+
+
+def _version(place: str) -> str:
+    system, path = filesystem(place)
+    try:
+        return str(system.checksum(path))
+    except FileNotFoundError:
+        raise DataError(f"prepare.source: there is no manifest {place!r}") from None
+    except Exception as error:
+        raise DataError(f"prepare.source: manifest {place!r} cannot be read ({reason_of(error)})") from None
 
 
 @functools.lru_cache(maxsize=64)

@@ -116,8 +116,8 @@ class _Preparation:
             _check_vocabulary(name, config.model.modalities[name], codec)
         if not self.setup.files:
             open_source(self.setup, self.codecs)  # refuse codecs that the scenes cannot serve
-        for place in self.setup.files:
-            open_rows(place, self.options.columns, known_keys(self.codecs))  # refuse what is no manifest
+        else:  # refuse at once what is no manifest; the other files are opened by the workers
+            open_rows(self.setup.files[0], self.options.columns, known_keys(self.codecs))
         self.rows: dict[str, int] = {}
         """Rows of each split."""
         self.records: dict[str, dict] = {}

@@ -136,8 +136,8 @@ def _check_index(index: dict) -> None:
     for split in index["splits"].values():
         count(split["table_bytes"])
         for shard in split["shards"]:
-            parts = Path(shard["file"]).parts
-            need(not Path(shard["file"]).is_absolute() and ".." not in parts)  # it stays in its folder
+            name = shard["file"]
+            need(not name.startswith("/") and ".." not in name.split("/"))  # it stays in its folder
             count(shard["bytes"])
         need(count(split["documents"]) == sum(count(shard["documents"]) for shard in split["shards"]))
 
@@ -223,7 +223,7 @@ class ShardSource:
         file = self._open.get(shard)
         if file is None:
             entry = self._entries[shard]
-            file = ArrayFile(Path(self.folder) / entry["file"], entry["bytes"])
+            file = ArrayFile(f"{self.folder}/{entry['file']}", entry["bytes"])
             if any((file.dtype(name), file.shape(name)[1:]) != form for name, form in self._forms.items()):
                 raise file.broken("does not hold what the index says")
             self._open[shard] = file
