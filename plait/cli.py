@@ -258,7 +258,7 @@ def _plan_arguments(step: argparse.ArgumentParser) -> None:
     ):
         step.add_argument(f"--{name}", type=kind, metavar="N", help=text)
     step.add_argument("--tokens", type=int, default=0, metavar="N",
-                      help="tokens in one step (default: data.batch_tokens x train.accumulate a GPU)")  # fmt: skip
+                      help="tokens in one step (default: the config's, or its batches on each GPU)")  # fmt: skip
     step.add_argument("--mix", type=_weights, default={}, metavar="NAME=SHARE,...",
                       help="shares of tokens by modality in documents that are made up (default: alike)")  # fmt: skip
     step.add_argument("--document-tokens", type=int, default=0, metavar="N",
