@@ -280,6 +280,8 @@ def test_the_plan_is_shown_and_trains_nothing(folder, capsys):
 def test_finished_models_are_looked_into(folder, monkeypatch, capsys):
     """By arm and seed, on the same batches, once; gradients at every checkpoint that is kept."""
     path = write(folder, settings={"train.keep_checkpoints": 2})
+    assert main(["compare", str(path), "--analyse"]) == 0  # nothing is finished, and nothing is trained
+    assert not (folder / "out" / "runs").exists() and {r["status"] for r in results(folder)["runs"]} == {"waiting"}
     assert main(["compare", str(path), "--arms", "dense", "--seeds", "0"]) == 0
     compare(load_study(path), QuietProgress(), arms=["mot"])
     assert main(["compare", str(path), "--analyse"]) == 0
