@@ -70,6 +70,22 @@ def test_training_goes_on_while_the_state_of_the_moment_is_written(tmp_path, tra
     assert all(torch.equal(t, moments[k]) for k, t in optimizer.state[model.head["shared"].weight].items())
 
 
+def test_each_holds_the_state_of_its_own_moment(tmp_path, trained):
+    """Copies are made into the same memory each time."""
+    model, optimizer = trained
+    checkpoints, moments = Checkpoints(tmp_path, keep=3), []
+    for step in range(1, 4):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(1.5)
+        moments.append({name: t.clone() for name, t in model.state_dict().items()})
+        checkpoints.save(model, optimizer, {"step": step})
+    checkpoints.wait()
+    for path, expected in zip(checkpoint.find(tmp_path), moments, strict=True):
+        with TensorStore(path / "model.safetensors", "test") as store:
+            assert all(torch.equal(store.read(n), t) for n, t in expected.items())
+
+
 def test_one_is_written_at_a_time_and_old_ones_go(tmp_path, trained):
     checkpoints = Checkpoints(tmp_path, keep=2, keep_every=4)
     for step in range(1, 11):

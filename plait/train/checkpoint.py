@@ -30,6 +30,7 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
+from torch.distributed.checkpoint.staging import AsyncStager, DefaultStager, StagingOptions
 
 from plait.config import SCHEMA_VERSION
 from plait.errors import CheckpointError, PlaitError
@@ -114,6 +115,25 @@ def weights_key(path: Path) -> dict[str, int]:
     return {name: record["crc32"] for name, record in files.items() if name.startswith(stem)}
 
 
+class Copies(AsyncStager):
+    """Copies tensors to memory that is kept for the next checkpoint, page-locked where they come from a GPU."""
+
+    _synchronize_after_execute = False  # `stage` returns when all is copied
+
+    def __init__(self, *, from_gpu: bool):
+        self._stager = DefaultStager(StagingOptions(
+            use_pinned_memory=from_gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=from_gpu
+        ))  # fmt: skip
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Tensor]:
+        """Return copies of ``state_dict["tensors"]``; torch takes long to look at each entry of a state itself."""
+        return self._stager.stage(state_dict["tensors"])
+
+    def close(self) -> None:
+        """Let the memory go."""
+        self._stager.close()
+
+
 class Checkpoints:
     """The checkpoints of a run that trains: written while training goes on, one at a time, the oldest removed.
 
@@ -129,6 +149,7 @@ class Checkpoints:
         self._rank = dist.get_rank(self._group) if self._group else 0
         self._world_size = dist.get_world_size(self._group) if self._group else 1
         self._under_way: tuple[Future, Path] | None = None
+        self._copies: Copies | None = None
 
     # -- writing ------------------------------------------------------------------------------------------------
 
@@ -159,7 +180,9 @@ class Checkpoints:
             self._remove_old()
 
         writer, planner = SafetensorsWriter(temporary, finish), DefaultSavePlanner(flatten_state_dict=False)
-        future = dcp.async_save(tensors, storage_writer=writer, planner=planner, process_group=self._group)
+        self._copies = self._copies or Copies(from_gpu=model.device.type == "cuda")
+        future = dcp.async_save({"tensors": tensors}, storage_writer=writer, planner=planner,
+                                process_group=self._group, async_stager=self._copies)  # fmt: skip
         self._under_way = future, temporary
 
     def wait(self) -> None:
@@ -184,6 +207,10 @@ class Checkpoints:
         except Exception:
             if error is None:
                 raise
+        finally:
+            if self._copies:
+                self._copies.close()
+                self._copies = None
 
     @property
     def writing(self) -> bool:
