@@ -83,7 +83,7 @@ def judge_step(config: RunConfig, progress: Progress) -> dict[str, float]:
 
 def train_step(config: RunConfig, progress: Progress) -> None:
     """Shards to a trained model (plait train); where a launcher started several ranks, each of them calls it."""
-    with process_group() as is_first:
+    with process_group(config.train.device) as is_first:
         if is_first:
             start_run(config)
         with timed(config, "train") if is_first else contextlib.nullcontext():

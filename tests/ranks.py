@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from plait.batch import Document, pack
 from plait.config import RunConfig
+from plait.generate import Request, generate
 from plait.progress import QuietProgress
 from plait.train.ema import AveragedWeights
 from plait.train.engine import Trainer
@@ -148,6 +149,22 @@ def whole(tensor: Tensor) -> Tensor:
     """Return all of a tensor that ranks hold parts of."""
     tensor = tensor.detach()
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def samples(config: RunConfig, steps: Dealt) -> tuple[list, dict[str, Tensor]]:
+    """Generate between two steps, with the averages, and return the parts and the weights at the end."""
+    trainer = Trainer(config, QuietProgress())
+    trainer.model.to(torch.float64)
+    trainer.optimizer = make_optimizer(trainer.model, config.train)
+    trainer.averages = AveragedWeights(trainer.model, config.train.ema)
+    for by_rank in steps:
+        mine = by_rank[trainer.ranks.data_rank] if dist.is_initialized() else [b for r in by_rank for b in r]
+        trainer.update([trainer._finish(pack(documents, trainer.config.model)) for documents in mine])
+        asked = [Request([], None, max_tokens={"text": 9, "speech": 9}, number=i) for i in range(6)]
+        with trainer.averaged():
+            found = generate(trainer.model, asked, grids={"image": (2, 3)}, max_rows=4, max_length=128)
+    parts = [[(p.modality, p.ids.tolist()) for p in result.parts] for result in found]
+    return parts, {name: whole(p).clone() for name, p in trainer.model.named_parameters()}
 
 
 def train_run(config: RunConfig) -> None:

@@ -63,10 +63,17 @@ def test_first_host(hosts, first):
 def test_each_rank_has_its_own_device(environment, monkeypatch):
     environment(TORCHRUN)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    for count, device in ((4, "cuda:1"), (1, "cuda:0")):
-        monkeypatch.setattr(torch.cuda, "device_count", lambda n=count: n)
-        assert local_device("auto") == local_device("cuda") == device
-    assert local_device("cpu") == "cpu"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert local_device("auto") == local_device("cuda") == "cuda:1" and local_device("cpu") == "cpu"
+    with pytest.raises(ConfigError, match=r"train\.device: 'cuda:0' .* a GPU of its own"):
+        local_device("cuda:0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ResourceError, match="has 1 GPUs"):
+        local_device("auto")
+    environment(SRUN)
+    assert local_device("auto") == "cuda:0"  # the task's own
+    environment({})
+    assert local_device("cuda:3") == "cuda:3"
 
 
 def test_layouts():

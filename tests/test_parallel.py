@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import modalities, random_documents
 from fake_data import run_config, scene_like, write_folder
-from ranks import Steps, Workers, train_run, train_steps
+from ranks import Steps, Workers, samples, train_run, train_steps
 
 from plait.config import ParallelConfig, RunConfig, TrainConfig
 from plait.model_config import ModelConfig, TowerConfig
@@ -218,6 +218,19 @@ def test_whole_runs(folder, tmp_path, two):
         two.run(train_run, run_of(folder, tmp_path / layout, **TWO[layout]))
         for found, expected in zip(rows_of(tmp_path / layout), rows_of(tmp_path / "one"), strict=True):
             assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_samples_while_training(folder, tmp_path, two):
+    """Ranks that share weights all generate the same, between steps, and go on as if they had not."""
+    config = config_for(folder, tmp_path, mel=False, train={"ema": 0.5, "learning_rate": 0.01})
+    steps = dealt(data=2, steps=2, mel=False)
+    parts, weights = samples(config, steps)
+    assert sum(map(len, parts)) > 6
+    for layout in ("shards", "replicas"):
+        cut = dataclasses.replace(config, parallel=ParallelConfig(**TWO[layout]))
+        for found, its_weights in two.run(samples, cut, steps):
+            assert found == parts
+            torch.testing.assert_close(its_weights, weights, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("recompute", ["full", "selective"])

@@ -23,40 +23,62 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
 from plait.config import ParallelConfig, RunConfig
-from plait.errors import require
+from plait.errors import PlaitError, ResourceError, require
 from plait.launch import launch
 from plait.model.moe import MixtureOfExperts
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Ranks
 from plait.train.float8 import MULTIPLE, check_float8, use_float8
 
+STOPPED = 130
+"""Exit code of a run that was asked to stop, and saved."""
+
 
 def local_device(name: str) -> str:
-    """Return the device that a config's ``train.device`` means for this rank: of several GPUs, its own."""
+    """Return the device that a config's ``train.device`` means for this rank: of several GPUs, its own.
+
+    Raises a ConfigError or ResourceError where ranks would share one.
+    """
     found = launch()
+    require(found is None or not name.startswith("cuda:"), "train.device", name,
+            "auto, cuda or cpu under a launcher: each rank has a GPU of its own")  # fmt: skip
     if found is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
         return name
     count = torch.cuda.device_count()
-    # a launcher may show each rank its own device only
-    return f"cuda:{found.local_rank}" if count > 1 else "cuda:0"
+    if count == 1 and found.by == "srun":  # a task of Slurm may see its own GPU only
+        return "cuda:0"
+    if found.local_rank >= count:
+        raise ResourceError(
+            f"train.device: this is rank {found.local_rank} of its machine, which has {count} GPUs; start as many ranks"
+        )
+    return f"cuda:{found.local_rank}"
 
 
 @contextlib.contextmanager
-def process_group() -> Iterator[bool]:
-    """Join the ranks that a launcher started, for the time of a run; yields whether this is rank 0 (or alone)."""
+def process_group(device: str) -> Iterator[bool]:
+    """Join the ranks that a launcher started, for the time of a run; yields whether this is rank 0 (or alone).
+
+    ``device`` is ``train.device``.
+    """
     found = launch()
     if found is None:
         yield True
         return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(local_device("cuda"))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    device = local_device(device)
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if on_gpu:
+        torch.cuda.set_device(device)
+    backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     # torchrun's ranks meet in a store that its agent may already hold
     where = "env://" if found.by == "torchrun" else f"tcp://{found.address}:{found.port}"
     dist.init_process_group(backend, init_method=where, rank=found.rank, world_size=found.world_size)
     try:
         yield found.rank == 0
         dist.barrier()  # whoever leaves first takes the store along
+    except PlaitError as error:
+        if error.exit_code == STOPPED:  # then all do
+            dist.barrier()
+        raise
     finally:
         dist.destroy_process_group()
 
