@@ -37,6 +37,9 @@ def test_known_exponents_and_the_saving_they_imply():
     assert [row["share"] for row in found["savings"]] == pytest.approx([np.exp(-0.5)] * len(BEYOND))
     assert [row["is_extrapolation"] for row in found["savings"]] == [False, True, True]
     assert [row["beyond"] for row in found["savings"]] == [1, 10, 100]
+    # a mixture that needs a fortieth: its own operations were run, those of the dense model were not
+    much = fit_families(FAMILIES, records({"dense": (5.0, 0.1), "mot": (5.0 - 0.1 * np.log(40), 0.1)}))["savings"]
+    assert much[1]["share"] == pytest.approx(1 / 40) and [r["is_extrapolation"] for r in much] == [True, True, True]
     steeper = fit_families(FAMILIES, records({"dense": (5.0, 0.1), "mot": (5.0, 0.11)}))["savings"]
     flops = SIZES["large"] * np.array(BEYOND)
     assert [row["share"] for row in steeper] == pytest.approx(list(flops ** (0.1 / 0.11) / flops))
