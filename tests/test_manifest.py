@@ -79,6 +79,7 @@ BROKEN = {
     "audio missing": ({"parts": [{"audio": "gone.ogg"}]}, "part 1 (audio): 'gone.ogg' is not audio"),
     "wrong type": ({"parts": [{"text": 5}]}, "part 1 (text): 5 is not text"),
     "file of a wrong type": ({"parts": [{"image": 5}]}, "part 1 (image)"),
+    "bytes of a wrong type": ({"parts": [{"text": {"bytes": "a"}}]}, "part 1 (text): {'bytes': 'a'} is not text"),
     "unknown key": ({"parts": [{"imgae": "a.png"}]}, "part 1: unknown name 'imgae', allowed: audio, image, text; did"),
     "no parts": ({"parts": []}, "the row has no parts"),
     "parts missing": ({"meta": {}}, "the row has no 'parts'"),

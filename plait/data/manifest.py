@@ -96,9 +96,10 @@ class ManifestSource:
 
     def _read_value(self, codec: Codec, value: Any, place: str) -> Any:
         """Read one item: bytes that the row holds, a file that it names, or the value itself."""
-        if isinstance(value, dict) and value.keys() == {"bytes"} | value.keys() & {"path"}:  # as in Hugging Face's
-            name = value.get("path") or ""
-            value = name if value["bytes"] is None else Blob(name, value["bytes"])
+        if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # as in Hugging Face's datasets
+            value = Blob(str(value.get("path") or ""), value["bytes"])
+        elif isinstance(value, dict) and value.keys() == {"bytes", "path"}:
+            value = value["path"]
         if isinstance(value, bytes):
             value = Blob("", value)
         if isinstance(value, Blob):
