@@ -125,6 +125,7 @@ DAMAGES = {
     "no state": lambda p: (p / "state.json").unlink(),
     "torn state": lambda p: (p / "state.json").write_text('{"step": 4, "files": {"mo'),
     "no files": lambda p: (p / "state.json").write_text('{"step": 4, "files": 3}'),
+    "other version": lambda p: (p / "state.json").write_text('{"schema_version": 0, "files": {}}'),
     "other config": lambda p: (p / "config.json").write_text("{}"),
 }
 
@@ -133,6 +134,20 @@ def flip(path) -> None:
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 4
     path.write_bytes(data)
+
+
+def test_states_of_generators_are_read_as_numbers_alone(tmp_path, trained):
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(*trained, {"step": 1})
+    checkpoints.wait()
+    found = {
+        "torch": torch.zeros(9, dtype=torch.uint8),
+        "python": torch.frombuffer(bytearray(b"[1, 2, 3]"), dtype=torch.uint8),
+    }
+    for name, states in found.items():
+        write(tmp_path / "step-00000001/random.safetensors", {f"0/{name}": states})
+        with pytest.raises(CheckpointError, match=r"random\.safetensors' holds no states of generators"):
+            checkpoints.restore(tmp_path / "step-00000001", *trained)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -131,7 +131,7 @@ def test_a_large_model_is_never_in_memory_whole(tmp_path, run):
     save_pretrained(model, step)
     weights = step / "model.safetensors"
     record = {"bytes": weights.stat().st_size, "crc32": zlib.crc32(weights.read_bytes())}
-    (step / "state.json").write_text(json.dumps({"files": {weights.name: record}}))
+    (step / "state.json").write_text(json.dumps({"schema_version": 1, "files": {weights.name: record}}))
     command = [sys.executable, "-c", PEAK, str(run), str(tmp_path), str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -118,7 +118,7 @@ def moment(seed: int) -> Fault | float:
     rng = np.random.default_rng(seed)
     rank, kind = int(rng.integers(2)), seed % 5
     if kind == 0:
-        return Fault("kill in write", rank, int(rng.integers(1, 120)))
+        return Fault("kill in write", rank, int(rng.integers(1, 450)))
     if kind == 1:
         return Fault("kill in phase", rank, int(rng.integers(1, STEPS)), PHASES[int(rng.integers(len(PHASES)))])
     if kind == 2:

@@ -87,8 +87,11 @@ def read_state(path: Path, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
                 whole = _checksum(file, status.st_size, status.st_mtime_ns) == expected["crc32"]
             if not whole:
                 raise CheckpointError(f"checkpoint: {str(file)!r} is damaged (its checksum differs)")
+        version = state["schema_version"]
     except (KeyError, TypeError, AttributeError):
         raise CheckpointError(f"checkpoint: {str(path / STATE)!r} is not the state of a checkpoint") from None
+    if version != SCHEMA_VERSION:
+        raise CheckpointError(f"checkpoint: {str(path)!r} has schema version {version!r}, it must be {SCHEMA_VERSION}")
     return state
 
 
@@ -297,7 +300,10 @@ class Checkpoints:
         with TensorStore(path / RANDOM, "checkpoint") as store:
             mine = f"{self._rank}/"
             states = {n.removeprefix(mine): store.read(n) for n in store.tensors if n.startswith(mine)}
-        set_random_states(states, device)
+        try:
+            set_random_states(states, device)
+        except (ValueError, TypeError, KeyError, IndexError, RuntimeError):
+            raise CheckpointError(f"checkpoint: {str(path / RANDOM)!r} holds no states of generators") from None
 
     def _from_first(self, value: Any) -> Any:
         values = [value]

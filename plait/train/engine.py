@@ -232,7 +232,7 @@ class Trainer:
         return batch.pin_memory() if self.device.type == "cuda" else batch
 
     def _step(self, batches, loader: Loader) -> None:
-        self.watchdog.at(self.state.step, "reading data")
+        self.watchdog.at(self.state.step + 1, "reading data")
         waited, position = loader.wait_seconds, self.state.loader
         micro = []
         for batch, loader_state in itertools.islice(batches, self.num_batches):
@@ -254,9 +254,9 @@ class Trainer:
         and is counted on the device.
         """
         train = self.config.train
-        self.watchdog.at(self.state.step, "counts of all ranks")
+        self.watchdog.at(self.state.step + 1, "counts of all ranks")
         counts = self._exchange(batches)
-        self.watchdog.at(self.state.step, "forward and backward pass")
+        self.watchdog.at(self.state.step + 1, "forward and backward pass")
         factors = torch.tensor(self.loss_factors(counts), dtype=torch.float32).to(self.device)
 
         def loss(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -267,7 +267,7 @@ class Trainer:
             return (sums * factors.to(sums.dtype)).sum(), sums
 
         total = add_gradients(self._trained(), batches, loss, self._pool)
-        self.watchdog.at(self.state.step, "gradient norm and optimizer")
+        self.watchdog.at(self.state.step + 1, "gradient norm and optimizer")
         if self.ranks.mesh is None:
             norm = torch.nn.utils.clip_grad_norm_(self._trained(), train.clip, foreach=True)
         else:
