@@ -191,8 +191,10 @@ def test_columns_are_named_by_the_config(tmp_path):
         add(tar, "0.left.png", png(0))
         add(tar, "0.cls", b"fox")
         add(tar, "1.json", b"{}")
-    first, second = read_all(tmp_path / "rows.tar", columns={"cls": "text", "left.png": "image"})["train"]
+        add(tar, "2.\x1b[31m\n", b"")
+    first, second, third = read_all(tmp_path / "rows.tar", columns={"cls": "text", "left.png": "image"})["train"]
     assert [key for key, _ in first.parts] == ["text", "image"] and first.parts[0][1] == "fox"
+    assert r"(\x1b[31m\n)" in third.reason
     assert second.reason == "none of the sample's suffixes (json) is one of a part (cls, left.png), see prepare.columns"
 
 

@@ -175,8 +175,8 @@ def _short(value: Any) -> str:
 
 
 def _printable(text: str) -> str:
-    """Return text without what UTF-8 cannot hold."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """Return text in one line, without what a terminal would obey or UTF-8 cannot hold."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 __all__ = ["ManifestSource", "Rows", "known_keys", "registered_keys"]
