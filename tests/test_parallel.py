@@ -10,6 +10,8 @@ from fake_data import run_config, scene_like, write_folder
 from ranks import Steps, Workers, samples, train_run, train_steps
 
 from plait.config import ParallelConfig, RunConfig, TrainConfig
+from plait.model.mot import MixtureOfTransformers
+from plait.model.pretrained import save_pretrained
 from plait.model_config import ModelConfig, TowerConfig
 from plait.train.metrics import read_metrics
 
@@ -158,6 +160,21 @@ def test_bfloat16(folder, tmp_path, two):
             for name, gradient in found.gradients[0].items():
                 expected = alone.gradients[0][name]
                 assert (gradient - expected).norm() < 0.1 * expected.norm() + 1e-6, (layout, name)
+
+
+def test_weights_to_start_from(folder, tmp_path, two):
+    """Each rank takes its part of a saved model, or of one tower of another."""
+    saved = config_for(folder, tmp_path, mel=False)
+    saved.model.modalities["image"].vocab_size, saved.model.modalities["speech"].vocab_size = 64, 128
+    saved.model.modalities["text"].vocab_size = 256
+    save_pretrained(MixtureOfTransformers(ModelConfig(**vars(saved.model)), seed=5), tmp_path / "saved")
+    whole = config_for(folder, tmp_path / "a", mel=False, train={"init_from": str(tmp_path / "saved")})
+    tower = config_for(folder, tmp_path / "b", towers={"image": TowerConfig(init_from=str(tmp_path / "saved"))})
+    first = train_steps(config_for(folder, tmp_path / "c", mel=False), []).weights
+    for config, name in ((whole, "head.shared.weight"), (tower, "blocks.1.ffn.image.gate.weight")):
+        for layout in TWO:
+            found = check(two, config, TWO[layout], steps=0).weights
+            assert not torch.equal(found[name], first[name])
 
 
 @pytest.mark.parametrize("absent", ["text", "image", "speech", "mel"])

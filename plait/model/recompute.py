@@ -14,10 +14,11 @@ _KEPT = (
     "aten._scaled_dot_product_flash_attention", "aten._scaled_dot_product_efficient_attention",
     "aten._scaled_dot_product_cudnn_attention", "aten._scaled_dot_product_flash_attention_for_cpu",
     "plait.segment_attention", "torch_attn._varlen_attn", "higher_order.flex_attention",
-    "_c10d_functional.all_gather_into_tensor", "_c10d_functional.reduce_scatter_tensor",
+    "_c10d_functional.reduce_scatter_tensor",
     "_c10d_functional.all_to_all_single",
 )  # fmt: skip
-"""What selective recomputing keeps: products, attention, and what other ranks sent (torchtitan's choice)."""
+"""What selective recomputing keeps: products, attention, and what ranks sum or exchange around it (torchtitan's
+choice). Rows that tensor ranks gather are gathered again: they would be kept by each of them."""
 
 
 def computed(block: Callable, recompute: Recompute, *arguments):
