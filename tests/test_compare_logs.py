@@ -57,7 +57,7 @@ def test_one_log_and_no_study_are_refused(tmp_path, capsys):
     assert main(["compare", "--from-logs", log(tmp_path / "a.jsonl", 1)]) == 3
     assert "at least two" in capsys.readouterr().err
     assert main(["compare"]) == 2
-    assert "needs a study, or --from-logs" in capsys.readouterr().err
+    assert "needs a study, --conclude or --from-logs" in capsys.readouterr().err
     assert main(["compare", "--from-logs", str(tmp_path / "none.jsonl"), str(tmp_path / "a.jsonl")]) == 3
 
 
