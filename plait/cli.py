@@ -6,7 +6,7 @@ import os
 import sys
 
 from plait.errors import ConfigError, PlaitError, nearest
-from plait.launch import is_first, launch
+from plait.launch import STOPPED, is_first, launch
 
 DESCRIPTION = """Mixture-of-Transformers: text, images and speech, each with parameters of its own,
 woven by one global attention. One YAML file describes a run; the commands are its steps, each resumable."""
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         found = launch()
         if found is None or found.rank == 0:
             print(f"plait: {error}", file=sys.stderr)
-        elif not isinstance(error, ConfigError):  # a wrong setting is wrong for all
+        elif not isinstance(error, ConfigError) and error.exit_code != STOPPED:  # those concern all ranks
             print(f"plait, rank {found.rank}: {error}", file=sys.stderr)
         return error.exit_code
 

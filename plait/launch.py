@@ -4,6 +4,9 @@ import os
 import re
 from dataclasses import dataclass
 
+STOPPED = 130
+"""Exit code of a run that was asked to stop, and saved."""
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -41,5 +44,5 @@ def is_first() -> bool:
 
 def first_host(hosts: str) -> str:
     """Return the first host of a list as Slurm writes it, such as ``node[003-010,021],login1``."""
-    prefix, bracket, rest = hosts.partition(",")[0].partition("[")
-    return prefix + re.match(r"\d*", rest).group() if bracket else prefix
+    prefix, number, suffix = re.match(r"([^,\[]*)(?:\[(\d+)[^\]]*\])?([^,]*)", hosts).groups("")
+    return prefix + number + suffix

@@ -11,6 +11,7 @@ from conftest import model_config, random_documents
 from plait.batch import Document, Part, pack
 from plait.model.block import Step
 from plait.model.mot import MixtureOfTransformers
+from plait.model.ranks import Ranks
 from plait.model.rope import rotation
 from plait.model.routing import merged
 
@@ -51,7 +52,7 @@ def test_the_kernel_equals_plain_torch(kernel, rng, settings, alone):
     found = []
     for used in (None, kernel):
         heads = block.qkv(merged(streams) if block.qkv.is_shared else streams)
-        out = block._heads(heads, Step(batch.routing, cos, sin, [], None, None, used))
+        out = block._heads(heads, Step(batch.routing, cos, sin, [], None, None, Ranks(), heads_to_sequence=used))
         weights = [torch.sin(torch.arange(x.numel(), device=DEVICE)).view_as(x) for x in out]
         inputs = [*streams, *block.qkv.parameters()]
         found.append([*out, *torch.autograd.grad([(x * w).sum() for x, w in zip(out, weights, strict=True)], inputs)])

@@ -54,7 +54,8 @@ def test_launchers(environment):
 
 
 @pytest.mark.parametrize(("hosts", "first"), [
-    ("node1", "node1"), ("node1,node2", "node1"), ("gpu[003-010,021],login1", "gpu003"), ("a-[5,7]", "a-5"),
+    ("node1", "node1"), ("node1,node2", "node1"),
+    ("gpu[003-010,021],login1", "gpu003"), ("rack[1-2]n5", "rack1n5"), ("a-[5,7]", "a-5"),
 ])  # fmt: skip
 def test_first_host(hosts, first):
     assert first_host(hosts) == first

@@ -24,14 +24,11 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 
 from plait.config import ParallelConfig, RunConfig
 from plait.errors import PlaitError, ResourceError, require
-from plait.launch import launch
+from plait.launch import STOPPED, launch
 from plait.model.moe import MixtureOfExperts
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Ranks
 from plait.train.float8 import MULTIPLE, check_float8, use_float8
-
-STOPPED = 130
-"""Exit code of a run that was asked to stop, and saved."""
 
 
 def local_device(name: str) -> str:
@@ -157,6 +154,9 @@ def parallelize(model: MixtureOfTransformers, config: RunConfig, device_type: st
     """Cut and shard a model's weights over the ranks of the process group, in place, and set ``model.ranks``."""
     layout = Layout.of(config.parallel, dist.get_world_size())
     data, context, tensor = layout.data, layout.context, layout.tensor
+    ids = config.model.layout.size
+    require((tensor - 1) * math.ceil(ids / tensor) < ids, "parallel.tensor", tensor,
+            f"fewer, so that each rank has some of the {ids} ids")  # fmt: skip
     work = init_device_mesh(device_type, (data, context, tensor), mesh_dim_names=("data", "context", "tensor"))
     rows = init_device_mesh(device_type, (data, context * tensor), mesh_dim_names=("data", "rows"))
     shape = (layout.replicate, layout.shard * context, tensor)
