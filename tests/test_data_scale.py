@@ -1,6 +1,7 @@
 """Data at scale: memory that does not grow with the number of documents, and mixtures whose sources end."""
 
 import importlib
+import itertools
 import json
 import os
 import sys
@@ -169,6 +170,23 @@ def test_data_that_end_end_on_all_ranks_together(mixture):
         for i, batches in enumerate(zip(*ranks, strict=True)):
             for r, (batch, state) in enumerate(batches):
                 assert same(batch, whole[i * world_size + r][0]) and state == batches[0][1]
+
+
+@given(sizes=st.lists(st.sampled_from([1, 2, 3]), min_size=1, max_size=6), steps=st.integers(1, 4))
+@settings(max_examples=8, deadline=None)
+def test_a_mixture_that_ends_is_recut_without_loss(mixture, sizes, steps):
+    """Stopped and resumed on other numbers of ranks, with a source that leaves on the way: the same batches in turn."""
+    config = ending(mixture, "drop", "stop", num_workers=0)
+    whole, found, state = list(Loader(config)), [], None
+    for world_size in [*sizes, 1]:
+        ranks = [Loader(config, rank=r, world_size=world_size, state=state) for r in range(world_size)]
+        count = steps if len(found) + steps * world_size < len(whole) - 3 else 10**6
+        for batches in zip(*(itertools.islice(loader, count) for loader in ranks), strict=True):
+            found += [batch for batch, _ in batches]
+            state = json.loads(json.dumps(batches[0][1]))
+        if state["ended"]:
+            break
+    assert len(whole) - len(found) < 3 and all(same(a, b) for a, (b, _) in zip(found, whole, strict=False))
 
 
 def test_training_ends_with_its_data(mixture, tmp_path):
