@@ -6,10 +6,11 @@
 
 Parts, each with its rows:
 
-checkpoint  Training makes steps; a checkpoint is written beside it. stall: the share of the time, from the call until
-            the checkpoint is whole, in which training did not go on. work: the processor time that writing takes, as a
-            share of what training takes in that time. stands_still: seconds that the call takes. whole_after: seconds
-            until it is whole. resume: seconds to check and read it, all of it.
+checkpoint  Training makes steps with both cores busy; a checkpoint is written beside it. stall: the share of the time,
+            from the call until the checkpoint is whole, in which training did not go on. work: processor time of a
+            checkpoint, all in all, in steps: no more can be lost to it, and it can be measured on a busy machine too,
+            which times on the clock cannot. stands_still: seconds that the call takes. whole_after: seconds until it
+            is whole. resume: seconds to check and read all of it.
 weak        Tokens a second of two ranks as a share of twice those of one, batches of the same size on each rank; and of
             two runs that know nothing of each other, which is what the machine allows.
 loader      Tokens a second that one loader thread packs, as a multiple of what training takes.
@@ -115,7 +116,7 @@ def checkpoint_rows(options: argparse.Namespace) -> list[Row]:
         value_row(f"checkpoint/{name}/{size}", statistics.median(times), unit, against=against, times=times)
         for name, unit, against in (
             ("stall", "share", "steps without a save"),
-            ("work", "share", "steps without a save"),
+            ("work", "steps", "a step"),
             ("stands_still", "s", ""),
             ("whole_after", "s", ""),
         )
@@ -134,23 +135,23 @@ def made_step(trainer: Trainer, batches: list) -> None:
 
 
 def checkpoint_turn(trainer: Trainer, step: Callable[[], None]) -> dict[str, float]:
-    """Compare the time and the work of steps while a checkpoint is written with those of as many steps before."""
+    """Save beside steps, on the clock; and alone, by the time of the processors."""
     plain = [timed(step) for _ in range(3)]
     wall, work = (statistics.median(p[i] for p in plain) for i in (0, 1))
-    started, used, steps = time.perf_counter(), time.process_time(), 0
+    started, steps = time.perf_counter(), 0
     trainer._save()
     stands_still = time.perf_counter() - started
     while trainer.checkpoints.writing:
         step()
         steps += 1
-    took, used = time.perf_counter() - started, time.process_time() - used
+    took = time.perf_counter() - started
     trainer.checkpoints.wait()
-    return {
-        "stall": 1 - steps * wall / took,
-        "work": used / (steps * work) - 1 if steps else 1.0,
-        "stands_still": stands_still,
-        "whole_after": took,
-    }
+    trainer.state.step += 1
+    used = time.process_time()
+    trainer._save()
+    trainer.checkpoints.wait()
+    used = time.process_time() - used
+    return {"stall": 1 - steps * wall / took, "work": used / work, "stands_still": stands_still, "whole_after": took}
 
 
 def timed(function: Callable[[], None]) -> tuple[float, float]:

@@ -60,7 +60,8 @@ class MetricsLog:
 
     def close(self) -> None:
         """Close the file and end the trackers' runs."""
-        self._file.close()
+        with clear_disk_errors(self.path):
+            self._file.close()
         for tracker in self._trackers:
             tracker.close()
 
