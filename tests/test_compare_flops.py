@@ -15,7 +15,7 @@ from plait.compare.flops import (
     unpadded,
     visible_pairs,
 )
-from plait.config import RunConfig
+from plait.config import RunConfig, TrainConfig
 from plait.errors import ConfigError
 from plait.model.heads import place_embedding
 from plait.model.mot import MixtureOfTransformers
@@ -105,6 +105,8 @@ def test_accumulated_batches_are_one_step(rng):
     single = [step_flops(config, [b]).formula for b in batches]
     config.train.accumulate = 6
     assert step_flops(config, batches).formula == pytest.approx(3 * sum(single))
+    config.train = TrainConfig(global_batch_tokens=12 * config.data.batch_tokens)
+    assert step_flops(config, batches).formula == pytest.approx(6 * sum(single))
 
 
 def test_a_unet_is_refused(rng):

@@ -21,6 +21,7 @@ from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 from plait.plan.flops import BACKWARD, active_parameters, parameters, total_operations, visible_pairs
 from plait.plan.trace import no_tensor_is_kept
+from plait.train.parallel import batches_of_a_step
 
 __all__ = ["Flops", "active_parameters", "counted_flops", "forward_flops", "parameters", "step_flops", "visible_pairs"]
 
@@ -41,7 +42,7 @@ def unpadded(batch: Batch, config: RunConfig) -> Batch:
 def step_flops(config: RunConfig, batches: list[Batch]) -> Flops:
     """Return the operations of one optimizer step, from some of the run's own batches."""
     batches = [unpadded(b, config) for b in batches]
-    scale = config.train.accumulate / len(batches)
+    scale = batches_of_a_step(config) / len(batches)
     formula = sum((1 + BACKWARD) * sum(forward_flops(config.model, b).values()) for b in batches)
     counted = sum(counted_flops(config.model, b) for b in batches)
     return Flops(formula * scale, counted * scale)

@@ -13,6 +13,7 @@ from plait.config import RunConfig
 from plait.data.loader import Loader, open_task_sources
 from plait.data.sources import folders, resolve_vocabulary
 from plait.errors import ConfigError
+from plait.train.parallel import batches_of_a_step
 
 BATCHES = 4
 """Packed batches on which operations are counted."""
@@ -47,7 +48,7 @@ def _plan_arm(study: Study, arm: str) -> ArmPlan:
     config = resolve_vocabulary(study.run_config(arm, seed=study.config.arms[arm].seeds[0], steps=1, out=study.out))
     flops = step_flops(config, first_batches(config, BATCHES))
     steps = study.steps(flops.formula)
-    tokens = steps * config.train.accumulate * config.data.batch_tokens
+    tokens = steps * batches_of_a_step(config) * config.data.batch_tokens
     return ArmPlan(arm, parameters(config.model)["total"], active_parameters(config.model), flops, steps, tokens)
 
 
@@ -92,7 +93,7 @@ def _check_single_pass(study: Study, steps: int) -> None:
     weights = np.array([folders(config)[s.source.folder].weight for s in sources])
     shares = weights / weights.sum()
     means = np.array([s.mean_length() for s in sources])
-    tokens = steps * config.train.accumulate * data.batch_tokens
+    tokens = steps * batches_of_a_step(config) * data.batch_tokens
     wanted = tokens / float(means @ shares)
     most = min(len(s) / share for s, share in zip(sources, shares, strict=True))
     if wanted > most:
