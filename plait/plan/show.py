@@ -19,7 +19,7 @@ RECOMPUTED = {"none": "activations kept", "selective": "cheap activations recomp
 def show(plan: Plan, console: Console, *, everything: bool = False) -> None:
     """Print a plan; of the layouts the best ones, unless ``everything`` is wanted."""
     for part in (title(plan), towers_table(plan), layouts_table(plan, everything), advice(plan), statements(plan)):
-        console.print(part)
+        console.print(part, highlight=False)
 
 
 def title(plan: Plan) -> RenderableType:
@@ -60,7 +60,7 @@ def towers_table(plan: Plan) -> Table:
 
 
 def _operations(forward: float) -> tuple[str, str]:
-    return count(forward), count((1 + BACKWARD) * forward)
+    return tuple(count(n).replace("B", "G") for n in (forward, (1 + BACKWARD) * forward))
 
 
 def layouts_table(plan: Plan, everything: bool) -> Table:
