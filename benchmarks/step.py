@@ -23,11 +23,11 @@ import torch
 from harness import Measurement, Row, Times, paired, parsed, parser, ratio_row, run, value_row
 from shapes import DTYPES, Case, Shape, flops, mot_loss, sequence_loss
 
+from plait.train.measures import PEAKS
+
 TWO, SKEWED, THREE = (50, 50), (90, 10), (34, 33, 33)
 LARGE = Shape(2048, 8192, TWO, layers=24, document=4096, vocabulary=65536)
 """The 1.5B model of the paper's shape, for its MFU; two towers' optimizer state would not fit beside it."""
-PEAK = {"h100": 989e12, "h200": 989e12, "a100": 312e12, "l40s": 362e12, "b200": 2250e12, "4090": 165e12}
-"""Published dense bfloat16 operations a second, by a word of the GPU's name."""
 
 
 def grid(name: str) -> list[tuple[Shape, str, str]]:
@@ -143,9 +143,9 @@ def peak(case: Case) -> tuple[float, str]:
     """Return the operations a second that are 100 %, and what they are."""
     if case.device == "cuda" and case.dtype == "bfloat16":
         gpu = torch.cuda.get_device_name().lower()
-        for word, value in PEAK.items():
+        for word, value in PEAKS.items():
             if word in gpu:
-                return value, f"published peak, {value / 1e12:.0f} TFLOP/s"
+                return value * 1e12, f"published peak, {value} TFLOP/s"
     width, dtype = case.shape.width, DTYPES[case.dtype]
     x, w = (
         torch.randn(n, m, device=case.device, dtype=dtype) for n, m in ((case.shape.tokens, width), (4 * width, width))
