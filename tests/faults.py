@@ -119,8 +119,9 @@ def save_again(path: str) -> int:
     from plait.train.engine import Trainer
     from plait.train.parallel import process_group
 
-    with process_group():
-        trainer = Trainer(load(path), QuietProgress())
+    config = load(path)
+    with process_group(config.train.device):
+        trainer = Trainer(config, QuietProgress())
         with Checkpoints(trainer.out / "saved", keep=1) as kept:
             kept.save(trainer.model, trainer.optimizer, {"step": trainer.state.step}, averages=trainer.averages)
     return 0
