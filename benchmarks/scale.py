@@ -136,8 +136,7 @@ def made_step(trainer: Trainer, batches: list) -> None:
 
 def checkpoint_turn(trainer: Trainer, step: Callable[[], None]) -> dict[str, float]:
     """Save beside steps, on the clock; and alone, by the time of the processors."""
-    plain = [timed(step) for _ in range(3)]
-    wall, work = (statistics.median(p[i] for p in plain) for i in (0, 1))
+    plain = [timed(step) for _ in range(2)]
     started, steps = time.perf_counter(), 0
     trainer._save()
     stands_still = time.perf_counter() - started
@@ -151,6 +150,8 @@ def checkpoint_turn(trainer: Trainer, step: Callable[[], None]) -> dict[str, flo
     trainer._save()
     trainer.checkpoints.wait()
     used = time.process_time() - used
+    plain += [timed(step) for _ in range(2)]  # before and after, so that a machine that slows down counts less
+    wall, work = (statistics.mean(p[i] for p in plain) for i in (0, 1))
     return {"stall": 1 - steps * wall / took, "work": used / work, "stands_still": stands_still, "whole_after": took}
 
 
