@@ -29,6 +29,9 @@ GOALS = {
         (r"head_memory/v65536-.*", "<=", 0.20),
         (r"towers_ratio/(2|4|8|16)/.*", "<=", 1.05),
         (r"decode/speedup/d(256|512)-.*/rows32", ">=", 6.0),
+        (r"checkpoint/stall/.*", "<=", 0.15),
+        (r"loader/times_the_need/.*", ">=", 20.0),
+        (r"data/open/.*", "<=", 1.0),
     ],
     "gpu": [
         (r"step_ratio/mot/d(1024|2048|4096)-t32768-.*/bfloat16/compiled", "<=", 1.02),

@@ -5,8 +5,9 @@ import argparse
 import os
 import sys
 
+from plait import commands
 from plait.errors import ConfigError, PlaitError, nearest
-from plait.launch import STOPPED, is_first, launch
+from plait.launch import STOPPED, launch
 
 DESCRIPTION = """Mixture-of-Transformers: text, images and speech, each with parameters of its own,
 woven by one global attention. One YAML file describes a run; the commands are its steps, each resumable."""
@@ -83,15 +84,16 @@ def _refuse(rest: list[str], parser: argparse.ArgumentParser, command: str) -> l
 def _parser() -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("plait", description=DESCRIPTION, epilog=EXIT_CODES, formatter_class=form)
-    commands = parser.add_subparsers(dest="command", metavar="command", title="commands")
+    subparsers = parser.add_subparsers(dest="command", metavar="command", title="commands")
 
     def add(name: str, run, text: str, *, settings: bool, epilog: str = "") -> argparse.ArgumentParser:
         epilog = "\n\n".join(filter(None, [epilog, OVERRIDES if settings else ""]))
-        command = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=form)
+        command = subparsers.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=form)
         command.set_defaults(run=run, takes_settings=settings)
         return command
 
-    quick = add("quickstart", _quickstart, "the whole path on the embedded scenes: data, codecs, training, report",
+    quick = add("quickstart", commands.quickstart,
+                "the whole path on the embedded scenes: data, codecs, training, report",
                 settings=True, epilog=QUICKSTART_EXAMPLES)  # fmt: skip
     which = quick.add_mutually_exclusive_group()
     which.add_argument("--setting", default="chameleon-speech", metavar="NAME",
@@ -100,27 +102,29 @@ def _parser() -> argparse.ArgumentParser:
     which.add_argument("--config", default="", help="in place of a setting: a shipped config's name, or a YAML file")
     quick.add_argument("--restart", action="store_true", help="throw the run's folder away and begin anew")
 
-    step = add("prepare", _prepare, "raw media to trained codecs and encoded shards; goes on where it was stopped",
+    step = add("prepare", commands.prepare,
+               "raw media to trained codecs and encoded shards; goes on where it was stopped",
                settings=True, epilog=PREPARE_EXAMPLES)  # fmt: skip
     step.add_argument("config", help="the run's YAML file, or a shipped config's name")
     step.add_argument("--restart", action="store_true", help="throw earlier work away, for example after a change")
 
-    step = add("train", _train, "train on prepared shards; goes on from the newest checkpoint", settings=True,
+    step = add("train", commands.train, "train on prepared shards; goes on from the newest checkpoint", settings=True,
                epilog=TRAIN_EXAMPLES)  # fmt: skip
     step.add_argument("config", help="the run's YAML file, or a shipped config's name")
 
-    step = add("evaluate", _evaluate, "measure a trained run: losses by task and split, captions against the truth",
+    step = add("evaluate", commands.evaluate,
+               "measure a trained run: losses by task and split, captions against the truth",
                settings=True)  # fmt: skip
     step.add_argument("run_folder", metavar="run", help="the run's folder")
 
-    step = add("generate", _generate, "generate text, pictures and speech from a trained run", settings=False,
+    step = add("generate", commands.generate, "generate text, pictures and speech from a trained run", settings=False,
                epilog=GENERATE_EXAMPLES)  # fmt: skip
     _generate_arguments(step)
 
-    step = add("report", _report, "write the run's report.html", settings=False)
+    step = add("report", commands.report, "write the run's report.html", settings=False)
     step.add_argument("run_folder", metavar="run", help="the run's folder")
 
-    step = add("export", _export, "write a checkpoint's weights as a saved model: safetensors and config.json",
+    step = add("export", commands.export, "write a checkpoint's weights as a saved model: safetensors and config.json",
                settings=False, epilog=EXPORT_EXAMPLES)  # fmt: skip
     step.add_argument("run_folder", metavar="run", help="the run's folder")
     step.add_argument("--out", default="", help="folder to write (default: <run>/exported/step-...)")
@@ -129,13 +133,16 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--file-gb", type=float, default=5.0, metavar="GB",
                       help="begin another file where one would be larger, in GB of 1e9 bytes (default: 5)")  # fmt: skip
 
-    step = add("inspect", _inspect, "show decoded documents, a packed batch and its attention mask", settings=True)
+    step = add(
+        "inspect", commands.inspect, "show decoded documents, a packed batch and its attention mask", settings=True
+    )
     step.add_argument("config", help="the run's YAML file or folder")
     step.add_argument("--split", default="train", help="split to read (default: train)")
     step.add_argument("--documents", type=int, default=3, help="documents to show (default: 3)")
     step.add_argument("--mask", default="", metavar="FILE.png", help="also draw the batch's mask and towers")
 
-    step = add("compare", _compare, "train the models of a study on the same batches, and match them step for step",
+    step = add("compare", commands.compare,
+               "train the models of a study on the same batches, and match them step for step",
                settings=True, epilog=COMPARE_EXAMPLES)  # fmt: skip
     step.add_argument("study", nargs="?", default="", help="a study's YAML file, or a shipped study's name")
     step.add_argument("--arms", type=_listed, default=[], metavar="A,B", help="only these arms (default: all)")
@@ -151,11 +158,12 @@ def _parser() -> argparse.ArgumentParser:
                       help="in place of a study: match logs of any trainer with the first one")  # fmt: skip
     step.add_argument("--warmup", type=int, default=0, help="steps whose losses are no levels (logs; default: 0)")
 
-    step = add("plan", _plan, "sizes, FLOPs, memory, messages and time of a run on some GPUs, and the layout to take; "
+    step = add("plan", commands.plan,
+               "sizes, FLOPs, memory, messages and time of a run on some GPUs, and the layout to take; "
                "needs no GPU", settings=True, epilog=PLAN_EXAMPLES)  # fmt: skip
     _plan_arguments(step)
 
-    add("settings", _settings, "list every setting of a config, with its meaning and default", settings=False)
+    add("settings", commands.settings, "list every setting of a config, with its meaning and default", settings=False)
     return parser
 
 
@@ -270,173 +278,6 @@ def _plan_arguments(step: argparse.ArgumentParser) -> None:
 def _weights(text: str) -> dict[str, float]:
     pairs = [word.partition("=") for word in _listed(text)]
     return {name: float(share) for name, _, share in pairs}
-
-
-def _config(name: str, overrides: list[str]):
-    from plait.config_file import load
-    from plait.shipped import config_path
-
-    return load(config_path(name), overrides)
-
-
-def _prepare(chosen) -> None:
-    from plait.progress import Progress
-    from plait.workflow import prepare_step
-
-    figures = prepare_step(_config(chosen.config, chosen.overrides), Progress(), restart=chosen.restart)
-    _print_figures("prepared", figures)
-
-
-def _train(chosen) -> None:
-    from plait.progress import Progress
-    from plait.workflow import summarise, train_step
-
-    config = _config(chosen.config, chosen.overrides)
-    train_step(config, Progress())
-    if is_first():
-        summarise(config)
-        print(f"trained: {config.out}")
-
-
-def _evaluate(chosen) -> None:
-    from plait.pipeline import run_config
-    from plait.progress import Progress
-    from plait.workflow import evaluate_step, summarise
-
-    config = run_config(chosen.run_folder, chosen.overrides)
-    figures = evaluate_step(config, Progress())
-    summarise(config)
-    _print_figures("evaluated", figures)
-
-
-def _report(chosen) -> None:
-    from plait.pipeline import run_config
-    from plait.progress import Progress
-    from plait.workflow import report_step
-
-    print(f"report: {report_step(run_config(chosen.run_folder), Progress())}")
-
-
-def _compare(chosen) -> None:
-    from plait.compare.study import load_study
-    from plait.compare.workflow import analyse_study, compare, keep_study, plan_study
-    from plait.progress import Progress
-    from plait.shipped import config_path, study_path
-
-    if chosen.from_logs:
-        from plait.compare.logs import compare_logs
-
-        return _print_table(*compare_logs(chosen.from_logs, warmup=chosen.warmup))
-    if not (chosen.study or chosen.conclude):
-        raise ConfigError("command line: plait compare needs a study, --conclude or --from-logs")
-    study = chosen.study and load_study(study_path(chosen.study), find_base=config_path, out=chosen.out,
-                                        overrides=chosen.overrides)  # fmt: skip
-    if chosen.conclude:
-        from plait.compare.conclude import conclude
-
-        if study:
-            print(f"kept: {keep_study(study, Progress(), chosen.conclude)}")
-        path, still_open = conclude(chosen.conclude, lambda name: load_study(study_path(name), find_base=config_path))
-        print("\n".join([f"results: {path}", *(f"still open: {sentence}" for sentence in still_open)]))
-    elif chosen.plan:
-        _print_table(*plan_study(study, Progress(), arms=chosen.arms, seeds=chosen.seeds))
-    else:
-        work = analyse_study if chosen.analyse else compare
-        print(f"study: {work(study, Progress(), arms=chosen.arms, seeds=chosen.seeds)}")
-
-
-def _quickstart(chosen) -> None:
-    from plait.progress import Progress
-    from plait.shipped import quickstart_config
-    from plait.workflow import whole_run
-
-    config = _config(chosen.config or quickstart_config(chosen.setting), chosen.overrides)
-    path = whole_run(config, Progress(), restart=chosen.restart)
-    print(f"report: {path}  (open it in a browser)")
-
-
-def _generate(chosen) -> None:
-    from plait.pipeline import load
-    from plait.shipped import grids_from, sampling_from
-    from plait.workflow import save_generated
-
-    pipeline = load(chosen.run_folder, device=chosen.device)
-    media = pipeline.read(getattr(chosen, "prompt", None) or [])
-    sampling = sampling_from(pipeline.config.sampling, list(pipeline.codecs), chosen)
-    longest = {} if chosen.max_tokens is None else dict.fromkeys(pipeline.codecs, chosen.max_tokens)
-    grids = grids_from(chosen.grid, chosen.output, pipeline.model.config)
-    samples = pipeline.generate_from_media([media] * chosen.count, [chosen.output] * chosen.count, seed=chosen.seed,
-                                           sampling=sampling, max_tokens=longest, grids=grids)  # fmt: skip
-    save_generated(samples, chosen.out or f"{chosen.run_folder}/generated")
-
-
-def _export(chosen) -> None:
-    from plait.progress import Progress
-    from plait.train.export import export
-
-    print("exported: " + str(export(chosen.run_folder, chosen.out, step=chosen.step, averages=chosen.ema,
-                                    file_gb=chosen.file_gb, progress=Progress())))  # fmt: skip
-
-
-def _inspect(chosen) -> None:
-    from plait.inspect import inspect_run
-
-    inspect_run(chosen)
-
-
-def _plan(chosen) -> int:
-    import dataclasses
-    import json
-
-    from rich.console import Console
-
-    from plait.errors import ResourceError
-    from plait.plan.estimate import Machines, make_plan
-    from plait.plan.show import as_json, show
-    from plait.progress import Progress
-
-    names = [field.name for field in dataclasses.fields(Machines)]
-    machines = Machines(**{name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None})
-    plan = make_plan(_config(chosen.config, chosen.overrides), machines, tokens=chosen.tokens, mix=chosen.mix,
-                     document_tokens=chosen.document_tokens, progress=Progress())  # fmt: skip
-    if chosen.json:
-        print(json.dumps(as_json(plan), indent=1))
-    else:
-        console = Console()
-        if not console.is_terminal:
-            console.width = 150  # a file has no edge
-        show(plan, console, everything=chosen.all)
-    return 0 if plan.best else ResourceError.exit_code
-
-
-def _settings(chosen) -> None:
-    from plait.shipped import describe_settings
-
-    print(describe_settings())
-
-
-def _print_figures(title: str, figures: dict) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("figure", "value", title=title, box=None, title_justify="left")
-    for name, value in figures.items():
-        if isinstance(value, int | float):
-            table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
-    Console().print(table)
-
-
-def _print_table(title: str, note: str, header: list[str], rows: list[list[str]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*header, title=title, caption=note, box=None, title_justify="left", caption_justify="left")
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    if not console.is_terminal:
-        console.width = 120  # a file has no edge
-    console.print(table)
 
 
 if __name__ == "__main__":

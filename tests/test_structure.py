@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent / "plait"
 ORDER = ["errors", "layout", "model_config", "config", "config_file", "launch", "files", "tensor_files",
          "randomness", "spans", "progress", "batch", "model", "objectives", "codecs", "data", "plan", "generate",
          "evaluate", "train", "compare", "report", "pipeline", "samples", "shipped", "workflow", "inspect",
-         "cli"]  # fmt: skip
+         "commands", "cli"]  # fmt: skip
 """A file imports only from its own package and from what stands before it."""
 
 NEVER = {"data": {"model", "objectives"}, "model": {"data", "codecs", "train"}, "objectives": {"data", "codecs"}}
@@ -43,7 +43,7 @@ def test_imports_go_one_way(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_files_stay_small(path):
-    assert len(path.read_text().splitlines()) <= 460
+    assert len(path.read_text().splitlines()) <= 420
 
 
 CORE = """

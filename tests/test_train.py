@@ -18,13 +18,13 @@ from plait.config import TrainConfig
 from plait.config_file import to_dict
 from plait.errors import CheckpointError, ResourceError
 from plait.model.mot import MixtureOfTransformers
-from plait.model.pretrained import load_pretrained, save_pretrained
+from plait.model.pretrained import load_pretrained, load_tower, save_pretrained
 from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 from plait.progress import Progress
 from plait.train import checkpoint
-from plait.train.engine import Trainer, TrainingStopped, load_tower, pick_device
+from plait.train.engine import Trainer, TrainingStopped, pick_device
 from plait.train.metrics import read_metrics
 from plait.train.optim import learning_rate, make_optimizer
 

@@ -82,6 +82,28 @@ def load_weights(
             buffer.zero_()
 
 
+@torch.no_grad()
+def load_tower(model: MixtureOfTransformers, tower: str, folder: str) -> None:
+    """Copy into one tower the tower of that name, or the only one, of a saved model."""
+    towers = list(load_config(folder).towers)
+    source = tower if tower in towers else towers[0]
+    if source != tower and len(towers) > 1:
+        raise CheckpointError(
+            f"model.towers.{tower}.init_from: {folder!r} has the towers {towers}, none named {tower!r}"
+        )
+    state = read_tensors(Path(folder) / WEIGHTS, f"model.towers.{tower}.init_from")
+    own = model.state_dict()
+    copied = {n.replace(f".{source}.", f".{tower}."): t for n, t in state.items() if f".{source}." in n}
+    copied = {n: t for n, t in copied.items() if n in own and n.startswith(("blocks.", "final_norm."))}
+    check_shapes(own, copied, folder)
+    needed = [n for n in own if f".{tower}." in n and n.startswith(("blocks.", "final_norm."))]
+    missing = [n for n in needed if n not in copied]
+    if missing:
+        raise CheckpointError(f"model.towers.{tower}.init_from: {folder!r} lacks {missing[0]!r}")
+    for name, tensor in copied.items():
+        own[name].copy_(part_of(tensor, own[name]))
+
+
 def check_tensors(
     own: Mapping[str, Tensor], stored: Mapping[str, Cut], where: str, *, allow_missing: tuple[str, ...] = ()
 ) -> None:

@@ -58,13 +58,6 @@ class AveragedWeights:
             mine.copy_(average)
             average.copy_(held)
 
-    @torch.no_grad()
-    def load(self, tensors: dict[str, Tensor], num_updates: float) -> None:
-        """Take over saved averages, by parameter name, and their number of updates."""
-        for name, average in self.tensors.items():
-            average.copy_(tensors[name])
-        self.num_updates.fill_(num_updates)
-
 
 def _own(tensor: Tensor) -> Tensor:
     """Return what this rank holds of a tensor: all of it, or its shard."""

@@ -23,12 +23,11 @@ from plait.config import RunConfig
 from plait.config_file import to_dict
 from plait.data.loader import Loader
 from plait.data.sources import resolve_vocabulary, validation_splits
-from plait.errors import CheckpointError, PlaitError, ResourceError
+from plait.errors import PlaitError, ResourceError
 from plait.evaluate.losses import split_losses
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
-from plait.model.pretrained import check_shapes, load_config, load_weights, read_tensors
-from plait.model.ranks import part_of
+from plait.model.pretrained import load_tower, load_weights
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 from plait.progress import Progress, QuietProgress
@@ -396,25 +395,3 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-@torch.no_grad()
-def load_tower(model: MixtureOfTransformers, tower: str, folder: str) -> None:
-    """Copy into one tower the tower of that name, or the only one, of a saved model."""
-    towers = list(load_config(folder).towers)
-    source = tower if tower in towers else towers[0]
-    if source != tower and len(towers) > 1:
-        raise CheckpointError(
-            f"model.towers.{tower}.init_from: {folder!r} has the towers {towers}, none named {tower!r}"
-        )
-    state = read_tensors(Path(folder) / "model.safetensors", f"model.towers.{tower}.init_from")
-    own = model.state_dict()
-    copied = {n.replace(f".{source}.", f".{tower}."): t for n, t in state.items() if f".{source}." in n}
-    copied = {n: t for n, t in copied.items() if n in own and n.startswith(("blocks.", "final_norm."))}
-    check_shapes(own, copied, folder)
-    needed = [n for n in own if f".{tower}." in n and n.startswith(("blocks.", "final_norm."))]
-    missing = [n for n in needed if n not in copied]
-    if missing:
-        raise CheckpointError(f"model.towers.{tower}.init_from: {folder!r} lacks {missing[0]!r}")
-    for name, tensor in copied.items():
-        own[name].copy_(part_of(tensor, own[name]))

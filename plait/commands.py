@@ -1,0 +1,172 @@
+"""What each command of `plait.cli` does with its parsed arguments. Heavy imports stand inside: --help needs none."""
+
+from plait.errors import ConfigError
+from plait.launch import is_first
+
+
+def _config(name: str, overrides: list[str]):
+    from plait.config_file import load
+    from plait.shipped import config_path
+
+    return load(config_path(name), overrides)
+
+
+def prepare(chosen) -> None:
+    from plait.progress import Progress
+    from plait.workflow import prepare_step
+
+    figures = prepare_step(_config(chosen.config, chosen.overrides), Progress(), restart=chosen.restart)
+    _print_figures("prepared", figures)
+
+
+def train(chosen) -> None:
+    from plait.progress import Progress
+    from plait.workflow import summarise, train_step
+
+    config = _config(chosen.config, chosen.overrides)
+    train_step(config, Progress())
+    if is_first():
+        summarise(config)
+        print(f"trained: {config.out}")
+
+
+def evaluate(chosen) -> None:
+    from plait.pipeline import run_config
+    from plait.progress import Progress
+    from plait.workflow import evaluate_step, summarise
+
+    config = run_config(chosen.run_folder, chosen.overrides)
+    figures = evaluate_step(config, Progress())
+    summarise(config)
+    _print_figures("evaluated", figures)
+
+
+def report(chosen) -> None:
+    from plait.pipeline import run_config
+    from plait.progress import Progress
+    from plait.workflow import report_step
+
+    print(f"report: {report_step(run_config(chosen.run_folder), Progress())}")
+
+
+def compare(chosen) -> None:
+    from plait.compare import workflow
+    from plait.compare.study import load_study
+    from plait.progress import Progress
+    from plait.shipped import config_path, study_path
+
+    if chosen.from_logs:
+        from plait.compare.logs import compare_logs
+
+        return _print_table(*compare_logs(chosen.from_logs, warmup=chosen.warmup))
+    if not (chosen.study or chosen.conclude):
+        raise ConfigError("command line: plait compare needs a study, --conclude or --from-logs")
+    study = chosen.study and load_study(study_path(chosen.study), find_base=config_path, out=chosen.out,
+                                        overrides=chosen.overrides)  # fmt: skip
+    if chosen.conclude:
+        from plait.compare.conclude import conclude
+
+        if study:
+            print(f"kept: {workflow.keep_study(study, Progress(), chosen.conclude)}")
+        path, still_open = conclude(chosen.conclude, lambda name: load_study(study_path(name), find_base=config_path))
+        print("\n".join([f"results: {path}", *(f"still open: {sentence}" for sentence in still_open)]))
+    elif chosen.plan:
+        _print_table(*workflow.plan_study(study, Progress(), arms=chosen.arms, seeds=chosen.seeds))
+    else:
+        work = workflow.analyse_study if chosen.analyse else workflow.compare
+        print(f"study: {work(study, Progress(), arms=chosen.arms, seeds=chosen.seeds)}")
+
+
+def quickstart(chosen) -> None:
+    from plait.progress import Progress
+    from plait.shipped import quickstart_config
+    from plait.workflow import whole_run
+
+    config = _config(chosen.config or quickstart_config(chosen.setting), chosen.overrides)
+    path = whole_run(config, Progress(), restart=chosen.restart)
+    print(f"report: {path}  (open it in a browser)")
+
+
+def generate(chosen) -> None:
+    from plait.pipeline import load
+    from plait.shipped import grids_from, sampling_from
+    from plait.workflow import save_generated
+
+    pipeline = load(chosen.run_folder, device=chosen.device)
+    media = pipeline.read(getattr(chosen, "prompt", None) or [])
+    sampling = sampling_from(pipeline.config.sampling, list(pipeline.codecs), chosen)
+    longest = {} if chosen.max_tokens is None else dict.fromkeys(pipeline.codecs, chosen.max_tokens)
+    grids = grids_from(chosen.grid, chosen.output, pipeline.model.config)
+    samples = pipeline.generate_from_media([media] * chosen.count, [chosen.output] * chosen.count, seed=chosen.seed,
+                                           sampling=sampling, max_tokens=longest, grids=grids)  # fmt: skip
+    save_generated(samples, chosen.out or f"{chosen.run_folder}/generated")
+
+
+def export(chosen) -> None:
+    from plait.progress import Progress
+    from plait.train.export import export as export_run
+
+    path = export_run(chosen.run_folder, chosen.out, step=chosen.step, averages=chosen.ema, file_gb=chosen.file_gb,
+                      progress=Progress())  # fmt: skip
+    print(f"exported: {path}")
+
+
+def inspect(chosen) -> None:
+    from plait.inspect import inspect_run
+
+    inspect_run(chosen)
+
+
+def plan(chosen) -> int:
+    import dataclasses
+    import json
+
+    from rich.console import Console
+
+    from plait.errors import ResourceError
+    from plait.plan.estimate import Machines, make_plan
+    from plait.plan.show import as_json, show
+    from plait.progress import Progress
+
+    names = [field.name for field in dataclasses.fields(Machines)]
+    machines = Machines(**{name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None})
+    found = make_plan(_config(chosen.config, chosen.overrides), machines, tokens=chosen.tokens, mix=chosen.mix,
+                      document_tokens=chosen.document_tokens, progress=Progress())  # fmt: skip
+    if chosen.json:
+        print(json.dumps(as_json(found), indent=1))
+    else:
+        console = Console()
+        if not console.is_terminal:
+            console.width = 150  # a file has no edge
+        show(found, console, everything=chosen.all)
+    return 0 if found.best else ResourceError.exit_code
+
+
+def settings(chosen) -> None:
+    from plait.shipped import describe_settings
+
+    print(describe_settings())
+
+
+def _print_figures(title: str, figures: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "value", title=title, box=None, title_justify="left")
+    for name, value in figures.items():
+        if isinstance(value, int | float):
+            table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
+    Console().print(table)
+
+
+def _print_table(title: str, note: str, header: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*header, title=title, caption=note, box=None, title_justify="left", caption_justify="left")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a file has no edge
+    console.print(table)
