@@ -1,6 +1,6 @@
 """plait's step against three public ways to route tokens to towers, in one run; each is written here anew.
 
-    OMP_NUM_THREADS=1 python benchmarks/patterns.py             (CPU: about 3 minutes)
+    OMP_NUM_THREADS=1 python benchmarks/patterns.py             (CPU: about 4 minutes)
 
 boolean-masks      a boolean mask [T] for each modality; every layer takes x[mask] for each projection group and
                    writes results back by mask. So the layers of Meta's playbook do it
@@ -178,6 +178,7 @@ def grid(name: str) -> list[tuple[Shape, str, str, tuple[str, ...]]]:
         return [(Shape(64, 256, TWO, layers=1, vocabulary=240), "float32", "eager", (*PATTERNS, WHOLE))]
     if name == "cpu":
         return [(Shape(256, 4096, TWO), "float32", "eager", (*PATTERNS, WHOLE)),
+                (Shape(256, 4096, TWO), "bfloat16", "eager", (WHOLE,)),
                 (Shape(256, 1024, THREE), "float32", "eager", PATTERNS),
                 (Shape(256, 2048, TWO), "bfloat16", "eager", PATTERNS)]  # fmt: skip
     big, small = (Shape(w, t, TWO, vocabulary=16384) for w, t in ((2048, 32768), (1024, 4096)))
