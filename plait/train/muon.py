@@ -77,9 +77,9 @@ def orthogonal(matrices: Tensor, steps: int = NUM_STEPS) -> Tensor:
     float64 stays float64, for tests. A matrix of zeros stays so.
     """
     a, b, c = NEWTON_SCHULZ
-    x = matrices if matrices.dtype == torch.float64 else matrices.to(torch.bfloat16)
-    tall = x.shape[-2] > x.shape[-1]
-    x = x.mT if tall else x
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices
+    x = (x if x.dtype == torch.float64 else x.to(torch.bfloat16)).contiguous()
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     for _ in range(steps):
         gram = x @ x.mT
