@@ -114,6 +114,7 @@ class Watchdog:
             self._beat = min(self.seconds / BEATS, LONGEST_BEAT)
             self._since = self._answered = time.monotonic()
             self._store = _own_store(timedelta(seconds=max(self.seconds, 1.0)))
+            self._say(0)  # a rank that stops before its first beat is missed too
             self._threads = [
                 threading.Thread(target=f, name="plait-watchdog", daemon=True) for f in (self._talk, self._watch)
             ]
