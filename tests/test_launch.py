@@ -15,11 +15,12 @@ from plait.config import ParallelConfig, TrainConfig
 from plait.config_file import to_dict
 from plait.errors import ConfigError, ResourceError
 from plait.launch import Launch, first_host, is_first, launch
+from plait.model.ranks import Layout
 from plait.model_config import ModelConfig, TowerConfig
 from plait.train import parallel
 from plait.train.float8 import check_float8
 from plait.train.metrics import read_metrics
-from plait.train.parallel import Layout, local_device
+from plait.train.parallel import local_device
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "a", "MASTER_PORT": "1234"}
@@ -80,7 +81,7 @@ def test_each_rank_has_its_own_device(environment, monkeypatch):
 def test_layouts():
     assert Layout.of(ParallelConfig(), 1) == Layout(1, 1, 1, 1)
     assert Layout.of(ParallelConfig(), 512) == Layout(1, 512, 1, 1)
-    assert Layout.of(ParallelConfig(tensor=8, replicate=4), 512) == Layout(4, 16, 1, 8)
+    assert Layout.of(ParallelConfig(tensor=8, replicate=4), 512) == Layout(4, 16, tensor=8)
     assert Layout.of(ParallelConfig(shard=2, context=2), 4).data == 2
 
 

@@ -14,11 +14,12 @@ from plait.cli import main
 from plait.config import DataConfig, RunConfig, TrainConfig
 from plait.errors import ConfigError
 from plait.model.mot import MixtureOfTransformers
+from plait.model.ranks import Layout
 from plait.model_config import ModalityConfig, ModelConfig
 from plait.objectives.diffusion import corrupt
 from plait.plan.estimate import GB, Machines, choose, make_plan, step_seconds
 from plait.plan.flops import operations, pairs_by_tower, total_operations, visible_pairs
-from plait.plan.layouts import Layout, Traffic, possible_layouts, sizes, traffic
+from plait.plan.layouts import Traffic, possible_layouts, sizes, traffic
 from plait.plan.memory import cache_bytes, rank_memory
 from plait.plan.show import MOST_LAYOUTS, as_json, count, show
 from plait.plan.trace import Pass, of_rank

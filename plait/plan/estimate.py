@@ -13,9 +13,10 @@ from plait.batch import Batch, pack
 from plait.config import RunConfig
 from plait.errors import require
 from plait.model.mot import MixtureOfTransformers
+from plait.model.ranks import Layout
 from plait.model.routing import tower_of_parameter
 from plait.plan.flops import BACKWARD, idle_parameters, operations, total_operations
-from plait.plan.layouts import Layout, Sizes, Traffic, possible_layouts, sizes, traffic
+from plait.plan.layouts import Sizes, Traffic, possible_layouts, sizes, traffic
 from plait.plan.memory import RankMemory, cache_bytes, rank_memory
 from plait.plan.trace import of_rank, trace_pass
 from plait.plan.workload import documents_of_a_batch, known_sizes

@@ -10,45 +10,13 @@ from dataclasses import dataclass
 import torch
 
 from plait.model.mot import MixtureOfTransformers
+from plait.model.ranks import Layout
 from plait.model.routing import tower_of_parameter
 from plait.model_config import ModelConfig
 from plait.plan.trace import Pass
 
 MASTER, REDUCED = 4, 4
 """Bytes of a parameter that is kept, and of a gradient that is summed over ranks: float32 whatever the precision."""
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How many ranks share each kind of work; their product is the number of ranks."""
-
-    replicate: int = 1
-    """Copies of the whole sharded model: gradients are summed over them once a step."""
-    shard: int = 1
-    """Ranks that parameters, gradients and optimizer state are spread over (FSDP2)."""
-    tensor: int = 1
-    """Ranks that every matrix is cut over."""
-    context: int = 1
-    """Ranks that the tokens of one batch are cut over."""
-
-    @property
-    def data(self) -> int:
-        """Ranks, or groups of them, with batches of their own."""
-        return self.replicate * self.shard
-
-    @property
-    def sharers(self) -> int:
-        """Ranks that one copy of a tensor rank's weights is spread over; context ranks are among them."""
-        return self.shard * self.context
-
-    @property
-    def is_gathered(self) -> bool:
-        """Whether weights are gathered for their use, by FSDP2: wherever several ranks have the same ones."""
-        return self.data * self.context > 1
-
-    @property
-    def ranks(self) -> int:
-        return self.data * self.tensor * self.context
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from collections import defaultdict
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Replicate
+from torch.distributed.tensor import DTensor
+
+from plait.model.ranks import part_of
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Jordan's quintic: singular values end between about .7 and 1.2."""
@@ -55,7 +57,7 @@ class MuonAdamW(torch.optim.AdamW):
             # the experts of one weight [E, in, out] are matrices of their own
             moved = orthogonal(torch.stack(updates).flatten(0, -3)).view(len(updates), *shape)
             for parameter, update in zip(parameters, moved, strict=True):
-                parameter.mul_(1 - decay).sub_(cut_like(update.to(parameter.dtype) * size, parameter))
+                parameter.mul_(1 - decay).sub_(part_of(update.to(parameter.dtype) * size, parameter))
 
     def _momentum(self, parameter: Tensor, bad: Tensor | None) -> Tensor:
         """Take the gradient into the parameter's momentum; return Nesterov's look ahead."""
@@ -91,12 +93,3 @@ def orthogonal(matrices: Tensor, steps: int = NUM_STEPS) -> Tensor:
 def whole(x: Tensor) -> Tensor:
     """Return all of a tensor that may be spread over ranks."""
     return x.full_tensor() if isinstance(x, DTensor) else x
-
-
-def cut_like(x: Tensor, parameter: Tensor) -> Tensor:
-    """Return a tensor that every rank has whole, spread over ranks as the parameter is."""
-    if not isinstance(parameter, DTensor):
-        return x
-    mesh = parameter.device_mesh
-    replicated = DTensor.from_local(x, mesh, [Replicate()] * mesh.ndim, run_check=False)
-    return replicated.redistribute(mesh, parameter.placements)

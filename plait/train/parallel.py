@@ -13,7 +13,6 @@ The loss is divided by counts of the whole step before the forward pass, so grad
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -22,12 +21,12 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from plait.config import ParallelConfig, RunConfig
+from plait.config import RunConfig
 from plait.errors import PlaitError, ResourceError, require
 from plait.launch import STOPPED, launch
 from plait.model.moe import MixtureOfExperts
 from plait.model.mot import MixtureOfTransformers
-from plait.model.ranks import Ranks
+from plait.model.ranks import Layout, Ranks
 from plait.train.float8 import MULTIPLE, check_float8, use_float8
 
 
@@ -80,34 +79,6 @@ def process_group(device: str) -> Iterator[bool]:
         dist.destroy_process_group()
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How many ranks share what."""
-
-    replicate: int
-    shard: int
-    context: int
-    tensor: int
-
-    @property
-    def data(self) -> int:
-        """Ranks with batches of their own."""
-        return self.replicate * self.shard
-
-    @classmethod
-    def of(cls, config: ParallelConfig, world_size: int) -> "Layout":
-        """Return the layout of a number of ranks (raises ConfigError)."""
-        rest = world_size
-        for name in ("tensor", "context", "replicate"):
-            size = getattr(config, name)
-            require(rest % size == 0, f"parallel.{name}", size,
-                    f"a divisor of {rest}, the ranks that are left ({world_size} in all)")  # fmt: skip
-            rest //= size
-        require(config.shard in (0, rest), "parallel.shard", config.shard,
-                f"0 or {rest}: that many of {world_size} ranks are left")  # fmt: skip
-        return cls(config.replicate, rest, config.context, config.tensor)
-
-
 def rows_multiple(config: RunConfig) -> int:
     """Return what every tower's rows are padded to a multiple of, so that ranks own equal parts."""
     smallest = MULTIPLE if config.train.precision == "float8" else 1
@@ -142,7 +113,7 @@ def build(config: RunConfig, device: torch.device) -> MixtureOfTransformers:
         use_float8(model)
     if alone:
         return model.to(device)
-    parallelize(model, config, device.type)
+    parallelize(model, config, layout, device.type)
     model.to_empty(device=device)
     model.init_weights(config.seed)
     for buffer in model.buffers():
@@ -150,21 +121,20 @@ def build(config: RunConfig, device: torch.device) -> MixtureOfTransformers:
     return model
 
 
-def parallelize(model: MixtureOfTransformers, config: RunConfig, device_type: str) -> None:
+def parallelize(model: MixtureOfTransformers, config: RunConfig, layout: Layout, device_type: str) -> None:
     """Cut and shard a model's weights over the ranks of the process group, in place, and set ``model.ranks``."""
-    layout = Layout.of(config.parallel, dist.get_world_size())
     data, context, tensor = layout.data, layout.context, layout.tensor
     ids = config.model.layout.size
     require((tensor - 1) * math.ceil(ids / tensor) < ids, "parallel.tensor", tensor,
             f"fewer, so that each rank has some of the {ids} ids")  # fmt: skip
     work = init_device_mesh(device_type, (data, context, tensor), mesh_dim_names=("data", "context", "tensor"))
     rows = init_device_mesh(device_type, (data, context * tensor), mesh_dim_names=("data", "rows"))
-    shape = (layout.replicate, layout.shard * context, tensor)
+    shape = (layout.replicate, layout.sharers, tensor)
     weights = init_device_mesh(device_type, shape, mesh_dim_names=("replicate", "shard", "tensor"))
     model.ranks = Ranks.of(work, rows["rows"])
     if tensor > 1:
         cut_weights(model, weights["tensor"])
-    if data * context > 1:
+    if layout.is_gathered:
         mesh = weights["shard"] if layout.replicate == 1 else weights["replicate", "shard"]
         shard_weights(model, mesh, config.train.precision)
 
