@@ -23,8 +23,7 @@ from harness import Measurement, parsed, parser, run, value_row
 from plait.batch import Document, Part
 from plait.config import DataConfig, RunConfig
 from plait.data.loader import Loader
-from plait.data.shards import SHARD_SCHEMA_VERSION, split_record, write_shard
-from plait.files import write_json
+from plait.data.shards import split_record, write_index, write_shard
 from plait.model_config import ModalityConfig, ModelConfig
 
 PER_SHARD = 2048
@@ -48,8 +47,7 @@ def build_index(folder: Path, num_documents: int) -> None:
     entry, table = write_shard(folder, "train", 0, documents, MODALITIES)
     shards = [entry] * (num_documents // PER_SHARD)
     record = split_record(folder, "train", shards, lambda: itertools.repeat(table, len(shards)))
-    index = {"schema_version": SHARD_SCHEMA_VERSION, "modalities": MODALITIES, "splits": {"train": record}}
-    write_json(folder / "index.json", index)
+    write_index(folder, MODALITIES, {"train": record})
 
 
 def config_of(folder: Path) -> RunConfig:

@@ -41,8 +41,7 @@ from plait.batch import Document, Part
 from plait.config import DataConfig, PrepareConfig, RunConfig, TrainConfig
 from plait.config_file import to_dict
 from plait.data.loader import Loader
-from plait.data.shards import SHARD_SCHEMA_VERSION, split_record, write_shard
-from plait.files import write_json
+from plait.data.shards import split_record, write_index, write_shard
 from plait.model_config import ModalityConfig, ModelConfig
 from plait.progress import QuietProgress
 from plait.train.checkpoint import Checkpoints
@@ -81,8 +80,7 @@ def write_data(folder: Path, documents: int = 2000) -> None:
         made.append(Document([Part("text", rng.integers(0, 4096, rng.integers(10, 60))), image]))
     entry, table = write_shard(folder, "train", 0, made, MODALITIES)
     record = split_record(folder, "train", [entry], lambda: [table])
-    index = {"schema_version": SHARD_SCHEMA_VERSION, "modalities": MODALITIES, "splits": {"train": record}}
-    write_json(folder / "index.json", index)
+    write_index(folder, MODALITIES, {"train": record})
 
 
 # -- checkpoint -----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 from plait.batch import Document, Part
 from plait.codecs.base import Codec, Encoded
 from plait.config import DataConfig, RunConfig
-from plait.data.shards import SHARD_SCHEMA_VERSION, split_record, write_shard
+from plait.data.shards import split_record, write_index, write_shard
 from plait.errors import DataError
 from plait.files import write_json
 from plait.model_config import ModalityConfig, ModelConfig
@@ -58,7 +58,7 @@ def scene_like(i: int, seed: int = 0) -> Document:
 def write_folder(folder: Path, splits: dict[str, list[Document]], *, per_shard=64, modalities=None) -> Path:
     """Write documents as a prepared folder."""
     modalities = modalities or MODALITIES
-    index = {"schema_version": SHARD_SCHEMA_VERSION, "modalities": modalities, "splits": {}}
+    records = {}
     for split, documents in splits.items():
         starts = range(0, len(documents), per_shard)
         written = [
@@ -66,8 +66,8 @@ def write_folder(folder: Path, splits: dict[str, list[Document]], *, per_shard=6
             for n, at in enumerate(starts)
         ]
         shards, tables = [entry for entry, _ in written], [table for _, table in written]
-        index["splits"][split] = split_record(folder, split, shards, lambda tables=tables: tables)
-    write_json(Path(folder) / "index.json", index)
+        records[split] = split_record(folder, split, shards, lambda tables=tables: tables)
+    write_index(folder, modalities, records)
     return Path(folder)
 
 

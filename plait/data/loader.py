@@ -213,7 +213,7 @@ class Loader:
 
     def _plain_steps(self, pool: ThreadPoolExecutor | None) -> Iterator[tuple[_Window, list[int], dict]]:
         number, taken, place = self.state["window"], list(self.state["taken"]), self.state["bin"]
-        counts = dict(self.state["counts"])
+        counts, settings = dict(self.state["counts"]), self._settings()
         window = self._plan(taken)
         following = _submit(pool, self._plan, window.taken_after)
         while True:
@@ -236,7 +236,7 @@ class Loader:
                     mine, mine_window = chosen, window
                 place += 1
             state = {"window": number, "bin": place, "taken": list(taken), "counts": dict(counts)}
-            yield mine_window, mine, {**state, "settings": self._settings()}
+            yield mine_window, mine, {**state, "settings": settings}
 
     def _plan(self, taken: list[int]) -> _Window:
         source, epoch, document, after = self._order.take(taken, self._window_documents)

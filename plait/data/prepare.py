@@ -43,7 +43,7 @@ from plait.data.manifest import known_keys
 from plait.data.places import expand, fingerprint
 from plait.data.raw import RawSource
 from plait.data.rows import FILES_NAME, join, scanned, sources_of
-from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION, split_record
+from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION, split_record, write_index
 from plait.data.tables import Table, load_table
 from plait.errors import CheckpointError, ConfigError, DataError, require
 from plait.files import clear_disk_errors, write_json, write_text
@@ -139,7 +139,7 @@ class _Preparation:
             quality = self._measure_quality()
         report = self._report(notes, quality)
         write_json(self.folder / REPORT_NAME, report)
-        write_json(self.folder / INDEX_NAME, self._index(notes))
+        self._index(notes)
         shutil.rmtree(self.folder / "work", ignore_errors=True)
         return report["figures"]
 
@@ -335,7 +335,8 @@ class _Preparation:
             "seconds": {name: round(seconds, 2) for name, seconds in self.seconds.items()},
         }
 
-    def _index(self, notes: dict[tuple[str, int], dict]) -> dict:
+    def _index(self, notes: dict[tuple[str, int], dict]) -> None:
+        """Join the tables of every split, and write the index."""
         splits = {}
         for split in self.rows:
             numbers = [number for (s, number), note in notes.items() if s == split and note["shard"]]
@@ -345,7 +346,7 @@ class _Preparation:
 
             shards = [notes[split, number]["shard"] for number in numbers]
             splits[split] = split_record(self.folder, split, shards, tables)
-        return {"schema_version": SHARD_SCHEMA_VERSION, "modalities": self.records, "splits": splits}
+        write_index(self.folder, self.records, splits)
 
     @contextlib.contextmanager
     def _stage(self, title: str, total: float):

@@ -27,7 +27,7 @@ from plait.batch import Document, Part
 from plait.data.arrays import ArrayFile, write_arrays
 from plait.data.tables import MAX_GRID_AXES, PartTable, SplitTable, Table, make_table, write_table
 from plait.errors import DataError, unknown
-from plait.files import write_text
+from plait.files import write_json, write_text
 
 SHARD_SCHEMA_VERSION = 2
 INDEX_NAME = "index.json"
@@ -98,6 +98,12 @@ def split_record(folder: Path, split: str, shards: list[dict], tables: Any) -> d
     documents, parts, tokens = (sum(shard[k] for shard in shards) for k in ("documents", "parts", "tokens"))
     size = write_table(Path(folder) / table_name(split), documents, parts, tables)
     return {"documents": documents, "tokens": tokens, "table_bytes": size, "shards": shards}
+
+
+def write_index(folder: str | Path, modalities: dict[str, dict], splits: dict[str, dict]) -> None:
+    """Write the index of a prepared folder: the modalities' records, and those of the splits (`split_record`)."""
+    index = {"schema_version": SHARD_SCHEMA_VERSION, "modalities": modalities, "splits": splits}
+    write_json(Path(folder) / INDEX_NAME, index)
 
 
 def read_index(folder: str | Path) -> dict:
