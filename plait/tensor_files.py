@@ -69,6 +69,11 @@ class Cut:
     def num_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @classmethod
+    def whole(cls, stored: "Stored | Cut", file: str) -> "Cut":
+        """Return a tensor that lies in one file as a whole."""
+        return cls(stored.dtype, stored.shape, (Piece(file, (0,) * len(stored.shape), stored.shape),))
+
 
 def write_tensors(path: Path, tensors: Mapping[str, Stored], read: Callable[[str], Tensor]) -> int:
     """Write a safetensors file and flush it to the disk; return its CRC-32.
@@ -242,7 +247,7 @@ class TensorStore:
     def _single(self) -> dict[str, Cut]:
         name = self.path.name
         found = self._open(name).tensors
-        return {n: Cut(s.dtype, s.shape, (Piece(name, (0,) * len(s.shape), s.shape),)) for n, s in found.items()}
+        return {n: Cut.whole(stored, name) for n, stored in found.items()}
 
     def _indexed(self, path: Path) -> dict[str, Cut]:
         index = read_json(path, self.what)
@@ -252,10 +257,7 @@ class TensorStore:
                 raise ValueError
             found = {name: _cut(pieces[name]) for name in pieces}
             for name in files.keys() - found.keys():
-                stored = self._open(files[name]).tensors[name]
-                found[name] = Cut(
-                    stored.dtype, stored.shape, (Piece(files[name], (0,) * len(stored.shape), stored.shape),)
-                )
+                found[name] = Cut.whole(self._open(files[name]).tensors[name], files[name])
         except (KeyError, TypeError, ValueError, AttributeError):
             raise CheckpointError(f"{self.what}: {str(path)!r} is not an index of safetensors files") from None
         return {name: found[name] for name in files}

@@ -16,7 +16,7 @@ from plait.files import atomic_folder, write_json
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import WEIGHTS, check_tensors, load_config
 from plait.progress import Progress, QuietProgress
-from plait.tensor_files import Cut, Piece, Stored, TensorStore, index_path, make_index, part_name, write_tensors
+from plait.tensor_files import Cut, Stored, TensorStore, index_path, make_index, part_name, write_tensors
 from plait.train import checkpoint
 
 GB = 1_000_000_000
@@ -96,9 +96,7 @@ def _write(store: TensorStore, folder: Path, file_bytes: int, bar) -> None:
     for number, names in enumerate(files, start=1):
         path = folder / part_name(stem, number, len(files))
         write_tensors(path, {n: Stored(store.tensors[n].dtype, store.tensors[n].shape) for n in names}, read)
-        for name in names:
-            cut = store.tensors[name]
-            cuts[name] = Cut(cut.dtype, cut.shape, (Piece(path.name, (0,) * len(cut.shape), cut.shape),))
+        cuts |= {name: Cut.whole(store.tensors[name], path.name) for name in names}
     if len(files) > 1:
         write_json(index_path(folder / WEIGHTS), make_index(cuts))
 
