@@ -5,21 +5,13 @@ import torch
 from conftest import modalities, model_config, random_documents
 
 from plait.batch import Document, Part, pack
-from plait.compare.flops import (
-    active_parameters,
-    attention_cells,
-    counted_flops,
-    forward_flops,
-    parameters,
-    step_flops,
-    unpadded,
-    visible_pairs,
-)
+from plait.compare.flops import attention_cells, counted_flops, forward_flops, step_flops, unpadded
 from plait.config import RunConfig, TrainConfig
 from plait.errors import ConfigError
 from plait.model.heads import place_embedding
 from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
+from plait.plan.flops import active_parameters, parameters, visible_pairs
 
 ONE_TOWER = {"image": "text", "speech": "text"}
 

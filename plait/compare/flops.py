@@ -19,11 +19,9 @@ from plait.model.segment_attention import table_of
 from plait.model_config import ModelConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
-from plait.plan.flops import BACKWARD, active_parameters, parameters, total_operations, visible_pairs
+from plait.plan.flops import BACKWARD, total_operations
 from plait.plan.trace import no_tensor_is_kept
 from plait.train.parallel import batches_of_a_step
-
-__all__ = ["Flops", "active_parameters", "counted_flops", "forward_flops", "parameters", "step_flops", "visible_pairs"]
 
 
 @dataclass(frozen=True)

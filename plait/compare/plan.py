@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from plait.batch import Batch
-from plait.compare.flops import Flops, active_parameters, parameters, step_flops
+from plait.compare.flops import Flops, step_flops
 from plait.compare.study import Study
 from plait.config import RunConfig
 from plait.data.loader import Loader, open_task_sources
 from plait.data.sources import folders, resolve_vocabulary
 from plait.errors import ConfigError
+from plait.plan.flops import active_parameters, parameters
 from plait.train.parallel import batches_of_a_step
 
 BATCHES = 4
