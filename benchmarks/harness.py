@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from plait.errors import ConfigError
 from plait.files import write_text
@@ -91,6 +92,18 @@ def _cuda_seconds(function: Callable[[], object], *, repeats: int) -> float:
     stop.record()
     stop.synchronize()
     return start.elapsed_time(stop) / 1e3 / repeats
+
+
+def cpu_peak_bytes(function: Callable[[], object]) -> int:
+    """Return the most bytes that torch's CPU allocator holds at once during a call."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        function()
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
 
 
 def value_row(name: str, value: float, unit: str, *, against: str = "", times: Sequence[float] = (), n: int = 1) -> Row:

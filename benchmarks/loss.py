@@ -17,9 +17,8 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from harness import Measurement, Row, paired, parsed, parser, ratio_row, run, value_row
+from harness import Measurement, Row, cpu_peak_bytes, paired, parsed, parser, ratio_row, run, value_row
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 
 from plait.objectives.next_token import linear_cross_entropy
 
@@ -34,14 +33,7 @@ def peak_bytes(function: Callable[[], object], device: str) -> int:
         function()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        function()
-    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    return cpu_peak_bytes(function)
 
 
 def naive(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:

@@ -1,12 +1,16 @@
 """Random documents and models that the tests share."""
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np
 import pytest
 import torch
+from chromium import Browser
 
 if not torch.cuda.is_available():  # Triton's kernels run interpreted then; it reads this when it is imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -91,3 +95,15 @@ def _is_bool(x) -> bool:
 
 
 __all__ = ["SIZES", "Forbidden", "TowerConfig", "model_config", "random_documents", "random_part"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium; the tests that want it are skipped where there is none."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine (for example: apt-get install chromium)")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        found = Browser(program, Path(folder))
+        yield found
+        found.close()

@@ -3,13 +3,10 @@
 import csv
 import io
 import json
-import shutil
-import tempfile
 import time
 from pathlib import Path
 
 import pytest
-from chromium import Browser
 from fake_study import fake_analyses, fake_records, shipped
 
 from plait.compare.analysis_charts import analysis_charts
@@ -28,17 +25,6 @@ def page(tmp_path_factory) -> Path:
     found = gather(study, fake_records(study))
     write_results(found)
     return write_page(found, charts(found) + analysis_charts(found, fake_analyses(study, ["dense", "mot"])))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        pytest.skip("no Chromium on this machine (for example: apt-get install chromium)")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        found = Browser(program, Path(folder))
-        yield found
-        found.close()
 
 
 def show(browser, page: Path, **how) -> None:

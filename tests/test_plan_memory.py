@@ -5,35 +5,29 @@ before the model is made to the end of the second step: exact, and the same ever
 process is neither: it also holds the interpreter, and memory that was released and is kept.
 """
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import TowerConfig
 from fake_data import run_config, scene_like
-from torch.profiler import ProfilerActivity, profile
 
 from plait.batch import pack
 from plait.config import TrainConfig
+from plait.model.ranks import Layout
 from plait.model_config import ModelConfig
-from plait.plan.layouts import Layout, sizes
+from plait.plan.layouts import sizes
 from plait.plan.memory import rank_memory
 from plait.plan.trace import trace_pass
 from plait.train import engine
 
+sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+from harness import cpu_peak_bytes
+
 VOCABULARY = {"text": 2048, "image": 1024, "speech": 512}
 TOLERANCE = 0.03
 """Far below the tenth that is promised, so that a tensor more or less is seen."""
-
-
-def peak_bytes(function) -> int:
-    """Return the most bytes that torch's CPU allocator holds at once during a call."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
-        function()
-    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 def config_for(folder, *, train, **model):
@@ -57,7 +51,7 @@ def planned_and_measured(config, batches, monkeypatch) -> tuple[float, float]:
     largest = max(batches, key=lambda b: b.num_tokens)
     once = trace_pass(config, largest.documents, device="cpu")
     planned = rank_memory(config, Layout(), sizes(config.model), once, batches=len(batches), width=4)
-    return planned.peak, peak_bytes(two_steps)
+    return planned.peak, cpu_peak_bytes(two_steps)
 
 
 TEXT_MOE = {"text": TowerConfig(ffn="moe", num_experts=4, top_k=2), "image": TowerConfig(), "speech": TowerConfig()}

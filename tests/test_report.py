@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ Image = pytest.importorskip("PIL.Image")
 ImageDraw = pytest.importorskip("PIL.ImageDraw")
 soundfile = pytest.importorskip("soundfile")
 
-from chromium import Browser  # noqa: E402
 
 from plait.errors import DataError, ResourceError  # noqa: E402
 from plait.report import charts, figures, write_report  # noqa: E402
@@ -164,17 +162,6 @@ def make_run(folder: Path) -> Path:
     make_metrics(folder / "metrics.jsonl")
     make_samples(folder / "samples")
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser():
-    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if program is None:
-        pytest.skip("no Chromium on this machine (for example: apt-get install chromium)")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        found = Browser(program, Path(folder))
-        yield found
-        found.close()
 
 
 @pytest.fixture(scope="module")
