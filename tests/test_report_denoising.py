@@ -12,7 +12,7 @@ pytest.importorskip("jinja2")
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("soundfile")
 
-from test_report import CAPTIONS, HOSTILE, browser, text, write_clip, write_jsonl, write_picture  # noqa: E402, F401
+from test_report import CAPTIONS, HOSTILE, text, write_clip, write_jsonl, write_picture  # noqa: E402
 
 from plait.report import denoising, figures, write_report  # noqa: E402
 from plait.report.media import Media  # noqa: E402
@@ -113,7 +113,7 @@ SEEN = """Promise.all([...document.querySelectorAll("audio")].map(a => a.readySt
 
 
 @pytest.mark.parametrize("width", [1300, 390])
-def test_strips_and_scales_show_whole_at_every_width(run, browser, width):  # noqa: F811
+def test_strips_and_scales_show_whole_at_every_width(run, browser, width):
     browser.open(run / "report.html", width)
     seen = browser.run(SEEN)
     assert seen["strips"] == 9
@@ -155,7 +155,7 @@ def test_missing_files_stay_in_their_place(run, tmp_path):
     assert re.search(r'data-label="2"><p class="missing">image: image/guided-0-2.0.png, the file is not there', page)
 
 
-def test_records_that_are_not_whole_and_hostile_ones_are_shown_and_never_run(tmp_path, browser):  # noqa: F811
+def test_records_that_are_not_whole_and_hostile_ones_are_shown_and_never_run(tmp_path, browser):
     folder = tmp_path / "samples"
     made = noised(folder, 0.0, "image/a.png")
     outside = {"modality": HOSTILE, "file": "../../secret.png"}
