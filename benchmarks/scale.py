@@ -1,6 +1,6 @@
 """Runs that are long or large: what a checkpoint costs, how a run grows with its ranks, whether data keeps up.
 
-    OMP_NUM_THREADS=1 python benchmarks/scale.py                    all parts (CPU: about 6 minutes)
+    OMP_NUM_THREADS=1 python benchmarks/scale.py                    all parts (CPU: 14 minutes)
     OMP_NUM_THREADS=1 python benchmarks/scale.py --part checkpoint
     python benchmarks/scale.py --grid tiny                          seconds: a check, no figures worth keeping
 

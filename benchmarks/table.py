@@ -66,7 +66,7 @@ def tables(results: dict, hardware: str) -> str:
             row = rows[name]
             lines.append(f"| `{name}` | {shown(row)} | {row['unit']} | {row['against']} | {goal(row, hardware)} |")
     if any(row["load"] >= BUSY for row in rows.values()):
-        lines += ["", "\\* taken while the machine did something else too."]
+        lines += ["", "\\* the machine's load was 1.5 or more; some parts of scale.py keep two cores busy themselves."]
     return "\n".join(lines)
 
 
