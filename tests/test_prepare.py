@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,13 @@ from PIL import Image
 from plait.codecs import CODECS
 from plait.config import DataConfig, PrepareConfig, RunConfig
 from plait.data import prepare as stages
-from plait.data.encode import Workers, encode_shard
+from plait.data.encode import Setup, Workers, encode_shard
 from plait.data.loader import Loader
 from plait.data.prepare import prepare, spread_blocks
 from plait.data.shards import ShardSource, read_index
 from plait.errors import ConfigError, DataError, ResourceError
 from plait.model_config import ModalityConfig, ModelConfig
+from plait.progress import Bar
 
 ROWS = 150
 run_all = Workers.run
@@ -199,9 +201,9 @@ def test_killed_at_any_time_it_ends_with_the_same_bytes(prepared, manifest, tmp_
             shutil.rmtree(folder)
 
 
-def run_two_shards(self, function, jobs, bar):
+def run_two_shards(self, function, jobs, bar, check=None):
     if function is not encode_shard:
-        return run_all(self, function, jobs, bar)
+        return run_all(self, function, jobs, bar, check)
     run_all(self, function, jobs[:2], bar)
     raise KeyboardInterrupt
 
@@ -278,8 +280,22 @@ def test_all_rows_broken(tmp_path):
 
 def test_a_key_that_no_row_has(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"parts": [{"text": "a"}]}\n' * 10)
-    with pytest.raises(DataError, match="has no 'image' part"):
+    with pytest.raises(DataError, match=r"has no 'image' part .* add some or take 'image' out"):
         prepare(config_for(tmp_path / "data", tmp_path / "rows.jsonl", validation_share=0.0))
+
+
+def test_results_are_checked_before_slower_jobs_end(manifest, tmp_path):
+    """So that nobody waits for one codec's minutes to hear that another has nothing to be made from."""
+    checked = []
+
+    def check(job, result):
+        checked.append(job)
+        raise DataError("nothing there")
+
+    setup = Setup(tmp_path, config_for(tmp_path, manifest, num_workers=2).prepare, 0, {"text": ("fake_text", {})})
+    with pytest.raises(DataError, match="nothing there"), Workers(setup) as workers:
+        workers.run(time.sleep, [(0.0,), (3.0,)], Bar("", 1), check)
+    assert checked == [(0.0,)]
 
 
 def test_a_vocabulary_that_is_too_small(manifest, tmp_path):

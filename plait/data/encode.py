@@ -127,8 +127,11 @@ class Workers:
         self._stop.set()  # so that what is under way is not waited for long
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def run(self, function: Callable, jobs: Sequence[tuple], bar: Bar) -> list:
-        """Call ``function(*job)`` for every job; return the results in the order of the jobs."""
+    def run(self, function: Callable, jobs: Sequence[tuple], bar: Bar, check: Callable | None = None) -> list:
+        """Call ``function(*job)`` for every job; return the results in the order of the jobs.
+
+        ``check(job, result)`` is called as soon as a job is done; if it raises, the other jobs are given up.
+        """
         try:
             futures = [self._pool.submit(function, *job) for job in jobs]
             pending = set(futures)
@@ -136,8 +139,11 @@ class Workers:
                 done, pending = wait(pending, timeout=0.2)
                 while not self._queue.empty():
                     bar.advance(*self._queue.get())
-                for future in done:
-                    future.result()
+                for job, future in zip(jobs, futures, strict=True):
+                    if future in done:
+                        result = future.result()
+                        if check:
+                            check(job, result)
         except BrokenProcessPool:
             message = "prepare: a worker process ended by itself (out of memory?), set prepare.num_workers lower"
             raise ResourceError(message) from None

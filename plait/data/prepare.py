@@ -41,7 +41,7 @@ from plait.data.encode import (
 from plait.data.formats import open_rows
 from plait.data.manifest import known_keys
 from plait.data.places import expand, fingerprint
-from plait.data.raw import RawSource
+from plait.data.raw import BrokenRow, RawSource
 from plait.data.rows import FILES_NAME, join, scanned, sources_of
 from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION, split_record, write_index
 from plait.data.tables import Table, load_table
@@ -242,12 +242,19 @@ class _Preparation:
         with contextlib.ExitStack() as stack:
             stack.enter_context(clear_disk_errors(self.folder))
             bars = {name: stack.enter_context(self._stage(f"{name} codec", total=1.0)) for name in names}
-            results = self.workers.run(make_codec, [(name, blocks, threads) for name in names], _Bars(bars))
-        for name, broken in zip(names, results, strict=True):
-            if not codec_folder(self.folder, name).exists():
-                self._judge_broken([dataclasses.asdict(row) for row in broken], some=True)
-                key, source = self.codecs[name].key, self.options.source
-                raise DataError(f"prepare.source: {source!r} has no {key!r} part to make a codec from")
+            jobs = [(name, blocks, threads) for name in names]
+            self.workers.run(make_codec, jobs, _Bars(bars), check=self._check_codec)
+
+    def _check_codec(self, job: tuple, broken: list[BrokenRow]) -> None:
+        """Raise DataError where there was nothing to train a codec on, before others have trained for minutes."""
+        name = job[0]
+        if not codec_folder(self.folder, name).exists():
+            self._judge_broken([dataclasses.asdict(row) for row in broken], some=True)
+            key, source = self.codecs[name].key, self.options.source
+            raise DataError(
+                f"prepare.source: {source!r} has no {key!r} part to make a codec from, add some or take {name!r} "
+                "out of model.modalities and data.tasks"
+            )
 
     def _copy_codec(self, name: str) -> None:
         folder = codec_folder(Path(self.options.codecs_from), name)
