@@ -6,7 +6,6 @@ large or several ranks wrote it, ``model.safetensors.index.json`` beside it says
 file of each tensor); where a tensor is cut over ranks, ``pieces`` gives its shape and each piece's place in it.
 """
 
-import json
 import math
 import os
 import zlib
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from plait.errors import CheckpointError
 from plait.files import read_json
+from plait.tensor_header import BadHeader, read_header, write_header
 
 SUFFIX, INDEX_SUFFIX = ".safetensors", ".safetensors.index.json"
 MAX_HEADER_BYTES = 100_000_000
@@ -82,17 +82,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Stored], read: Callable[[str
     """
     # the widest types first, so that each tensor begins at a multiple of its own size
     order = sorted(tensors, key=lambda name: -tensors[name].dtype.itemsize)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    at = 0
-    for name in order:
-        end = at + tensors[name].num_bytes
-        code = _NAMES[tensors[name].dtype]
-        header[name] = {"dtype": code, "shape": list(tensors[name].shape), "data_offsets": [at, end]}
-        at = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
+    codes = {name: (_NAMES[tensors[name].dtype], tensors[name].shape) for name in order}
+    header = write_header(codes, metadata={"format": "pt"})
     with open(path, "wb") as file:
-        checksum = _write(file, memoryview(len(text).to_bytes(8, "little") + text), 0)
+        checksum = _write(file, memoryview(header), 0)
         for name in order:
             checksum = _write(file, _bytes(name, read(name), tensors[name]), checksum)
         file.flush()
@@ -163,35 +156,17 @@ class TensorFile:
         return tensor
 
     def _read_header(self) -> dict[str, Stored]:
-        size = os.fstat(self._file.fileno()).st_size
-        length = int.from_bytes(self._file.read(8), "little")
-        if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
-            raise self._broken("its header is cut off")
-        try:
-            header = json.loads(self._file.read(length))
-            header.pop("__metadata__", None)
-            tensors = {name: self._entry(8 + length, record) for name, record in header.items()}
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            raise self._broken("its header is damaged") from None
-        at = 8 + length
-        for stored in sorted(tensors.values(), key=lambda s: (s.offset, s.num_bytes)):
-            if stored.offset != at:
-                raise self._broken("its header is damaged")
-            at += stored.num_bytes
-        if at != size:
-            raise self._broken(f"it has {size} bytes, not {at}")
-        return tensors
+        def read(start: int, count: int) -> bytes:
+            self._file.seek(start)
+            return self._file.read(count)
 
-    @staticmethod
-    def _entry(base: int, record: dict) -> Stored:
-        start, end = record["data_offsets"]
-        shape = tuple(record["shape"])
-        if not all(type(n) is int and n >= 0 for n in (*shape, start, end)):
-            raise ValueError
-        stored = Stored(_CODES[record["dtype"]], shape, base + start)
-        if stored.num_bytes != end - start:
-            raise ValueError
-        return stored
+        try:
+            found = read_header(read, os.fstat(self._file.fileno()).st_size, longest=MAX_HEADER_BYTES)
+            return {name: Stored(_CODES[entry.code], entry.shape, entry.offset) for name, entry in found.items()}
+        except BadHeader as error:
+            raise self._broken(str(error)) from None
+        except KeyError as error:
+            raise self._broken(f"it has numbers of the type {error}") from None
 
     def _broken(self, reason: str) -> CheckpointError:
         return CheckpointError(f"{self.what}: {str(self.path)!r} is not a whole safetensors file ({reason})")

@@ -195,7 +195,7 @@ def test_headers_of_absurd_size_are_refused(tmp_path):
     data = path.read_bytes()
     for size in (MAX_HEADER + 1, 2**63, len(data)):
         path.write_bytes(struct.pack("<Q", size) + data[8:])
-        with pytest.raises(DataError, match="its header is absurd"):
+        with pytest.raises(DataError, match="the length of its header is absurd"):
             ShardSource(folder, "train").document(0)
 
 
