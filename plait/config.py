@@ -37,6 +37,8 @@ class PrepareConfig:
     """Documents in each validation split (scenes)."""
     validation_share: float = 0.02
     """Share of documents held out for validation (manifest), chosen by a hash of their content."""
+    passages: float = 0.0
+    """Share of the training documents that are passages of Python's own library, text alone, in place of scenes."""
     image_size: int = 32
     """Side of a drawn scene, in pixels (scenes)."""
     codecs_from: str = ""
@@ -349,6 +351,7 @@ class RunConfig:
         require(0 <= self.train.ema < 1, "train.ema", self.train.ema, "in [0, 1)")
         require(0 <= self.prepare.max_broken_share <= 1, "prepare.max_broken_share",
                  self.prepare.max_broken_share, "between 0 and 1")  # fmt: skip
+        require(0 <= self.prepare.passages < 1, "prepare.passages", self.prepare.passages, "in [0, 1)")
         for task, weight in self.data.tasks.items():
             require(weight >= 0, f"data.tasks ({task!r})", weight, "0 or more")
             for name in task.split(",") if task != AS_WRITTEN_TASK else []:

@@ -1,11 +1,13 @@
 """The embedded scenes: deterministic, disjoint where they say so, and true to their captions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from plait.config import PrepareConfig
 from plait.data import drawings, scenes, speaker
-from plait.errors import ResourceError
+from plait.errors import ConfigError, ResourceError
 
 PREPARE = PrepareConfig(documents=3000, validation_documents=300, image_size=32)
 
@@ -153,3 +155,23 @@ def test_a_missing_package_says_what_to_install(monkeypatch, module, missing):
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(ResourceError, match=rf"{missing}.*pip install 'plait\[.*scenes\]'"):
         list(scenes.SceneSource(PREPARE, 0).read("train", 0, 1))
+
+
+def test_some_documents_are_passages_of_text():
+    prepare = PrepareConfig(documents=400, validation_documents=20, passages=0.25)
+    source = scenes.SceneSource(prepare, 0, parts=["text", "image"])
+    assert source.splits()["passages"] == 20
+    train = list(source.read("train", 0, 400))
+    alone = [d for d in train if "passage" in d.meta]
+    assert 70 < len(alone) < 130 and all([key for key, _ in d.parts] == ["text"] for d in alone)
+    plain = list(scenes.SceneSource(replace(prepare, passages=0.0), 0, parts=["text", "image"]).read("train", 0, 400))
+    pairs = [(a, b) for a, b in zip(train, plain) if "passage" not in a.meta]
+    assert all(a.meta == b.meta and (a.parts[1][1] == b.parts[1][1]).all() for a, b in pairs)
+    held = list(source.read("passages", 0, 20))
+    texts = [d.parts[0][1] for d in (*alone, *held)]
+    assert len(set(texts)) == len(texts) and min(map(len, texts)) >= 100
+    assert not {d.meta["passage"] for d in alone} & {d.meta["passage"] for d in held}
+    assert [d.meta for d in source.read("train", 130, 150)] == [d.meta for d in train[130:150]]
+    assert all(not d.parts for d in scenes.SceneSource(prepare, 0, parts=["image"]).read("passages", 0, 5))
+    with pytest.raises(ConfigError, match=r"prepare.passages: .* take a smaller share or fewer documents"):
+        scenes.SceneSource(replace(prepare, documents=100_000, passages=0.9), 0)

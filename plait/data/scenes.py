@@ -5,7 +5,8 @@ blue background"), some hold two in a relation ("a fox left of a key on a red ba
 
 Splits: ``train``; ``seen`` (training concepts, fresh scenes); ``unseen_concepts`` (families and groups of which
 training sees nothing); ``unseen_combinations`` (two concepts seen apart, never together); ``other_voice``
-(training concepts, a voice that training never hears).
+(training concepts, a voice that training never hears). With `prepare.passages`, some of ``train`` are passages of text
+alone, and ``passages`` is a split of others of them.
 """
 
 import functools
@@ -18,9 +19,10 @@ import numpy as np
 from plait.config import PrepareConfig
 from plait.data import speaker
 from plait.data.drawings import Concept, all_concepts, placed, rasterize, split_concepts
+from plait.data.passages import Passage, first_passages
 from plait.data.raw import RawDocument
 from plait.errors import ResourceError
-from plait.randomness import generator
+from plait.randomness import generator, uniforms
 
 SAMPLE_RATE = 16_000
 """Of the spoken captions, in samples per second, unless another is asked for."""
@@ -114,10 +116,22 @@ class SceneSource:
             *(["other_voice"] if "audio" in self.parts else []),
         ]
         self._rows = {"train": prepare.documents} | {name: prepare.validation_documents for name in held_out}
+        self._passages = self._draw_passages(prepare)
 
     def splits(self) -> dict[str, int]:
         """Return the number of documents of each split."""
         return dict(self._rows)
+
+    def _draw_passages(self, prepare: PrepareConfig) -> dict[str, dict[int, Passage]]:
+        """Return the documents of each split that are passages."""
+        if not prepare.passages:
+            return {}
+        draws = uniforms(self.seed, "scenes: passages", item=np.arange(prepare.documents))
+        chosen = np.flatnonzero(draws < prepare.passages).tolist()
+        train = first_passages(self.seed, len(chosen), held_out=False)
+        other = first_passages(self.seed, prepare.validation_documents, held_out=True)
+        self._rows["passages"] = len(other)
+        return {"train": dict(zip(chosen, train, strict=True)), "passages": dict(enumerate(other))}
 
     def scene(self, split: str, index: int) -> Scene:
         """Draw what document ``index`` of a split shows and says."""
@@ -135,8 +149,10 @@ class SceneSource:
                 if "audio" in self.parts
                 else [None] * (last - first - skipped)
             )
-            for scene, clip in zip(scenes[skipped:], clips):
-                yield self._document(scene, clip)
+            passages = self._passages.get(split, {})
+            for i, scene, clip in zip(range(max(first, start), last), scenes[skipped:], clips):
+                passage = passages.get(i)
+                yield passage.document(self.parts) if passage else self._document(scene, clip)
 
     def _document(self, scene: Scene, clip: np.ndarray | None) -> RawDocument:
         picture = draw(scene, self.image_size) if "image" in self.parts else None
