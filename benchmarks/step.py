@@ -1,6 +1,6 @@
 """MoT step / dense step, as ratios measured in one run: forward + backward, the optimizer, and both together.
 
-    OMP_NUM_THREADS=1 python benchmarks/step.py                 the grid of this hardware (CPU: about 8 minutes)
+    OMP_NUM_THREADS=1 python benchmarks/step.py                 the grid of this hardware (CPU: about 40 minutes)
     python benchmarks/step.py --width 512 --tokens 2048 --mix 50-50 --dtype bfloat16 --mode compiled
 
 "Dense" is the plain transformer of tests/dense_reference.py, of equal width and depth, on the same tokens, with the
@@ -15,6 +15,7 @@ then towers_ratio/<number of towers> (1: plait's own dense model) and length_rat
 """
 
 import argparse
+import itertools
 import statistics
 import sys
 from collections.abc import Callable, Sequence
@@ -36,17 +37,16 @@ def grid(name: str) -> list[tuple[Shape, str, str]]:
         return [(Shape(64, 256, mix, layers=1, vocabulary=240), "float32", "eager") for mix in (TWO, THREE)]
     found = []
     if name == "cpu":
-        for mix in (TWO, SKEWED, THREE):
-            found.append((Shape(256, 4096, mix, layers=2), "float32", "eager"))
         for width, tokens, mix, dtype in (
             (256, 4096, TWO, "float32"), (256, 4096, THREE, "float32"), (256, 1024, THREE, "float32"),
             (256, 2048, TWO, "bfloat16"), (256, 2048, THREE, "bfloat16"),
         ):  # fmt: skip
-            found.append((Shape(width, tokens, mix, layers=2), dtype, "compiled"))
-        found.append((Shape(256, 1024, THREE, layers=2), "float32", "eager"))
-        found.append((Shape(256, 2048, TWO, layers=2), "bfloat16", "eager"))
-        found += [(Shape(512, 2048, TWO, layers=2), "float32", "eager")]
-        found += [(Shape(1024, 1024, TWO, layers=1), "float32", "eager")]
+            found += [(Shape(width, tokens, mix, layers=2), dtype, mode) for mode in ("compiled", "eager")]
+        for width, tokens, layers in ((256, 4096, 2), (512, 2048, 2), (1024, 1024, 1), (2048, 1024, 1)):
+            for mix, dtype, mode in itertools.product((TWO, SKEWED, THREE), DTYPES, ("compiled", "eager")):
+                wanted = (Shape(width, tokens, mix, layers=layers), dtype, mode)
+                found += [wanted] if wanted not in found else []
+        found += [(Shape(4096, 1024, TWO, layers=1), dtype, "eager") for dtype in DTYPES]
         return found
     for tokens in (32768, 4096):
         for width in (2048, 1024, 4096):
