@@ -16,7 +16,8 @@ from PIL import Image
 from plait.cli import main
 from plait.pipeline import run_config
 
-TINY = ["--prepare.documents", "192", "--prepare.validation_documents", "64", "--prepare.codec_documents", "128",
+TINY = ["--prepare.documents", "192", "--prepare.passages", "0.5", "--prepare.validation_documents", "64",
+        "--prepare.codec_documents", "128",
         "--prepare.codec_minutes", "0.05", "--prepare.shard_documents", "64", "--model.width", "32",
         "--model.num_layers", "2", "--model.ffn_width", "64", "--model.num_heads", "2", "--data.batch_tokens", "1024",
         "--train.minutes", "0", "--train.steps", "12", "--train.log_every", "2", "--train.validate_every", "6",

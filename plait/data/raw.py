@@ -46,3 +46,10 @@ class RawSource(Protocol):
 
     def read(self, split: str, start: int, stop: int) -> Iterator[RawDocument | BrokenRow]:
         """Read rows [start, stop) of a split."""
+
+
+def raw_items(source: RawSource, split: str, key: str) -> Iterator[Media]:
+    """Return a split's raw items of one key in order, whichever documents have them."""
+    for row in source.read(split, 0, source.splits()[split]):
+        if isinstance(row, RawDocument):
+            yield from (item for k, item in row.parts if k == key)

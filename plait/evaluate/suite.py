@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from plait.batch import Document, Part
 from plait.codecs import Codec, fixed_grids
 from plait.config import RunConfig, SamplingConfig
 from plait.data.prepare import drawn_scenes, raw_source
-from plait.data.raw import RawDocument
+from plait.data.raw import raw_items
 from plait.data.shards import ShardSource
 from plait.data.sources import open_sources, validation_splits
 from plait.evaluate.judges import PictureJudge, available, media_judge, picture_figures
@@ -133,8 +134,7 @@ class Suite:
             judged = PictureJudge(truths, made[0].shape[0])(made)
             return {f"{name}_object_accuracy": judged.share, f"{name}_object_trials": float(judged.trials)}
         codec, source, split = self.codecs[name], raw_source(self.config), validation_splits(self.config)[0]
-        real, others = ([dict(r.parts)[codec.key] for r in source.read(s, 0, len(made)) if isinstance(r, RawDocument)]
-                        for s in (split, "train"))  # fmt: skip
+        real, others = (list(islice(raw_items(source, s, codec.key), len(made))) for s in (split, "train"))
         with self.progress.stage(f"judge of {name}", total=1):
             figures = picture_figures(made, truths, real, others, codec)
         return {f"{name}_{label}": value for label, value in figures.items()}
