@@ -156,12 +156,10 @@ class TensorFile:
         return tensor
 
     def _read_header(self) -> dict[str, Stored]:
-        def read(start: int, count: int) -> bytes:
-            self._file.seek(start)
-            return self._file.read(count)
-
+        number = self._file.fileno()
         try:
-            found = read_header(read, os.fstat(self._file.fileno()).st_size, longest=MAX_HEADER_BYTES)
+            found = read_header(lambda start, count: os.pread(number, count, start), os.fstat(number).st_size,
+                                longest=MAX_HEADER_BYTES)  # fmt: skip
             return {name: Stored(_CODES[entry.code], entry.shape, entry.offset) for name, entry in found.items()}
         except BadHeader as error:
             raise self._broken(str(error)) from None

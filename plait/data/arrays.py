@@ -19,8 +19,9 @@ from plait.tensor_header import BadHeader, Entry, read_header, write_header
 MAX_HEADER = 1 << 20
 """Bytes that a header may have: far more than the few arrays of a shard need."""
 
-_DTYPES = {"U8": "u1", "U16": "<u2", "U32": "<u4", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4"}
-_NAMES = {np.dtype(code): name for name, code in _DTYPES.items()}
+_KINDS = {"U8": "u1", "U16": "<u2", "U32": "<u4", "I32": "<i4", "I64": "<i8", "F16": "<f2", "F32": "<f4"}
+_DTYPES = {code: np.dtype(kind) for code, kind in _KINDS.items()}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
 
 class ArrayFile:
@@ -47,14 +48,14 @@ class ArrayFile:
 
     def dtype(self, name: str) -> np.dtype:
         """Return the type of an array's numbers."""
-        return np.dtype(_DTYPES[self._place(name).code])
+        return _DTYPES[self._place(name).code]
 
     def read(self, name: str, start: int, count: int) -> np.ndarray:
         """Return rows [start, start + count) of an array."""
         place = self._place(name)
         if not 0 <= start <= start + count <= place.shape[0]:
             raise self.broken(f"has {place.shape[0]} rows in {name!r}, not {start + count}")
-        dtype, shape = self.dtype(name), (count, *place.shape[1:])
+        dtype, shape = _DTYPES[place.code], (count, *place.shape[1:])
         row_bytes = dtype.itemsize * math.prod(shape[1:])
         data = self.raw(place.offset + start * row_bytes, count * row_bytes) or bytearray()
         return np.frombuffer(data, dtype).reshape(shape)
@@ -97,7 +98,7 @@ def write_arrays(path: Path, arrays: dict[str, tuple[type | np.dtype, tuple[int,
 
     One piece is in memory at a time, and the file is whole or not there at all.
     """
-    header = write_header({name: (_NAMES[np.dtype(d)], shape) for name, (d, shape, _) in arrays.items()})
+    header = write_header({name: (_CODES[np.dtype(d)], shape) for name, (d, shape, _) in arrays.items()})
     with atomic_file(path) as temporary, open(temporary, "wb") as file:
         file.write(header)
         for name, (dtype, shape, pieces) in arrays.items():

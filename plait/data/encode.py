@@ -133,17 +133,16 @@ class Workers:
         ``check(job, result)`` is called as soon as a job is done; if it raises, the other jobs are given up.
         """
         try:
-            futures = [self._pool.submit(function, *job) for job in jobs]
+            futures = {self._pool.submit(function, *job): job for job in jobs}
             pending = set(futures)
             while pending:
                 done, pending = wait(pending, timeout=0.2)
                 while not self._queue.empty():
                     bar.advance(*self._queue.get())
-                for job, future in zip(jobs, futures, strict=True):
-                    if future in done:
-                        result = future.result()
-                        if check:
-                            check(job, result)
+                for future in done:
+                    result = future.result()
+                    if check:
+                        check(futures[future], result)
         except BrokenProcessPool:
             message = "prepare: a worker process ended by itself (out of memory?), set prepare.num_workers lower"
             raise ResourceError(message) from None

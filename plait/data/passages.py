@@ -35,29 +35,27 @@ class Passage:
         return RawDocument([("text", self.text)] if "text" in parts else [], {"passage": self.file})
 
 
-def passages(seed: int, *, held_out: bool) -> list[Passage]:
-    """Return the passages for training, or those held out, in the order in which they come."""
-    found = [p for p in _all() if (generator(seed, f"passages: {p.file}").random() < HELD_OUT) == held_out]
-    order = generator(seed, "passages: order").permutation(len(found))
-    return [found[i] for i in order]
-
-
 def first_passages(seed: int, count: int, *, held_out: bool) -> list[Passage]:
-    """Return the first ``count`` passages. Raises ConfigError where there are fewer."""
-    found = passages(seed, held_out=held_out)
+    """Return the first ``count`` passages for training, or of those held out, in the order in which they come.
+
+    Raises ConfigError where there are fewer.
+    """
+    others = {file for file in _by_file() if generator(seed, f"passages: {file}").random() < HELD_OUT}
+    found = [p for file, own in _by_file().items() if (file in others) == held_out for p in own]
     if count > len(found):
         raise ConfigError(
             f"prepare.passages: {count:,} passages are asked for, Python's library has {len(found):,}"
             f"{' that are held out' if held_out else ''}; take a smaller share or fewer documents"
         )
-    return found[:count]
+    order = generator(seed, "passages: order").permutation(len(found))
+    return [found[i] for i in order[:count]]
 
 
 @functools.cache
-def _all() -> list[Passage]:
+def _by_file() -> dict[str, list[Passage]]:
     root = Path(sysconfig.get_paths()["stdlib"])
     files = sorted(p.relative_to(root) for p in root.rglob("*.py"))
-    return [p for file in files if not _LEFT_OUT & set(file.parts) for p in _cut(root, file)]
+    return {file.as_posix(): list(_cut(root, file)) for file in files if not _LEFT_OUT & set(file.parts)}
 
 
 def _cut(root: Path, file: Path) -> Iterator[Passage]:

@@ -116,7 +116,8 @@ class SceneSource:
             *(["other_voice"] if "audio" in self.parts else []),
         ]
         self._rows = {"train": prepare.documents} | {name: prepare.validation_documents for name in held_out}
-        self._passages = self._draw_passages(prepare)
+        self._passages = self._draw_passages(prepare) if prepare.passages else {}
+        self._rows |= {name: len(drawn) for name, drawn in self._passages.items() if name not in self._rows}
 
     def splits(self) -> dict[str, int]:
         """Return the number of documents of each split."""
@@ -124,13 +125,10 @@ class SceneSource:
 
     def _draw_passages(self, prepare: PrepareConfig) -> dict[str, dict[int, Passage]]:
         """Return the documents of each split that are passages."""
-        if not prepare.passages:
-            return {}
         draws = uniforms(self.seed, "scenes: passages", item=np.arange(prepare.documents))
         chosen = np.flatnonzero(draws < prepare.passages).tolist()
         train = first_passages(self.seed, len(chosen), held_out=False)
         other = first_passages(self.seed, prepare.validation_documents, held_out=True)
-        self._rows["passages"] = len(other)
         return {"train": dict(zip(chosen, train, strict=True)), "passages": dict(enumerate(other))}
 
     def scene(self, split: str, index: int) -> Scene:
