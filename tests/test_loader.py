@@ -20,6 +20,8 @@ from plait.data.mixing import MixedOrder
 from plait.data.shards import ShardSource, read_index
 from plait.data.sources import ALL_GIVEN, HOST_GIVEN, resolve_vocabulary
 from plait.errors import ConfigError, DataError
+from plait.evaluate.losses import mean_losses, split_losses
+from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModalityConfig
 from plait.randomness import uniforms
 
@@ -349,6 +351,21 @@ def test_validation_is_finite_and_the_same_every_time(folder):
         next(validation_batches(config, "seen", "imag,text"))
     with pytest.raises(DataError, match="allowed: seen, train"):
         next(validation_batches(config, "sen"))
+
+
+def test_a_split_that_fits_no_task_is_validated_as_written(tmp_path):
+    splits = {
+        "passages": [Document([Part("text", np.arange(i, i + 9))]) for i in range(5)],
+        "seen": [scene_like(i) for i in range(5)],
+    }
+    path = write_folder(tmp_path / "data", {"train": [scene_like(0)], **splits})
+    config = resolve_vocabulary(run_config(path, tasks={"text,image": 1.0, "image,text": 1.0}))
+    model = MixtureOfTransformers(config.model)
+    losses, by_task = split_losses(model, config, "passages")
+    assert losses == mean_losses(model, validation_batches(config, "passages")) and list(losses) == ["text"]
+    assert by_task == {("", "text"): losses["text"]}
+    losses, by_task = split_losses(model, config, "seen")
+    assert losses == {"text": by_task["image,text", "text"], "image": by_task["text,image", "image"]}
 
 
 def test_vocabulary_comes_from_the_codecs(folder):

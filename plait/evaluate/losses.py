@@ -65,18 +65,21 @@ def split_losses(
 ) -> tuple[dict[str, float], dict[tuple[str, str], float]]:
     """Return a split's loss by modality, and by (task, modality), over ``limit`` batches a task (0: all).
 
-    A modality's loss is the mean over the tasks that predict it from others (over all documents, where there are no
-    tasks), so that it means the same while training and at the end.
+    A modality's loss is the mean over the tasks that predict it from others, so that it means the same while training
+    and at the end. Where there are no tasks, or none that a document of the split fits, documents are taken as written,
+    as training takes them.
     """
-    by_modality: dict[str, list[float]] = {}
-    by_task: dict[tuple[str, str], float] = {}
-    for task in config.data.tasks or {"": 1.0}:
+
+    def losses_of(task: str) -> dict[str, float]:
         batches = validation_batches(config, split, "" if task == AS_WRITTEN_TASK else task, limit)
-        losses = mean_losses(model, batches, diffusion=config.diffusion, autocast=autocast)
-        for name, value in losses.items():
-            by_task[task, name] = value
-            if task in ("", AS_WRITTEN_TASK) or name == task.split(",")[-1]:
-                by_modality.setdefault(name, []).append(value)
+        return mean_losses(model, batches, diffusion=config.diffusion, autocast=autocast)
+
+    by_task = {(task, name): loss for task in config.data.tasks for name, loss in losses_of(task).items()}
+    by_task = by_task or {("", name): loss for name, loss in losses_of("").items()}
+    by_modality: dict[str, list[float]] = {}
+    for (task, name), value in by_task.items():
+        if task in ("", AS_WRITTEN_TASK) or name == task.split(",")[-1]:
+            by_modality.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in by_modality.items()}, by_task
 
 
