@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-from plait.batch import Document, pack
+from plait.batch import Document, Part, pack
 from plait.model import attention
 from plait.model.attention import AttentionPlan, attend
 from plait.model.mask import block_mask, dense_mask, segments, varlen_calls
+from plait.model.segment_attention import LONG, PIECE, table_of
 
 
 def rule(batch) -> torch.Tensor:
@@ -74,6 +75,23 @@ def test_segment_attention_equals_masked_attention(groups):
         wide = [x.repeat_interleave(2 // x.shape[1], 1).transpose(0, 1) for x in (q, k, v)]
         expected = torch.nn.functional.scaled_dot_product_attention(*wide, attn_mask=dense_mask(found, n))
         torch.testing.assert_close(out, expected.transpose(0, 1), rtol=0, atol=1e-12)
+
+
+def test_long_causal_runs_go_through_whole():
+    text = [Document([Part("text", np.zeros(n, np.int64))]) for n in (40, LONG, 200)]
+    found = segments(pack(text, model_config()).spans)
+    table = table_of(found)[:-1]
+    assert [b - a for a, b, *_ in table.tolist()] == [42, LONG + 2, PIECE, 202 - PIECE]
+    n = found[-1].stop
+    q, k, v = (torch.randn(n, 2, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    gradient = torch.randn(n, 2, 8, dtype=torch.float64)
+    attend(q, k, v, AttentionPlan.of(found, n, torch.device("cpu"))).backward(gradient)
+    expected = [x.detach().clone().requires_grad_() for x in (q, k, v)]
+    sides = [x.transpose(0, 1) for x in expected]
+    out = torch.nn.functional.scaled_dot_product_attention(*sides, attn_mask=dense_mask(found, n))
+    out.backward(gradient.transpose(0, 1))
+    for mine, wanted in zip((q, k, v), expected, strict=True):
+        torch.testing.assert_close(mine.grad, wanted.grad, rtol=0, atol=1e-12)
 
 
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 6))

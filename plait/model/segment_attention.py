@@ -16,6 +16,8 @@ from plait.model.mask import Segment, document_starts
 PIECE = 128
 """Most queries of a causal run that go through the kernel together: it does the work of all keys that some query of
 theirs sees, so that shorter pieces save up to half of it."""
+LONG = 2048
+"""Queries from which a causal run without earlier keys goes through whole: the kernel's own cuts are as good then."""
 
 _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -24,15 +26,17 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 def table_of(segments: Sequence[Segment]) -> Tensor:
     """Return the segments as integers [S, 3 + 2 J]: start, stop, causal, then J ranges of keys in the batch.
 
-    Causal ones are cut into pieces of at most `PIECE` queries, each with the keys up to its own end. Unused ranges are
-    empty, and so is the last row: a compiler treats sizes of 1 as different from all others.
+    Causal ones are cut into pieces of at most `PIECE` queries, each with the keys up to its own end, but for `LONG`
+    ones. Unused ranges are empty, and so is the last row: a compiler treats sizes of 1 as different from all others.
     """
     starts = document_starts(segments)
     rows = []
     for s in segments:
         *earlier, (low, high) = [(low + starts[s.document], high + starts[s.document]) for low, high in s.keys]
-        for start in range(s.start, s.stop, PIECE if s.causal else s.num_queries):
-            stop = min(start + PIECE, s.stop) if s.causal else s.stop
+        whole = not s.causal or (s.num_queries >= LONG and s.keys == ((0, s.num_queries),))
+        step = s.num_queries if whole else PIECE
+        for start in range(s.start, s.stop, step):
+            stop = min(start + step, s.stop)
             keys = [*earlier, (low, high - (s.stop - stop))]
             rows.append([start, stop, s.causal, *(edge for both in keys for edge in both)])
     table = np.zeros((len(rows) + 1, max(map(len, rows))), np.int64)
