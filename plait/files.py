@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from plait.errors import CheckpointError, ResourceError
@@ -48,6 +49,30 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
             replace_folder(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def held(path: str | Path) -> Iterator[None]:
+    """Hold a lock file while the block runs; the system lets go of it when the process ends, however it does.
+
+    Raises `Held` where another process has it. A file system without locks keeps nobody out.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    with clear_disk_errors(path), contextlib.suppress(NotImplementedError):
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            raise Held(str(path)) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class Held(Exception):
+    """Another process holds a lock."""
 
 
 def replace_folder(temporary: Path, path: Path) -> None:

@@ -181,6 +181,32 @@ def test_killed_and_gone_on_with(folder):
     assert [r["status"] for r in results(folder)["runs"]] == ["finished"] * 4
 
 
+def test_several_processes_share_the_runs_of_a_study(folder, monkeypatch):
+    """Each trial and each run is trained once, by one of them, and all of them end when everything is done."""
+    path = write(folder, tuning={"steps": 2, "learning_rates": [1e-3, 1e-2, 3e-3]}, arms__dense__tune=True)
+    original = Trainer.run
+
+    def slow(trainer):
+        with (folder / "begun.txt").open("a") as file:
+            file.write(f"{os.getpid()} {trainer.out.relative_to(folder / 'out')}\n")
+        time.sleep(0.3)  # so that the others come while it is at it
+        return original(trainer)
+
+    monkeypatch.setattr(Trainer, "run", slow)
+    monkeypatch.setattr(runner, "SECONDS_TO_WAIT", 0.05)
+    start = multiprocessing.get_context("fork").Process
+    children = [start(target=main, args=(["compare", str(path)],)) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        child.join(120)
+    assert [child.exitcode for child in children] == [0, 0]
+    begun = [line.split() for line in (folder / "begun.txt").read_text().splitlines()]
+    assert len({name for _, name in begun}) == len(begun) == 3 + 4
+    assert {pid for pid, _ in begun} == {str(child.pid) for child in children}
+    assert [r["status"] for r in results(folder)["runs"]] == ["finished"] * 4 and len(results(folder)["tuning"]) == 3
+
+
 def test_a_signal_saves_the_run_and_writes_down_what_is_done(folder, monkeypatch, capsys):
     path, original = write(folder), Trainer.update
 

@@ -2,10 +2,13 @@
 
 ``<out>/data`` is prepared once. ``<out>/tuning/<arm>/<rate>`` and ``<out>/runs/<arm>/seed-<n>`` are run folders, with
 ``done.json`` where a run has ended well and ``failure.json`` where it has not. The same command skips what is done,
-goes on with what was stopped, and tries again what failed.
+goes on with what was stopped, and tries again what failed. Several processes may run it at once, one for each GPU: a
+lock in every run folder keeps them apart.
 """
 
+import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,11 +23,12 @@ from plait.config_file import to_dict
 from plait.data.prepare import prepare
 from plait.data.sources import folders
 from plait.errors import ConfigError, PlaitError
-from plait.files import read_json, write_json, write_text
+from plait.files import Held, held, read_json, write_json, write_text
 from plait.progress import Progress
 from plait.train.engine import Trainer, TrainingStopped
 
 DONE, FAILURE = "done.json", "failure.json"
+SECONDS_TO_WAIT = 5
 WITHOUT_EFFECT = ("name", "out", "data.path", "data.num_workers", "prepare", "generate", "evaluate", "train.device",
                   "train.trackers", "train.log_every", "train.checkpoint_every", "train.checkpoint_seconds",
                   "train.keep_checkpoints")  # fmt: skip
@@ -57,13 +61,10 @@ class StudyRun:
         self.seeds = seeds
         self.failures: list[str] = []
         self.plan: dict[str, ArmPlan] = {}
-        self.tuned: dict[str, Tuned] = {}
 
     def make_plan(self, arms: list[str] = ()) -> dict[str, ArmPlan]:
         """Prepare the data where that was not done, and plan and check arms, all where none is named."""
-        config = self.study.base_config()
-        if not all((Path(folder) / "index.json").exists() for folder in folders(config)):
-            prepare(config, progress=self.progress)
+        self._share([()], self._prepare, "prepares the data")
         self.plan = make_plan(self.study, list(arms) or list(self.study.config.arms))
         check_plan(self.study, self.plan)
         return self.plan
@@ -71,18 +72,49 @@ class StudyRun:
     def run(self) -> None:
         """Train what is not done yet; raises TrainingStopped when asked to stop. Failures are kept in `failures`."""
         self.make_plan()
-        for arm in self.arms:
-            self.tune(arm)
-        jobs = [(seed, arm) for arm in self.arms for seed in self.seeds_of(arm)]
-        for seed, arm in sorted(jobs, key=lambda job: job[0]):  # whole comparisons first
-            rate = self.tune(arm).learning_rate
-            if rate is None:
-                self.failures.append(f"{arm}, seed {seed}: no learning rate of {self.rate_owner(arm)!r} ended well")
-                write_json(self.folder(arm, seed) / FAILURE, {"error": "no learning rate ended well"})
-                continue
-            config = self.study.run_config(arm, seed=seed, steps=self.plan[arm].steps,
-                                           learning_rate=rate, out=self.folder(arm, seed))  # fmt: skip
-            self.train(config)
+        owners = [owner for owner in dict.fromkeys(map(self.rate_owner, self.arms)) if owner]
+        trials = [(owner, rate) for owner in owners for rate in self.study.config.tuning.learning_rates]
+        self._share(trials, self._try, "tries learning rates")
+        jobs = [(arm, seed) for arm in self.arms for seed in self.seeds_of(arm)]
+        self._share(sorted(jobs, key=lambda job: job[1]), self._run, "trains")  # whole comparisons first
+
+    def _share(self, jobs: list[tuple], do: Callable[..., None], doing: str) -> None:
+        """Do every job, and come back to those that other processes are at, until these have ended them."""
+        waited = False
+        while jobs:
+            left = []
+            for job in jobs:
+                try:
+                    do(*job)
+                except Held:
+                    left.append(job)
+            if left == jobs:
+                if not waited:
+                    self.progress.print(f"another process {doing}: waiting for it")
+                waited = True
+                time.sleep(SECONDS_TO_WAIT)
+            jobs = left
+
+    def _prepare(self) -> None:
+        config = self.study.base_config()
+        with held(self.study.out / ".lock"):
+            if not all((Path(folder) / "index.json").exists() for folder in folders(config)):
+                prepare(config, progress=self.progress)
+
+    def _try(self, arm: str, rate: float) -> None:
+        tuning, out = self.study.config.tuning, self._trial_folder(arm, rate)
+        if not _diverged(out):
+            self.train(self.study.run_config(arm, seed=tuning.seed, steps=tuning.steps, learning_rate=rate, out=out),
+                       is_trial=True)  # fmt: skip
+
+    def _run(self, arm: str, seed: int) -> None:
+        rate = self.learning_rate(arm)
+        if rate is None:
+            self.failures.append(f"{arm}, seed {seed}: no learning rate of {self.rate_owner(arm)!r} ended well")
+            write_json(self.folder(arm, seed) / FAILURE, {"error": "no learning rate ended well"})
+            return
+        self.train(self.study.run_config(arm, seed=seed, steps=self.plan[arm].steps, learning_rate=rate,
+                                         out=self.folder(arm, seed)))  # fmt: skip
 
     def seeds_of(self, arm: str) -> list[int]:
         """Return the seeds of an arm that are to be run."""
@@ -93,28 +125,15 @@ class StudyRun:
         """Return the folder of a run."""
         return self.study.out / "runs" / arm / f"seed-{seed}"
 
-    def tune(self, arm: str) -> Tuned:
-        """Return the learning rate of an arm, found once by trying."""
+    def learning_rate(self, arm: str) -> float | None:
+        """Return the learning rate of an arm, by the trials that are over; None where all of them failed."""
         owner = self.rate_owner(arm)
-        if not owner:
-            return Tuned(self.study.base_config().train.learning_rate)
-        if owner not in self.tuned:
-            self.tuned[owner] = self._try_rates(owner)
-        return self.tuned[owner]
+        return self.read_trials(owner).learning_rate if owner else self.study.base_config().train.learning_rate
 
     def rate_owner(self, arm: str) -> str:
         """Return the arm whose trials give this one its learning rate, or ""."""
         record = self.study.config.arms[arm]
         return arm if record.tune else record.learning_rate_of
-
-    def _try_rates(self, arm: str) -> Tuned:
-        tuning = self.study.config.tuning
-        for rate in tuning.learning_rates:
-            out = self._trial_folder(arm, rate)
-            if not _diverged(out):
-                self.train(self.study.run_config(arm, seed=tuning.seed, steps=tuning.steps, learning_rate=rate,
-                                                 out=out), is_trial=True)  # fmt: skip
-        return self.read_trials(arm)
 
     def read_trials(self, arm: str) -> Tuned:
         """Return what the trials of an arm have found, those that are over."""
@@ -137,8 +156,13 @@ class StudyRun:
     def train(self, config: RunConfig, *, is_trial: bool = False) -> str:
         """Train one run to its end, where it is not done; return the error that ended it, or "".
 
-        A trial of a learning rate may fail without the study failing: rates that are too high do.
+        A trial of a learning rate may fail without the study failing: rates that are too high do. Raises Held where
+        another process trains it.
         """
+        with held(Path(config.out) / ".lock"):
+            return self._train(config, is_trial=is_trial)
+
+    def _train(self, config: RunConfig, *, is_trial: bool) -> str:
         out = Path(config.out)
         claim_folder(config)
         if (out / DONE).exists():
