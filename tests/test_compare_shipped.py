@@ -129,7 +129,7 @@ def test_studies_of_one_folder_agree_on_what_they_share():
         shared = (study.base, c.settings, c.budget, c.validate_every, c.tuning)
         assert known.setdefault(c.out, shared) == shared, name
         for arm, record in c.arms.items():
-            mine = (record.settings, record.tune, record.learning_rate_of)
+            mine = (record.settings, record.tune, record.learning_rate_of, record.seeds[0])
             assert known.setdefault((c.out, arm), mine) == mine, f"{name}: {arm}"
 
 

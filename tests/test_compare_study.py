@@ -58,6 +58,10 @@ def data(tmp_path_factory):
     return write_folder(tmp_path_factory.mktemp("data"), splits)
 
 
+RATE = "0.01"
+"""The base's learning rate, as run folders have it."""
+
+
 @pytest.fixture(autouse=True)
 def quick(request, monkeypatch):
     """Count one batch, and draw where a test looks at the page."""
@@ -134,13 +138,13 @@ def test_all_arms_see_the_same_batches(folder, monkeypatch):
 
     def noting(trainer, batches):
         documents = [d.index for b in batches for d in b.documents]
-        seen.setdefault(trainer.out.relative_to(folder / "out" / "runs").parts, []).append(documents)
+        seen.setdefault(trainer.out.parts[-3::2], []).append(documents)
         return original(trainer, batches)
 
     monkeypatch.setattr(Trainer, "update", noting)
     compare(load_study(write(folder)), QuietProgress())
     assert seen["dense", "seed-0"] == seen["mot", "seed-0"] != seen["dense", "seed-1"] == seen["mot", "seed-1"]
-    runs = [read_curves(folder / "out" / "runs" / arm / "seed-0") for arm in ("dense", "mot")]
+    runs = [read_curves(folder / "out" / "runs" / arm / RATE / "seed-0") for arm in ("dense", "mot")]
     assert {tuple(c.steps) for curves in runs for c in curves.values()} == {(1, 2, 3, 4, 5, 6)}
 
 
@@ -153,7 +157,7 @@ def test_what_is_done_is_skipped_and_a_stopped_run_goes_on(folder, tmp_path_fact
     def noting(trainer, batches):
         if len(trained) == 9:
             raise KeyboardInterrupt  # as sudden as a kill: nothing is saved
-        trained.append((*trainer.out.parts[-2:], trainer.state.step))
+        trained.append((*trainer.out.parts[-3::2], trainer.state.step))
         return original(trainer, batches)
 
     monkeypatch.setattr(Trainer, "update", noting)
@@ -171,7 +175,7 @@ def test_killed_and_gone_on_with(folder):
     path = write(folder)
     child = multiprocessing.get_context("fork").Process(target=main, args=(["compare", str(path)],))
     child.start()
-    begun, until = folder / "out" / "runs" / "mot" / "seed-0" / "checkpoints", time.monotonic() + 60
+    begun, until = folder / "out" / "runs" / "mot" / RATE / "seed-0" / "checkpoints", time.monotonic() + 60
     while not list(begun.glob("step-*")) and child.is_alive() and time.monotonic() < until:
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGKILL)
@@ -183,7 +187,7 @@ def test_killed_and_gone_on_with(folder):
 
 def test_several_processes_share_the_runs_of_a_study(folder, monkeypatch):
     """Each trial and each run is trained once, by one of them, and all of them end when everything is done."""
-    path = write(folder, tuning={"steps": 2, "learning_rates": [1e-3, 1e-2, 3e-3]}, arms__dense__tune=True)
+    path = write(folder, tuning={"learning_rates": [1e-3, 1e-2, 3e-3]}, arms__dense__tune=True)
     original = Trainer.run
 
     def slow(trainer):
@@ -202,7 +206,7 @@ def test_several_processes_share_the_runs_of_a_study(folder, monkeypatch):
         child.join(120)
     assert [child.exitcode for child in children] == [0, 0]
     begun = [line.split() for line in (folder / "begun.txt").read_text().splitlines()]
-    assert len({name for _, name in begun}) == len(begun) == 3 + 4
+    assert len({name for _, name in begun}) == len(begun) == 3 - 1 + 4
     assert {pid for pid, _ in begun} == {str(child.pid) for child in children}
     assert [r["status"] for r in results(folder)["runs"]] == ["finished"] * 4 and len(results(folder)["tuning"]) == 3
 
@@ -211,7 +215,7 @@ def test_a_signal_saves_the_run_and_writes_down_what_is_done(folder, monkeypatch
     path, original = write(folder), Trainer.update
 
     def stopping(trainer, batches):
-        trainer._stop = trainer.out.parts[-2:] == ("dense", "seed-1") and trainer.state.step == 2
+        trainer._stop = trainer.out.parts[-3::2] == ("dense", "seed-1") and trainer.state.step == 2
         return original(trainer, batches)
 
     monkeypatch.setattr(Trainer, "update", stopping)
@@ -227,14 +231,14 @@ def test_a_failed_run_is_kept_and_the_others_go_on(folder, monkeypatch, capsys):
     path, original = write(folder), Trainer.update
 
     def failing(trainer, batches):
-        if trainer.out.parts[-2:] == ("mot", "seed-0") and trainer.state.step == 3:
+        if trainer.out.parts[-3::2] == ("mot", "seed-0") and trainer.state.step == 3:
             raise RuntimeError("the device fell off")
         return original(trainer, batches)
 
     monkeypatch.setattr(Trainer, "update", failing)
     assert main(["compare", str(path)]) == 1
     message = capsys.readouterr().err
-    assert "plait: study: runs/mot/seed-0: the device fell off; the other runs are done" in message
+    assert "plait: study: runs/mot/0.01/seed-0: the device fell off; the other runs are done" in message
     runs = {(r["arm"], r["seed"]): r for r in results(folder)["runs"]}
     assert runs["mot", 0]["status"] == "failed" and runs["mot", 0]["error"] == "the device fell off"
     assert all(r["status"] == "finished" for key, r in runs.items() if key != ("mot", 0))
@@ -246,27 +250,52 @@ def test_a_failed_run_is_kept_and_the_others_go_on(folder, monkeypatch, capsys):
     assert {r["status"] for r in results(folder)["runs"]} == {"finished"}
 
 
-def test_learning_rates_are_tried_and_inherited(folder):
-    path = write(folder, tuning={"steps": 4, "learning_rates": [1e-4, 1e-2, 3e-3]}, arms__dense__tune=True,
-                 seeds=[0], arms__ffn={"settings": {"model.untied": ["ffn"]}, "learning_rate_of": "dense"})  # fmt: skip
-    compare(load_study(path), QuietProgress())
+def test_learning_rates_are_tried_and_inherited(folder, monkeypatch):
+    """By whole runs of the first seed; the best of them is that seed's run, and is not trained again."""
+    path = write(folder, tuning={"learning_rates": [1e-4, 1e-2, 3e-3]}, arms__dense__tune=True, seeds=[3, 1],
+                 arms__ffn={"settings": {"model.untied": ["ffn"]}, "learning_rate_of": "dense"})  # fmt: skip
+    trained, original = [], Trainer.run
+    monkeypatch.setattr(Trainer, "run", lambda t: (trained.append(t.out.parts[-3:]), original(t))[1])
+    assert main(["compare", str(path), "--arms", "ffn", "--seeds", "1"]) == 0
     found = results(folder)
     trials = found["tuning"]
     assert [t["learning_rate"] for t in trials] == [1e-4, 3e-3, 1e-2] and {t["arm"] for t in trials} == {"dense"}
     best = min(trials, key=lambda t: t["score"])
     assert best["score"] == pytest.approx((best["validation/text"] * best["validation/image"]) ** 0.5)
-    arms = {a["arm"]: a for a in found["arms"]}
+    arms, rate = {a["arm"]: a for a in found["arms"]}, f"{best['learning_rate']:g}"
     assert arms["dense"]["learning_rate"] == arms["ffn"]["learning_rate"] == best["learning_rate"]
     assert (arms["dense"]["learning_rate_from"], arms["ffn"]["learning_rate_from"]) == ("tuned", "dense")
     assert arms["mot"]["learning_rate"] == 1e-2 and arms["mot"]["learning_rate_from"] == "config"
     assert arms["dense"]["learning_rate_at_edge"] == (best in (trials[0], trials[-1]))
-    for name in ("dense", "ffn"):
-        config = yaml.safe_load((folder / "out" / "runs" / name / "seed-0" / "config.yaml").read_text())
-        assert config["train"]["learning_rate"] == best["learning_rate"] and config["train"]["steps"] == 6
+    assert sorted(trained) == sorted([*(("dense", r, "seed-3") for r in ("0.0001", "0.01", "0.003")),
+                                      ("ffn", rate, "seed-1")])  # fmt: skip
+    statuses = {(r["arm"], r["seed"]): r["status"] for r in found["runs"]}
+    assert statuses["dense", 3] == statuses["ffn", 1] == "finished" and statuses["dense", 1] == "waiting"
+    assert main(["compare", str(path), "--arms", "dense"]) == 0
+    assert trained[4:] == [("dense", rate, "seed-1")]
+    config = yaml.safe_load((folder / "out" / "runs" / "dense" / rate / "seed-1" / "config.yaml").read_text())
+    assert config["train"]["learning_rate"] == best["learning_rate"] and config["train"]["steps"] == 6
+
+
+def test_no_rate_is_taken_before_all_were_tried(folder, monkeypatch):
+    path, original = write(folder, tuning={"learning_rates": [1e-3, 1e-2, 3e-3]}, arms__dense__tune=True), Trainer.run
+
+    def stopping(trainer):
+        if trainer.out.parts[-2] == "0.01":
+            raise KeyboardInterrupt
+        return original(trainer)
+
+    monkeypatch.setattr(Trainer, "run", stopping)
+    run = runner.StudyRun(load_study(path), QuietProgress(), arms=["dense"], seeds=[])
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    tuned = run.read_trials("dense")
+    assert tuned.learning_rate is None and not tuned.is_over and len(tuned.trials) == 1
+    assert run.status("dense", 0) == ("waiting", "")
 
 
 def test_a_trial_that_fails_is_recorded(folder, monkeypatch):
-    path = write(folder, tuning={"steps": 2, "learning_rates": [1e-3, 1e-2, 1e-1]}, seeds=[0],
+    path = write(folder, tuning={"learning_rates": [1e-3, 1e-2, 1e-1]}, seeds=[0],
                  arms={"dense": {"tune": True}}, paper=[])  # fmt: skip
     original = Trainer.update
 
@@ -279,10 +308,12 @@ def test_a_trial_that_fails_is_recorded(folder, monkeypatch):
     compare(load_study(path), QuietProgress())
     assert [t["error"] for t in results(folder)["tuning"]] == ["", "", "too fast"]
     monkeypatch.setattr(Trainer, "update", lambda *_: (_ for _ in ()).throw(RuntimeError("none")))
-    study = load_study(write(folder, tuning={"steps": 2, "learning_rates": [1, 2, 3]}, seeds=[0],
+    study = load_study(write(folder, tuning={"learning_rates": [1, 2, 3]}, seeds=[0],
                              arms={"dense": {"tune": True}}, paper=[], out=str(folder / "other")))  # fmt: skip
     with pytest.raises(runner.StudyFailed, match=r"dense, seed 0: no learning rate of 'dense' ended well"):
         compare(study, QuietProgress())
+    row = json.loads((folder / "other" / "results" / "tiny" / "results.json").read_text())["runs"][0]
+    assert (row["status"], row["error"]) == ("failed", "no learning rate of 'dense' ended well")
 
 
 def test_a_budget_of_operations_gives_larger_models_fewer_steps(folder):
@@ -384,7 +415,7 @@ def test_only_some_arms_and_seeds(folder):
         ({"budget": {"steps": 5, "flops": 1e9}}, r"^budget: .* either a number of steps or one of flops$"),
         ({"budget": {}}, r"^budget: "),
         ({"arms__mot__tune": True}, r"^arms\.mot\.tune: True .* no tuning$"),
-        ({"tuning": {"steps": 3, "learning_rates": [1e-3, 2e-3]}}, r"at least three rates$"),
+        ({"tuning": {"learning_rates": [1e-3, 2e-3]}}, r"at least three rates$"),
         ({"arms__mot__learning_rate_of": "dense"}, r"^arms\.mot\.learning_rate_of: .* tuned itself$"),
         ({"settings": {"train.steps": 5}}, r"^settings\.train\.steps: 5 .* left to the study"),
         ({"arms": {}}, r"^arms: \{\} is not allowed"),
@@ -417,14 +448,14 @@ def test_arms_that_may_not_be_compared_are_refused(folder, changes, sentence):
 
 def test_a_folder_of_other_settings_is_refused(folder):
     compare(load_study(write(folder, seeds=[0], budget={"steps": 2})), QuietProgress())
-    with pytest.raises(ConfigError, match=r"^train\.steps: 4 is not 2, with which .*dense/seed-0' was begun"):
+    with pytest.raises(ConfigError, match=r"^train\.steps: 4 is not 2, with which .*dense/0\.01/seed-0' was begun"):
         compare(load_study(write(folder, seeds=[0], budget={"steps": 4})), QuietProgress())
 
 
 def test_studies_of_one_folder_share_their_arms(folder, monkeypatch):
     compare(load_study(write(folder, seeds=[0])), QuietProgress())
     trained, original = set(), Trainer.update
-    monkeypatch.setattr(Trainer, "update", lambda t, b: (trained.add(t.out.parts[-2]), original(t, b))[1])
+    monkeypatch.setattr(Trainer, "update", lambda t, b: (trained.add(t.out.parts[-3]), original(t, b))[1])
     arms = STUDY["arms"] | {"ffn": {"settings": {"model.untied": ["ffn"]}}}
     compare(load_study(write(folder, name="more", arms=arms, seeds=[0])), QuietProgress())
     assert trained == {"ffn"}

@@ -10,7 +10,7 @@ from typing import Any
 
 from plait.batch import Batch
 from plait.compare.probes import attention_mass, components, gradient_conflict
-from plait.compare.runner import DONE, StudyRun
+from plait.compare.runner import StudyRun
 from plait.config import AS_WRITTEN_TASK, RunConfig
 from plait.data.loader import validation_batches
 from plait.data.sources import resolve_vocabulary, validation_splits
@@ -32,7 +32,7 @@ Rows = dict[str, list[dict[str, Any]]]
 
 def analyse(run: StudyRun) -> None:
     """Analyse the checkpoints of every finished run that are not analysed yet."""
-    runs = [(arm, seed) for arm in run.arms for seed in run.seeds_of(arm) if (run.folder(arm, seed) / DONE).exists()]
+    runs = [(arm, seed) for arm in run.arms for seed in run.seeds_of(arm) if run.status(arm, seed)[0] == "finished"]
     with run.progress.stage("analyse", total=len(runs)) as bar:
         for number, (arm, seed) in enumerate(runs, start=1):
             folder = run.folder(arm, seed)
@@ -48,8 +48,9 @@ def read_analyses(run: StudyRun) -> Rows:
     found: Rows = {kind: [] for kind in KINDS}
     for arm in run.study.config.arms:
         for seed in run.study.config.arms[arm].seeds:
-            path = run.folder(arm, seed) / FILE
-            for kind, rows in read_json(path, "analysis").items() if path.exists() else ():
+            folder = run.folder(arm, seed)
+            path = folder / FILE if folder else None
+            for kind, rows in read_json(path, "analysis").items() if path and path.exists() else ():
                 if kind in found:
                     found[kind] += rows
     return found

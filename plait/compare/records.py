@@ -1,11 +1,10 @@
 """What is known of a study's arms and runs: rows and loss curves, read from the folders of its runs."""
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from plait.compare.curves import Curve, Key, read_curves, step_seconds
-from plait.compare.runner import DONE, StudyRun, Tuned, status
+from plait.compare.runner import DONE, StudyRun, Tuned
 from plait.errors import DataError
 from plait.files import read_json
 from plait.train.metrics import hardware, versions
@@ -64,11 +63,10 @@ def read_written_records(run: StudyRun) -> Records:
 def _with_runs(records: Records, run: StudyRun) -> Records:
     planned = [(row["arm"], seed) for row in records.arms for seed in run.study.config.arms[row["arm"]].seeds]
     for arm, seed in planned:
-        folder = run.folder(arm, seed)
-        row = _run_row(arm, seed, folder)
+        row = _run_row(run, arm, seed)
         records.runs.append(row)
         if row["status"] == "finished":
-            records.curves[arm, seed] = read_curves(folder)
+            records.curves[arm, seed] = read_curves(run.folder(arm, seed))
     return records
 
 
@@ -87,9 +85,10 @@ def _arm_row(run: StudyRun, arm: str, tuned: Tuned | None) -> dict[str, Any]:
     }
 
 
-def _run_row(arm: str, seed: int, folder: Path) -> dict[str, Any]:
-    state, error = status(folder)
+def _run_row(run: StudyRun, arm: str, seed: int) -> dict[str, Any]:
+    state, error = run.status(arm, seed)
     row = {"arm": arm, "seed": seed, "status": state, "error": error}
     if state == "finished":
+        folder = run.folder(arm, seed)
         row |= read_json(folder / DONE, "run") | {"step_seconds": step_seconds(folder)}
     return row

@@ -1,9 +1,10 @@
 """Runs a study: data, learning rates, then every arm with every seed, each an ordinary run in a folder of its own.
 
-``<out>/data`` is prepared once. ``<out>/tuning/<arm>/<rate>`` and ``<out>/runs/<arm>/seed-<n>`` are run folders, with
-``done.json`` where a run has ended well and ``failure.json`` where it has not. The same command skips what is done,
-goes on with what was stopped, and tries again what failed. Several processes may run it at once, one for each GPU: a
-lock in every run folder keeps them apart.
+``<out>/data`` is prepared once. ``<out>/runs/<arm>/<learning rate>/seed-<n>`` are run folders, with ``done.json`` where
+a run has ended well and ``failure.json`` where it has not. Trials of learning rates are whole runs of an arm's first
+seed, and the best one of them is that seed's run: trials on a shorter schedule choose rates that are too high
+(docs/experiments.md). The same command skips what is done, goes on with what was stopped, and tries again what failed.
+Several processes may run it at once, one for each GPU: a lock in every run folder keeps them apart.
 """
 
 import time
@@ -40,7 +41,9 @@ class Tuned:
     """The learning rate of an arm, and what was tried to find it."""
 
     learning_rate: float | None
-    """None where every trial failed."""
+    """None where every trial failed, and while some are not over."""
+    is_over: bool
+    """Whether every trial is."""
     trials: list[dict[str, Any]] = field(default_factory=list)
     """One row a rate: learning_rate, score, error, and the final losses."""
     at_edge: bool = False
@@ -102,31 +105,40 @@ class StudyRun:
                 prepare(config, progress=self.progress)
 
     def _try(self, arm: str, rate: float) -> None:
-        tuning, out = self.study.config.tuning, self._trial_folder(arm, rate)
-        if not _diverged(out):
-            self.train(self.study.run_config(arm, seed=tuning.seed, steps=tuning.steps, learning_rate=rate, out=out),
-                       is_trial=True)  # fmt: skip
+        seed = self._first_seed(arm)
+        if not _diverged(self._folder(arm, rate, seed)):
+            self._train(arm, rate, seed, is_trial=True)
 
     def _run(self, arm: str, seed: int) -> None:
         rate = self.learning_rate(arm)
         if rate is None:
-            self.failures.append(f"{arm}, seed {seed}: no learning rate of {self.rate_owner(arm)!r} ended well")
-            write_json(self.folder(arm, seed) / FAILURE, {"error": "no learning rate ended well"})
-            return
-        self.train(self.study.run_config(arm, seed=seed, steps=self.plan[arm].steps, learning_rate=rate,
-                                         out=self.folder(arm, seed)))  # fmt: skip
+            self.failures.append(f"{arm}, seed {seed}: {self._without_rate(arm)}")
+        else:
+            self._train(arm, rate, seed, is_trial=False)
+
+    def _without_rate(self, arm: str) -> str:
+        return f"no learning rate of {self.rate_owner(arm)!r} ended well"
 
     def seeds_of(self, arm: str) -> list[int]:
         """Return the seeds of an arm that are to be run."""
         own = self.study.config.arms[arm].seeds
         return [s for s in own if s in self.seeds] if self.seeds else own
 
-    def folder(self, arm: str, seed: int) -> Path:
-        """Return the folder of a run."""
-        return self.study.out / "runs" / arm / f"seed-{seed}"
+    def folder(self, arm: str, seed: int) -> Path | None:
+        """Return the folder of a run; None where its arm has no learning rate (yet)."""
+        rate = self.learning_rate(arm)
+        return None if rate is None else self._folder(arm, rate, seed)
+
+    def status(self, arm: str, seed: int) -> tuple[str, str]:
+        """Return finished, failed, stopped or waiting, and the error of a failed run."""
+        folder = self.folder(arm, seed)
+        if folder is not None:
+            return status(folder)
+        is_over = self.read_trials(self.rate_owner(arm)).is_over
+        return ("failed", self._without_rate(arm)) if is_over else ("waiting", "")
 
     def learning_rate(self, arm: str) -> float | None:
-        """Return the learning rate of an arm, by the trials that are over; None where all of them failed."""
+        """Return the learning rate of an arm; None while trials are not over, and where all of them failed."""
         owner = self.rate_owner(arm)
         return self.read_trials(owner).learning_rate if owner else self.study.base_config().train.learning_rate
 
@@ -137,36 +149,41 @@ class StudyRun:
 
     def read_trials(self, arm: str) -> Tuned:
         """Return what the trials of an arm have found, those that are over."""
+        rates = sorted(set(self.study.config.tuning.learning_rates))
         trials = []
-        for rate in sorted(set(self.study.config.tuning.learning_rates)):
-            out = self._trial_folder(arm, rate)
+        for rate in rates:
+            out = self._folder(arm, rate, self._first_seed(arm))
             state, error = status(out)
             if state in ("finished", "failed"):
                 losses = final_losses(out) if state == "finished" else {}
                 trials.append({"arm": arm, "learning_rate": rate, "score": score(losses), "error": error, **losses})
-        done = [t for t in trials if t["score"] is not None]
-        if not done:
-            return Tuned(None, trials)
+        done, is_over = [t for t in trials if t["score"] is not None], len(trials) == len(rates)
+        if not done or not is_over:
+            return Tuned(None, is_over, trials)
         best = min(done, key=lambda t: t["score"])
-        return Tuned(best["learning_rate"], trials, at_edge=best in (trials[0], trials[-1]))
+        return Tuned(best["learning_rate"], is_over, trials, at_edge=best in (trials[0], trials[-1]))
 
-    def _trial_folder(self, arm: str, rate: float) -> Path:
-        return self.study.out / "tuning" / arm / f"{rate:g}"
+    def _folder(self, arm: str, rate: float, seed: int) -> Path:
+        return self.study.out / "runs" / arm / f"{rate:g}" / f"seed-{seed}"
 
-    def train(self, config: RunConfig, *, is_trial: bool = False) -> str:
-        """Train one run to its end, where it is not done; return the error that ended it, or "".
+    def _first_seed(self, arm: str) -> int:
+        return self.study.config.arms[arm].seeds[0]
+
+    def _train(self, arm: str, rate: float, seed: int, *, is_trial: bool) -> None:
+        """Train one run to its end, where it is not done.
 
         A trial of a learning rate may fail without the study failing: rates that are too high do. Raises Held where
         another process trains it.
         """
-        with held(Path(config.out) / ".lock"):
-            return self._train(config, is_trial=is_trial)
+        out = self._folder(arm, rate, seed)
+        config = self.study.run_config(arm, seed=seed, steps=self.plan[arm].steps, learning_rate=rate, out=out)
+        with held(out / ".lock"):
+            claim_folder(config)
+            if not (out / DONE).exists():
+                self._train_config(config, is_trial=is_trial)
 
-    def _train(self, config: RunConfig, *, is_trial: bool) -> str:
+    def _train_config(self, config: RunConfig, *, is_trial: bool) -> None:
         out = Path(config.out)
-        claim_folder(config)
-        if (out / DONE).exists():
-            return ""
         name = str(out.relative_to(self.study.out))
         self.progress.print(f"{name}: {config.train.steps} steps, learning rate {config.train.learning_rate:g}")
         try:
@@ -180,12 +197,11 @@ class StudyRun:
                                        "traceback": traceback.format_exc()})  # fmt: skip
             self.failures += [] if is_trial else [f"{name}: {said}"]
             self.progress.print(f"{name} failed: {said}")
-            return said
+            return
         state = trainer.state
         write_json(out / DONE, {"steps": state.step, "tokens": state.tokens, "seconds": state.seconds,
                                 "skipped_steps": state.skipped_steps})  # fmt: skip
         (out / FAILURE).unlink(missing_ok=True)
-        return ""
 
 
 def claim_folder(config: RunConfig) -> None:

@@ -55,14 +55,10 @@ class BudgetConfig:
 
 @dataclass
 class TuningConfig:
-    """The search for each arm's learning rate, on a budget of its own."""
+    """The search for each arm's learning rate, by whole runs of its first seed."""
 
-    steps: int
-    """Optimizer steps of one trial, its schedule included."""
     learning_rates: list[float]
     """Rates to try, at least three."""
-    seed: int = 0
-    """Seed of the trials."""
 
 
 @dataclass
@@ -139,7 +135,6 @@ class StudyConfig:
         if self.tuning is not None:
             require(len(set(self.tuning.learning_rates)) >= 3, "tuning.learning_rates", self.tuning.learning_rates,
                     "at least three rates")  # fmt: skip
-            require(self.tuning.steps >= 1, "tuning.steps", self.tuning.steps, "at least 1")
         for name, arm in self.arms.items():
             self._check_arm(name, arm)
         for family, arms in self.scaling.items():

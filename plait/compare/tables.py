@@ -116,7 +116,8 @@ def _tuning_table(results: dict) -> Table:
     header = ["arm", "learning rate", "score", *(k.removeprefix("validation/") for k in losses), "error"]
     rows = [[t["arm"], number(t["learning_rate"]), number(t["score"]), *(number(t.get(k)) for k in losses), t["error"]]
             for t in results["tuning"]]  # fmt: skip
-    return "Learning rates tried", "Score: geometric mean of the validation losses; the lowest is taken.", header, rows
+    note = "Whole runs of the first seed. Score: geometric mean of the validation losses; the lowest is taken."
+    return "Learning rates tried", note, header, rows
 
 
 def _runs_table(results: dict) -> Table:

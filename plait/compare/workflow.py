@@ -105,10 +105,7 @@ def plan_table(study: Study, plan: dict[str, ArmPlan]) -> Table:
     runs = sum(len(study.config.arms[name].seeds) for name in plan)
     total = sum(p.flops.formula * p.steps * len(study.config.arms[name].seeds) for name, p in plan.items())
     tuned = [plan[name] for name in plan if study.config.arms[name].tune]
-    trials = 0
-    if tuned:
-        tuning = study.config.tuning
-        trials = len(tuned) * len(tuning.learning_rates)
-        total += sum(p.flops.formula * tuning.steps * len(tuning.learning_rates) for p in tuned)
-    note = f"{runs} runs and {trials} trials of learning rates, {total:.3g} FLOPs in all"
+    others = len(study.config.tuning.learning_rates) - 1 if tuned else 0  # the best one is a run of the study
+    total += sum(p.flops.formula * p.steps * others for p in tuned)
+    note = f"{runs} runs and {others * len(tuned)} with other learning rates, {total:.3g} FLOPs in all"
     return f"Plan of {study.config.name}", note, header, rows
