@@ -4,7 +4,7 @@ A family (dense, MoT) has one final loss for each size and seed. Its law is a st
 
     log L = a - b log C,
 
-with C the operations of the whole run. No irreducible loss is fitted: three sizes cannot tell it from the slope. So b
+with C the operations of the whole run. No irreducible loss is fitted: so few sizes cannot tell it from the slope. So b
 is the slope of the range that was run, and what lies beyond it is marked as extrapolation. Intervals come from a
 bootstrap of the residuals (Efron and Tibshirani, An Introduction to the Bootstrap, section 9.4) over all sizes and
 seeds, so that both the noise of seeds and the misfit of the line count.

@@ -102,8 +102,8 @@ def _scaling_table(results: dict) -> Table:
         where = "at the largest run" if r["beyond"] == 1 else f"at {r['beyond']:g} times the largest run"
         rows.append([r["family"], r["split"], r["modality"], f"share of FLOPs {where}", number(r["share"]),
                      _between(r), "–", "extrapolated" if r["is_extrapolation"] else "no"])  # fmt: skip
-    note = ("The law: loss = exp(a) FLOPs^-exponent, through the final losses. No irreducible loss is fitted, as three "
-            "sizes cannot tell it from the slope; so read what is extrapolated with care.")  # fmt: skip
+    note = ("The law: loss = exp(a) FLOPs^-exponent, through the final losses. No irreducible loss is fitted, as so "
+            "few sizes cannot tell it from the slope; so read what is extrapolated with care.")  # fmt: skip
     return "Scaling", note, header, rows
 
 
