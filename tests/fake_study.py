@@ -10,16 +10,16 @@ from plait.compare.study import Study, load_study
 from plait.shipped import config_path, study_path
 
 SPEED = {
-    "dense": {}, "dense_32": {"text": 0.7, "image": 0.6}, "dense_96": {"text": 1.5, "image": 1.6},
-    "dense_128": {"text": 1.7, "image": 1.8}, "mot": {"text": 1.7, "image": 2.9, "speech": 5.0},
-    "mot_32": {"text": 1.1, "image": 1.6}, "mot_96": {"text": 2.4, "image": 4.4},
-    "mot_128": {"text": 2.6, "image": 4.9},
+    "dense": {}, "dense_48": {"text": 1.5, "image": 1.6}, "dense_64": {"text": 1.7, "image": 1.8},
+    "dense_128": {"text": 2.5, "image": 3.0}, "mot": {"text": 1.7, "image": 2.9, "speech": 5.0},
+    "mot_48": {"text": 2.4, "image": 4.4}, "mot_64": {"text": 2.6, "image": 4.9},
+    "mot_128": {"text": 3.6, "image": 7.9},
     "ffn": {"text": 1.5, "image": 2.1}, "moe_expert_choice": {"text": 1.6, "image": 2.0}, "moe_causal": {"image": 1.3},
     "dense_parameters": {"text": 1.4, "image": 0.9}, "random": {"image": 1.02},
 }  # fmt: skip
 """How many times faster than dense; 1 where not said."""
 LOWEST = {"text": 1.2, "image": 3.1, "speech": 2.0}
-SIZE = {"32": 0.45, "96": 2.1, "128": 3.3}
+SIZE = {"48": 1.7, "64": 2.6, "128": 7.8}
 
 
 def shipped(name: str, out="") -> Study:

@@ -174,7 +174,7 @@ def test_studies_of_one_folder_are_kept_together(tmp_path):
         study = shipped(name)
         keep(study, fake_records(study, seeds=[0, 1]), {"components": []}, tmp_path)
     rows = json.loads((tmp_path / "chameleon" / "study.json").read_text())
-    assert {r["arm"] for r in rows["arms"]} >= {"dense", "moe_causal", "mot_96"}
+    assert {r["arm"] for r in rows["arms"]} >= {"dense", "moe_causal", "mot_64"}
     assert len({(r["arm"], r["seed"]) for r in rows["runs"]}) == len(rows["runs"]) == 24
     found = gather(shipped("scale"), kept_records(shipped("scale"), tmp_path))
     assert [a["arm"] for a in found.results["arms"]] == list(shipped("scale").config.arms)

@@ -86,8 +86,8 @@ def test_all_comparisons_are_there():
         "ablation": "norms attention ffn ffn_qkv mot bridged roles random widths",
         "leave_one_out": "mot text_alone image_alone speech_alone",
         "hybrid": "mot hybrid hybrid_causal",
-        "scale": "dense_32 mot_32 dense mot dense_96 mot_96 dense_128 mot_128",
-        "bigger_dense": "dense_96 mot",
+        "scale": "dense mot dense_48 mot_48 dense_64 mot_64 dense_128 mot_128",
+        "bigger_dense": "dense_48 mot",
     }
     for name, arms in asked.items():
         assert set(arms.split()) <= set(shipped(name).config.arms), name
