@@ -78,6 +78,11 @@ def folder(tmp_path, data):
     return tmp_path
 
 
+def arm_and_seed(trainer) -> tuple[str, str]:
+    """Return whose run it is, from its folder: <arm>/<learning rate>/seed-<n>."""
+    return trainer.out.parts[-3::2]
+
+
 def write(folder, **changes):
     values = yaml.safe_load(yaml.safe_dump(STUDY | {"out": str(folder / "out")}))
     for key, value in changes.items():
@@ -138,7 +143,7 @@ def test_all_arms_see_the_same_batches(folder, monkeypatch):
 
     def noting(trainer, batches):
         documents = [d.index for b in batches for d in b.documents]
-        seen.setdefault(trainer.out.parts[-3::2], []).append(documents)
+        seen.setdefault(arm_and_seed(trainer), []).append(documents)
         return original(trainer, batches)
 
     monkeypatch.setattr(Trainer, "update", noting)
@@ -157,7 +162,7 @@ def test_what_is_done_is_skipped_and_a_stopped_run_goes_on(folder, tmp_path_fact
     def noting(trainer, batches):
         if len(trained) == 9:
             raise KeyboardInterrupt  # as sudden as a kill: nothing is saved
-        trained.append((*trainer.out.parts[-3::2], trainer.state.step))
+        trained.append((*arm_and_seed(trainer), trainer.state.step))
         return original(trainer, batches)
 
     monkeypatch.setattr(Trainer, "update", noting)
@@ -215,7 +220,7 @@ def test_a_signal_saves_the_run_and_writes_down_what_is_done(folder, monkeypatch
     path, original = write(folder), Trainer.update
 
     def stopping(trainer, batches):
-        trainer._stop = trainer.out.parts[-3::2] == ("dense", "seed-1") and trainer.state.step == 2
+        trainer._stop = arm_and_seed(trainer) == ("dense", "seed-1") and trainer.state.step == 2
         return original(trainer, batches)
 
     monkeypatch.setattr(Trainer, "update", stopping)
@@ -231,7 +236,7 @@ def test_a_failed_run_is_kept_and_the_others_go_on(folder, monkeypatch, capsys):
     path, original = write(folder), Trainer.update
 
     def failing(trainer, batches):
-        if trainer.out.parts[-3::2] == ("mot", "seed-0") and trainer.state.step == 3:
+        if arm_and_seed(trainer) == ("mot", "seed-0") and trainer.state.step == 3:
             raise RuntimeError("the device fell off")
         return original(trainer, batches)
 
@@ -455,7 +460,7 @@ def test_a_folder_of_other_settings_is_refused(folder):
 def test_studies_of_one_folder_share_their_arms(folder, monkeypatch):
     compare(load_study(write(folder, seeds=[0])), QuietProgress())
     trained, original = set(), Trainer.update
-    monkeypatch.setattr(Trainer, "update", lambda t, b: (trained.add(t.out.parts[-3]), original(t, b))[1])
+    monkeypatch.setattr(Trainer, "update", lambda t, b: (trained.add(arm_and_seed(t)[0]), original(t, b))[1])
     arms = STUDY["arms"] | {"ffn": {"settings": {"model.untied": ["ffn"]}}}
     compare(load_study(write(folder, name="more", arms=arms, seeds=[0])), QuietProgress())
     assert trained == {"ffn"}

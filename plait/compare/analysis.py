@@ -49,8 +49,9 @@ def read_analyses(run: StudyRun) -> Rows:
     for arm in run.study.config.arms:
         for seed in run.study.config.arms[arm].seeds:
             folder = run.folder(arm, seed)
-            path = folder / FILE if folder else None
-            for kind, rows in read_json(path, "analysis").items() if path and path.exists() else ():
+            if folder is None or not (folder / FILE).exists():
+                continue
+            for kind, rows in read_json(folder / FILE, "analysis").items():
                 if kind in found:
                     found[kind] += rows
     return found

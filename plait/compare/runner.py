@@ -64,6 +64,7 @@ class StudyRun:
         self.seeds = seeds
         self.failures: list[str] = []
         self.plan: dict[str, ArmPlan] = {}
+        self._tuned: dict[str, Tuned] = {}  # by arm, where every trial ended well, so that nothing changes any more
 
     def make_plan(self, arms: list[str] = ()) -> dict[str, ArmPlan]:
         """Prepare the data where that was not done, and plan and check arms, all where none is named."""
@@ -149,6 +150,14 @@ class StudyRun:
 
     def read_trials(self, arm: str) -> Tuned:
         """Return what the trials of an arm have found, those that are over."""
+        if arm not in self._tuned:
+            tuned = self._read_trials(arm)
+            if not tuned.is_over or any(trial["error"] for trial in tuned.trials):
+                return tuned
+            self._tuned[arm] = tuned
+        return self._tuned[arm]
+
+    def _read_trials(self, arm: str) -> Tuned:
         rates = sorted(set(self.study.config.tuning.learning_rates))
         trials = []
         for rate in rates:
