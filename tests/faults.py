@@ -11,11 +11,12 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from ranks import free_port
 
 SECONDS_TO_END = 60
 """How long a run may take, and ranks may take to end after one of them is gone."""
@@ -40,9 +41,7 @@ class Launched:
     def __init__(
         self, arguments: list[str], *, ranks: int, log: Path, fault: Fault | None = None, seen: Path | None = None
     ):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         log.mkdir(parents=True, exist_ok=True)
         self.logs = [log / f"rank-{rank}.txt" for rank in range(ranks)]
         self.processes = [

@@ -24,14 +24,18 @@ from plait.train.optim import make_optimizer
 SECONDS_A_CASE = 120
 
 
+def free_port() -> int:
+    """Return a port of this machine at which nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 class Workers:
     """Ranks that wait for cases. A case that hangs ends them, and with them the test."""
 
     def __init__(self, count: int):
-        context = multiprocessing.get_context("spawn")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        context, port = multiprocessing.get_context("spawn"), free_port()
         self._pipes, self._processes = [], []
         for rank in range(count):
             ours, theirs = context.Pipe()

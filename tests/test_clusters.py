@@ -16,6 +16,7 @@ import torch
 import yaml
 from fake_data import scene_like, write_folder
 from faults import losses, weights
+from ranks import free_port
 from test_train import config_for
 
 from plait.cli import _parser
@@ -166,9 +167,7 @@ class Machine:
 
 def two_machines(config: Path) -> list[Machine]:
     """Start two machines; the first one, where all meet, is up before the second."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     first = Machine(port, config, config.parent / f"{config.stem}-logs" / "machine-0.txt")
     wait_for_port(port)
     return [first, Machine(port, config, first.log.with_name("machine-1.txt"))]
