@@ -100,5 +100,6 @@ def _check_single_pass(study: Study, steps: int) -> None:
     if wanted > most:
         raise ConfigError(
             f"budget: {steps} steps read {tokens:,} tokens, about {wanted:,.0f} documents, but only {most:,.0f} are "
-            "prepared, so that some would come twice; prepare more, take fewer steps, or set single_pass: false"
+            "prepared, so that some would come twice; prepare more (prepare.documents) in another data.path, take "
+            "fewer steps, or set single_pass: false"
         )
