@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ranks import free_port
+from ports import free_port
 
 SECONDS_TO_END = 60
 """How long a run may take, and ranks may take to end after one of them is gone."""

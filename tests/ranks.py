@@ -3,13 +3,13 @@
 import dataclasses
 import multiprocessing
 import os
-import socket
 import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from ports import free_port
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -22,13 +22,6 @@ from plait.train.engine import Trainer
 from plait.train.optim import make_optimizer
 
 SECONDS_A_CASE = 120
-
-
-def free_port() -> int:
-    """Return a port of this machine at which nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Workers:

@@ -16,7 +16,7 @@ import torch
 import yaml
 from fake_data import scene_like, write_folder
 from faults import losses, weights
-from ranks import free_port
+from ports import free_port
 from test_train import config_for
 
 from plait.cli import _parser
