@@ -6,6 +6,7 @@ import os
 import sys
 
 from plait import commands
+from plait.allocation import keep_freed_memory
 from plait.errors import ConfigError, PlaitError, nearest
 from plait.launch import STOPPED, launch
 
@@ -25,6 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
     # waiting threads sleep instead of spinning: training shares the cores with the loader, and with other programs
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    keep_freed_memory()
     parser = _parser()
     chosen, rest = parser.parse_known_args(arguments)
     if not getattr(chosen, "command", None):
