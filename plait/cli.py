@@ -151,6 +151,9 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--seeds", type=_numbers, default=[], metavar="0,1", help="only these seeds (default: all)")
     step.add_argument("--out", default="", help="folder of data, runs and results (default: the study's)")
     step.add_argument("--plan", action="store_true", help="show sizes, FLOPs and steps, check them, and train nothing")
+    step.add_argument("--rates", default="", metavar="FOLDER",
+                      help="take the trials of learning rates that FOLDER/study_logs keeps, and do not run them again; "
+                      "later calls remember it")  # fmt: skip
     step.add_argument("--analyse", action="store_true",
                       help="train nothing; look into finished models: activations, attention, gradients")  # fmt: skip
     step.add_argument("--conclude", default="", metavar="FOLDER",
@@ -201,6 +204,7 @@ EXPORT_EXAMPLES = """examples:
 COMPARE_EXAMPLES = """examples:
   plait compare chameleon --plan
   plait compare chameleon                            (goes on where it was stopped)
+  plait compare chameleon --rates docs               (with the learning rates that were found before)
   plait compare chameleon --arms dense,mot --seeds 0 --train.device cuda
   plait compare chameleon --analyse                  (activations, attention and gradients of what is finished)
   plait compare chameleon --conclude docs            (keep its logs, and judge the claims anew)

@@ -1,5 +1,7 @@
 """What each command of `plait.cli` does with its parsed arguments. Heavy imports stand inside: --help needs none."""
 
+from pathlib import Path
+
 from plait.errors import ConfigError
 from plait.launch import is_first
 
@@ -59,10 +61,16 @@ def compare(chosen) -> None:
         from plait.compare.logs import compare_logs
 
         return _print_table(*compare_logs(chosen.from_logs, warmup=chosen.warmup))
-    if not (chosen.study or chosen.conclude):
+    if not chosen.study and (chosen.rates or not chosen.conclude):
         raise ConfigError("command line: plait compare needs a study, --conclude or --from-logs")
     study = chosen.study and load_study(study_path(chosen.study), find_base=config_path, out=chosen.out,
                                         overrides=chosen.overrides)  # fmt: skip
+    if study and chosen.rates:
+        from plait.compare.conclude import LOGS
+        from plait.compare.kept import take_trials
+
+        taken = take_trials(study, Path(chosen.rates) / LOGS)
+        print(f"learning rates: trials of {', '.join(taken)} are taken from {chosen.rates}")
     if chosen.conclude:
         from plait.compare.conclude import conclude
 

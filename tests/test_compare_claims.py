@@ -15,7 +15,7 @@ from plait.compare.conclude import conclude, open_questions
 from plait.compare.kept import keep, kept_analyses, kept_records
 from plait.compare.logs import compare_logs
 from plait.compare.results import gather
-from plait.errors import ConfigError
+from plait.errors import ConfigError, DataError
 
 DOCS = Path(__file__).parent.parent / "docs"
 CLAIMS = read_claims(DOCS / "claims.yaml")
@@ -105,6 +105,20 @@ def test_figures_are_those_of_the_runs_seed_by_seed(folder):
     before = (folder / "results.json").read_bytes(), path.read_bytes()
     conclude(folder, shipped)  # from the kept logs alone
     assert before == ((folder / "results.json").read_bytes(), path.read_bytes())
+
+
+def test_runs_on_other_data_are_not_kept_beside_one_another(folder):
+    study = shipped("chameleon")
+    records = fake_records(study, arms=["dense"], seeds=[0])
+    records.data = "0123"
+    place = keep(study, records, {"components": []}, folder / "study_logs")
+    assert kept_records(study, folder / "study_logs").data == "0123"
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    other = fake_records(study, arms=["dense", "mot"], seeds=[0])
+    other.data = "4567"
+    with pytest.raises(DataError, match=r"read other data \(0123\) than these \(4567\)"):
+        keep(study, other, {"components": []}, folder / "study_logs")
+    assert before == {path.name: path.read_bytes() for path in place.iterdir()}
 
 
 def test_over_a_lower_bound_stands_an_upper_one(folder):

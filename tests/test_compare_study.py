@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from fake_data import scene_like, write_folder
+from tiny_study import STUDY, arm_and_seed, results, write, write_base, write_data
 
 from plait import shipped
 from plait.cli import main
@@ -23,39 +23,15 @@ from plait.progress import QuietProgress
 from plait.shipped import config_path
 from plait.train.engine import Trainer
 
-BASE = {
-    "model": {"width": 16, "num_layers": 1, "num_heads": 2, "modalities": {"text": {}, "image": {}}},
-    "data": {"batch_tokens": 256, "num_workers": 0, "tasks": {"text,image": 1, "image,text": 1}},
-    "train": {
-        "learning_rate": 1e-2,
-        "warmup_steps": 1,
-        "log_every": 1,
-        "validation_batches": 1,
-        "checkpoint_every": 2,
-        "device": "cpu",
-    },
-}
-STUDY = {
-    "base": "base.yaml",
-    "validate_every": 1,
-    "budget": {"steps": 6},
-    "seeds": [0, 1],
-    "arms": {
-        "dense": {"settings": {"model.modalities.image.tower": "text"}, "about": "one tower"},
-        "mot": {"about": "a tower for each modality"},
-    },
-    "paper": [
-        {"claim": "image", "arm": "mot", "modality": "image", "value": 0.35, "unit": "of the steps", "model": "7B"},
-        {"claim": "distance", "value": 15.8, "figure": ""},
-    ],
-}
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    splits = {"train": [scene_like(i) for i in range(150)], "seen": [scene_like(i, seed=1) for i in range(20)],
-              "unseen": [scene_like(i, seed=2) for i in range(20)]}  # fmt: skip
-    return write_folder(tmp_path_factory.mktemp("data"), splits)
+    return write_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def folder(tmp_path, data):
+    return write_base(tmp_path, data)
 
 
 RATE = "0.01"
@@ -68,35 +44,6 @@ def quick(request, monkeypatch):
     monkeypatch.setattr(plan, "BATCHES", 1)
     if request.function is not test_a_whole_study:
         monkeypatch.setattr(workflow, "draw_figures", lambda charts, folder: [])
-
-
-@pytest.fixture
-def folder(tmp_path, data):
-    base = yaml.safe_load(yaml.safe_dump(BASE))
-    base["data"]["path"] = str(data)
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(base))
-    return tmp_path
-
-
-def arm_and_seed(trainer) -> tuple[str, str]:
-    """Return whose run it is, from its folder: <arm>/<learning rate>/seed-<n>."""
-    return trainer.out.parts[-3::2]
-
-
-def write(folder, **changes):
-    values = yaml.safe_load(yaml.safe_dump(STUDY | {"out": str(folder / "out")}))
-    for key, value in changes.items():
-        at = values
-        *parents, last = key.split("__")
-        for parent in parents:
-            at = at.setdefault(parent, {})
-        at[last] = value
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
-    return folder / "tiny.yaml"
-
-
-def results(folder) -> dict:
-    return json.loads((folder / "out" / "results" / "tiny" / "results.json").read_text())
 
 
 def comparable(found: dict) -> dict:
@@ -255,72 +202,6 @@ def test_a_failed_run_is_kept_and_the_others_go_on(folder, monkeypatch, capsys):
     assert {r["status"] for r in results(folder)["runs"]} == {"finished"}
 
 
-def test_learning_rates_are_tried_and_inherited(folder, monkeypatch):
-    """By whole runs of the first seed; the best of them is that seed's run, and is not trained again."""
-    path = write(folder, tuning={"learning_rates": [1e-4, 1e-2, 3e-3]}, arms__dense__tune=True, seeds=[3, 1],
-                 arms__ffn={"settings": {"model.untied": ["ffn"]}, "learning_rate_of": "dense"})  # fmt: skip
-    trained, original = [], Trainer.run
-    monkeypatch.setattr(Trainer, "run", lambda t: (trained.append(t.out.parts[-3:]), original(t))[1])
-    assert main(["compare", str(path), "--arms", "ffn", "--seeds", "1"]) == 0
-    found = results(folder)
-    trials = found["tuning"]
-    assert [t["learning_rate"] for t in trials] == [1e-4, 3e-3, 1e-2] and {t["arm"] for t in trials} == {"dense"}
-    best = min(trials, key=lambda t: t["score"])
-    assert best["score"] == pytest.approx((best["validation/text"] * best["validation/image"]) ** 0.5)
-    arms, rate = {a["arm"]: a for a in found["arms"]}, f"{best['learning_rate']:g}"
-    assert arms["dense"]["learning_rate"] == arms["ffn"]["learning_rate"] == best["learning_rate"]
-    assert (arms["dense"]["learning_rate_from"], arms["ffn"]["learning_rate_from"]) == ("tuned", "dense")
-    assert arms["mot"]["learning_rate"] == 1e-2 and arms["mot"]["learning_rate_from"] == "config"
-    assert arms["dense"]["learning_rate_at_edge"] == (best in (trials[0], trials[-1]))
-    assert sorted(trained) == sorted([*(("dense", r, "seed-3") for r in ("0.0001", "0.01", "0.003")),
-                                      ("ffn", rate, "seed-1")])  # fmt: skip
-    statuses = {(r["arm"], r["seed"]): r["status"] for r in found["runs"]}
-    assert statuses["dense", 3] == statuses["ffn", 1] == "finished" and statuses["dense", 1] == "waiting"
-    assert main(["compare", str(path), "--arms", "dense"]) == 0
-    assert trained[4:] == [("dense", rate, "seed-1")]
-    config = yaml.safe_load((folder / "out" / "runs" / "dense" / rate / "seed-1" / "config.yaml").read_text())
-    assert config["train"]["learning_rate"] == best["learning_rate"] and config["train"]["steps"] == 6
-
-
-def test_no_rate_is_taken_before_all_were_tried(folder, monkeypatch):
-    path, original = write(folder, tuning={"learning_rates": [1e-3, 1e-2, 3e-3]}, arms__dense__tune=True), Trainer.run
-
-    def stopping(trainer):
-        if trainer.out.parts[-2] == "0.01":
-            raise KeyboardInterrupt
-        return original(trainer)
-
-    monkeypatch.setattr(Trainer, "run", stopping)
-    run = runner.StudyRun(load_study(path), QuietProgress(), arms=["dense"], seeds=[])
-    with pytest.raises(KeyboardInterrupt):
-        run.run()
-    tuned = run.read_trials("dense")
-    assert tuned.learning_rate is None and not tuned.is_over and len(tuned.trials) == 1
-    assert run.status("dense", 0) == ("waiting", "")
-
-
-def test_a_trial_that_fails_is_recorded(folder, monkeypatch):
-    path = write(folder, tuning={"learning_rates": [1e-3, 1e-2, 1e-1]}, seeds=[0],
-                 arms={"dense": {"tune": True}}, paper=[])  # fmt: skip
-    original = Trainer.update
-
-    def failing(trainer, batches):
-        if trainer.config.train.learning_rate == 1e-1:
-            raise RuntimeError("too fast")
-        return original(trainer, batches)
-
-    monkeypatch.setattr(Trainer, "update", failing)
-    compare(load_study(path), QuietProgress())
-    assert [t["error"] for t in results(folder)["tuning"]] == ["", "", "too fast"]
-    monkeypatch.setattr(Trainer, "update", lambda *_: (_ for _ in ()).throw(RuntimeError("none")))
-    study = load_study(write(folder, tuning={"learning_rates": [1, 2, 3]}, seeds=[0],
-                             arms={"dense": {"tune": True}}, paper=[], out=str(folder / "other")))  # fmt: skip
-    with pytest.raises(runner.StudyFailed, match=r"dense, seed 0: no learning rate of 'dense' ended well"):
-        compare(study, QuietProgress())
-    row = json.loads((folder / "other" / "results" / "tiny" / "results.json").read_text())["runs"][0]
-    assert (row["status"], row["error"]) == ("failed", "no learning rate of 'dense' ended well")
-
-
 def test_a_budget_of_operations_gives_larger_models_fewer_steps(folder):
     arms = {
         "dense": STUDY["arms"]["dense"],
@@ -422,6 +303,8 @@ def test_only_some_arms_and_seeds(folder):
         ({"arms__mot__tune": True}, r"^arms\.mot\.tune: True .* no tuning$"),
         ({"tuning": {"learning_rates": [1e-3, 2e-3]}}, r"at least three rates$"),
         ({"arms__mot__learning_rate_of": "dense"}, r"^arms\.mot\.learning_rate_of: .* tuned itself$"),
+        ({"arms__mot__learning_rate": -1.0}, r"^arms\.mot\.learning_rate: -1\.0 .* above 0"),
+        ({"arms__mot": {"learning_rate": 0.1, "learning_rate_of": "dense"}}, r"^arms\.mot\.learning_rate: .* left out"),
         ({"settings": {"train.steps": 5}}, r"^settings\.train\.steps: 5 .* left to the study"),
         ({"arms": {}}, r"^arms: \{\} is not allowed"),
         ({"arms__mot__sedes": [1]}, r"^arms\.mot\.sedes: .* did you mean 'seeds'\?$"),

@@ -13,6 +13,8 @@ from plait.compare.analysis import KINDS, Rows
 from plait.compare.curves import TRAINING, VALIDATION, Curve, Key, curves_of
 from plait.compare.records import Records
 from plait.compare.study import Study
+from plait.compare.trials import write_trials
+from plait.errors import DataError
 from plait.files import read_json, write_json, write_text
 from plait.train.metrics import read_jsonl
 
@@ -27,16 +29,25 @@ def group_folder(study: Study, folder: Path) -> Path:
 
 
 def keep(study: Study, records: Records, analyses: Rows, folder: Path) -> Path:
-    """Write the logs of the runs that are over, beside those that are kept already; returns their folder."""
+    """Write the logs of the runs that are over, beside those that are kept already; returns their folder.
+
+    Raises DataError where those that are kept already read other data, as runs are matched on the same batches alone.
+    """
     group = group_folder(study, folder)
+    before = _read(group / ROWS)
+    if before and before.get("data", "") != records.data:
+        raise DataError(
+            f"study: the runs kept in {str(group)!r} read other data ({before.get('data') or 'not known'}) than these "
+            f"({records.data or 'not known'}), so that neither can be matched with the other; remove that folder, or "
+            "keep these elsewhere"
+        )
     for (arm, seed), curves in records.curves.items():
         lines = [json.dumps(row) + "\n" for row in _log_rows(curves)]
         write_text(group / f"{arm}-{seed}.jsonl", "".join(lines))
-    before = _read(group / ROWS)
     over = [row for row in records.runs if row["status"] in ("finished", "failed")]
     now = {"arms": records.arms, "tuning": records.tuning, "runs": over}
     merged = {name: _merged(before.get(name, []), now[name], keys) for name, keys in KEYS.items()}
-    write_json(group / ROWS, merged | {"machine": records.machine})
+    write_json(group / ROWS, merged | {"machine": records.machine, "data": records.data})
     if any(analyses.values()):
         known = _read(group / ANALYSES)
         one_seed = analyses | {"components": _lowest_seeds(analyses["components"])}
@@ -61,7 +72,22 @@ def kept_records(study: Study, folder: Path) -> Records:
         [runs.get((arm, seed), {"arm": arm, "seed": seed, **waiting}) for arm, seed in planned],
         {run: curves_of(read_jsonl(path)) for run, path in logs.items() if path.exists()},
         found.get("machine", {}),
+        found.get("data", ""),
     )
+
+
+def take_trials(study: Study, folder: Path) -> list[str]:
+    """Take the trials of learning rates that are kept of a study's arms in place of its own; returns these arms.
+
+    Raises DataError where nothing is kept of them.
+    """
+    records, tuning = kept_records(study, folder), study.config.tuning
+    rows = [row for row in records.tuning if tuning and row["learning_rate"] in tuning.learning_rates]
+    if not rows:
+        raise DataError(f"--rates: {str(folder)!r} keeps no trials of the learning rates of {study.config.name!r}")
+    owners = {row["arm"] for row in rows}
+    write_trials(study, [row for row in records.arms if row["arm"] in owners], rows)
+    return sorted(owners)
 
 
 def kept_analyses(study: Study, folder: Path) -> Rows:

@@ -5,6 +5,7 @@ from typing import Any
 
 from plait.compare.curves import Curve, Key, read_curves, step_seconds
 from plait.compare.runner import DONE, StudyRun, Tuned
+from plait.data.sources import data_fingerprint
 from plait.errors import DataError
 from plait.files import read_json
 from plait.train.metrics import hardware, versions
@@ -27,6 +28,8 @@ class Records:
     curves: dict[Run, dict[Key, Curve]] = field(default_factory=dict)
     """Of finished runs only."""
     machine: dict[str, Any] = field(default_factory=dict)
+    data: str = ""
+    """Digest of the prepared data; empty where it is not known."""
 
     def arm(self, name: str) -> dict[str, Any] | None:
         """Return an arm's row; None where nothing is known of it."""
@@ -44,7 +47,8 @@ def read_records(run: StudyRun) -> Records:
     trials = {owner: run.read_trials(owner) for owner in dict.fromkeys(map(run.rate_owner, names)) if owner}
     arms = [_arm_row(run, arm, trials.get(run.rate_owner(arm))) for arm in names]
     tuning = [trial for tuned in trials.values() for trial in tuned.trials]
-    return _with_runs(Records(arms, tuning, machine=hardware() | versions()), run)
+    data = data_fingerprint(run.study.base_config())
+    return _with_runs(Records(arms, tuning, machine=hardware() | versions(), data=data), run)
 
 
 def read_written_records(run: StudyRun) -> Records:
@@ -57,7 +61,7 @@ def read_written_records(run: StudyRun) -> Records:
         raise DataError(f"study: there is no {str(path)!r}, which `plait compare` writes when it ends or is stopped")
     found = read_json(path, "results")
     arms = [{k: v for k, v in row.items() if k not in ("about", "against", "flops_ratio")} for row in found["arms"]]
-    return _with_runs(Records(arms, found["tuning"], machine=found["machine"]), run)
+    return _with_runs(Records(arms, found["tuning"], machine=found["machine"], data=found.get("data", "")), run)
 
 
 def _with_runs(records: Records, run: StudyRun) -> Records:
@@ -79,7 +83,7 @@ def _arm_row(run: StudyRun, arm: str, tuned: Tuned | None) -> dict[str, Any]:
         "flops_a_step": plan.flops.formula,
         "flops_a_step_counted": plan.flops.counted,
         "steps": plan.steps,
-        "learning_rate": tuned.learning_rate if tuned else run.study.base_config().train.learning_rate,
+        "learning_rate": run.learning_rate(arm),
         "learning_rate_from": "tuned" if record.tune else record.learning_rate_of or "config",
         "learning_rate_at_edge": bool(tuned and tuned.at_edge),
     }

@@ -61,6 +61,7 @@ def gather(study: Study, records: Records) -> Found:
         "scaling": fit_families(config.scaling, records),
         "claims": [_claim_row(dataclasses.asdict(entry), matches) for entry in config.paper],
         "machine": records.machine,
+        "data": records.data,
     }
     return Found(study, records, curves, pairs, results)
 

@@ -3,8 +3,9 @@
 ``<out>/data`` is prepared once. ``<out>/runs/<arm>/<learning rate>/seed-<n>`` are run folders, with ``done.json`` where
 a run has ended well and ``failure.json`` where it has not. Trials of learning rates are whole runs of an arm's first
 seed, and the best one of them is that seed's run: trials on a shorter schedule choose rates that are too high
-(docs/experiments.md). The same command skips what is done, goes on with what was stopped, and tries again what failed.
-Several processes may run it at once, one for each GPU: a lock in every run folder keeps them apart.
+(docs/experiments.md). Trials that were taken from kept logs (plait/compare/trials.py) are not run again. The same
+command skips what is done, goes on with what was stopped, and tries again what failed. Several processes may run it at
+once, one for each GPU: a lock in every run folder keeps them apart.
 """
 
 import time
@@ -19,6 +20,7 @@ import yaml
 from plait.compare.curves import final_losses, score
 from plait.compare.plan import ArmPlan, check_plan, make_plan
 from plait.compare.study import Study
+from plait.compare.trials import Trials, check_trials, taken_trials
 from plait.config import RunConfig
 from plait.config_file import to_dict
 from plait.data.prepare import prepare
@@ -64,6 +66,7 @@ class StudyRun:
         self.seeds = seeds
         self.failures: list[str] = []
         self.plan: dict[str, ArmPlan] = {}
+        self._taken: Trials = taken_trials(study)
         self._tuned: dict[str, Tuned] = {}  # by arm, where every trial ended well, so that nothing changes any more
 
     def make_plan(self, arms: list[str] = ()) -> dict[str, ArmPlan]:
@@ -71,13 +74,14 @@ class StudyRun:
         self._share([()], self._prepare, "prepares the data")
         self.plan = make_plan(self.study, list(arms) or list(self.study.config.arms))
         check_plan(self.study, self.plan)
+        check_trials(self.study, self.plan)
         return self.plan
 
     def run(self) -> None:
         """Train what is not done yet; raises TrainingStopped when asked to stop. Failures are kept in `failures`."""
         self.make_plan()
         owners = [owner for owner in dict.fromkeys(map(self.rate_owner, self.arms)) if owner]
-        trials = [(owner, rate) for owner in owners for rate in self.study.config.tuning.learning_rates]
+        trials = [(owner, rate) for owner in owners for rate in self.rates_to_try(owner)]
         self._share(trials, self._try, "tries learning rates")
         jobs = [(arm, seed) for arm in self.arms for seed in self.seeds_of(arm)]
         self._share(sorted(jobs, key=lambda job: job[1]), self._run, "trains")  # whole comparisons first
@@ -141,12 +145,17 @@ class StudyRun:
     def learning_rate(self, arm: str) -> float | None:
         """Return the learning rate of an arm; None while trials are not over, and where all of them failed."""
         owner = self.rate_owner(arm)
-        return self.read_trials(owner).learning_rate if owner else self.study.base_config().train.learning_rate
+        own = self.study.config.arms[arm].learning_rate or self.study.base_config().train.learning_rate
+        return self.read_trials(owner).learning_rate if owner else own
 
     def rate_owner(self, arm: str) -> str:
         """Return the arm whose trials give this one its learning rate, or ""."""
         record = self.study.config.arms[arm]
         return arm if record.tune else record.learning_rate_of
+
+    def rates_to_try(self, arm: str) -> list[float]:
+        """Return the learning rates of which no trial was taken from kept logs."""
+        return [rate for rate in self.study.config.tuning.learning_rates if (arm, rate) not in self._taken]
 
     def read_trials(self, arm: str) -> Tuned:
         """Return what the trials of an arm have found, those that are over."""
@@ -161,6 +170,9 @@ class StudyRun:
         rates = sorted(set(self.study.config.tuning.learning_rates))
         trials = []
         for rate in rates:
+            if (arm, rate) in self._taken:
+                trials.append(self._taken[arm, rate])
+                continue
             out = self._folder(arm, rate, self._first_seed(arm))
             state, error = status(out)
             if state in ("finished", "failed"):

@@ -34,7 +34,9 @@ class ArmConfig:
     tune: bool = False
     """Try all learning rates of the study's `tuning` and take the best one."""
     learning_rate_of: str = ""
-    """The arm whose learning rate this one takes. Empty, and not tuned: train.learning_rate."""
+    """The arm whose learning rate this one takes."""
+    learning_rate: float = 0.0
+    """A rate that was found elsewhere. 0, not tuned and of no other arm: train.learning_rate."""
     equal_flops: bool = True
     """Whether a step must cost as much as one of the arm that it is matched with."""
     equal_parameters_to: str = ""
@@ -158,6 +160,9 @@ class StudyConfig:
             if getattr(arm, key):
                 self._known(f"{where}.{key}", getattr(arm, key))
         arm.seeds = arm.seeds or self.seeds
+        ways = arm.tune + bool(arm.learning_rate_of) + bool(arm.learning_rate)
+        require(ways <= 1 and arm.learning_rate >= 0, f"{where}.learning_rate", arm.learning_rate,
+                "above 0, and left out beside tune or learning_rate_of")  # fmt: skip
         if arm.tune:
             require(self.tuning is not None, f"{where}.tune", True, "false where the study has no tuning")
             require(not arm.learning_rate_of, f"{where}.learning_rate_of", arm.learning_rate_of,

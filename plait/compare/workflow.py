@@ -44,7 +44,8 @@ def compare(study: Study, progress: Progress, *, arms: list[str] = (), seeds: li
 
 def plan_study(study: Study, progress: Progress, *, arms: list[str] = (), seeds: list[int] = ()) -> Table:
     """Check a study and return what its arms cost as a table, with nothing trained."""
-    return plan_table(study, _open(study, progress, arms, seeds).make_plan(arms))
+    run = _open(study, progress, arms, seeds)
+    return plan_table(run, run.make_plan(arms))
 
 
 def _open(study: Study, progress: Progress, arms: list[str], seeds: list[int]) -> StudyRun:
@@ -90,8 +91,9 @@ def write_down(run: StudyRun) -> Path:
     return write_page(found, drawn)
 
 
-def plan_table(study: Study, plan: dict[str, ArmPlan]) -> Table:
+def plan_table(run: StudyRun, plan: dict[str, ArmPlan]) -> Table:
     """Return the arms with their parameters and operations."""
+    study = run.study
     header = ["arm", "parameters", "active", "FLOPs a step", "by torch", "ratio", "equal", "steps", "FLOPs in all"]
     rows = []
     for name, p in plan.items():
@@ -104,8 +106,13 @@ def plan_table(study: Study, plan: dict[str, ArmPlan]) -> Table:
                      f"{p.flops.formula * p.steps:.3g}"])  # fmt: skip
     runs = sum(len(study.config.arms[name].seeds) for name in plan)
     total = sum(p.flops.formula * p.steps * len(study.config.arms[name].seeds) for name, p in plan.items())
-    tuned = [plan[name] for name in plan if study.config.arms[name].tune]
-    others = len(study.config.tuning.learning_rates) - 1 if tuned else 0  # the best one is a run of the study
-    total += sum(p.flops.formula * p.steps * others for p in tuned)
-    note = f"{runs} runs and {others * len(tuned)} with other learning rates, {total:.3g} FLOPs in all"
+    others = {name: _other_rates(run, name) for name in plan if study.config.arms[name].tune}
+    total += sum(plan[name].flops.formula * plan[name].steps * count for name, count in others.items())
+    note = f"{runs} runs and {sum(others.values())} with other learning rates, {total:.3g} FLOPs in all"
     return f"Plan of {study.config.name}", note, header, rows
+
+
+def _other_rates(run: StudyRun, arm: str) -> int:
+    """Return how many trials of an arm are runs beside those of its seeds: the best one is a run of the study."""
+    to_try = len(run.rates_to_try(arm))
+    return to_try - 1 if to_try == len(run.study.config.tuning.learning_rates) else to_try

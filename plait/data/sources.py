@@ -2,15 +2,17 @@
 
 import copy
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from plait.batch import Document, Part
 from plait.config import AS_WRITTEN_TASK, RunConfig, SourceConfig
 from plait.data.packing import EDGES, PartSize
-from plait.data.shards import ShardSource, read_index
+from plait.data.shards import ShardSource, read_index, table_name
 from plait.data.tables import PartTable
 from plait.errors import ConfigError, DataError, unknown
 from plait.model_config import ModelConfig
@@ -57,6 +59,19 @@ def open_sources(config: RunConfig, split: str) -> list[ShardSource]:
         splits = {s for index in indexes.values() for s in index["splits"]}
         raise DataError(unknown("split of the prepared data", split, splits))
     return opened
+
+
+def data_fingerprint(config: RunConfig) -> str:
+    """Return a digest of all that a run can read: its folders' codecs, and the checksums of every document."""
+    digest = hashlib.sha256()
+    for folder in folders(config):
+        index = read_index(folder)
+        for name, record in index["modalities"].items():
+            digest.update(f"{name} {record['fingerprint']}\n".encode())
+        for split in index["splits"]:
+            digest.update(f"{split}\n".encode())
+            digest.update((Path(folder) / table_name(split)).read_bytes())
+    return digest.hexdigest()[:16]
 
 
 def resolve_vocabulary(config: RunConfig, index: dict | None = None) -> RunConfig:

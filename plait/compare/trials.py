@@ -1,0 +1,48 @@
+"""Trials of learning rates that were run before, taken from kept logs in place of runs of a study's own.
+
+``<out>/trials.json`` holds them: `take_trials` (plait/compare/kept.py) writes it, and every later command on that
+folder reads it.
+"""
+
+from typing import Any
+
+from plait.compare.plan import ArmPlan
+from plait.compare.study import Study
+from plait.errors import ConfigError
+from plait.files import read_json, write_json
+
+FILE = "trials.json"
+
+Trials = dict[tuple[str, float], dict[str, Any]]
+"""Rows as those of `results.json` about trials, by arm and learning rate."""
+
+
+def write_trials(study: Study, arms: list[dict[str, Any]], tuning: list[dict[str, Any]]) -> None:
+    """Write rows of arms and of their trials, beside those that studies of the same folder have taken."""
+    before = _read(study)
+    by_arm = {row["arm"]: row for row in [*before["arms"], *arms]}
+    by_rate = {(row["arm"], row["learning_rate"]): row for row in [*before["tuning"], *tuning]}
+    write_json(study.out / FILE, {"arms": list(by_arm.values()), "tuning": list(by_rate.values())})
+
+
+def taken_trials(study: Study) -> Trials:
+    """Return the trials that were taken for the runs of this folder; none where nothing was."""
+    rows = _read(study)["tuning"] if study.config.tuning else []
+    return {(row["arm"], row["learning_rate"]): row for row in rows}
+
+
+def check_trials(study: Study, plan: dict[str, ArmPlan]) -> None:
+    """Raise a ConfigError where trials were taken of an arm that has another size or length in this study."""
+    for row in _read(study)["arms"]:
+        mine = plan.get(row["arm"])
+        if mine and (mine.parameters, mine.steps) != (row["parameters"], row["steps"]):
+            raise ConfigError(
+                f"arms.{mine.arm}: it has {mine.parameters:,} parameters and {mine.steps:,} steps, but its trials of "
+                f"learning rates were taken from one with {row['parameters']:,} and {row['steps']:,}; remove "
+                f"{str(study.out / FILE)!r} to try the rates anew"
+            )
+
+
+def _read(study: Study) -> dict[str, list[dict[str, Any]]]:
+    path = study.out / FILE
+    return read_json(path, "trials") if path.exists() else {"arms": [], "tuning": []}
