@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "plait"
-ORDER = ["errors", "layout", "model_config", "config", "config_file", "launch", "files", "tensor_header",
+ORDER = ["errors", "allocation", "layout", "model_config", "config", "config_file", "launch", "files", "tensor_header",
          "tensor_files", "randomness", "spans", "progress", "batch", "model", "objectives", "codecs", "data", "plan",
          "generate", "evaluate", "train", "compare", "report", "pipeline", "samples", "shipped", "workflow", "inspect",
          "commands", "cli"]  # fmt: skip
