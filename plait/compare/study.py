@@ -161,7 +161,8 @@ class StudyConfig:
                 self._known(f"{where}.{key}", getattr(arm, key))
         arm.seeds = arm.seeds or self.seeds
         is_other = arm.tune or arm.learning_rate_of
-        require(arm.learning_rate == 0 if is_other else arm.learning_rate >= 0, f"{where}.learning_rate", arm.learning_rate,
+        allowed = arm.learning_rate == 0 if is_other else arm.learning_rate >= 0
+        require(allowed, f"{where}.learning_rate", arm.learning_rate,
                 "above 0, and left out beside tune or learning_rate_of")  # fmt: skip
         if arm.tune:
             require(self.tuning is not None, f"{where}.tune", True, "false where the study has no tuning")
