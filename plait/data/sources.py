@@ -70,7 +70,9 @@ def data_fingerprint(config: RunConfig) -> str:
             digest.update(f"{name} {record['fingerprint']}\n".encode())
         for split in index["splits"]:
             digest.update(f"{split}\n".encode())
-            digest.update((Path(folder) / table_name(split)).read_bytes())
+            with open(Path(folder) / table_name(split), "rb") as file:
+                while piece := file.read(1 << 20):
+                    digest.update(piece)
     return digest.hexdigest()[:16]
 
 
