@@ -226,7 +226,10 @@ def _listed(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(word) for word in _listed(text)]
+    try:
+        return [int(word) for word in _listed(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not allowed, it must be whole numbers, such as 0,1") from None
 
 
 class _PromptPart(argparse.Action):

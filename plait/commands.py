@@ -60,6 +60,11 @@ def compare(chosen) -> None:
     if chosen.from_logs:
         from plait.compare.logs import compare_logs
 
+        named = {"a study": chosen.study, "--conclude": chosen.conclude, "--rates": chosen.rates, "--plan": chosen.plan,
+                 "--analyse": chosen.analyse, "--arms": chosen.arms, "--seeds": chosen.seeds, "--out": chosen.out,
+                 "settings": chosen.overrides}  # fmt: skip
+        for name in (name for name, value in named.items() if value):
+            raise ConfigError(f"command line: --from-logs stands in place of a study, leave out {name}")
         return _print_table(*compare_logs(chosen.from_logs, warmup=chosen.warmup))
     if not chosen.study and (chosen.rates or not chosen.conclude):
         raise ConfigError("command line: plait compare needs a study, --conclude or --from-logs")

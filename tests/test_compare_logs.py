@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from plait.cli import main
-from plait.compare.curves import Curve, final_losses, read_curves, score, step_seconds
+from plait.compare.curves import Curve, curves_of, final_losses, read_curves, score, step_seconds
 from plait.compare.logs import compare_logs, read_log
+from plait.errors import DataError
 
 
 def write(path, rows) -> str:
@@ -40,9 +42,19 @@ def test_training_losses_alone_do(tmp_path):
     ("rows", "sentence"),
     [
         ([{"loss/a": 1.0}], "row 1: it has no number 'step'"),
-        ([{"step": 2, "loss/a": 1.0}, {"step": 1, "loss/a": 1.0}], "its steps do not increase"),
+        ([{"step": "1", "loss/a": 1.0}], "it has no number 'step' of at least 0, but '1'"),
+        ([{"step": True, "loss/a": 1.0}], "it has no number 'step'"),
+        ([{"step": -1, "loss/a": 1.0}], "it has no number 'step'"),
+        ([{"step": 10**400, "loss/a": 1.0}], "it has no number 'step'"),
+        ([{"step": 2, "loss/a": 1.0}, {"step": 1, "loss/a": 1.0}], "row 2: step 1 comes after 2"),
+        ([{"step": 1, "loss/a": "2.0"}], "row 1: 'loss/a' is '2.0', it must be a number"),
+        ([{"step": 1, "loss/a": [1, 2]}], "row 1: 'loss/a' is [1, 2], it must be a number"),
+        ([{"step": 1, "val_loss/a": 2.0}], "row 1: 'val_loss/a' is not of the form 'val_loss/<set>/<modality>'"),
+        ([{"step": 1, "loss/a/b": 2.0}], "row 1: 'loss/a/b' is not of the form 'loss/<modality>'"),
         ([{"step": 1}], "it has neither 'val_loss/<set>/<modality>' nor 'loss/<modality>'"),
-        ([{"step": 1, "loss/a": 1.0}, {"step": 1, "loss/a": 2.0}], "two losses of training/a at one step"),
+        ([{"step": 1, "loss/a": 10**400}], "it has neither"),
+        ([{"step": 1, "val_loss/x/a": 1.0}, {"step": 1, "val_loss/x/a": 2.0}], "the second 'val_loss/x/a' of step 1"),
+        ([{"step": 0, "loss/a": 1.0}], "no loss after the warm-up of 0 steps can be matched"),
         ([{"step": 1, "loss/b": 1.0}], "has no curve of"),
     ],
 )
@@ -53,9 +65,40 @@ def test_logs_that_do_not_do_are_refused(rows, sentence, tmp_path, capsys):
     assert sentence in message and message.count("\n") == 1
 
 
+def test_training_losses_are_means_over_as_many_steps_in_every_log(tmp_path, rng):
+    """A run against itself is 1, whatever its log holds beside the training losses, and however long the other ran."""
+    losses = 8 * np.arange(1, 401) ** -0.3 + 0.1 * rng.standard_normal(400)
+    plain = [{"step": 10 * i, "loss/text": x} for i, x in enumerate(losses, start=1)]
+    validated = [row | ({"val_loss/seen/text": 1.0} if row["step"] % 200 == 0 else {}) for row in plain]
+    logs = [write(tmp_path / f"{n}.jsonl", r) for n, r in enumerate([plain, validated, plain[:200]])]
+    for pair in (logs[:2], logs[1::-1]):
+        (row,) = compare_logs(pair)[3]
+        assert row[1:6] == ["training", "text", "1.000", "1.000", "1.000"]
+    assert int(compare_logs([logs[1], logs[0]])[3][0][6]) > 15  # the longer log is not cut where a shorter one ends
+    assert int(compare_logs([logs[1], logs[0], logs[2]])[3][0][6]) > 15
+
+
+def test_means_of_other_validation_sets_are_not_matched(tmp_path):
+    names = {"a": ["val_loss/a/text"], "ab": ["val_loss/a/text", "val_loss/b/text"], "b": ["val_loss/b/text"]}
+    logs = {key: log(tmp_path / f"{key}.jsonl", 1, names=mine) for key, mine in names.items()}
+    assert [row[1] for row in compare_logs([logs["a"], logs["ab"]])[3]] == ["a"]
+    assert [row[1] for row in compare_logs([logs["ab"], logs["ab"]])[3]] == ["a", "b", "validation"]
+    with pytest.raises(DataError, match="it has a/text, validation/text, not b/text, validation/text"):
+        compare_logs([logs["b"], logs["a"]])
+
+
+def test_a_mean_needs_all_sets(tmp_path):
+    rows = [{"step": t, f"val_loss/{'ab'[t % 2]}/text": 9.0 - t} for t in range(4)]
+    curves = curves_of(read_log(write(tmp_path / "odd.jsonl", rows)))
+    assert not curves["validation", "text"].losses and curves["a", "text"].steps == [0, 2]
+
+
 def test_one_log_and_no_study_are_refused(tmp_path, capsys):
     assert main(["compare", "--from-logs", log(tmp_path / "a.jsonl", 1)]) == 3
     assert "at least two" in capsys.readouterr().err
+    assert main(["compare"]) == 2
+    assert main(["compare", "scale", "--from-logs", "a.jsonl", "b.jsonl"]) == 2
+    assert "--from-logs stands in place of a study, leave out a study" in capsys.readouterr().err
     assert main(["compare"]) == 2
     assert "needs a study, --conclude or --from-logs" in capsys.readouterr().err
     assert main(["compare", "--from-logs", str(tmp_path / "none.jsonl"), str(tmp_path / "a.jsonl")]) == 3
@@ -64,7 +107,7 @@ def test_one_log_and_no_study_are_refused(tmp_path, capsys):
 def test_a_log_of_ours_is_one(tmp_path):
     rows = [{"step": 1, "seconds": 0.1, "tokens": 9, "loss/text": 3.0, "grad_norm": None},
             {"step": 2, "seconds": 0.2, "tokens": 18, "val_loss/seen/text": 2.5}]  # fmt: skip
-    assert set(read_log(write(tmp_path / "metrics.jsonl", rows))) == {
+    assert set(curves_of(read_log(write(tmp_path / "metrics.jsonl", rows)))) == {
         ("seen", "text"), ("validation", "text"), ("training", "text")
     }  # fmt: skip
 
@@ -96,3 +139,10 @@ def test_curves_of_a_run_folder(tmp_path):
 def test_the_score_counts_all_modalities_alike():
     assert score({"validation/a": 4.0, "validation/b": 0.01, "x/a": 9.0}) == pytest.approx(0.2)
     assert score({"training/a": 4.0}) == 4.0 and score({}) is None
+    assert score({"validation/a": 4.0, "validation/b": None}) is None
+
+
+def test_a_loss_that_ended_before_the_run_did_is_none(tmp_path):
+    rows = [{"step": t, "val_loss/x/a": 3.0, "val_loss/x/b": None if t == 4 else 1.0} for t in (2, 4)]
+    losses = final_losses(run_folder(tmp_path / "run", rows))
+    assert losses["x/a"] == 3.0 and losses["x/b"] is None and score(losses) is None

@@ -1,5 +1,6 @@
 """The loss curves of a run, read from its log (metrics.jsonl)."""
 
+import itertools
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,9 @@ from plait.train.metrics import FILE_NAME, read_metrics
 
 TRAINING, VALIDATION = "training", "validation"
 """The mean training loss since the evaluation before, and the mean over all validation sets."""
+
+LOSS, VAL_LOSS = "loss/", "val_loss/"
+"""How the names of losses begin in a log."""
 
 Key = tuple[str, str]
 """(validation set, TRAINING or VALIDATION; modality)"""
@@ -25,7 +29,7 @@ class Curve:
 
     def add(self, step: int, loss: Any) -> None:
         """Add a point; one that is no finite number is left out."""
-        if isinstance(loss, int | float) and math.isfinite(loss):
+        if is_loss(loss):
             self.steps.append(step)
             self.losses.append(float(loss))
 
@@ -39,47 +43,78 @@ def read_curves(folder: Path) -> dict[Key, Curve]:
     return curves_of(read_metrics(path) if path.exists() else [])
 
 
-def curves_of(rows: list[dict[str, Any]]) -> dict[Key, Curve]:
-    """Return the curves of a log's rows."""
-    validated = any(name.startswith("val_loss/") for row in rows for name in row)  # else every log line is a point
+def curves_of(rows: list[dict[str, Any]], every: float = 0) -> dict[Key, Curve]:
+    """Return the curves of a log's rows, whose steps must not fall.
+
+    Training losses are means since the point before, with a point ``every`` so many steps; 0: at `training_steps`.
+    """
+    own, sets = set(training_steps(rows)), _validation_sets(rows)
     curves: dict[Key, Curve] = {}
     since: dict[str, list[float]] = {}
-    for row in rows:
-        for name, value in row.items():
-            kind, _, rest = name.partition("/")
-            if kind == "loss" and value is not None:
-                since.setdefault(rest, []).append(value)
-        if validated and not any(name.startswith("val_loss/") for name in row):
-            continue
-        step, by_modality = row["step"], {}
-        for name, value in row.items():
-            if name.startswith("val_loss/"):
-                split, modality = name.removeprefix("val_loss/").rsplit("/", 1)
-                curves.setdefault((split, modality), Curve()).add(step, value)
-                by_modality.setdefault(modality, []).append(value)
-        for modality, values in by_modality.items():
-            whole = None not in values  # a mean over fewer sets would be another curve
-            curves.setdefault((VALIDATION, modality), Curve()).add(step, np.mean(values).item() if whole else None)
-        for modality, values in since.items():
-            curves.setdefault((TRAINING, modality), Curve()).add(step, np.mean(values).item())
-        since = {}
+    due = 0.0  # the step of the next point of training losses
+    for step, same in itertools.groupby(rows, key=lambda row: row["step"]):
+        found = [item for row in same for item in row.items()]
+        validated = {name.removeprefix(VAL_LOSS): value for name, value in found if name.startswith(VAL_LOSS)}
+        for name, value in validated.items():
+            split, modality = name.rsplit("/", 1)
+            curves.setdefault((split, modality), Curve()).add(step, value)
+        for modality in dict.fromkeys(name.rsplit("/", 1)[1] for name in validated):
+            # a mean over fewer sets would be another curve
+            values = [validated.get(f"{split}/{modality}") for split in sets[modality]]
+            mean = np.mean(values).item() if all(map(is_loss, values)) else None
+            curves.setdefault((VALIDATION, modality), Curve()).add(step, mean)
+        for name, value in found:
+            if name.startswith(LOSS) and is_loss(value):
+                since.setdefault(name.removeprefix(LOSS), []).append(value)
+        if step >= due if every else step in own:
+            for modality, values in since.items():
+                curves.setdefault((TRAINING, modality), Curve()).add(step, np.mean(values).item())
+            since, due = {}, (step // every + 1) * every if every else 0.0
     return curves
 
 
-def final_losses(folder: Path) -> dict[str, float]:
-    """Return the last loss of every curve, as ``set/modality``."""
-    return {"/".join(key): curve.losses[-1] for key, curve in read_curves(folder).items() if curve.losses}
+def training_steps(rows: list[dict[str, Any]]) -> list[float]:
+    """Return where a log's training curve has its points: the steps with validation losses, else all with losses."""
+    for kind in (VAL_LOSS, LOSS):
+        steps = {row["step"] for row in rows if any(name.startswith(kind) for name in row)}
+        if steps:
+            return sorted(steps)
+    return []
 
 
-def score(losses: dict[str, float]) -> float | None:
+def _validation_sets(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the names of all validation sets that a modality has losses of, by modality."""
+    sets: dict[str, dict[str, None]] = {}
+    for name in dict.fromkeys(name for row in rows for name in row if name.startswith(VAL_LOSS)):
+        split, modality = name.removeprefix(VAL_LOSS).rsplit("/", 1)
+        sets.setdefault(modality, {})[split] = None
+    return {modality: list(splits) for modality, splits in sets.items()}
+
+
+def is_loss(value: Any) -> bool:
+    """Return whether a value is a finite number."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # a whole number that no float holds
+        return False
+
+
+def final_losses(folder: Path) -> dict[str, float | None]:
+    """Return the losses at the last evaluation, as ``set/modality``; None where one is no finite number there."""
+    curves = read_curves(folder)
+    end = max((curve.steps[-1] for curve in curves.values() if curve.steps), default=0)
+    return {"/".join(key): c.losses[-1] if c.steps[-1:] == [end] else None for key, c in curves.items()}
+
+
+def score(losses: dict[str, float | None]) -> float | None:
     """Return the geometric mean of the validation losses over modalities (training losses where there are none).
 
-    So no modality counts for more because its loss is in other units. None without losses.
+    So no modality counts for more because its loss is in other units. None without losses, or where one is missing.
     """
     for split in (VALIDATION, TRAINING):
         found = [v for k, v in losses.items() if k.startswith(f"{split}/")]
         if found:
-            return float(np.exp(np.mean(np.log(np.maximum(found, 1e-12)))))
+            return None if None in found else float(np.exp(np.mean(np.log(np.maximum(found, 1e-12)))))
     return None
 
 

@@ -177,7 +177,9 @@ class StudyRun:
             state, error = status(out)
             if state in ("finished", "failed"):
                 losses = final_losses(out) if state == "finished" else {}
-                trials.append({"arm": arm, "learning_rate": rate, "score": score(losses), "error": error, **losses})
+                found = score(losses)
+                error = error or ("" if found is not None else "its last validation losses are no finite numbers")
+                trials.append({"arm": arm, "learning_rate": rate, "score": found, "error": error, **losses})
         done, is_over = [t for t in trials if t["score"] is not None], len(trials) == len(rates)
         if not done or not is_over:
             return Tuned(None, is_over, trials)

@@ -95,7 +95,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
             row = json.loads(line) if line.strip() else None
             if row is not None and not isinstance(row, dict):
                 raise ValueError
-        except ValueError:
+        except (ValueError, RecursionError):
             if number == len(lines):  # no newline after it: the writer was stopped in the middle
                 break
             raise DataError(f"{str(path)!r}, line {number}: not a JSON object, so the file is damaged") from None
