@@ -1,5 +1,7 @@
 """Every setting of a run, as dataclasses that check themselves. `plait.config_file` reads them from YAML."""
 
+import dataclasses
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -175,6 +177,19 @@ class TrainConfig:
     """What one device can do, in TFLOP/s, for the share of it that is logged (mfu); 0: by the data sheet of a known GPU
     in bfloat16, else mfu is null."""
 
+    def __post_init__(self):
+        for name in ("steps", "accumulate", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints"):
+            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
+        for name in ("learning_rate", "eps", "clip"):
+            require(0 < getattr(self, name) < math.inf, f"train.{name}", getattr(self, name), "above 0")
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, int | float):
+                require(0 <= value < math.inf, f"train.{f.name}", value, "0 or more")
+        require(self.ema < 1, "train.ema", self.ema, "in [0, 1)")
+        require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "train.betas", self.betas,
+                "two numbers in [0, 1)")  # fmt: skip
+
 
 @dataclass
 class ParallelConfig:
@@ -346,9 +361,6 @@ class RunConfig:
         require(0 <= self.data.drop_condition < 1, "data.drop_condition", self.data.drop_condition, "in [0, 1)")
         require(self.data.drop_host >= 0 and dropped < 1, "data.drop_host", self.data.drop_host,
                 "0 or more, and below 1 together with data.drop_condition")  # fmt: skip
-        require(self.train.keep_every >= 0, "train.keep_every", self.train.keep_every, "0 or more")
-        require(self.train.watchdog_seconds >= 0, "train.watchdog_seconds", self.train.watchdog_seconds, "0 or more")
-        require(0 <= self.train.ema < 1, "train.ema", self.train.ema, "in [0, 1)")
         require(0 <= self.prepare.max_broken_share <= 1, "prepare.max_broken_share",
                  self.prepare.max_broken_share, "between 0 and 1")  # fmt: skip
         require(0 <= self.prepare.passages < 1, "prepare.passages", self.prepare.passages, "in [0, 1)")
@@ -361,13 +373,8 @@ class RunConfig:
                     )
         require(not self.data.tasks or any(self.data.tasks.values()), "data.tasks", self.data.tasks,
                 "weights of which one at least is above 0")  # fmt: skip
-        for name in ("steps", "accumulate", "log_every", "keep_checkpoints"):
-            require(getattr(self.train, name) >= 1, f"train.{name}", getattr(self.train, name), "at least 1")
-        require(self.train.global_batch_tokens >= 0, "train.global_batch_tokens", self.train.global_batch_tokens,
-                "0 or more")  # fmt: skip
         require(not self.train.global_batch_tokens or self.train.accumulate == 1, "train.accumulate",
                 self.train.accumulate, "1 where train.global_batch_tokens is set, which it follows from")  # fmt: skip
-        require(len(self.train.betas) == 2, "train.betas", self.train.betas, "two numbers")
         self._check_parallel()
         for name in (*self.generate.sampling, *self.generate.max_tokens, *self.generate.grids):
             if name not in self.model.modalities:

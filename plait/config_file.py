@@ -20,16 +20,35 @@ from plait.errors import ConfigError, require, unknown
 
 def load(path: str | Path, overrides: list[str] = ()) -> RunConfig:
     """Read a run's YAML file, lay dotted overrides (``train.steps=100``) over it, check it, and build it."""
-    try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"config: there is no file {str(path)!r}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ConfigError(f"config: {str(path)!r} is not a YAML file ({str(error).splitlines()[0]})") from None
-    require(isinstance(values, dict), "config", values, "a mapping of settings")
+    values = read_yaml(path, "config")
     for override in overrides:
         _lay_over(values, override)
     return from_dict(RunConfig, values)
+
+
+def read_yaml(path: str | Path, what: str) -> dict:
+    """Read a YAML file's mapping of settings; ``what`` it should have been is said in a ConfigError."""
+    try:
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{what}: there is no file {str(path)!r}") from None
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+        raise ConfigError(f"{what}: {str(path)!r} is not a YAML file ({str(error).splitlines()[0]})") from None
+    require(isinstance(values, dict), what, values, "a mapping of settings")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a name that stands twice in one mapping, of which YAML would keep the last."""
+
+    def compose_mapping_node(self, anchor):
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"{key.value!r} stands twice, again in line {key.start_mark.line + 1}")
+            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+        return node
 
 
 def _lay_over(values: dict, override: str) -> None:

@@ -20,7 +20,7 @@ from plait.errors import CheckpointError, ResourceError
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it takes its place when the block ends well, else it is removed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with clear_disk_errors(path):
@@ -35,7 +35,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; it takes its place when the block ends well, else it is removed."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -58,7 +58,7 @@ def held(path: str | Path) -> Iterator[None]:
     Raises `Held` where another process has it. A file system without locks keeps nobody out.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     lock = FileLock(path)
     with clear_disk_errors(path), contextlib.suppress(NotImplementedError):
         try:
@@ -119,6 +119,13 @@ def read_json(path: str | Path, what: str) -> Any:
         raise CheckpointError(f"{what}: there is no file {str(path)!r}") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
         raise CheckpointError(f"{what}: {str(path)!r} is not valid JSON") from None
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"disk: the folder {str(path)!r} cannot be made ({error.strerror})") from None
 
 
 def _flush(path: Path) -> None:

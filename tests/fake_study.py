@@ -33,7 +33,8 @@ def fake_records(study: Study, *, arms=(), steps=1000, seeds=None) -> Records:
     records = Records(machine={"cpu": "an imagined machine", "torch": "0"})
     for number, arm in enumerate(names):
         flops = 2.1e11 * SIZE.get(arm.rpartition("_")[2], 1.0)
-        size = {"parameters": 3_000_000 + 900_000 * number, "active_parameters": 3_000_000, "steps": steps}
+        size = {"parameters": 3_000_000 + 900_000 * number, "active_parameters": 3_000_000}
+        size["steps"] = c.budget.steps or steps
         rate = {"learning_rate": 4e-3, "learning_rate_from": "tuned", "learning_rate_at_edge": False}
         cost = {"flops_a_step": flops, "flops_a_step_counted": 1.07 * flops}
         records.arms.append({"arm": arm} | size | rate | cost)

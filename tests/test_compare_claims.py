@@ -15,6 +15,7 @@ from plait.compare.conclude import conclude, open_questions
 from plait.compare.kept import keep, kept_analyses, kept_records
 from plait.compare.logs import compare_logs
 from plait.compare.results import gather
+from plait.compare.tables import tables
 from plait.errors import ConfigError, DataError
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -121,6 +122,39 @@ def test_runs_on_other_data_are_not_kept_beside_one_another(folder):
     assert before == {path.name: path.read_bytes() for path in place.iterdir()}
 
 
+def test_a_run_that_failed_leaves_its_claims_open(folder):
+    """Neither its log of an earlier time nor the other seeds stand for it."""
+    study = shipped("chameleon")
+    records = fake_records(study)
+    place = keep(study, records, {"components": []}, folder / "study_logs")
+    conclude(folder, shipped)
+    assert results(folder)[0][2] == "reproduced"
+    failed = next(row for row in records.runs if (row["arm"], row["seed"]) == ("mot", 2))
+    failed |= {"status": "failed", "error": "gone"}
+    keep(study, records, {"components": []}, folder / "study_logs")
+    assert (place / "mot-2.jsonl").exists()
+    assert ("mot", 2) not in kept_records(study, folder / "study_logs").curves
+    conclude(folder, shipped)
+    verdicts, rows = results(folder)
+    assert verdicts[2] == rows["s(text)"]["verdict"] == "not run yet" and rows["s(text)"]["seeds"] == 2
+
+
+def test_logs_of_another_length_are_not_those_of_the_study(folder):
+    study = shipped("transfusion")
+    keep(study, fake_records(study), {"components": []}, folder / "study_logs")
+    study.config.budget.steps = 99
+    with pytest.raises(DataError, match=r"keeps runs of [\d,]+ steps of 'dense', but the study has 99"):
+        kept_records(study, folder / "study_logs")
+
+
+def test_trials_on_other_data_are_marked():
+    study = shipped("chameleon")
+    records = fake_records(study)
+    records.data, records.tuning[0]["data"] = "0123", "0123"
+    note, _, rows = next(t[1:] for t in tables(gather(study, records).results) if t[0] == "Learning rates tried")
+    assert "*: run on other data" in note and [row[1].endswith(" *") for row in rows[:2]] == [False, True]
+
+
 def test_over_a_lower_bound_stands_an_upper_one(folder):
     study = shipped("chameleon")
     records = fake_records(study)
@@ -200,6 +234,8 @@ def test_studies_of_one_folder_are_kept_together(tmp_path):
     [
         ({"value": "stepsratio"}, r"unknown name 'stepsratio', .* did you mean 'steps_ratio'"),
         ({"study": "chamelon"}, r"claim 2: unknown name 'chamelon', .* did you mean 'chameleon'"),
+        ({"modality": "imgae"}, r"modality of 'chameleon': unknown name 'imgae', .* did you mean 'image'"),
+        ({"split": "vlidation"}, r"split of 'chameleon': unknown name 'vlidation', .* did you mean 'validation'"),
         ({"arm": "mott"}, r"arm of 'chameleon': unknown name 'mott'"),
         ({"modality": ""}, r"modality: '' is not allowed, it must be named for steps_ratio"),
     ],
@@ -211,7 +247,7 @@ def test_mistakes_in_claims_are_named(tmp_path, change, sentence):
     with pytest.raises(ConfigError, match=sentence):
         claims = read_claims(tmp_path / "claims.yaml")
         study = shipped("chameleon")
-        judge(claims, {"chameleon": gather(study, fake_records(study, arms=["none"]))}, float)
+        judge(claims, {"chameleon": gather(study, fake_records(study, arms=["dense", "mot"]))}, float)
 
 
 def test_the_committed_results_are_those_of_the_committed_logs(folder):

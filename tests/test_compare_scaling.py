@@ -5,7 +5,7 @@ import pytest
 
 from plait.compare.curves import Curve
 from plait.compare.records import Records
-from plait.compare.scaling import BEYOND, fit, fit_families
+from plait.compare.scaling import BEYOND, _savings, fit, fit_families
 from plait.errors import DataError
 
 SIZES = {"small": 1e12, "middle": 4e12, "large": 2.5e13}
@@ -60,6 +60,31 @@ def test_intervals_hold_the_truth_about_as_often_as_they_say(rng):
         (row,) = found["fits"]
         inside.append(row["low"] <= 0.1 <= row["high"])
     assert 0.85 <= np.mean(inside) < 1.0
+
+
+def test_what_pairs_have_in_common_does_not_blur_the_saving(rng):
+    """Noise that both families share by size and seed leaves the saving as it is, in whatever order runs ended."""
+    common = records({"dense": (5.0, 0.1)}, noise=0.05, seeds=3, rng=rng)
+    both = Records(arms=common.arms + [row | {"arm": row["arm"].replace("dense", "mot")} for row in common.arms])
+    for (arm, seed), curves in sorted(common.curves.items(), key=str, reverse=True):
+        curve = curves["validation", "image"]
+        lower = Curve(curve.steps, [loss * np.exp(-0.05) for loss in curve.losses])
+        both.curves[arm.replace("dense", "mot"), seed] = {("validation", "image"): lower}
+    both.curves |= common.curves
+    first = fit_families(FAMILIES, both)["savings"][0]
+    b = fit_families(FAMILIES, both)["fits"][0]["exponent"]
+    assert first["share"] == pytest.approx(np.exp(-0.05 / b))
+    assert first["high"] - first["low"] < 0.5 * first["share"]  # .3 to 1.1 where they are drawn apart
+    del both.curves["mot_small", 0]
+    apart = fit_families(FAMILIES, both)["savings"][0]
+    assert apart["high"] - apart["low"] > first["high"] - first["low"]
+
+
+def test_a_law_that_may_not_fall_has_no_upper_end():
+    losses = [2.0, 2.1, 1.9, 2.1, 2.0, 1.98]
+    dense, flat = fit([1, 1, 2, 2, 4, 4], [2, 2, 1.9, 1.9, 1.8, 1.8]), fit([1, 1, 2, 2, 4, 4], losses)
+    assert np.isnan(flat.flops(dense.loss(4.0))[1:]).mean() > 0.05
+    assert _savings(dense, flat)[0]["high"] is None
 
 
 def test_fewer_than_three_sizes_are_refused():

@@ -1,5 +1,6 @@
 """Studies: the file, its checks, and a whole small study, killed and gone on with."""
 
+import datetime
 import json
 import multiprocessing
 import os
@@ -279,6 +280,15 @@ def test_logs_are_kept_and_claims_judged(folder, monkeypatch, capsys):
     assert "a rule" in (folder / "docs" / "results.md").read_text()
 
 
+def test_a_name_that_stands_twice_is_refused(folder):
+    path = write(folder)
+    path.write_text(path.read_text() + "seeds: [3]\n")
+    with pytest.raises(
+        ConfigError, match=r"^study: .*tiny.yaml' is not a YAML file \('seeds' stands twice, .* line \d+\)$"
+    ):
+        load_study(path)
+
+
 def test_only_some_arms_and_seeds(folder):
     path = write(folder)
     assert main(["compare", str(path), "--arms", "mot", "--seeds", "1"]) == 0
@@ -301,7 +311,7 @@ def test_only_some_arms_and_seeds(folder):
         ({"budget": {"steps": 5, "flops": 1e9}}, r"^budget: .* either a number of steps or one of flops$"),
         ({"budget": {}}, r"^budget: "),
         ({"arms__mot__tune": True}, r"^arms\.mot\.tune: True .* no tuning$"),
-        ({"tuning": {"learning_rates": [1e-3, 2e-3]}}, r"at least three rates$"),
+        ({"tuning": {"learning_rates": [1e-3, 2e-3]}}, r"at least three rates"),
         ({"arms__mot__learning_rate_of": "dense"}, r"^arms\.mot\.learning_rate_of: .* tuned itself$"),
         ({"arms__mot__learning_rate": -1.0}, r"^arms\.mot\.learning_rate: -1\.0 .* above 0"),
         ({"arms__mot": {"learning_rate": 0.1, "learning_rate_of": "dense"}}, r"^arms\.mot\.learning_rate: .* left out"),
@@ -309,6 +319,14 @@ def test_only_some_arms_and_seeds(folder):
         ({"arms": {}}, r"^arms: \{\} is not allowed"),
         ({"arms__mot__sedes": [1]}, r"^arms\.mot\.sedes: .* did you mean 'seeds'\?$"),
         ({"paper": [{"claim": "a", "value": 1, "figure": "steps"}]}, r"^paper\[0\]\.figure: unknown name 'steps'"),
+        ({"paper": [{"claim": "a", "value": 1, "modality": "imgae"}]}, r"^paper\[0\]\.modality: .* mean 'image'\?$"),
+        ({"paper": [{"claim": "a", "value": float("nan")}]}, r"^paper\[0\]\.value: nan"),
+        ({"seeds": [0, 0]}, r"^seeds: \[0, 0\] .* each once$"),
+        ({"arms__mot__seeds": [0, 7]}, r"^arms\.mot\.seeds: \[0, 7\] .* seeds of 'dense', .* \(0, 1\)$"),
+        ({"tuning": {"learning_rates": [1e-3, 2e-3, -1]}}, r"^tuning\.learning_rates: -1\.0 .* above 0$"),
+        ({"tuning": {"learning_rates": [1e-3, 2e-3, 2e-3]}}, r"^tuning\.learning_rates: .* each once$"),
+        ({"budget": {"flops": float("inf")}}, r"^budget: "),
+        ({"arms__mot__settings": {"model.width": datetime.date(2020, 1, 1)}}, r"^settings: .* must be numbers, text"),
         ({"name": "a/b"}, r"^name: 'a/b'"),
         ({"base": "none.yaml"}, "there is no file"),
     ],
@@ -338,6 +356,21 @@ def test_a_folder_of_other_settings_is_refused(folder):
     compare(load_study(write(folder, seeds=[0], budget={"steps": 2})), QuietProgress())
     with pytest.raises(ConfigError, match=r"^train\.steps: 4 is not 2, with which .*dense/0\.01/seed-0' was begun"):
         compare(load_study(write(folder, seeds=[0], budget={"steps": 4})), QuietProgress())
+
+
+def test_other_data_are_refused(folder, tmp_path_factory, capsys):
+    """Runs of one folder are matched, so they must have read the same."""
+    compare(load_study(write(folder, seeds=[0])), QuietProgress(), arms=["dense"])
+    other = write_data(tmp_path_factory.mktemp("other"), seed=9)
+    assert main(["compare", str(folder / "tiny.yaml"), "--arms", "mot", "--data.path", str(other)]) == 2
+    assert "data.path: its documents have the digest" in capsys.readouterr().err
+    assert not (folder / "out" / "runs" / "mot").exists()
+
+
+def test_a_folder_that_cannot_be_made_is_named(folder, tmp_path, capsys):
+    (tmp_path / "taken").write_text("")
+    assert main(["compare", str(write(folder)), "--plan", "--out", str(tmp_path / "taken")]) == 5
+    assert "disk: the folder" in capsys.readouterr().err
 
 
 def test_studies_of_one_folder_share_their_arms(folder, monkeypatch):

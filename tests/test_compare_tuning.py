@@ -70,14 +70,14 @@ def test_trials_that_are_kept_are_not_run_again(folder, monkeypatch, capsys):
     trained, original = [], Trainer.run
     monkeypatch.setattr(Trainer, "run", lambda t: (trained.append(t.out.parts[-3:]), original(t))[1])
 
-    elsewhere = ["--out", str(folder / "again" / "out")]  # kept logs go by the last part of `out`
+    elsewhere = ["--out", str(folder / "again")]  # kept logs go by the folder that the study names
     path = str(write(folder, arms__ffn={"settings": {"model.untied": ["ffn"]}, "learning_rate_of": "dense"}, **tuned))
     assert main(["compare", path, *elsewhere, "--rates", str(folder / "kept"), "--plan"]) == 0
     said = capsys.readouterr().out
     assert "trials of dense are taken from" in said and "6 runs and 0 with other learning rates" in said
     assert main(["compare", path, *elsewhere, "--arms", "ffn,dense", "--seeds", "0"]) == 0  # it remembers
     assert sorted(trained) == [("dense", f"{rate:g}", "seed-0"), ("ffn", f"{rate:g}", "seed-0")]
-    after = json.loads((folder / "again" / "out" / "results" / "tiny" / "results.json").read_text())
+    after = json.loads((folder / "again" / "results" / "tiny" / "results.json").read_text())
     assert after["tuning"] == before["tuning"] and after["data"] == before["data"] != ""
 
     del trained[:]
@@ -91,11 +91,12 @@ def test_trials_of_another_model_are_refused(folder, capsys):
     study = load_study(write(folder, **tuned))
     compare(study, QuietProgress(), arms=["dense"], seeds=[0])
     keep_study(study, QuietProgress(), folder / "kept")
-    path, elsewhere = str(folder / "tiny.yaml"), ["--out", str(folder / "again" / "out")]
-    assert main(["compare", path, *elsewhere, "--rates", str(folder / "kept"), "--model.width", "32"]) == 2
-    message = capsys.readouterr().err
-    assert "arms.dense: it has" in message and "trials.json' to try the rates anew" in message
-    assert main(["compare", path, "--out", str(folder / "new"), "--rates", str(folder / "kept")]) == 3
+    path, elsewhere = str(folder / "tiny.yaml"), ["--out", str(folder / "again"), "--rates", str(folder / "kept")]
+    for other in (["--model.width", "32"], ["--data.batch_tokens", "512"]):
+        assert main(["compare", path, *elsewhere, *other]) == 2
+        message = capsys.readouterr().err
+        assert "arms.dense: it has" in message and "trials.json' to try the rates anew" in message
+    assert main(["compare", str(write(folder)), *elsewhere]) == 3
     assert "keeps no trials of the learning rates of 'tiny'" in capsys.readouterr().err
 
 

@@ -34,10 +34,9 @@ STUDY = {
 }
 
 
-def write_data(folder: Path) -> Path:
-    splits = {"train": [scene_like(i) for i in range(150)], "seen": [scene_like(i, seed=1) for i in range(20)],
-              "unseen": [scene_like(i, seed=2) for i in range(20)]}  # fmt: skip
-    return write_folder(folder, splits)
+def write_data(folder: Path, *, seed: int = 0) -> Path:
+    sizes = {"train": (150, seed), "seen": (20, 1), "unseen": (20, 2)}
+    return write_folder(folder, {name: [scene_like(i, seed=s) for i in range(n)] for name, (n, s) in sizes.items()})
 
 
 def write_base(folder: Path, data: Path) -> Path:

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from plait.compare.results import Found
-from plait.config_file import from_dict
+from plait.compare.study import SPLITS
+from plait.config_file import from_dict, read_yaml
 from plait.errors import ConfigError, require, unknown
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN = "reproduced", "not reproduced", "inconclusive", "not run yet"
@@ -86,6 +85,9 @@ class Claim:
     tried: str = ""
     """What was tried to find out why it is not reproduced."""
 
+    def __post_init__(self):
+        require(bool(self.rows), f"claims: rows of claim {self.number}", [], "at least one figure")
+
 
 @dataclass
 class Claims:
@@ -106,14 +108,7 @@ class Claims:
 
 def read_claims(path: Path) -> Claims:
     """Read a file of claims (raises ConfigError)."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"claims: there is no file {str(path)!r}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"claims: {str(path)!r} is not a YAML file ({str(error).splitlines()[0]})") from None
-    require(isinstance(values, dict), "claims", values, "a mapping with rules and claims")
-    return from_dict(Claims, values, "claims")
+    return from_dict(Claims, read_yaml(path, "claims"), "claims")
 
 
 @dataclass(frozen=True)
@@ -176,7 +171,7 @@ def _judge_row(row: Row, studies: dict[str, Found], identical: Callable[[], floa
         "bound": "" if bounds <= {0} else "≥" if bounds <= {0, 1} else "≤" if bounds <= {0, -1} else "~",
         "seeds": seeds,
         "rule": row.rule,
-        "verdict": _verdict(row, values),
+        "verdict": _verdict(row, values) if _all_run(row, studies) else NOT_RUN,
     }
 
 
@@ -189,6 +184,16 @@ def _verdict(row: Row, values: dict[int, Value]) -> str:
     else:
         verdict = REPRODUCED if lies == {True} else INCONCLUSIVE
     return verdict if ALL_SEEDS in values or len(values) >= LEAST_SEEDS else INCONCLUSIVE
+
+
+def _all_run(row: Row, studies: dict[str, Found]) -> bool:
+    """Return whether all runs that a row is about are finished, those that its arms are matched with among them."""
+    for figure in (f for f in (*row.of, *row.over) if f.study and f.value != "flops_of_a_step"):
+        found = studies[figure.study]
+        arm = found.study.config.arms[figure.arm]
+        if any((name, seed) not in found.curves for name in (figure.arm, arm.against) for seed in arm.seeds):
+            return False
+    return True
 
 
 def _combined(row: Row, studies: dict[str, Found], identical: Callable[[], float]) -> dict[int, Value]:
@@ -223,6 +228,12 @@ def _measured(figure: Figure, studies: dict[str, Found], identical: Callable[[],
         against, seeds = found.study.config.arms[figure.arm].against, found.study.config.arms[figure.arm].seeds
         times = {s: [found.records.step_seconds(arm, s) for arm in (figure.arm, against)] for s in seeds}
         return {s: Value(mine / other) for s, (mine, other) in times.items() if mine and other}
+    known = found.study.base_config().model.modalities
+    if figure.modality not in known:
+        raise ConfigError(unknown(f"claims: modality of {figure.study!r}", figure.modality, known))
+    splits = {*SPLITS, *(p.split for p in found.pairs)}
+    if found.pairs and figure.split not in splits:
+        raise ConfigError(unknown(f"claims: split of {figure.study!r}", figure.split, splits))
     name = (figure.arm, figure.split, figure.modality)
     pair = next((p for p in found.pairs if (p.arm, p.split, p.modality) == name), None)
     if pair is None:

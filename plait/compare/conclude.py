@@ -20,7 +20,7 @@ from plait.compare.tables import claim_rows, markdown_table, tables
 from plait.files import write_json, write_text
 
 LOGS, IMAGES = "study_logs", "images/studies"
-SHOWN = ("Beside the paper", "Step matching", "Scaling", "Learning rates tried")
+SHOWN = ("Beside the paper", "Step matching", "Scaling", "Arms", "Learning rates tried")
 """Tables of each study that has runs."""
 
 

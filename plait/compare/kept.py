@@ -25,7 +25,7 @@ KEYS = {"arms": ("arm",), "tuning": ("arm", "learning_rate"), "runs": ("arm", "s
 
 def group_folder(study: Study, folder: Path) -> Path:
     """Return where the logs of a study are kept."""
-    return Path(folder) / study.out.name
+    return Path(folder) / study.group
 
 
 def keep(study: Study, records: Records, analyses: Rows, folder: Path) -> Path:
@@ -65,7 +65,14 @@ def kept_records(study: Study, folder: Path) -> Records:
     planned = [(name, seed) for name, arm in config.arms.items() for seed in arm.seeds]
     waiting = {"status": "waiting", "error": ""}
     owners = {name if arm.tune else arm.learning_rate_of for name, arm in config.arms.items()}
-    logs = {run: group / f"{run[0]}-{run[1]}.jsonl" for run in planned}
+    for name, row in arms.items():
+        if name in config.arms and config.budget.steps not in (0, row["steps"]):
+            raise DataError(
+                f"study: {str(group)!r} keeps runs of {row['steps']:,} steps of {name!r}, but the study has "
+                f"{config.budget.steps:,}; remove them, or keep these elsewhere"
+            )
+    finished = [run for run in planned if runs.get(run, waiting)["status"] == "finished"]
+    logs = {run: group / f"{run[0]}-{run[1]}.jsonl" for run in finished}
     return Records(
         [arms[name] for name in config.arms if name in arms],
         [row for row in found.get("tuning", []) if row["arm"] in owners],

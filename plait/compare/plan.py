@@ -31,8 +31,6 @@ class ArmPlan:
     flops: Flops
     """Operations of one optimizer step, forward and backward."""
     steps: int
-    tokens: int
-    """Tokens in the batches of all steps, as far as these are full."""
 
 
 def make_plan(study: Study, arms: list[str]) -> dict[str, ArmPlan]:
@@ -49,8 +47,7 @@ def _plan_arm(study: Study, arm: str) -> ArmPlan:
     config = resolve_vocabulary(study.run_config(arm, seed=study.config.arms[arm].seeds[0], steps=1, out=study.out))
     flops = step_flops(config, first_batches(config, BATCHES))
     steps = study.steps(flops.formula)
-    tokens = steps * batches_of_a_step(config) * config.data.batch_tokens
-    return ArmPlan(arm, parameters(config.model)["total"], active_parameters(config.model), flops, steps, tokens)
+    return ArmPlan(arm, parameters(config.model)["total"], active_parameters(config.model), flops, steps)
 
 
 def first_batches(config: RunConfig, count: int) -> list[Batch]:

@@ -5,7 +5,6 @@ from typing import Any
 
 from plait.compare.curves import Curve, Key, read_curves, step_seconds
 from plait.compare.runner import DONE, StudyRun, Tuned
-from plait.data.sources import data_fingerprint
 from plait.errors import DataError
 from plait.files import read_json
 from plait.train.metrics import hardware, versions
@@ -22,7 +21,7 @@ class Records:
     """arm, parameters, active_parameters, flops_a_step, flops_a_step_counted, steps, learning_rate, and where it is
     from."""
     tuning: list[dict[str, Any]] = field(default_factory=list)
-    """One row a trial: arm, learning_rate, score, error, final losses."""
+    """One row a trial: arm, learning_rate, score, error, data (the digest of what it read), final losses."""
     runs: list[dict[str, Any]] = field(default_factory=list)
     """arm, seed, status, error; of finished ones steps, tokens, seconds, skipped_steps, step_seconds."""
     curves: dict[Run, dict[Key, Curve]] = field(default_factory=dict)
@@ -47,8 +46,7 @@ def read_records(run: StudyRun) -> Records:
     trials = {owner: run.read_trials(owner) for owner in dict.fromkeys(map(run.rate_owner, names)) if owner}
     arms = [_arm_row(run, arm, trials.get(run.rate_owner(arm))) for arm in names]
     tuning = [trial for tuned in trials.values() for trial in tuned.trials]
-    data = data_fingerprint(run.study.base_config())
-    return _with_runs(Records(arms, tuning, machine=hardware() | versions(), data=data), run)
+    return _with_runs(Records(arms, tuning, machine=hardware() | versions(), data=run.data), run)
 
 
 def read_written_records(run: StudyRun) -> Records:

@@ -1,11 +1,11 @@
 """Runs a study: data, learning rates, then every arm with every seed, each an ordinary run in a folder of its own.
 
-``<out>/data`` is prepared once. ``<out>/runs/<arm>/<learning rate>/seed-<n>`` are run folders, with ``done.json`` where
-a run has ended well and ``failure.json`` where it has not. Trials of learning rates are whole runs of an arm's first
-seed, and the best one of them is that seed's run: trials on a shorter schedule choose rates that are too high
-(docs/experiments.md). Trials that were taken from kept logs (plait/compare/trials.py) are not run again. The same
-command skips what is done, goes on with what was stopped, and tries again what failed. Several processes may run it at
-once, one for each GPU: a lock in every run folder keeps them apart.
+``<out>/data`` is prepared once; ``data.json`` holds its digest. ``<out>/runs/<arm>/<learning rate>/seed-<n>`` are run
+folders, with ``done.json`` where a run has ended well and ``failure.json`` where it has not. Trials of learning rates
+are whole runs of an arm's first seed, and the best one of them is that seed's run: trials on a shorter schedule choose
+rates that are too high (docs/experiments.md). Trials that were taken from kept logs (plait/compare/trials.py) are not
+run again. The same command skips what is done, goes on with what was stopped, and tries again what failed. Several
+processes may run it at once, one for each GPU: a lock in every run folder keeps them apart.
 """
 
 import time
@@ -24,13 +24,13 @@ from plait.compare.trials import Trials, check_trials, taken_trials
 from plait.config import RunConfig
 from plait.config_file import to_dict
 from plait.data.prepare import prepare
-from plait.data.sources import folders
+from plait.data.sources import data_fingerprint, folders
 from plait.errors import ConfigError, PlaitError
 from plait.files import Held, held, read_json, write_json, write_text
 from plait.progress import Progress
 from plait.train.engine import Trainer, TrainingStopped
 
-DONE, FAILURE = "done.json", "failure.json"
+DONE, FAILURE, DATA = "done.json", "failure.json", "data.json"
 SECONDS_TO_WAIT = 5
 WITHOUT_EFFECT = ("name", "out", "data.path", "data.num_workers", "prepare", "generate", "evaluate", "train.device",
                   "train.trackers", "train.log_every", "train.checkpoint_every", "train.checkpoint_seconds",
@@ -66,6 +66,7 @@ class StudyRun:
         self.seeds = seeds
         self.failures: list[str] = []
         self.plan: dict[str, ArmPlan] = {}
+        self.data = ""  # digest of the prepared data, once it is there
         self._taken: Trials = taken_trials(study)
         self._tuned: dict[str, Tuned] = {}  # by arm, where every trial ended well, so that nothing changes any more
 
@@ -108,6 +109,7 @@ class StudyRun:
         with held(self.study.out / ".lock"):
             if not all((Path(folder) / "index.json").exists() for folder in folders(config)):
                 prepare(config, progress=self.progress)
+            self.data = _same_data(self.study.out / DATA, data_fingerprint(config))
 
     def _try(self, arm: str, rate: float) -> None:
         seed = self._first_seed(arm)
@@ -179,7 +181,8 @@ class StudyRun:
                 losses = final_losses(out) if state == "finished" else {}
                 found = score(losses)
                 error = error or ("" if found is not None else "its last validation losses are no finite numbers")
-                trials.append({"arm": arm, "learning_rate": rate, "score": found, "error": error, **losses})
+                trials.append({"arm": arm, "learning_rate": rate, "score": found, "error": error, "data": self.data,
+                               **losses})  # fmt: skip
         done, is_over = [t for t in trials if t["score"] is not None], len(trials) == len(rates)
         if not done or not is_over:
             return Tuned(None, is_over, trials)
@@ -225,6 +228,18 @@ class StudyRun:
         write_json(out / DONE, {"steps": state.step, "tokens": state.tokens, "seconds": state.seconds,
                                 "skipped_steps": state.skipped_steps})  # fmt: skip
         (out / FAILURE).unlink(missing_ok=True)
+
+
+def _same_data(path: Path, digest: str) -> str:
+    """Return the digest of the data, and write it down; raises ConfigError where runs were begun on other data."""
+    known = read_json(path, "digest of data")["data"] if path.exists() else digest
+    if known != digest:
+        raise ConfigError(
+            f"data.path: its documents have the digest {digest}, but the runs in {str(path.parent)!r} read others "
+            f"({known}), so that they could not be matched; take the old data or another --out, or remove that folder"
+        )
+    write_json(path, {"data": digest})
+    return digest
 
 
 def claim_folder(config: RunConfig) -> None:

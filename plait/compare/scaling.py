@@ -7,7 +7,8 @@ A family (dense, MoT) has one final loss for each size and seed. Its law is a st
 with C the operations of the whole run. No irreducible loss is fitted: so few sizes cannot tell it from the slope. So b
 is the slope of the range that was run, and what lies beyond it is marked as extrapolation. Intervals come from a
 bootstrap of the residuals (Efron and Tibshirani, An Introduction to the Bootstrap, section 9.4) over all sizes and
-seeds, so that both the noise of seeds and the misfit of the line count.
+seeds, so that both the noise of seeds and the misfit of the line count. Families with the same sizes and seeds draw
+the same ones of them, as their runs are pairs on the same batches.
 
 The saving is C'/C: the share of the first family's operations at which another one has the same loss by its law.
 """
@@ -61,8 +62,11 @@ class Law:
         return np.concatenate([[(self.a, self.b)], self.draws])
 
 
-def fit(flops: Sequence[float], losses: Sequence[float]) -> Law:
-    """Fit a law to final losses. Raises DataError for fewer than three sizes, or numbers that have no logarithm."""
+def fit(flops: Sequence[float], losses: Sequence[float], points: Sequence[tuple] = ()) -> Law:
+    """Fit a law to final losses. Raises DataError for fewer than three sizes, or numbers that have no logarithm.
+
+    Laws with the same ``points``, which say what each loss is of, draw the residuals of the same ones.
+    """
     flops, losses = np.asarray(flops, np.float64), np.asarray(losses, np.float64)
     sizes = len(np.unique(flops))
     if sizes < LEAST_SIZES:
@@ -76,7 +80,7 @@ def fit(flops: Sequence[float], losses: Sequence[float]) -> Law:
     residuals = y - design @ (a, b)
     # residuals of a fit of two numbers are smaller than the noise
     residuals *= math.sqrt(len(y) / (len(y) - 2))
-    chosen = generator(0, "bootstrap").integers(0, len(y), (DRAWS, len(y)))
+    chosen = generator(0, f"bootstrap {list(points)}").integers(0, len(y), (DRAWS, len(y)))
     draws = (design @ (a, b) + residuals[chosen]) @ solve.T
     return Law(float(a), float(b), draws, float(flops.min()), float(flops.max()))
 
@@ -95,7 +99,9 @@ def fit_families(families: dict[str, list[str]], records: Records) -> dict[str, 
         for name in families:
             mine = [r for r in found["points"] if (r["family"], r["split"], r["modality"]) == (name, split, modality)]
             if len({r["flops"] for r in mine}) >= LEAST_SIZES:
-                laws[name] = law = fit([r["flops"] for r in mine], [r["loss"] for r in mine])
+                # runs of one size and seed saw the same batches, so what luck they had they had together
+                drawn = [(families[name].index(r["arm"]), r["seed"]) for r in mine]
+                laws[name] = law = fit([r["flops"] for r in mine], [r["loss"] for r in mine], drawn)
                 where = {"family": name, "split": split, "modality": modality}
                 sizes = {"sizes": len({r["arm"] for r in mine}), "points": len(mine)}
                 low, high = np.quantile(law.draws[:, 1], INTERVAL)
@@ -110,8 +116,8 @@ def fit_families(families: dict[str, list[str]], records: Records) -> dict[str, 
 
 
 def _points(family: str, arms: list[str], records: Records) -> list[dict[str, Any]]:
-    rows = []
-    for (arm, seed), curves in records.curves.items():
+    rows, order = [], {arm: place for place, arm in enumerate(arms)}
+    for (arm, seed), curves in sorted(records.curves.items(), key=lambda item: (order.get(item[0][0], 0), item[0][1])):
         row = records.arm(arm)
         if arm not in arms or row is None:
             continue
@@ -138,9 +144,10 @@ def _savings(reference: Law, law: Law) -> list[dict[str, Any]]:
     rows = []
     for factor in BEYOND:
         flops = factor * reference.most_flops
-        # draws of the two laws are independent: each of one meets the one of the same number of the other
+        # each draw of one law meets the one of the same number of the other
         needed = law.flops(reference.loss(flops)) / flops
-        ends = np.nanquantile(needed[1:], INTERVAL) if np.isfinite(needed[1:]).any() else (None, None)
+        # a law that does not fall never gets there, whatever it is given
+        ends = np.quantile(np.nan_to_num(needed[1:], nan=np.inf), INTERVAL, method="nearest")
         inside = factor <= 1 and law.least_flops <= needed[0] * flops <= law.most_flops
         rows.append({"flops": flops, "beyond": factor, **_interval("share", needed[0], *ends),
                      "is_extrapolation": not inside})  # fmt: skip

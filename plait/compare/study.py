@@ -5,16 +5,15 @@ evaluation steps are the base's, so that an arm can differ in its model and its 
 """
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from plait.config import RunConfig
-from plait.config_file import from_dict, load
+from plait.config_file import from_dict, load, read_yaml
 from plait.errors import ConfigError, require, unknown
 
 FIGURES = ("", "steps_ratio", "end_ratio", "flops_ratio", "time_ratio")
@@ -125,9 +124,9 @@ class StudyConfig:
         require(bool(re.fullmatch(r"[\w-]+", self.name)), "name", self.name, "letters, digits, _ and -")
         self.out = self.out or f"runs/studies/{self.name}"
         self._known("against", self.against)
-        require(len(self.seeds) > 0, "seeds", self.seeds, "a list of at least one seed")
+        require(bool(self.seeds) and _differ(self.seeds), "seeds", self.seeds, "a list of at least one seed, each once")
         b = self.budget
-        require((b.steps > 0) != (b.flops > 0), "budget", {"steps": b.steps, "flops": b.flops},
+        require((b.steps > 0) != (0 < b.flops < math.inf), "budget", {"steps": b.steps, "flops": b.flops},
                 "either a number of steps or one of flops")  # fmt: skip
         require(self.validate_every >= 1, "validate_every", self.validate_every, "at least 1")
         require(0 <= self.tolerance < 1, "tolerance", self.tolerance, "in [0, 1)")
@@ -135,8 +134,12 @@ class StudyConfig:
             require(key not in RESERVED, f"settings.{key}", self.settings[key],
                     "left to the study, which sets it for all arms")  # fmt: skip
         if self.tuning is not None:
-            require(len(set(self.tuning.learning_rates)) >= 3, "tuning.learning_rates", self.tuning.learning_rates,
-                    "at least three rates")  # fmt: skip
+            rates = self.tuning.learning_rates
+            require(
+                len(rates) >= 3 and _differ(rates), "tuning.learning_rates", rates, "at least three rates, each once"
+            )
+            for rate in rates:
+                require(0 < rate < math.inf, "tuning.learning_rates", rate, "above 0")
         for name, arm in self.arms.items():
             self._check_arm(name, arm)
         for family, arms in self.scaling.items():
@@ -146,6 +149,7 @@ class StudyConfig:
         for i, entry in enumerate(self.paper):
             if entry.arm:
                 self._known(f"paper[{i}].arm", entry.arm)
+            require(math.isfinite(entry.value), f"paper[{i}].value", entry.value, "a finite number")
             if entry.figure not in FIGURES:
                 raise ConfigError(unknown(f"paper[{i}].figure", entry.figure, filter(None, FIGURES)))
 
@@ -160,6 +164,14 @@ class StudyConfig:
             if getattr(arm, key):
                 self._known(f"{where}.{key}", getattr(arm, key))
         arm.seeds = arm.seeds or self.seeds
+        require(_differ(arm.seeds), f"{where}.seeds", arm.seeds, "a list of seeds, each once")
+        others = self.arms[arm.against].seeds or self.seeds
+        require(
+            set(arm.seeds) <= set(others),
+            f"{where}.seeds",
+            arm.seeds,
+            f"among the seeds of {arm.against!r}, with which it is matched ({', '.join(map(str, others))})",
+        )
         is_other = arm.tune or arm.learning_rate_of
         allowed = arm.learning_rate == 0 if is_other else arm.learning_rate >= 0
         require(allowed, f"{where}.learning_rate", arm.learning_rate,
@@ -177,6 +189,10 @@ class StudyConfig:
             raise ConfigError(unknown(where, name, self.arms))
 
 
+def _differ(values: list) -> bool:
+    return len(set(values)) == len(values)
+
+
 RESERVED = ("name", "out", "seed", "train.steps", "train.minutes", "train.validate_every")
 """Settings that the study sets itself."""
 
@@ -187,6 +203,9 @@ class Study:
 
     config: StudyConfig
     base: Path
+    group: str
+    """The name under which its logs are kept, with those of the studies that share its folder of runs: that of the
+    folder that the file names, wherever the runs are."""
     overrides: list[str] = field(default_factory=list)
     """Dotted settings of the command line, for all arms."""
 
@@ -237,7 +256,12 @@ class Study:
 
 
 def _overrides(settings: dict[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    try:
+        return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
+    except TypeError:  # YAML has dates and sets as well
+        raise ConfigError(
+            f"settings: {settings} is not allowed, it must be numbers, text, lists and mappings"
+        ) from None
 
 
 def load_study(
@@ -248,20 +272,18 @@ def load_study(
     Every arm's config is built once, so that a wrong setting is named before anything runs (raises ConfigError).
     """
     path = Path(path)
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"study: there is no file {str(path)!r}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise ConfigError(f"study: {str(path)!r} is not a YAML file ({str(error).splitlines()[0]})") from None
-    require(isinstance(values, dict), "study", values, "a mapping of settings")
+    values = read_yaml(path, "study")
     config = from_dict(StudyConfig, {"name": path.stem} | values)
     for override in overrides:
         key = override.partition("=")[0]
         require(key not in RESERVED, key, override.partition("=")[2], "left to the study file")
-    config.out = out or config.out
+    group, config.out = Path(config.out).name, out or config.out
     near = path.parent / config.base
-    study = Study(config, near if near.is_file() else find_base(config.base), list(overrides))
+    study = Study(config, near if near.is_file() else find_base(config.base), group, list(overrides))
     for arm in config.arms:
         study.run_config(arm, seed=0, steps=1, out=study.out)
+    known = study.base_config().model.modalities
+    for i, entry in enumerate(config.paper):
+        if entry.modality and entry.modality not in known:
+            raise ConfigError(unknown(f"paper[{i}].modality", entry.modality, known))
     return study

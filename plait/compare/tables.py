@@ -87,7 +87,8 @@ def _matches_tables(results: dict) -> list[Table]:
                str(m["seeds"])]  # fmt: skip
         (whole if m["split"] in (TRAINING, VALIDATION) else single).append(row)
     note = ("The share of the other arm's steps (FLOPs, time) that an arm needs for the same loss; ≥ where it did not "
-            "reach some of the levels. Reverse: the share of this arm's steps that the other one needs.")  # fmt: skip
+            "reach some of the levels. Reverse: the share of this arm's steps that the other one needs. Levels, and "
+            "those that are censored, are counted over all seeds.")  # fmt: skip
     return [("Step matching", note, header, whole), ("Step matching on each validation set", "", header, single)]
 
 
@@ -114,9 +115,13 @@ def _between(row: dict) -> str:
 def _tuning_table(results: dict) -> Table:
     losses = list(dict.fromkeys(k for t in results["tuning"] for k in t if k.startswith("validation/")))
     header = ["arm", "learning rate", "score", *(k.removeprefix("validation/") for k in losses), "error"]
-    rows = [[t["arm"], number(t["learning_rate"]), number(t["score"]), *(number(t.get(k)) for k in losses), t["error"]]
-            for t in results["tuning"]]  # fmt: skip
+    elsewhere = [t.get("data", "") != results["data"] for t in results["tuning"]]
+    rows = [[t["arm"], number(t["learning_rate"]) + " *" * other, number(t["score"]),
+             *(number(t.get(k)) for k in losses), t["error"]]
+            for t, other in zip(results["tuning"], elsewhere, strict=True)]  # fmt: skip
     note = "Whole runs of the first seed. Score: geometric mean of the validation losses; the lowest is taken."
+    if any(elsewhere):
+        note += " *: run on other data of the same recipe, so that losses differ from those of the runs here."
     return "Learning rates tried", note, header, rows
 
 

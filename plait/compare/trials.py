@@ -32,13 +32,18 @@ def taken_trials(study: Study) -> Trials:
 
 
 def check_trials(study: Study, plan: dict[str, ArmPlan]) -> None:
-    """Raise a ConfigError where trials were taken of an arm that has another size or length in this study."""
+    """Raise a ConfigError where trials were taken of an arm of another size, batch or length than in this study."""
     for row in _read(study)["arms"]:
         mine = plan.get(row["arm"])
-        if mine and (mine.parameters, mine.steps) != (row["parameters"], row["steps"]):
+        if not mine:
+            continue
+        ratio = mine.flops.formula / row["flops_a_step"]
+        same = (mine.parameters, mine.steps) == (row["parameters"], row["steps"])
+        if not same or abs(ratio - 1) > study.config.tolerance:  # the mean length of documents is another one each time
             raise ConfigError(
-                f"arms.{mine.arm}: it has {mine.parameters:,} parameters and {mine.steps:,} steps, but its trials of "
-                f"learning rates were taken from one with {row['parameters']:,} and {row['steps']:,}; remove "
+                f"arms.{mine.arm}: it has {mine.parameters:,} parameters and {mine.steps:,} steps of "
+                f"{mine.flops.formula:.4g} FLOPs, but its trials of learning rates were taken from one with "
+                f"{row['parameters']:,}, {row['steps']:,} and {row['flops_a_step']:.4g}; remove "
                 f"{str(study.out / FILE)!r} to try the rates anew"
             )
 
