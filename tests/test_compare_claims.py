@@ -136,7 +136,10 @@ def test_a_run_that_failed_leaves_its_claims_open(folder):
     assert ("mot", 2) not in kept_records(study, folder / "study_logs").curves
     conclude(folder, shipped)
     verdicts, rows = results(folder)
-    assert verdicts[2] == rows["s(text)"]["verdict"] == "not run yet" and rows["s(text)"]["seeds"] == 2
+    assert (
+        verdicts[2] == rows["s(image) / s(text)"]["verdict"] == "not run yet"
+        and rows["s(image) / s(text)"]["seeds"] == 2
+    )
 
 
 def test_logs_of_another_length_are_not_those_of_the_study(folder):
