@@ -84,6 +84,8 @@ class Claim:
     """What would decide it, where the figures do not."""
     tried: str = ""
     """What was tried to find out why it is not reproduced."""
+    note: str = ""
+    """What else a reader must know, whatever the verdict."""
 
     def __post_init__(self):
         require(bool(self.rows), f"claims: rows of claim {self.number}", [], "at least one figure")
@@ -153,7 +155,7 @@ def judge(claims: Claims, studies: dict[str, Found], identical: Callable[[], flo
         order = (NOT_REPRODUCED, NOT_RUN, INCONCLUSIVE, REPRODUCED)
         verdict = next(v for v in order if v in found)
         verdicts.append({"number": claim.number, "claim": claim.claim, "verdict": verdict, "decide": claim.decide,
-                         "tried": claim.tried})  # fmt: skip
+                         "tried": claim.tried, "note": claim.note})  # fmt: skip
     return {"rows": rows, "claims": verdicts}
 
 
