@@ -97,7 +97,12 @@ def _markdown(results: dict[str, Any], run: dict[str, Found], drawn: dict[str, l
             lines += [f"## {title}", "", *(f"- **{c['number']}. {c['claim']}.** {c[key]}" for c in mine), ""]
     noted = [c for c in results["claims"] if c["note"]]
     if noted:
-        lines += ["## What to know beside them", "", *(f"- **{c['number']}. {c['claim']}.** {c['note']}" for c in noted), ""]
+        lines += [
+            "## What to know beside them",
+            "",
+            *(f"- **{c['number']}. {c['claim']}.** {c['note']}" for c in noted),
+            "",
+        ]
     counts = [[row["study"], *(str(row[key]) for key in ("finished", "failed", "runs"))] for row in results["studies"]]
     lines += ["## Runs", "", *markdown_table(["study", "finished", "failed", "planned"], counts)]
     for name, found in run.items():
