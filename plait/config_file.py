@@ -29,7 +29,7 @@ def load(path: str | Path, overrides: list[str] = ()) -> RunConfig:
 def read_yaml(path: str | Path, what: str) -> dict:
     """Read a YAML file's mapping of settings; ``what`` it should have been is said in a ConfigError."""
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)
+        values = _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
         raise ConfigError(f"{what}: there is no file {str(path)!r}") from None
     except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
