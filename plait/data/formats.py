@@ -207,14 +207,15 @@ class _Parquet:
 
 def _columns_of(names: Sequence[str], columns: dict[str, str], keys: Sequence[str], place: str) -> dict[str, str]:
     """Return the manifest key of every column that is a part."""
+    shown = [name if name.isprintable() else repr(name) for name in names]
     for name in columns:
         if name not in names:
-            raise DataError(unknown(f"prepare.columns (columns of {place!r})", name, names))
+            raise DataError(unknown(f"prepare.columns (columns of {place!r})", name, shown))
     found = columns or {name: name for name in names if name in keys}
     if not found:
         hints = [nearest(name, [*FIELDS, *keys]) for name in names]
         raise DataError(
-            f"prepare.source: {place!r} has no column 'parts', and none of its columns ({', '.join(names) or 'none'}) "
+            f"prepare.source: {place!r} has no column 'parts', and none of its columns ({', '.join(shown) or 'none'}) "
             f"is named like a part ({', '.join(sorted(keys))}), name them in prepare.columns"
             + next(filter(None, hints), "")
         )
