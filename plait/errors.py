@@ -40,9 +40,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+def printable(text: object) -> str:
+    """Return text in one line, without what a terminal would obey or UTF-8 cannot hold."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
 def unknown(field: str, name: object, known: Iterable[str]) -> str:
     """Return the sentence for a name that is not among the known ones."""
-    known = sorted(known)
+    known = sorted(map(printable, known))
     hint = nearest(str(name), known)
     return f"{field}: unknown name {name!r}, allowed: {', '.join(known) or 'none'}{hint}"
 

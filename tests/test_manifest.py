@@ -187,3 +187,11 @@ def test_parquet_with_bad_rows_and_columns(media):
     assert found[3].parts == [("text", "a")]
     with pytest.raises(DataError, match="did you mean 'parts'"):
         read_all(parquet(media, {"part": ["[]"]}))
+
+
+@pytest.mark.parametrize("columns", [{}, {"caption": "text"}])
+def test_a_column_whose_name_has_two_lines_is_named_in_one(tmp_path, columns):
+    place = str(parquet(tmp_path, {"par\nts": ["a"]}))
+    with pytest.raises(DataError) as error:
+        open_rows(place, columns, ("text",))
+    assert "par\\nts" in str(error.value) and "\n" not in str(error.value)

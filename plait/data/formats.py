@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 from plait.data.places import MAX_ITEM_BYTES, open_place, reason_of
 from plait.data.raw import BadRow, Blob
 from plait.data.tar import Sample, TarFile
-from plait.errors import DataError, PlaitError, ResourceError, nearest, unknown
+from plait.errors import DataError, PlaitError, ResourceError, nearest, printable, unknown
 
 FIELDS = ("parts", "meta")
 
@@ -207,15 +207,15 @@ class _Parquet:
 
 def _columns_of(names: Sequence[str], columns: dict[str, str], keys: Sequence[str], place: str) -> dict[str, str]:
     """Return the manifest key of every column that is a part."""
-    shown = [name if name.isprintable() else repr(name) for name in names]
     for name in columns:
         if name not in names:
-            raise DataError(unknown(f"prepare.columns (columns of {place!r})", name, shown))
+            raise DataError(unknown(f"prepare.columns (columns of {place!r})", name, names))
     found = columns or {name: name for name in names if name in keys}
     if not found:
+        listed = ", ".join(map(printable, names))
         hints = [nearest(name, [*FIELDS, *keys]) for name in names]
         raise DataError(
-            f"prepare.source: {place!r} has no column 'parts', and none of its columns ({', '.join(shown) or 'none'}) "
+            f"prepare.source: {place!r} has no column 'parts', and none of its columns ({listed or 'none'}) "
             f"is named like a part ({', '.join(sorted(keys))}), name them in prepare.columns"
             + next(filter(None, hints), "")
         )

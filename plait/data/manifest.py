@@ -20,7 +20,7 @@ from plait.data.places import fetch, is_remote, reason_of
 from plait.data.raw import BadRow, Blob, BrokenRow, RawDocument
 from plait.data.rows import RowIndex
 from plait.data.tables import MAX_PARTS
-from plait.errors import DataError, PlaitError, ResourceError, nearest, unknown
+from plait.errors import DataError, PlaitError, ResourceError, nearest, printable, unknown
 
 _OPEN_FILES = 8
 
@@ -66,7 +66,7 @@ class ManifestSource:
 
     def _broken(self, file: int, line: int, reason: str) -> BrokenRow:
         name = self.files[file].rsplit("/", 1)[-1] if len(self.files) > 1 else ""
-        return BrokenRow(line, _printable(reason), _printable(name))
+        return BrokenRow(line, printable(reason), printable(name))
 
     def _document(self, row: Any, place: str) -> RawDocument:
         parts, meta = _check(row)
@@ -172,11 +172,6 @@ def _short(value: Any) -> str:
     except (ValueError, TypeError, RecursionError):
         text = type(value).__name__
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _printable(text: str) -> str:
-    """Return text in one line, without what a terminal would obey or UTF-8 cannot hold."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 __all__ = ["ManifestSource", "Rows", "known_keys", "registered_keys"]
