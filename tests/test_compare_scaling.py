@@ -5,7 +5,7 @@ import pytest
 
 from plait.compare.curves import Curve
 from plait.compare.records import Records
-from plait.compare.scaling import BEYOND, _savings, fit, fit_families
+from plait.compare.scaling import BEYOND, DRAWS, Law, _savings, fit, fit_families
 from plait.errors import DataError
 
 SIZES = {"small": 1e12, "middle": 4e12, "large": 2.5e13}
@@ -85,6 +85,14 @@ def test_a_law_that_may_not_fall_has_no_upper_end():
     dense, flat = fit([1, 1, 2, 2, 4, 4], [2, 2, 1.9, 1.9, 1.8, 1.8]), fit([1, 1, 2, 2, 4, 4], losses)
     assert np.isnan(flat.flops(dense.loss(4.0))[1:]).mean() > 0.05
     assert _savings(dense, flat)[0]["high"] is None
+
+
+def test_a_law_that_hardly_falls_has_no_upper_end():
+    """It gets there with more operations than a number holds."""
+    dense = fit([1, 2, 4], [2, 1.9, 1.8])
+    draws = np.repeat([[0.7, 0.1], [0.9, 1e-4]], DRAWS // 2, axis=0)
+    share = _savings(dense, Law(0.7, 0.1, draws, 1.0, 4.0))[0]
+    assert share["low"] is not None and share["high"] is None
 
 
 def test_fewer_than_three_sizes_are_refused():

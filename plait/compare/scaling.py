@@ -116,12 +116,11 @@ def fit_families(families: dict[str, list[str]], records: Records) -> dict[str, 
 
 
 def _points(family: str, arms: list[str], records: Records) -> list[dict[str, Any]]:
-    rows, order = [], {arm: place for place, arm in enumerate(arms)}
-    for (arm, seed), curves in sorted(records.curves.items(), key=lambda item: (order.get(item[0][0], 0), item[0][1])):
+    rows = []
+    mine = [run for run in records.curves if run[0] in arms and records.arm(run[0])]
+    for arm, seed in sorted(mine, key=lambda run: (arms.index(run[0]), run[1])):
         row = records.arm(arm)
-        if arm not in arms or row is None:
-            continue
-        for (split, modality), curve in curves.items():
+        for (split, modality), curve in records.curves[arm, seed].items():
             if split in (TRAINING, VALIDATION) and curve.losses:
                 rows.append({"family": family, "arm": arm, "seed": seed, "split": split, "modality": modality,
                              "flops": row["flops_a_step"] * curve.steps[-1], "loss": curve.losses[-1]})  # fmt: skip
@@ -147,7 +146,7 @@ def _savings(reference: Law, law: Law) -> list[dict[str, Any]]:
         # each draw of one law meets the one of the same number of the other
         needed = law.flops(reference.loss(flops)) / flops
         # a law that does not fall never gets there, whatever it is given
-        ends = np.quantile(np.nan_to_num(needed[1:], nan=np.inf), INTERVAL, method="nearest")
+        ends = np.quantile(np.where(np.isnan(needed), np.inf, needed)[1:], INTERVAL, method="nearest")
         inside = factor <= 1 and law.least_flops <= needed[0] * flops <= law.most_flops
         rows.append({"flops": flops, "beyond": factor, **_interval("share", needed[0], *ends),
                      "is_extrapolation": not inside})  # fmt: skip
