@@ -311,7 +311,7 @@ def test_only_some_arms_and_seeds(folder):
         ({"budget": {"steps": 5, "flops": 1e9}}, r"^budget: .* either a number of steps or one of flops$"),
         ({"budget": {}}, r"^budget: "),
         ({"arms__mot__tune": True}, r"^arms\.mot\.tune: True .* no tuning$"),
-        ({"tuning": {"learning_rates": [1e-3, 2e-3]}}, r"at least three rates"),
+        ({"tuning": {"learning_rates": [1e-3, 2e-3]}}, r"at least three rates, each once$"),
         ({"arms__mot__learning_rate_of": "dense"}, r"^arms\.mot\.learning_rate_of: .* tuned itself$"),
         ({"arms__mot__learning_rate": -1.0}, r"^arms\.mot\.learning_rate: -1\.0 .* above 0"),
         ({"arms__mot": {"learning_rate": 0.1, "learning_rate_of": "dense"}}, r"^arms\.mot\.learning_rate: .* left out"),

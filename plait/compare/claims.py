@@ -230,16 +230,21 @@ def _measured(figure: Figure, studies: dict[str, Found], identical: Callable[[],
         against, seeds = found.study.config.arms[figure.arm].against, found.study.config.arms[figure.arm].seeds
         times = {s: [found.records.step_seconds(arm, s) for arm in (figure.arm, against)] for s in seeds}
         return {s: Value(mine / other) for s, (mine, other) in times.items() if mine and other}
+    name = (figure.arm, figure.split, figure.modality)
+    pair = next((p for p in found.pairs if (p.arm, p.split, p.modality) == name), None)
+    if pair is None:
+        _check_names(figure, found)
+        return {}
+    is_end = figure.value == "end_ratio"
+    numbers = {s: (m.end_ratio, m.end_is_bound) if is_end else (m.ratio, m.is_bound) for s, m in pair.matches.items()}
+    return {s: Value(number, int(bound)) for s, (number, bound) in numbers.items() if number is not None}
+
+
+def _check_names(figure: Figure, found: Found) -> None:
+    """Raise a ConfigError where a figure was not measured because its modality or set has another name."""
     known = found.study.base_config().model.modalities
     if figure.modality not in known:
         raise ConfigError(unknown(f"claims: modality of {figure.study!r}", figure.modality, known))
     splits = {*SPLITS, *(p.split for p in found.pairs)}
     if found.pairs and figure.split not in splits:
         raise ConfigError(unknown(f"claims: split of {figure.study!r}", figure.split, splits))
-    name = (figure.arm, figure.split, figure.modality)
-    pair = next((p for p in found.pairs if (p.arm, p.split, p.modality) == name), None)
-    if pair is None:
-        return {}
-    is_end = figure.value == "end_ratio"
-    numbers = {s: (m.end_ratio, m.end_is_bound) if is_end else (m.ratio, m.is_bound) for s, m in pair.matches.items()}
-    return {s: Value(number, int(bound)) for s, (number, bound) in numbers.items() if number is not None}

@@ -91,18 +91,11 @@ def _markdown(results: dict[str, Any], run: dict[str, Found], drawn: dict[str, l
     for title, verdict, key in (
         ("What was tried", NOT_REPRODUCED, "tried"),
         ("What would decide", INCONCLUSIVE, "decide"),
+        ("What to know beside them", "", "note"),
     ):
-        mine = [c for c in results["claims"] if c["verdict"] == verdict]
+        mine = [c for c in results["claims"] if (c["verdict"] == verdict if verdict else c[key])]
         if mine:
             lines += [f"## {title}", "", *(f"- **{c['number']}. {c['claim']}.** {c[key]}" for c in mine), ""]
-    noted = [c for c in results["claims"] if c["note"]]
-    if noted:
-        lines += [
-            "## What to know beside them",
-            "",
-            *(f"- **{c['number']}. {c['claim']}.** {c['note']}" for c in noted),
-            "",
-        ]
     counts = [[row["study"], *(str(row[key]) for key in ("finished", "failed", "runs"))] for row in results["studies"]]
     lines += ["## Runs", "", *markdown_table(["study", "finished", "failed", "planned"], counts)]
     for name, found in run.items():

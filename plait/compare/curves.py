@@ -29,7 +29,7 @@ class Curve:
 
     def add(self, step: int, loss: Any) -> None:
         """Add a point; one that is no finite number is left out."""
-        if is_loss(loss):
+        if is_finite(loss):
             self.steps.append(step)
             self.losses.append(float(loss))
 
@@ -54,17 +54,16 @@ def curves_of(rows: list[dict[str, Any]], every: float = 0) -> dict[Key, Curve]:
     due = 0.0  # the step of the next point of training losses
     for step, same in itertools.groupby(rows, key=lambda row: row["step"]):
         found = [item for row in same for item in row.items()]
-        validated = {name.removeprefix(VAL_LOSS): value for name, value in found if name.startswith(VAL_LOSS)}
-        for name, value in validated.items():
-            split, modality = name.rsplit("/", 1)
-            curves.setdefault((split, modality), Curve()).add(step, value)
-        for modality in dict.fromkeys(name.rsplit("/", 1)[1] for name in validated):
+        validated = {_validation_key(name): value for name, value in found if name.startswith(VAL_LOSS)}
+        for key, value in validated.items():
+            curves.setdefault(key, Curve()).add(step, value)
+        for modality in dict.fromkeys(modality for _, modality in validated):
             # a mean over fewer sets would be another curve
-            values = [validated.get(f"{split}/{modality}") for split in sets[modality]]
-            mean = np.mean(values).item() if all(map(is_loss, values)) else None
+            values = [validated.get((split, modality)) for split in sets[modality]]
+            mean = np.mean(values).item() if all(map(is_finite, values)) else None
             curves.setdefault((VALIDATION, modality), Curve()).add(step, mean)
         for name, value in found:
-            if name.startswith(LOSS) and is_loss(value):
+            if name.startswith(LOSS) and is_finite(value):
                 since.setdefault(name.removeprefix(LOSS), []).append(value)
         if step >= due if every else step in own:
             for modality, values in since.items():
@@ -84,14 +83,19 @@ def training_steps(rows: list[dict[str, Any]]) -> list[float]:
 
 def _validation_sets(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Return the names of all validation sets that a modality has losses of, by modality."""
-    sets: dict[str, dict[str, None]] = {}
+    sets: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for row in rows for name in row if name.startswith(VAL_LOSS)):
-        split, modality = name.removeprefix(VAL_LOSS).rsplit("/", 1)
-        sets.setdefault(modality, {})[split] = None
-    return {modality: list(splits) for modality, splits in sets.items()}
+        split, modality = _validation_key(name)
+        sets.setdefault(modality, []).append(split)
+    return sets
 
 
-def is_loss(value: Any) -> bool:
+def _validation_key(name: str) -> Key:
+    split, modality = name.removeprefix(VAL_LOSS).rsplit("/", 1)
+    return split, modality
+
+
+def is_finite(value: Any) -> bool:
     """Return whether a value is a finite number."""
     try:
         return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from plait.compare.curves import LOSS, TRAINING, VAL_LOSS, VALIDATION, Curve, Key, curves_of, is_loss, training_steps
+from plait.compare.curves import LOSS, TRAINING, VAL_LOSS, VALIDATION, Curve, Key, curves_of, is_finite, training_steps
 from plait.compare.step_matching import match
 from plait.compare.tables import Table, bounded
 from plait.errors import DataError, require
@@ -50,7 +50,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     before, seen = 0, set()
     for number, row in enumerate(rows, start=1):
         where, step = f"{str(path)!r}, row {number}", row.get("step")
-        if not is_loss(step) or step < 0:
+        if not is_finite(step) or step < 0:
             raise DataError(f"{where}: it has no number 'step' of at least 0" + (f", but {step!r}" if step else ""))
         if step < before:
             raise DataError(f"{where}: step {step} comes after {before}, but steps may not fall")
@@ -60,7 +60,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
             if name.startswith(VAL_LOSS) and (step, name) in seen:
                 raise DataError(f"{where}: it is the second {name!r} of step {step}")
             seen.add((step, name))
-    if not any(is_loss(value) for row in rows for name, value in row.items() if name.startswith((LOSS, VAL_LOSS))):
+    if not any(is_finite(value) for row in rows for name, value in row.items() if name.startswith((LOSS, VAL_LOSS))):
         raise DataError(f"{str(path)!r}: it has neither 'val_loss/<set>/<modality>' nor 'loss/<modality>'")
     return rows
 

@@ -232,13 +232,14 @@ class StudyRun:
 
 def _same_data(path: Path, digest: str) -> str:
     """Return the digest of the data, and write it down; raises ConfigError where runs were begun on other data."""
-    known = read_json(path, "digest of data")["data"] if path.exists() else digest
+    if not path.exists():
+        write_json(path, {"data": digest})
+    known = read_json(path, "digest of data")["data"]
     if known != digest:
         raise ConfigError(
             f"data.path: its documents have the digest {digest}, but the runs in {str(path.parent)!r} read others "
             f"({known}), so that they could not be matched; take the old data or another --out, or remove that folder"
         )
-    write_json(path, {"data": digest})
     return digest
 
 
