@@ -1,6 +1,7 @@
 """What a run measures: norms by tower, operations against the peak, shares and loads, the row and the bar's text."""
 
 import dataclasses
+import json
 import time
 
 import pytest
@@ -64,6 +65,14 @@ def test_the_share_of_the_peak_is_that_of_the_formula(rng, monkeypatch):
     assert (row["loss/text"], row["loss/speech"]) == (0.25, 0.5) and "loss/image" not in row
     sizes = dict(zip(model.config.towers, batch.routing.sizes, strict=True))
     assert row["token_share/image"] == pytest.approx(sizes["image"] / batch.num_tokens)
+    with measures.paused():
+        now[0] = 112.0  # a validation
+    begun = json.loads(json.dumps(measures.state()))
+    assert measures.row() == row
+    now[0] = 1000.0
+    resumed = Measures(model, TrainConfig(peak_tflops=2e-6), CPU)
+    resumed.restart(begun)
+    assert resumed.row() == row | {"grad_norm": None}
     measures.restart()
     assert measures.row()["token_share/image"] is None
 

@@ -25,6 +25,7 @@ from plait.objectives.diffusion import corrupt
 from plait.progress import Progress
 from plait.train import checkpoint
 from plait.train.engine import Trainer, TrainingStopped, pick_device
+from plait.train.measures import Measures
 from plait.train.metrics import read_metrics
 from plait.train.optim import learning_rate, make_optimizer
 
@@ -66,16 +67,34 @@ def stopped_at(trainer: Trainer, step: int) -> None:
         trainer.run()
 
 
+@pytest.mark.parametrize("log_every", [1, 5])  # the stops lie between two rows, too
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_resumed_equals_uninterrupted_bit_for_bit(optimizer, folder, tmp_path):
-    whole = Trainer(config_for(folder, tmp_path / "whole", optimizer=optimizer)).run()
+def test_resumed_equals_uninterrupted_bit_for_bit(optimizer, log_every, folder, tmp_path):
+    settings = {"optimizer": optimizer, "log_every": log_every}
+    whole = Trainer(config_for(folder, tmp_path / "whole", **settings)).run()
     for stop_at in (4, 6):
-        stopped_at(Trainer(config_for(folder, tmp_path / "cut", optimizer=optimizer)), stop_at)
-    resumed = Trainer(config_for(folder, tmp_path / "cut", optimizer=optimizer)).run()
+        stopped_at(Trainer(config_for(folder, tmp_path / "cut", **settings)), stop_at)
+    resumed = Trainer(config_for(folder, tmp_path / "cut", **settings)).run()
     for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     assert losses(tmp_path / "whole") == losses(tmp_path / "cut")
-    assert Trainer(config_for(folder, tmp_path / "cut", optimizer=optimizer)).finished
+    assert Trainer(config_for(folder, tmp_path / "cut", **settings)).finished
+
+
+def test_a_row_holds_all_steps_since_the_last_one_whatever_lies_between(folder, tmp_path, monkeypatch):
+    steps, stepped = [], Measures.stepped
+
+    def counted(self, sums, counts, *others, **named):
+        steps.append((float(sums[0]), counts[0]))
+        stepped(self, sums, counts, *others, **named)
+
+    monkeypatch.setattr(Measures, "stepped", counted)
+    Trainer(config_for(folder, tmp_path, log_every=4, validate_every=2)).run()
+    rows = {row["step"]: row["loss/text"] for row in read_metrics(tmp_path / "metrics.jsonl") if "loss/text" in row}
+    assert sorted(rows) == [1, 4, 8]
+    for first, last in ((0, 1), (1, 4), (4, 8)):
+        total, count = map(sum, zip(*steps[first:last], strict=True))
+        assert rows[last] == pytest.approx(total / count, rel=1e-6)
 
 
 def test_a_damaged_checkpoint_is_passed_over(folder, tmp_path):

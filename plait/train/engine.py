@@ -91,6 +91,8 @@ class RunState:
     seconds: float = 0.0
     loader: dict[str, Any] | None = None
     skipped_steps: int = 0
+    measures: dict[str, Any] | None = None
+    """The row of the log that is begun (rank 0's, which writes it)."""
 
 
 class Trainer:
@@ -191,7 +193,7 @@ class Trainer:
         loader = self._loader(self.state.loader)
         batches = iter(loader)
         measures = self.measures
-        measures.restart()
+        measures.restart(self.state.measures)
         with contextlib.closing(batches), self.progress.stage("train", total=1.0) as bar:
             bar.resume(self.share_done)
             self._begun = time.monotonic() - self.state.seconds
@@ -206,13 +208,12 @@ class Trainer:
                     measures.restart()
                 if step % train.validate_every == 0 or last:
                     self.watchdog.at(step, "validation")
-                    self._validate(log)
-                    measures.restart()  # its time is not training time
+                    with measures.paused():
+                        self._validate(log)
                 if self.on_sample and train.sample_every and (step % train.sample_every == 0 or last):
                     self.watchdog.at(step, "samples")
-                    with self.averaged():
+                    with measures.paused(), self.averaged():
                         self.on_sample(self.model, step)
-                    measures.restart()
                 if last or self._stopping or self._time_to_save(step):
                     self.watchdog.at(step, "checkpoint")
                     self._save()
@@ -367,6 +368,7 @@ class Trainer:
 
     def _save(self) -> None:
         self._count_skipped()
+        self.state.measures = self.measures.state()
         state = {"step": self.state.step, "run": dict(vars(self.state)), "config": to_dict(self.config)}
         self.checkpoints.save(self.model, self.optimizer, state, averages=self.averages)
         self._saved_at = self.state.seconds

@@ -3,8 +3,9 @@
 Numbers of the device stay there until a row is written; everything else is counted on the host.
 """
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -31,15 +32,36 @@ class Measures:
         self.peak = peak_flops(config, device)
         self.restart()
 
-    def restart(self) -> None:
-        """Begin anew: what comes now belongs to the next row."""
-        self._started, self._waited = time.monotonic(), 0.0
-        names = self.model.config.layout.names
-        self._sums, self._counts = torch.zeros(len(names), device=self.device), [0.0] * len(names)
-        self._tokens, self._operations = 0, 0.0
-        self._rows = [0] * len(self.model.config.towers)
+    def restart(self, begun: Mapping[str, Any] | None = None) -> None:
+        """Begin a row anew, or go on with the one that was ``begun`` when `state` returned it."""
+        names, towers = self.model.config.layout.names, self.model.config.towers
+        nothing = {"seconds": 0.0, "waited": 0.0, "sums": [0.0] * len(names), "counts": [0.0] * len(names),
+                   "tokens": 0, "operations": 0.0, "rows": [0] * len(towers)}  # fmt: skip
+        row = begun or nothing
+        self._started, self._waited = time.monotonic() - row["seconds"], row["waited"]
+        self._sums, self._counts = torch.tensor(row["sums"], device=self.device), list(row["counts"])
+        self._tokens, self._operations, self._rows = row["tokens"], row["operations"], list(row["rows"])
         self._looked: dict[str, Tensor] = {}
         self._norm: Tensor | None = None
+
+    def state(self) -> dict[str, Any]:
+        """Return what the row that is begun holds so far, for a checkpoint; here the host waits for the device."""
+        return {
+            "seconds": time.monotonic() - self._started,
+            "waited": self._waited,
+            "sums": self._sums.tolist(),
+            "counts": self._counts,
+            "tokens": self._tokens,
+            "operations": self._operations,
+            "rows": self._rows,
+        }
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Enter a context whose time is not training time."""
+        began = time.monotonic()
+        yield
+        self._started += time.monotonic() - began
 
     def read(self, batch: Batch, waited: float) -> None:
         """Count a batch on the host, and the seconds that the step waited for it."""
