@@ -184,7 +184,6 @@ def make_codec(name: str, blocks: list[tuple[str, int, int]], num_threads: int) 
                       progress=lambda share, text: _report_share(name, share, text))  # fmt: skip
         torch.set_num_threads(1)
         save_codec(codec, codec_folder(_worker.setup.folder, name))
-    _report_share(name, 1.0, "done")
     return broken
 
 
