@@ -149,7 +149,8 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("study", nargs="?", default="", help="a study's YAML file, or a shipped study's name")
     step.add_argument("--arms", type=_listed, default=[], metavar="A,B", help="only these arms (default: all)")
     step.add_argument("--seeds", type=_numbers, default=[], metavar="0,1", help="only these seeds (default: all)")
-    step.add_argument("--out", default="", help="folder of data, runs and results (default: the study's)")
+    step.add_argument("--out", default="", help="folder of data, runs and results (default: the study's); with "
+                      "--from-logs of the page, its figures and results.json (default: none are written)")  # fmt: skip
     step.add_argument("--plan", action="store_true", help="show sizes, FLOPs and steps, check them, and train nothing")
     step.add_argument("--rates", default="", metavar="FOLDER",
                       help="take the trials of learning rates that FOLDER/study_logs keeps, and do not run them again; "
@@ -209,7 +210,7 @@ COMPARE_EXAMPLES = """examples:
   plait compare chameleon --analyse                  (activations, attention and gradients of what is finished)
   plait compare chameleon --conclude docs            (keep its logs, and judge the claims anew)
   plait compare --conclude docs                      (judge them from the logs that are kept)
-  plait compare --from-logs dense.jsonl mine.jsonl --warmup 100"""
+  plait compare --from-logs dense.jsonl mine.jsonl --warmup 100 --out match     (a table, and a page with figures)"""
 
 
 PLAN_EXAMPLES = """examples:

@@ -58,14 +58,18 @@ def compare(chosen) -> None:
     from plait.shipped import config_path, study_path
 
     if chosen.from_logs:
-        from plait.compare.logs import compare_logs
+        from plait.compare.logs import match_logs, write_match
+        from plait.compare.tables import tables
 
         named = {"a study": chosen.study, "--conclude": chosen.conclude, "--rates": chosen.rates, "--plan": chosen.plan,
-                 "--analyse": chosen.analyse, "--arms": chosen.arms, "--seeds": chosen.seeds, "--out": chosen.out,
+                 "--analyse": chosen.analyse, "--arms": chosen.arms, "--seeds": chosen.seeds,
                  "settings": chosen.overrides}  # fmt: skip
         for name in (name for name, value in named.items() if value):
             raise ConfigError(f"command line: --from-logs stands in place of a study, leave out {name}")
-        return _print_table(*compare_logs(chosen.from_logs, warmup=chosen.warmup))
+        matched = match_logs(chosen.from_logs, warmup=chosen.warmup)
+        for table in tables(matched.results):
+            _print_table(*table)
+        return print(f"page: {write_match(matched, Path(chosen.out))}") if chosen.out else None
     if not chosen.study and (chosen.rates or not chosen.conclude):
         raise ConfigError("command line: plait compare needs a study, --conclude or --from-logs")
     study = chosen.study and load_study(study_path(chosen.study), find_base=config_path, out=chosen.out,
@@ -176,7 +180,9 @@ def _print_table(title: str, note: str, header: list[str], rows: list[list[str]]
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(*header, title=title, caption=note, box=None, title_justify="left", caption_justify="left")
+    table = Table(title=title, caption=note, box=None, title_justify="left", caption_justify="left")
+    for name in header:
+        table.add_column(name, overflow="fold")  # nothing that is read is cut off
     for row in rows:
         table.add_row(*row)
     console = Console()

@@ -13,7 +13,7 @@ from plait.compare import conclude as conclude_module
 from plait.compare.claims import ALL_SEEDS, Figure, Row, Value, _verdict, judge, read_claims
 from plait.compare.conclude import conclude, open_questions
 from plait.compare.kept import keep, kept_analyses, kept_records
-from plait.compare.logs import compare_logs
+from plait.compare.logs import match_logs
 from plait.compare.results import gather
 from plait.compare.tables import tables
 from plait.errors import ConfigError, DataError
@@ -215,8 +215,8 @@ def test_kept_logs_hold_what_results_are_made_of(tmp_path):
             assert again.curves[run][key].steps == curve.steps
             assert again.curves[run][key].losses == pytest.approx(curve.losses, rel=1e-5)
     assert step not in again.curves["mot", 1]["validation", "image"].steps
-    (title, _, _, rows) = compare_logs([str(folder / "dense-0.jsonl"), str(folder / "mot-0.jsonl")], warmup=100)
-    assert "dense-0.jsonl" in title and len(rows) == 8
+    matched = match_logs([str(folder / "dense-0.jsonl"), str(folder / "mot-0.jsonl")], warmup=100)
+    assert matched.arms == ["dense-0", "mot-0"] and len(matched.results["matches"]) == 8
     assert {r["seed"] for r in kept_analyses(study, tmp_path)["components"]} == {0}
 
 
@@ -253,11 +253,18 @@ def test_mistakes_in_claims_are_named(tmp_path, change, sentence):
         judge(claims, {"chameleon": gather(study, fake_records(study, arms=["dense", "mot"]))}, float)
 
 
-def test_the_committed_results_are_those_of_the_committed_logs(folder):
-    """And the rules are kept: what verdicts ask for is said, and no claim without a run has a number."""
+@pytest.fixture(scope="module")
+def concluded(tmp_path_factory):
+    """A folder with the committed logs, and what is made of them; and what the rules still ask for."""
+    folder = tmp_path_factory.mktemp("docs")
     shutil.copy(DOCS / "claims.yaml", folder)
     shutil.copytree(DOCS / "study_logs", folder / "study_logs")
-    _, still_open = conclude(folder, shipped)
+    return folder, conclude(folder, shipped)[1]
+
+
+def test_the_committed_results_are_those_of_the_committed_logs(concluded):
+    """And the rules are kept: what verdicts ask for is said, and no claim without a run has a number."""
+    folder, still_open = concluded
     assert still_open == []
     mine, committed = (json.loads((where / "results.json").read_text()) for where in (folder, DOCS))
     for found in (mine, committed):  # a difference in the last bits is no other result
@@ -268,6 +275,18 @@ def test_the_committed_results_are_those_of_the_committed_logs(folder):
     for claim in committed["claims"]:
         figures = [r for r in committed["rows"] if r["number"] == claim["number"]]
         assert figures and (claim["verdict"] != "reproduced" or all(r["verdict"] == "reproduced" for r in figures))
+
+
+@pytest.mark.parametrize("study", CLAIMS.studies)
+def test_the_pages_of_the_committed_studies_are_whole(concluded, browser, study):
+    page = concluded[0] / "pages" / f"{study}.html"
+    browser.open(page)
+    browser.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert browser.problems() == []
+    drawn = browser.run("""[...document.querySelectorAll("figure.chart")].filter(f => f.offsetParent)
+        .map(f => f.querySelectorAll(".line, .dot, .bar").length)""")
+    assert len(drawn) >= 5 and min(drawn) > 0
+    assert "NaN" not in browser.run("document.querySelector('main').innerHTML")
 
 
 def test_the_ten_claims_are_all_there():

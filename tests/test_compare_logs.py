@@ -7,7 +7,7 @@ import pytest
 
 from plait.cli import main
 from plait.compare.curves import Curve, curves_of, final_losses, read_curves, score, step_seconds
-from plait.compare.logs import compare_logs, read_log
+from plait.compare.logs import match_logs, read_log
 from plait.errors import DataError
 
 
@@ -21,21 +21,27 @@ def log(path, speed: float, *, names=("val_loss/held out/text", "loss/text")) ->
     return write(path, rows)
 
 
+def matches(logs, **how) -> list[dict]:
+    return match_logs(logs, **how).results["matches"]
+
+
 def test_twice_as_fast_is_half(tmp_path, capsys):
     dense, mine = log(tmp_path / "dense.jsonl", 1), log(tmp_path / "mine.jsonl", 2)
-    rows = compare_logs([dense, mine, dense])[3]
-    assert [row[1:4] for row in rows[:3]] == [
-        ["held out", "text", "0.500"], ["validation", "text", "0.500"], ["training", "text", "0.500"]
-    ]  # fmt: skip
-    assert {row[3] for row in rows[3:]} == {"1.000"}
+    rows = matches([dense, mine, dense])
+    assert [(row["arm"], row["split"], row["modality"], row["steps_ratio"]) for row in rows[:3]] == [
+        ("mine", split, "text", pytest.approx(0.5, abs=1e-9)) for split in ("held out", "validation", "training")
+    ]
+    assert {(row["arm"], row["steps_ratio"]) for row in rows[3:]} == {("dense (3)", 1.0)}
     assert main(["compare", "--from-logs", dense, mine, "--warmup", "100"]) == 0
-    assert "0.500" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "0.500" in out and "FLOPs" not in out.split("modality")[1].splitlines()[0]
 
 
 def test_training_losses_alone_do(tmp_path):
     logs = [log(tmp_path / f"{speed}.jsonl", speed, names=["loss/image"]) for speed in (2, 1)]
-    (row,) = compare_logs(logs)[3]
-    assert row[1:3] == ["training", "image"] and row[3].startswith("≥ ") and row[5] == "0.500"
+    (row,) = matches(logs)
+    assert (row["split"], row["modality"], row["steps_ratio_is_bound"]) == ("training", "image", True)
+    assert row["reverse_ratio"] == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize(
@@ -72,19 +78,20 @@ def test_training_losses_are_means_over_as_many_steps_in_every_log(tmp_path, rng
     validated = [row | ({"val_loss/seen/text": 1.0} if row["step"] % 200 == 0 else {}) for row in plain]
     logs = [write(tmp_path / f"{n}.jsonl", r) for n, r in enumerate([plain, validated, plain[:200]])]
     for pair in (logs[:2], logs[1::-1]):
-        (row,) = compare_logs(pair)[3]
-        assert row[1:6] == ["training", "text", "1.000", "1.000", "1.000"]
-    assert int(compare_logs([logs[1], logs[0]])[3][0][6]) > 15  # the longer log is not cut where a shorter one ends
-    assert int(compare_logs([logs[1], logs[0], logs[2]])[3][0][6]) > 15
+        (row,) = matches(pair)
+        assert (row["split"], row["modality"]) == ("training", "text")
+        assert [row[name] for name in ("steps_ratio", "end_ratio", "reverse_ratio")] == [1.0, 1.0, 1.0]
+    assert matches([logs[1], logs[0]])[0]["points"] > 15  # the longer log is not cut where a shorter one ends
+    assert matches([logs[1], logs[0], logs[2]])[0]["points"] > 15
 
 
 def test_means_of_other_validation_sets_are_not_matched(tmp_path):
     names = {"a": ["val_loss/a/text"], "ab": ["val_loss/a/text", "val_loss/b/text"], "b": ["val_loss/b/text"]}
     logs = {key: log(tmp_path / f"{key}.jsonl", 1, names=mine) for key, mine in names.items()}
-    assert [row[1] for row in compare_logs([logs["a"], logs["ab"]])[3]] == ["a"]
-    assert [row[1] for row in compare_logs([logs["ab"], logs["ab"]])[3]] == ["a", "b", "validation"]
+    assert [row["split"] for row in matches([logs["a"], logs["ab"]])] == ["a"]
+    assert [row["split"] for row in matches([logs["ab"], logs["ab"]])] == ["a", "b", "validation"]
     with pytest.raises(DataError, match="it has a/text, validation/text, not b/text, validation/text"):
-        compare_logs([logs["b"], logs["a"]])
+        match_logs([logs["b"], logs["a"]])
 
 
 def test_a_mean_needs_all_sets(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fake_study import fake_analyses, fake_records, shipped
 
+from plait.cli import main
 from plait.compare.analysis_charts import analysis_charts
 from plait.compare.charts import Chart, Panel, Series, charts
 from plait.compare.figures import draw_figures
@@ -23,8 +24,9 @@ def page(tmp_path_factory) -> Path:
     study = shipped("scale", tmp_path_factory.mktemp("study"))
     study.config.about += HOSTILE
     found = gather(study, fake_records(study))
-    write_results(found)
-    return write_page(found, charts(found) + analysis_charts(found, fake_analyses(study, ["dense", "mot"])))
+    write_results(found, study.results)
+    drawn = charts(found) + analysis_charts(found, fake_analyses(study, ["dense", "mot"]))
+    return write_page(found, drawn, study.results / "study.html")
 
 
 def show(browser, page: Path, **how) -> None:
@@ -33,7 +35,7 @@ def show(browser, page: Path, **how) -> None:
     browser.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
-def hover(browser, figure: str, across: float, down: float = 0.5) -> str:
+def hover(browser, figure: str, across: float = 0.5, down: float = 0.5) -> str:
     """Move the pointer over a figure's first panel and return what is shown there."""
     box = browser.run(f"""(() => {{ const plot = document.querySelector("#{figure} .plot");
         plot.scrollIntoView({{block: "center"}}); const r = plot.getBoundingClientRect();
@@ -126,3 +128,24 @@ def test_every_chart_is_drawn_as_png(tmp_path):
 def test_nothing_is_drawn_of_nothing():
     study = shipped("scale")
     assert charts(gather(study, fake_records(study, arms=["none"]))) == []
+
+
+def test_logs_of_other_trainers_have_a_page(browser, tmp_path, capsys):
+    """Names that such logs bring are text, and their files stay in the folder."""
+    hostile = f"../{HOSTILE}"
+    for name, speed in (("dense", 1), ("mine", 2)):
+        loss_of = {"loss/text": 8, f"val_loss/{hostile}/text": 4}
+        rows = [{"step": t} | {key: top - t * speed / 512 for key, top in loss_of.items()} for t in range(0, 1001, 50)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    logs = [str(tmp_path / f"{name}.jsonl") for name in ("dense", "mine")]
+    assert main(["compare", "--from-logs", *logs, "--out", str(tmp_path / "match")]) == 0
+    page = tmp_path / "match" / "logs.html"
+    assert f"page: {page}" in capsys.readouterr().out
+    show(browser, page)
+    assert browser.problems() == []
+    titles = browser.run("[...document.querySelectorAll('h2')].map(e => e.textContent)")
+    assert titles == ["Steps for the same loss", "Losses", "Step matching"]
+    assert "mine" in hover(browser, "losses_training") and "0.5" in hover(browser, "steps", 0.3)
+    written = {p.name for p in (tmp_path / "match").iterdir()}
+    assert {"results.json", "results.md", "logs.html", "losses_training.png", "matching_training.png"} <= written
+    assert {p.name for p in tmp_path.iterdir()} == {"dense.jsonl", "mine.jsonl", "match"}

@@ -51,7 +51,8 @@ def folders(tmp_path_factory):
 
 
 def study_of(name: str, folders: dict):
-    path = folders["latents" if name == "transfusion" else "tokens"]
+    is_latents = shipped(name).base_config().model.modalities["image"].codec == LATENTS["codec"]
+    path = folders["latents" if is_latents else "tokens"]
     return load_study(study_path(name), overrides=[f"data.path={path}", *SPEED])
 
 
@@ -87,7 +88,7 @@ def test_all_comparisons_are_there():
         "leave_one_out": "mot text_alone image_alone speech_alone",
         "hybrid": "mot hybrid hybrid_causal",
         "scale": "dense mot dense_48 mot_48 dense_64 mot_64 dense_128 mot_128",
-        "bigger_dense": "dense_48 mot",
+        "bigger_dense": "dense_48 dense mot",
     }
     for name, arms in asked.items():
         assert set(arms.split()) <= set(shipped(name).config.arms), name

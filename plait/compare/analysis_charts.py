@@ -40,7 +40,7 @@ def _separation(found: Found, rows: list[dict[str, Any]]) -> Chart:
 
 def _components(found: Found, rows: Rows) -> list[Chart]:
     """One figure an arm (the paper's figure 2b): a panel a layer, a colour a modality; of the lowest seed."""
-    names, drawn = list(found.study.base_config().model.modalities), []
+    names, drawn = list(found.units), []
     for arm in dict.fromkeys(r["arm"] for r in rows["components"]):
         mine = [r for r in rows["components"] if r["arm"] == arm]
         seed = min(r["seed"] for r in mine)

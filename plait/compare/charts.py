@@ -6,15 +6,18 @@ One description serves both, and the CSV that the page offers, so that they cann
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import quote
 
 import numpy as np
 
 from plait.compare.curves import TRAINING, VALIDATION, Curve
-from plait.compare.results import Found
+from plait.compare.results import Matched
 from plait.compare.tables import bounded
 
 NEUTRAL = -1
 """The colour of what belongs to no arm."""
+LONGEST_NAME = 100
+"""Characters of a set's name in the name of a file."""
 
 
 @dataclass
@@ -64,7 +67,7 @@ class Chart:
     panels: list[Panel]
 
 
-def charts(found: Found) -> list[Chart]:
+def charts(found: Matched) -> list[Chart]:
     """Return the figures of losses, step matching and scaling, as far as there are figures for them."""
     drawn = [_bars(found)]
     drawn += [_losses(found, split) for split in (VALIDATION, TRAINING)]
@@ -75,9 +78,9 @@ def charts(found: Found) -> list[Chart]:
     return [chart for chart in drawn if chart.panels]
 
 
-def colour_of(found: Found, arm: str) -> int:
+def colour_of(found: Matched, arm: str) -> int:
     """Return the colour of an arm, the same one in all figures."""
-    return list(found.study.config.arms).index(arm)
+    return found.arms.index(arm)
 
 
 def words(split: str) -> str:
@@ -85,12 +88,12 @@ def words(split: str) -> str:
     return {VALIDATION: "mean over the validation sets", TRAINING: "training"}.get(split, split.replace("_", " "))
 
 
-def _in_order(found: Found, names: Iterable[str]) -> list[str]:
+def _in_order(found: Matched, names: Iterable[str]) -> list[str]:
     names = set(names)
-    return [m for m in found.study.base_config().model.modalities if m in names]
+    return [m for m in found.units if m in names]
 
 
-def _bars(found: Found) -> Chart:
+def _bars(found: Matched) -> Chart:
     panels = []
     for split in (VALIDATION, TRAINING):
         rows = [m for m in found.results["matches"] if m["split"] == split and m["steps_ratio"] is not None]
@@ -110,25 +113,24 @@ def _bars(found: Found) -> Chart:
     return Chart("steps", "Steps for the same loss", "Steps for the same loss, by modality", note, panels)
 
 
-def _against(found: Found, rows: list[dict[str, Any]]) -> str:
+def _against(found: Matched, rows: list[dict[str, Any]]) -> str:
     names = {m["against"] for m in rows}
     return f"{names.pop()}'s" if len(names) == 1 else "the other arm's"
 
 
-def _losses(found: Found, split: str) -> Chart:
+def _losses(found: Matched, split: str) -> Chart:
     """Loss over steps: a panel a modality, a line an arm, with the range over seeds as a band."""
-    records = found.study.base_config().model.modalities
     modalities = _in_order(found, (m for curves in found.curves.values() for s, m in curves if s == split))
     panels = []
     for modality in modalities:
-        unit = "squared error" if records[modality].objective == "diffusion" else "nats a token"
+        unit = f" ({found.units[modality]})" if found.units[modality] else ""
         kind = "training" if split == TRAINING else "validation"
         series = []
         for arm in dict.fromkeys(arm for arm, _ in found.curves):
             mine = [c[split, modality] for (a, _), c in found.curves.items() if a == arm and (split, modality) in c]
             series += _over_seeds(arm, mine, colour_of(found, arm))
         shown = [y for s in series for y in s.y]
-        panels.append(Panel(modality, "training step", f"{kind} loss ({unit})", series, y_range=_zoom(shown)))
+        panels.append(Panel(modality, "training step", f"{kind} loss{unit}", series, y_range=_zoom(shown)))
     note = "Band: lowest and highest seed. The first, highest losses lie outside, so that the arms can be told apart."
     return Chart(f"losses_{split}", "Losses", f"Loss, {words(split)}", note, [p for p in panels if p.series])
 
@@ -151,7 +153,7 @@ def _zoom(losses: list[float]) -> list[float] | None:
     return [low - margin, high + margin]
 
 
-def _matching(found: Found, split: str) -> Chart:
+def _matching(found: Matched, split: str) -> Chart:
     """The steps that an arm needs over those of the other one, and each slope."""
     pairs = [p for p in found.pairs if p.split == split and any(m.steps for m in p.matches.values())]
     slopes = {(m["arm"], m["modality"]): m for m in found.results["matches"] if m["split"] == split}
@@ -175,16 +177,17 @@ def _matching(found: Found, split: str) -> Chart:
         panels.append(Panel(modality, label, "step at the same loss", series, [0, 1.02 * end], [0, 1.03 * top]))
     note = "A point is a loss: when the one arm reaches it, and when the other does. Hollow: not reached."
     section = "Step matching" if split in (VALIDATION, TRAINING) else "Step matching on each validation set"
-    return Chart(f"matching_{split}", section, f"Step matching, {words(split)}", note, panels)
+    name = f"matching_{quote(split, safe='')[:LONGEST_NAME]}"  # a file's; the sets of other trainers have any name
+    return Chart(name, section, f"Step matching, {words(split)}", note, panels)
 
 
-def _scaling(found: Found) -> Chart:
+def _scaling(found: Matched) -> Chart:
     """Final loss over the operations of a run, with each family's law and where it is extrapolated."""
     rows, panels = found.results["scaling"], []
     split = VALIDATION if any(r["split"] == VALIDATION for r in rows["points"]) else TRAINING
     for modality in _in_order(found, (r["modality"] for r in rows["points"])):
         series = []
-        for colour, family in enumerate(found.study.config.scaling):
+        for colour, family in enumerate(dict.fromkeys(r["family"] for r in rows["points"])):
             points, lines = ([r for r in rows[kind] if (r["family"], r["split"], r["modality"])
                               == (family, split, modality)] for kind in ("points", "lines"))  # fmt: skip
             if points:

@@ -1,19 +1,23 @@
 """`plait compare --from-logs`: step matching of runs that any trainer logged, as JSON lines (docs/compare.md)."""
 
 import itertools
+import os
 import reprlib
 import statistics
 from pathlib import Path
 from typing import Any
 
+from plait.compare.charts import charts
 from plait.compare.curves import LOSS, TRAINING, VAL_LOSS, VALIDATION, Curve, Key, curves_of, is_finite, training_steps
-from plait.compare.step_matching import match
-from plait.compare.tables import Table, bounded
+from plait.compare.figures import draw_figures
+from plait.compare.page import write_page
+from plait.compare.records import Records
+from plait.compare.results import NOTHING, Matched, match_curves, match_row, write_results
 from plait.errors import DataError, require
 from plait.train.metrics import read_jsonl
 
 
-def compare_logs(paths: list[str], *, warmup: int = 0) -> Table:
+def match_logs(paths: list[str], *, warmup: int = 0) -> Matched:
     """Match every log with the first one, on all curves that both have.
 
     Training losses are means over as many steps in all logs, as a mean over fewer has more noise, and so lower minima.
@@ -22,26 +26,52 @@ def compare_logs(paths: list[str], *, warmup: int = 0) -> Table:
     if len(paths) < 2:
         raise DataError(f"--from-logs: {len(paths)} logs were given, it must be at least two, the reference first")
     require(warmup >= 0, "--warmup", warmup, "at least 0")
-    logs = [(path, read_log(path)) for path in paths]
-    every = max(_spacing(rows) for _, rows in logs)
-    reference, *others = [(path, curves_of(rows, every)) for path, rows in logs]
-    rows = []
-    for path, curves in others:
-        common = [key for key in reference[1] if _is_common(key, reference[1], curves)]
+    logs = [read_log(path) for path in paths]
+    every = max(map(_spacing, logs))
+    names = _short_names(paths)
+    curves = {name: curves_of(rows, every) for name, rows in zip(names, logs, strict=True)}
+    first, *others = names
+    pairs = []
+    for name, path in zip(others, paths[1:], strict=True):
+        common = [key for key in curves[first] if _is_common(key, curves[first], curves[name])]
         if not common:
             raise DataError(
-                f"--from-logs: {path!r} has no curve of {reference[0]!r}, it has {_names(curves)}, not "
-                f"{_names(reference[1])}"
+                f"--from-logs: {path!r} has no curve of {paths[0]!r}, it has {_names(curves[name])}, not "
+                f"{_names(curves[first])}"
             )
-        rows += [_row(path, key, reference[1][key], curves[key], warmup) for key in common]
-    if all(row[LEVELS] == "0" for row in rows):
+        pairs += [match_curves(name, first, key, {0: (curves[name][key], curves[first][key])}, warmup)
+                  for key in common]  # fmt: skip
+    if not any(match.points for pair in pairs for match in pair.matches.values()):
         raise DataError(f"--from-logs: no loss after the warm-up of {warmup} steps can be matched, log more points")
-    header = ["log", "set", "modality", "steps", "at the end", "reverse", "levels", "censored", "early"]
-    return f"Against {reference[0]}", "", header, rows
+    modalities = dict.fromkeys(modality for found in curves.values() for _, modality in found)
+    results = NOTHING | {
+        "study": "logs",
+        "about": f"Which share of the steps of {first} does another run need for the same loss?",
+        "warmup_steps": warmup,
+        "logs": names,
+        "matches": [match_row(pair, Records()) for pair in pairs],
+    }
+    runs = {(name, 0): found for name, found in curves.items()}
+    facts = f"{len(paths)} logs · losses of the first {warmup:,} steps are no levels"
+    return Matched(names, dict.fromkeys(modalities, ""), runs, pairs, results, facts)
 
 
-LEVELS = 6
-"""The column of the levels that count."""
+def write_match(matched: Matched, folder: Path) -> Path:
+    """Write results.json, results.md, the figures and logs.html into a folder, and return the page."""
+    write_results(matched, folder)
+    drawn = charts(matched)
+    draw_figures(drawn, folder)
+    return write_page(matched, drawn, folder / "logs.html")
+
+
+def _short_names(paths: list[str]) -> list[str]:
+    """Return what tells the logs apart: their paths from the folder that they share, numbered where one comes twice."""
+    shared = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
+    names: list[str] = []
+    for number, path in enumerate(paths, start=1):
+        name = os.path.relpath(path, shared).removesuffix(".jsonl")
+        names.append(f"{name} ({number})" if name in names else name)
+    return names
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
@@ -93,11 +123,3 @@ def _is_common(key: Key, reference: dict[Key, Curve], other: dict[Key, Curve]) -
 
 def _names(curves: dict[Key, Curve]) -> str:
     return ", ".join(sorted("/".join(key) for key, curve in curves.items() if curve.losses)) or "nothing"
-
-
-def _row(path: str, key: Key, reference: Curve, other: Curve, warmup: int) -> list[str]:
-    there = match(reference.steps, reference.losses, other.steps, other.losses, warmup=warmup)
-    back = match(other.steps, other.losses, reference.steps, reference.losses, warmup=warmup)
-    return [path, key[0].replace("_", " "), key[1], bounded(there.ratio, there.is_bound),
-            bounded(there.end_ratio, there.end_is_bound), bounded(back.ratio, back.is_bound),
-            str(there.points), str(there.censored), str(there.early)]  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.compare.charts import Chart
-from plait.compare.results import Found
+from plait.compare.results import Matched
 from plait.compare.tables import Table, tables
 from plait.files import write_text
 
@@ -25,9 +25,9 @@ LONG = 28
 NUMBER = re.compile(r"(≥ )?[-−]?[\d,]*\.?\d+(e[-+]?\d+)?|–")
 
 
-def write_page(found: Found, charts: list[Chart]) -> Path:
-    """Write ``study.html`` into the study's results and return its path."""
-    results = found.results
+def write_page(matched: Matched, charts: list[Chart], path: Path) -> Path:
+    """Write the page and return its path."""
+    results = matched.results
     by_title = {table[0]: table for table in tables(results)}
     contents = {}
     for title in SECTIONS:
@@ -41,26 +41,16 @@ def write_page(found: Found, charts: list[Chart]) -> Path:
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         f"<style>{_template('study.css')}</style></head><body>"
         f'<header><h1>{name}</h1><p class="lede">{escape(results["about"])}</p>'
-        f'<p class="facts">{escape(_facts(results))}</p>{_navigation(contents)}</header><main>'
+        f'<p class="facts">{escape(matched.facts)}</p>{_navigation(contents)}</header><main>'
         f"{''.join(_section(title, content) for title, content in contents.items())}</main>"
         f"<script>{_template('study.js')}</script></body></html>\n"
     )
-    path = found.study.results / "study.html"
     write_text(path, html)
     return path
 
 
 def _template(name: str) -> str:
     return (TEMPLATES / name).read_text("utf-8")
-
-
-def _facts(results: dict[str, Any]) -> str:
-    """Return one line on what was run."""
-    done = [r for r in results["runs"] if r["status"] == "finished"]
-    budget = results["budget"]
-    each = f"{budget['steps']:,} steps each" if budget["steps"] else f"{budget['flops']:.3g} FLOPs each"
-    facts = [f"{len(results['arms'])} arms", each, f"{len(done)} of {len(results['runs'])} runs finished"]
-    return " · ".join([*facts, *([machine] if (machine := results["machine"].get("cpu", "")) else [])])
 
 
 def _navigation(contents: dict[str, str]) -> str:

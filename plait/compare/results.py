@@ -1,6 +1,7 @@
 """What a study found: step matching and the paper's figures, as plain rows and as tables."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,14 @@ from plait.compare.step_matching import Match, Spread, match
 from plait.compare.study import Study
 from plait.compare.tables import markdown
 from plait.files import write_json, write_text
+
+UNITS = {"next_token": "nats a token", "diffusion": "squared error"}
+"""What the loss of an objective is counted in."""
+
+
+NOTHING = {"arms": [], "tuning": [], "runs": [], "matches": [], "claims": [], "machine": {}, "data": "",
+           "scaling": {"points": [], "fits": [], "lines": [], "savings": []}}  # fmt: skip
+"""results.json of what has no more than its name."""
 
 
 @dataclass
@@ -29,26 +38,39 @@ class Pair:
 
 
 @dataclass
-class Found:
-    """Everything that tables and figures are made from."""
+class Matched:
+    """Runs that were matched: what tables and figures are made from."""
 
-    study: Study
-    records: Records
+    arms: list[str]
+    """All that may come, in order; the place of an arm is its colour."""
+    units: dict[str, str]
+    """What a loss is counted in, by modality, in order."""
     curves: dict[Run, dict[Key, Curve]]
     """By arm and seed, of finished runs only."""
     pairs: list[Pair]
     results: dict[str, Any]
     """What results.json holds."""
+    facts: str
+    """What was run, in a line."""
+
+
+@dataclass
+class Found(Matched):
+    """What a study found."""
+
+    study: Study
+    records: Records
 
 
 def gather(study: Study, records: Records) -> Found:
     """Match what is finished, and return rows."""
     config, base = study.config, study.base_config()
     names = [row["arm"] for row in records.arms]
-    modalities, warmup = list(base.model.modalities), base.train.warmup_steps
-    curves = {key: _in_order(found, modalities) for key, found in records.curves.items()}
+    units = {name: UNITS[m.objective] for name, m in base.model.modalities.items()}
+    warmup = base.train.warmup_steps
+    curves = {key: _in_order(found, units) for key, found in records.curves.items()}
     pairs = [pair for arm in names for pair in _pairs(arm, config.arms[arm].against, curves, warmup)]
-    matches = [_match_row(pair, records) for pair in pairs]
+    matches = [match_row(pair, records) for pair in pairs]
     results = {
         "study": config.name,
         "about": config.about,
@@ -63,10 +85,18 @@ def gather(study: Study, records: Records) -> Found:
         "machine": records.machine,
         "data": records.data,
     }
-    return Found(study, records, curves, pairs, results)
+    return Found(list(config.arms), units, curves, pairs, results, _facts(results), study, records)
 
 
-def _in_order(curves: dict[Key, Curve], modalities: list[str]) -> dict[Key, Curve]:
+def _facts(results: dict[str, Any]) -> str:
+    done = [r for r in results["runs"] if r["status"] == "finished"]
+    budget = results["budget"]
+    each = f"{budget['steps']:,} steps each" if budget["steps"] else f"{budget['flops']:.3g} FLOPs each"
+    facts = [f"{len(results['arms'])} arms", each, f"{len(done)} of {len(results['runs'])} runs finished"]
+    return " · ".join([*facts, *([machine] if (machine := results["machine"].get("cpu", "")) else [])])
+
+
+def _in_order(curves: dict[Key, Curve], modalities: Iterable[str]) -> dict[Key, Curve]:
     """Return the curves with the means of all validation sets first, and modalities as the config has them."""
     splits = list(dict.fromkeys([VALIDATION, TRAINING, *(split for split, _ in curves)]))
     return {(s, m): curves[s, m] for s in splits for m in modalities if (s, m) in curves}
@@ -85,19 +115,23 @@ def _pairs(arm: str, against: str, curves: dict, warmup: int) -> list[Pair]:
     seeds = [s for a, s in curves if a == arm and (against, s) in curves]
     keys = {key: None for s in seeds for key in curves[arm, s]}
     pairs = []
-    for split, modality in keys:
-        mine, theirs = {}, {}
-        for s in seeds:
-            a, b = (curves[name, s].get((split, modality), Curve()) for name in (arm, against))
-            if a.losses and b.losses:
-                mine[s] = match(b.steps, b.losses, a.steps, a.losses, warmup=warmup)
-                theirs[s] = match(a.steps, a.losses, b.steps, b.losses, warmup=warmup)
-        if mine:
-            pairs.append(Pair(arm, against, split, modality, mine, theirs))
-    return pairs
+    for key in keys:
+        by_seed = {s: (curves[arm, s].get(key, Curve()), curves[against, s].get(key, Curve())) for s in seeds}
+        pairs.append(match_curves(arm, against, key, by_seed, warmup))
+    return [pair for pair in pairs if pair.matches]
 
 
-def _match_row(pair: Pair, records: Records) -> dict[str, Any]:
+def match_curves(arm: str, against: str, key: Key, curves: dict[int, tuple[Curve, Curve]], warmup: float) -> Pair:
+    """Match the curves (the arm's, the other one's) of each seed; a seed of which one has no loss is left out."""
+    mine, theirs = {}, {}
+    for seed, (a, b) in curves.items():
+        if a.losses and b.losses:
+            mine[seed] = match(b.steps, b.losses, a.steps, a.losses, warmup=warmup)
+            theirs[seed] = match(a.steps, a.losses, b.steps, b.losses, warmup=warmup)
+    return Pair(arm, against, *key, mine, theirs)
+
+
+def match_row(pair: Pair, records: Records) -> dict[str, Any]:
     found, reverse = list(pair.matches.values()), list(pair.reverse.values())
     steps = Spread.of([m.ratio for m in found], [m.is_bound for m in found])
     spreads = {
@@ -152,9 +186,7 @@ def _claim_row(entry: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, A
     }
 
 
-def write_results(found: Found) -> Path:
-    """Write results.json and results.md into the study's folder of results, and return that folder."""
-    folder = found.study.results
-    write_json(folder / "results.json", found.results)
-    write_text(folder / "results.md", markdown(found.results))
-    return folder
+def write_results(matched: Matched, folder: Path) -> None:
+    """Write results.json and results.md into a folder."""
+    write_json(folder / "results.json", matched.results)
+    write_text(folder / "results.md", markdown(matched.results))

@@ -7,6 +7,9 @@ from plait.compare.curves import TRAINING, VALIDATION
 Table = tuple[str, str, list[str], list[list[str]]]
 """Title, note, header, rows."""
 
+OPTIONAL = ("lowest to highest", "FLOPs", "time", "early")
+"""Columns of step matching that are left out where no row has anything to say."""
+
 
 def tables(results: dict[str, Any]) -> list[Table]:
     """Return all tables that have rows."""
@@ -76,7 +79,7 @@ def _claims_table(results: dict) -> Table:
 
 def _matches_tables(results: dict) -> list[Table]:
     header = ["arm", "against", "set", "modality", "steps", "lowest to highest", "at the end", "reverse", "FLOPs",
-              "time", "levels", "censored", "seeds"]  # fmt: skip
+              "time", "levels", "censored", "early", "seeds"]  # fmt: skip
     whole, single = [], []
     for m in results["matches"]:
         keys = ("end_ratio", "reverse_ratio", "flops_ratio", "time_ratio")
@@ -84,11 +87,16 @@ def _matches_tables(results: dict) -> list[Table]:
                bounded(m["steps_ratio"], m["steps_ratio_is_bound"]),
                interval(m["steps_ratio_low"], m["steps_ratio_high"], m["seeds"]),
                *(bounded(m[k], m[f"{k}_is_bound"]) for k in keys), str(m["points"]), str(m["censored"]),
-               str(m["seeds"])]  # fmt: skip
+               str(m["early"]), str(m["seeds"])]  # fmt: skip
         (whole if m["split"] in (TRAINING, VALIDATION) else single).append(row)
     note = ("The share of the other arm's steps (FLOPs, time) that an arm needs for the same loss; ≥ where it did not "
             "reach some of the levels. Reverse: the share of this arm's steps that the other one needs. Levels, and "
             "those that are censored, are counted over all seeds.")  # fmt: skip
+    empty = [i for i, name in enumerate(header)
+             if name in OPTIONAL and all(row[i] in ("–", "0") for row in [*whole, *single])]  # fmt: skip
+    header, *both = [[cell for i, cell in enumerate(row) if i not in empty] for row in [header, *whole, *single]]
+    note += " Early: passed before the first evaluation, and left out." if "early" in header else ""
+    whole, single = both[: len(whole)], both[len(whole) :]
     return [("Step matching", note, header, whole), ("Step matching on each validation set", "", header, single)]
 
 

@@ -82,13 +82,14 @@ def write_down(run: StudyRun) -> Path:
     Returns the page.
     """
     found, analyses = gather(run.study, read_records(run)), read_analyses(run)
-    folder = write_results(found)
+    folder = run.study.results
+    write_results(found, folder)
     drawn = charts(found)
     if any(analyses.values()):
         write_json(folder / "analysis.json", analyses)
         drawn += analysis_charts(found, analyses)
     draw_figures(drawn, folder)
-    return write_page(found, drawn)
+    return write_page(found, drawn, folder / "study.html")
 
 
 def plan_table(run: StudyRun, plan: dict[str, ArmPlan]) -> Table:
