@@ -151,13 +151,16 @@ def _parser() -> argparse.ArgumentParser:
     step.add_argument("--seeds", type=_numbers, default=[], metavar="0,1", help="only these seeds (default: all)")
     step.add_argument("--out", default="", help="folder of data, runs and results (default: the study's); with "
                       "--from-logs of the page, its figures and results.json (default: none are written)")  # fmt: skip
-    step.add_argument("--plan", action="store_true", help="show sizes, FLOPs and steps, check them, and train nothing")
+    what = step.add_mutually_exclusive_group()
+    what.add_argument("--plan", action="store_true", help="show sizes, FLOPs and steps, check them, and train nothing")
     step.add_argument("--rates", default="", metavar="FOLDER",
                       help="take the trials of learning rates that FOLDER/study_logs keeps, and do not run them again; "
                       "later calls remember it")  # fmt: skip
-    step.add_argument("--analyse", action="store_true",
+    what.add_argument("--analyse", action="store_true",
                       help="train nothing; look into finished models: activations, attention, gradients")  # fmt: skip
-    step.add_argument("--conclude", default="", metavar="FOLDER",
+    what.add_argument("--evaluate", action="store_true",
+                      help="train nothing; judge what finished models caption, draw and say")  # fmt: skip
+    what.add_argument("--conclude", default="", metavar="FOLDER",
                       help="keep the logs of the study's finished runs in FOLDER/study_logs, if a study is given, and "
                       "write the verdicts on the claims of FOLDER/claims.yaml into FOLDER/results.md")  # fmt: skip
     step.add_argument("--from-logs", nargs="+", default=[], metavar="LOG.jsonl",
@@ -208,6 +211,7 @@ COMPARE_EXAMPLES = """examples:
   plait compare chameleon --rates docs               (with the learning rates that were found before)
   plait compare chameleon --arms dense,mot --seeds 0 --train.device cuda
   plait compare chameleon --analyse                  (activations, attention and gradients of what is finished)
+  plait compare transfusion --evaluate               (pictures and captions of what is finished, judged)
   plait compare chameleon --conclude docs            (keep its logs, and judge the claims anew)
   plait compare --conclude docs                      (judge them from the logs that are kept)
   plait compare --from-logs dense.jsonl mine.jsonl --warmup 100 --out match     (a table, and a page with figures)"""

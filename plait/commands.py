@@ -56,24 +56,15 @@ def compare(chosen) -> None:
     from plait.compare.study import load_study
     from plait.progress import Progress
     from plait.shipped import config_path, study_path
+    from plait.workflow import evaluate_step
 
     if chosen.from_logs:
-        from plait.compare.logs import match_logs, write_match
-        from plait.compare.tables import tables
-
-        named = {"a study": chosen.study, "--conclude": chosen.conclude, "--rates": chosen.rates, "--plan": chosen.plan,
-                 "--analyse": chosen.analyse, "--arms": chosen.arms, "--seeds": chosen.seeds,
-                 "settings": chosen.overrides}  # fmt: skip
-        for name in (name for name, value in named.items() if value):
-            raise ConfigError(f"command line: --from-logs stands in place of a study, leave out {name}")
-        matched = match_logs(chosen.from_logs, warmup=chosen.warmup)
-        for table in tables(matched.results):
-            _print_table(*table)
-        return print(f"page: {write_match(matched, Path(chosen.out))}") if chosen.out else None
+        return _compare_logs(chosen)
     if not chosen.study and (chosen.rates or not chosen.conclude):
         raise ConfigError("command line: plait compare needs a study, --conclude or --from-logs")
     study = chosen.study and load_study(study_path(chosen.study), find_base=config_path, out=chosen.out,
                                         overrides=chosen.overrides)  # fmt: skip
+    some = {"arms": chosen.arms, "seeds": chosen.seeds}
     if study and chosen.rates:
         from plait.compare.conclude import LOGS
         from plait.compare.kept import take_trials
@@ -88,10 +79,28 @@ def compare(chosen) -> None:
         path, still_open = conclude(chosen.conclude, lambda name: load_study(study_path(name), find_base=config_path))
         print("\n".join([f"results: {path}", *(f"still open: {sentence}" for sentence in still_open)]))
     elif chosen.plan:
-        _print_table(*workflow.plan_study(study, Progress(), arms=chosen.arms, seeds=chosen.seeds))
+        _print_table(*workflow.plan_study(study, Progress(), **some))
+    elif chosen.evaluate:
+        print(f"study: {workflow.evaluate_study(study, Progress(), evaluate_step, **some)}")
     else:
         work = workflow.analyse_study if chosen.analyse else workflow.compare
-        print(f"study: {work(study, Progress(), arms=chosen.arms, seeds=chosen.seeds)}")
+        print(f"study: {work(study, Progress(), **some)}")
+
+
+def _compare_logs(chosen) -> None:
+    from plait.compare.logs import match_logs, write_match
+    from plait.compare.tables import tables
+
+    named = {"a study": chosen.study, "--conclude": chosen.conclude, "--rates": chosen.rates, "--plan": chosen.plan,
+             "--analyse": chosen.analyse, "--evaluate": chosen.evaluate, "--arms": chosen.arms,
+             "--seeds": chosen.seeds, "settings": chosen.overrides}  # fmt: skip
+    for name in (name for name, value in named.items() if value):
+        raise ConfigError(f"command line: --from-logs stands in place of a study, leave out {name}")
+    matched = match_logs(chosen.from_logs, warmup=chosen.warmup)
+    for table in tables(matched.results):
+        _print_table(*table)
+    if chosen.out:
+        print(f"page: {write_match(matched, Path(chosen.out))}")
 
 
 def quickstart(chosen) -> None:

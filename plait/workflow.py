@@ -19,7 +19,7 @@ from plait.data.raw import RawDocument
 from plait.data.shards import read_index
 from plait.data.sources import validation_splits
 from plait.evaluate.judges import available, judge_codecs
-from plait.evaluate.suite import Suite
+from plait.evaluate.suite import FILE, Suite
 from plait.files import atomic_folder, read_json, write_json, write_text
 from plait.launch import is_first
 from plait.model.mot import MixtureOfTransformers
@@ -103,7 +103,7 @@ def sample_while_training(config: RunConfig, model: MixtureOfTransformers, step:
 
 def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:
     """Measure the newest checkpoint, once; the figures are kept in evaluation.json (plait evaluate)."""
-    path, key = Path(config.out) / "evaluation.json", _key(config)
+    path, key = Path(config.out) / FILE, _key(config)
     if path.exists() and read_json(path, "evaluation").get("key") == key:
         return read_json(path, "evaluation")["figures"]
     with timed(config, "evaluate"):
@@ -160,8 +160,8 @@ def summarise(config: RunConfig) -> dict[str, Any]:
         figures |= read_json(data / "judges.json", "judges")["figures"]
     if (out / "metrics.jsonl").exists():
         figures |= _training_figures(config)
-    if (out / "evaluation.json").exists():
-        figures |= read_json(out / "evaluation.json", "evaluation")["figures"]
+    if (out / FILE).exists():
+        figures |= read_json(out / FILE, "evaluation")["figures"]
     times = read_json(out / "timings.json", "timings") if (out / "timings.json").exists() else {}
     figures |= {f"seconds_{stage}": seconds for stage, seconds in times.items()}
     before = read_json(out / "summary.json", "summary") if (out / "summary.json").exists() else {}

@@ -12,10 +12,14 @@ import numpy as np
 
 from plait.compare.curves import TRAINING, VALIDATION, Curve
 from plait.compare.results import Matched
+from plait.compare.step_matching import Spread
 from plait.compare.tables import bounded
+from plait.compare.tables import words as figure_words
 
 NEUTRAL = -1
 """The colour of what belongs to no arm."""
+SCORES = {"share": ("object_accuracy", "choice_accuracy", "_recognised"), "Fréchet distance": ("_frechet",)}
+"""Figures of `plait evaluate` that are drawn, by how their names end."""
 LONGEST_NAME = 100
 """Characters of a set's name in the name of a file."""
 
@@ -74,7 +78,7 @@ def charts(found: Matched) -> list[Chart]:
     drawn += [
         _matching(found, split) for split in dict.fromkeys([VALIDATION, TRAINING, *(p.split for p in found.pairs)])
     ]
-    drawn.append(_scaling(found))
+    drawn += [_scores(found), _scaling(found)]
     return [chart for chart in drawn if chart.panels]
 
 
@@ -179,6 +183,26 @@ def _matching(found: Matched, split: str) -> Chart:
     section = "Step matching" if split in (VALIDATION, TRAINING) else "Step matching on each validation set"
     name = f"matching_{quote(split, safe='')[:LONGEST_NAME]}"  # a file's; the sets of other trainers have any name
     return Chart(name, section, f"Step matching, {words(split)}", note, panels)
+
+
+def _scores(found: Matched) -> Chart:
+    """What judges say of what the models make: a panel for shares, one for distances, a bar an arm."""
+    rows = found.results["scores"]
+    names = dict.fromkeys(name for row in rows for name in row)
+    panels = []
+    for label, ends in SCORES.items():
+        figures = [name for name in names if name.endswith(ends)]
+        series = []
+        for arm in dict.fromkeys(row["arm"] for row in rows):
+            spreads = [Spread.of([row.get(name) for row in rows if row["arm"] == arm]) for name in figures]
+            known = [(i, s) for i, s in enumerate(spreads) if s]
+            series.append(Series(arm, [i for i, _ in known], [s.mean for _, s in known], "bars", colour_of(found, arm),
+                                 [s.low for _, s in known], [s.high for _, s in known]))  # fmt: skip
+        if figures:
+            titles = list(map(figure_words, figures))
+            panels.append(Panel("", "", label, series, [-0.5, len(figures) - 0.5], categories=titles))
+    note = "Means over seeds. Whiskers: lowest and highest seed. Shares: higher is better. Distances: lower is better."
+    return Chart("scores", "What the models make", "What judges say of what the models make", note, panels)
 
 
 def _scaling(found: Matched) -> Chart:

@@ -22,7 +22,7 @@ from plait.compare.tables import claim_rows, markdown_table, tables
 from plait.files import write_json, write_text
 
 LOGS, IMAGES, PAGES = "study_logs", "images/studies", "pages"
-SHOWN = ("Beside the paper", "Step matching", "Scaling", "Arms", "Learning rates tried")
+SHOWN = ("Beside the paper", "Step matching", "What the models make", "Scaling", "Arms", "Learning rates tried")
 """Tables of each study that has runs."""
 
 

@@ -19,7 +19,7 @@ from plait.files import read_json, write_json, write_text
 from plait.train.metrics import read_jsonl
 
 ROWS, ANALYSES = "study.json", "analysis.json"
-KEYS = {"arms": ("arm",), "tuning": ("arm", "learning_rate"), "runs": ("arm", "seed")}
+KEYS = {"arms": ("arm",), "tuning": ("arm", "learning_rate"), "runs": ("arm", "seed"), "scores": ("arm", "seed")}
 """What tells the rows of a list apart."""
 
 
@@ -45,7 +45,7 @@ def keep(study: Study, records: Records, analyses: Rows, folder: Path) -> Path:
         lines = [json.dumps(row) + "\n" for row in _log_rows(curves)]
         write_text(group / f"{arm}-{seed}.jsonl", "".join(lines))
     over = [row for row in records.runs if row["status"] in ("finished", "failed")]
-    now = {"arms": records.arms, "tuning": records.tuning, "runs": over}
+    now = {"arms": records.arms, "tuning": records.tuning, "runs": over, "scores": records.scores}
     merged = {name: _merged(before.get(name, []), now[name], keys) for name, keys in KEYS.items()}
     write_json(group / ROWS, merged | {"machine": records.machine, "data": records.data})
     if any(analyses.values()):
@@ -77,6 +77,7 @@ def kept_records(study: Study, folder: Path) -> Records:
         [arms[name] for name in config.arms if name in arms],
         [row for row in found.get("tuning", []) if row["arm"] in owners],
         [runs.get((arm, seed), {"arm": arm, "seed": seed, **waiting}) for arm, seed in planned],
+        [row for row in found.get("scores", []) if (row["arm"], row["seed"]) in planned],
         {run: curves_of(read_jsonl(path)) for run, path in logs.items() if path.exists()},
         found.get("machine", {}),
         found.get("data", ""),

@@ -15,8 +15,8 @@ from plait.files import write_text
 TEMPLATES = Path(__file__).parent / "templates"
 POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 SECTIONS = ("Steps for the same loss", "Beside the paper", "Losses", "Step matching",
-            "Step matching on each validation set", "Scaling", "Inside the models", "Arms", "Learning rates tried",
-            "Runs")  # fmt: skip
+            "Step matching on each validation set", "What the models make", "Scaling", "Inside the models", "Arms",
+            "Learning rates tried", "Runs")  # fmt: skip
 """In their order; a section has figures, a table of its name, or both."""
 FOLDED = ("Step matching on each validation set",)
 """Sections that are opened by a click."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from plait.compare.curves import Curve, Key, read_curves, step_seconds
 from plait.compare.runner import DONE, StudyRun, Tuned
+from plait.compare.scores import read_scores
 from plait.errors import DataError
 from plait.files import read_json
 from plait.train.metrics import hardware, versions
@@ -24,6 +25,8 @@ class Records:
     """One row a trial: arm, learning_rate, score, error, data (the digest of what it read), final losses."""
     runs: list[dict[str, Any]] = field(default_factory=list)
     """arm, seed, status, error; of finished ones steps, tokens, seconds, skipped_steps, step_seconds."""
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    """One row an evaluated run: arm, seed, and what `plait evaluate` measured."""
     curves: dict[Run, dict[Key, Curve]] = field(default_factory=dict)
     """Of finished runs only."""
     machine: dict[str, Any] = field(default_factory=dict)
@@ -69,6 +72,7 @@ def _with_runs(records: Records, run: StudyRun) -> Records:
         records.runs.append(row)
         if row["status"] == "finished":
             records.curves[arm, seed] = read_curves(run.folder(arm, seed))
+            records.scores += read_scores(run, arm, seed)
     return records
 
 

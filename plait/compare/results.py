@@ -12,13 +12,14 @@ from plait.compare.scaling import fit_families
 from plait.compare.step_matching import Match, Spread, match
 from plait.compare.study import Study
 from plait.compare.tables import markdown
+from plait.errors import ConfigError, unknown
 from plait.files import write_json, write_text
 
 UNITS = {"next_token": "nats a token", "diffusion": "squared error"}
 """What the loss of an objective is counted in."""
 
 
-NOTHING = {"arms": [], "tuning": [], "runs": [], "matches": [], "claims": [], "machine": {}, "data": "",
+NOTHING = {"arms": [], "tuning": [], "runs": [], "scores": [], "matches": [], "claims": [], "machine": {}, "data": "",
            "scaling": {"points": [], "fits": [], "lines": [], "savings": []}}  # fmt: skip
 """results.json of what has no more than its name."""
 
@@ -79,9 +80,10 @@ def gather(study: Study, records: Records) -> Found:
         "arms": [_arm_row(row, study, records) for row in records.arms],
         "tuning": records.tuning,
         "runs": records.runs,
+        "scores": records.scores,
         "matches": matches,
         "scaling": fit_families(config.scaling, records),
-        "claims": [_claim_row(dataclasses.asdict(entry), matches) for entry in config.paper],
+        "claims": [_claim_row(dataclasses.asdict(entry), matches, records) for entry in config.paper],
         "machine": records.machine,
         "data": records.data,
     }
@@ -165,25 +167,33 @@ def time_of_a_step(pair: Pair, records: Records) -> float | None:
     return sum(times[0]) / sum(times[1])
 
 
-def _claim_row(entry: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _claim_row(entry: dict[str, Any], rows: list[dict[str, Any]], records: Records) -> dict[str, Any]:
     """Put what was measured beside a figure of the paper; None where it was not."""
+    keys = ("claim", "model", "unit", "arm", "modality", "split", "figure", "score")
+    row = {k: entry[k] for k in keys} | {"paper": entry["value"]}
+    if entry["score"]:
+        return row | _score(entry, records)
     same = [r for r in rows if all(r[k] == entry[k] for k in ("arm", "modality", "split"))]
-    row, figure = (same[0] if same else {}), entry["figure"]
-    return {
-        "claim": entry["claim"],
-        "model": entry["model"],
-        "paper": entry["value"],
-        "unit": entry["unit"],
-        "arm": entry["arm"],
-        "modality": entry["modality"],
-        "split": entry["split"],
-        "figure": figure,
-        "ours": row.get(figure),
-        "low": row.get(f"{figure}_low"),
-        "high": row.get(f"{figure}_high"),
-        "is_bound": row.get(f"{figure}_is_bound", False),
-        "seeds": row.get("seeds", 0),
+    match, figure = (same[0] if same else {}), entry["figure"]
+    return row | {
+        "ours": match.get(figure),
+        "low": match.get(f"{figure}_low"),
+        "high": match.get(f"{figure}_high"),
+        "is_bound": match.get(f"{figure}_is_bound", False),
+        "seeds": match.get("seeds", 0),
     }
+
+
+def _score(entry: dict[str, Any], records: Records) -> dict[str, Any]:
+    """Return what was measured of a score; raises ConfigError where the arm was evaluated and has no such score."""
+    mine = [{k: v for k, v in row.items() if k not in ("arm", "seed")}
+            for row in records.scores if row["arm"] == entry["arm"]]  # fmt: skip
+    if mine and not any(entry["score"] in row for row in mine):
+        raise ConfigError(unknown(f"paper: score of {entry['claim']!r}", entry["score"], mine[0]))
+    spread = Spread.of([row.get(entry["score"]) for row in mine])
+    if not spread:
+        return {"ours": None, "low": None, "high": None, "is_bound": False, "seeds": 0}
+    return {"ours": spread.mean, "low": spread.low, "high": spread.high, "is_bound": False, "seeds": spread.seeds}
 
 
 def write_results(matched: Matched, folder: Path) -> None:

@@ -82,6 +82,8 @@ class PaperConfig:
     """"training", "validation" (the mean over all validation sets), or one validation set."""
     figure: str = "steps_ratio"
     """steps_ratio, end_ratio, flops_ratio, time_ratio; empty: not measured by step matching."""
+    score: str = ""
+    """A figure of `plait evaluate` (plait compare --evaluate), in place of one of step matching."""
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from typing import Any
 
 from plait.compare.curves import TRAINING, VALIDATION
+from plait.compare.step_matching import Spread
 
 Table = tuple[str, str, list[str], list[list[str]]]
 """Title, note, header, rows."""
@@ -13,7 +14,8 @@ OPTIONAL = ("lowest to highest", "FLOPs", "time", "early")
 
 def tables(results: dict[str, Any]) -> list[Table]:
     """Return all tables that have rows."""
-    found = [_claims_table(results), *_matches_tables(results), _scaling_table(results), _arms_table(results),
+    found = [_claims_table(results), *_matches_tables(results), _scores_table(results), _scaling_table(results),
+             _arms_table(results),
              _tuning_table(results), _runs_table(results)]  # fmt: skip
     return [table for table in found if table[3]]
 
@@ -98,6 +100,36 @@ def _matches_tables(results: dict) -> list[Table]:
     note += " Early: passed before the first evaluation, and left out." if "early" in header else ""
     whole, single = both[: len(whole)], both[len(whole) :]
     return [("Step matching", note, header, whole), ("Step matching on each validation set", "", header, single)]
+
+
+def _scores_table(results: dict) -> Table:
+    """One row a figure, one column an arm."""
+    rows = results["scores"]
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    figures = [name for name in dict.fromkeys(k for row in rows for k in row) if name not in ("arm", "seed")]
+    cells = []
+    for figure in figures:
+        plain = figure.partition("/")[0]
+        is_first_split = plain != figure and all(row.get(plain) == row.get(figure) for row in rows)
+        if is_first_split or figure.endswith(("_low", "_high")):  # said twice, or an interval of one run alone
+            continue
+        spreads = [Spread.of([row.get(figure) for row in rows if row["arm"] == arm]) for arm in arms]
+        cells.append([words(figure), *map(_mean_and_range, spreads)])
+    note = ("What `plait evaluate` measures of finished runs: means over seeds, in brackets the lowest and "
+            "highest. A figure with a slash is of the validation split it names, others of the first.")  # fmt: skip
+    return "What the models make", note, ["figure", *arms], cells
+
+
+def words(figure: str) -> str:
+    """Return the name of a figure of `plait evaluate` as it is read."""
+    return figure.replace("_", " ").replace("frechet", "Fréchet")
+
+
+def _mean_and_range(spread: Spread | None) -> str:
+    if spread is None:
+        return "–"
+    span = interval(spread.low, spread.high, spread.seeds)
+    return number(spread.mean) + (f" ({span})" if span != "–" and spread.low < spread.high else "")
 
 
 def _scaling_table(results: dict) -> Table:

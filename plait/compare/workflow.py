@@ -13,6 +13,7 @@ from plait.compare.plan import ArmPlan
 from plait.compare.records import read_records, read_written_records
 from plait.compare.results import gather, write_results
 from plait.compare.runner import StudyFailed, StudyRun
+from plait.compare.scores import Evaluate, evaluate_runs
 from plait.compare.study import Study
 from plait.compare.tables import Table, number
 from plait.errors import require
@@ -64,6 +65,18 @@ def analyse_study(study: Study, progress: Progress, *, arms: list[str] = (), see
     run = _open(study, progress, arms, seeds)
     run.make_plan()
     analyse(run)
+    return write_down(run)
+
+
+def evaluate_study(study: Study, progress: Progress, evaluate: Evaluate, *, arms: list[str] = (),
+                   seeds: list[int] = ()) -> Path:  # fmt: skip
+    """Evaluate the trained models of a study that are finished, and write results and page anew; trains nothing.
+
+    Returns the page.
+    """
+    run = _open(study, progress, arms, seeds)
+    run.make_plan()
+    evaluate_runs(run, evaluate)
     return write_down(run)
 
 

@@ -22,6 +22,9 @@ from plait.model.mot import MixtureOfTransformers
 from plait.progress import Progress
 from plait.randomness import generator
 
+FILE = "evaluation.json"
+"""Where a run's folder keeps the figures."""
+
 NUM_CHOICES = 400
 """Names in the forced choice."""
 
