@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from plait.compare.analysis_charts import SECTION as INSIDE
 from plait.compare.analysis_charts import analysis_charts
 from plait.compare.charts import Chart, charts
 from plait.compare.claims import INCONCLUSIVE, MOST_INCONCLUSIVE, NOT_REPRODUCED, judge, read_claims
@@ -104,10 +105,20 @@ def _markdown(results: dict[str, Any], run: dict[str, Found], drawn: dict[str, l
     counts = [[row["study"], *(str(row[key]) for key in ("finished", "failed", "runs"))] for row in results["studies"]]
     lines += ["## Runs", "", *markdown_table(["study", "finished", "failed", "planned"], counts)]
     for name, found in run.items():
-        lines += [f"## Study {name}", "", found.results["about"], ""]
-        for chart in drawn[name]:
-            lines += [f"![{chart.title}]({IMAGES}/{name}/{chart.name}.png)", "", chart.note, ""]
-        for title, note, header, rows in tables(found.results):
-            if title in SHOWN:
-                lines += [f"### {title}", "", *([note, ""] if note else []), *markdown_table(header, rows)]
+        lines += _study_section(name, found, drawn[name])
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _study_section(name: str, found: Found, drawn: list[Chart]) -> list[str]:
+    """Return a study's lines of results.md: its figures, those of what models do inside folded, and its tables."""
+    lines = [f"## Study {name}", "", found.results["about"], ""]
+    figures = {c.name: [f"![{c.title}]({IMAGES}/{name}/{c.name}.png)", "", c.note, ""] for c in drawn}
+    inside = [c.name for c in drawn if c.section == INSIDE]
+    lines += [line for key, some in figures.items() if key not in inside for line in some]
+    if inside:
+        lines += ["<details>", f"<summary>{INSIDE}</summary>", ""]
+        lines += [*(line for key in inside for line in figures[key]), "</details>", ""]
+    for title, note, header, rows in tables(found.results):
+        if title in SHOWN:
+            lines += [f"### {title}", "", *([note, ""] if note else []), *markdown_table(header, rows)]
+    return lines
