@@ -1,5 +1,6 @@
 """What each command of `plait.cli` does with its parsed arguments. Heavy imports stand inside: --help needs none."""
 
+import functools
 from pathlib import Path
 
 from plait.errors import ConfigError
@@ -56,12 +57,10 @@ def compare(chosen) -> None:
     from plait.compare.study import load_study
     from plait.progress import Progress
     from plait.shipped import config_path, study_path
-    from plait.workflow import evaluate_step
 
+    _check_options(chosen)
     if chosen.from_logs:
         return _compare_logs(chosen)
-    if not chosen.study and (chosen.rates or not chosen.conclude):
-        raise ConfigError("command line: plait compare needs a study, --conclude or --from-logs")
     study = chosen.study and load_study(study_path(chosen.study), find_base=config_path, out=chosen.out,
                                         overrides=chosen.overrides)  # fmt: skip
     some = {"arms": chosen.arms, "seeds": chosen.seeds}
@@ -80,22 +79,41 @@ def compare(chosen) -> None:
         print("\n".join([f"results: {path}", *(f"still open: {sentence}" for sentence in still_open)]))
     elif chosen.plan:
         _print_table(*workflow.plan_study(study, Progress(), **some))
-    elif chosen.evaluate:
-        print(f"study: {workflow.evaluate_study(study, Progress(), evaluate_step, **some)}")
+    elif chosen.analyse or chosen.evaluate:
+        from plait.compare.analysis import analyse
+        from plait.compare.scores import evaluate_runs
+        from plait.workflow import evaluate_step
+
+        examine = analyse if chosen.analyse else functools.partial(evaluate_runs, evaluate=evaluate_step)
+        print(f"study: {workflow.examine_study(study, Progress(), examine, **some)}")
     else:
-        work = workflow.analyse_study if chosen.analyse else workflow.compare
-        print(f"study: {work(study, Progress(), **some)}")
+        print(f"study: {workflow.compare(study, Progress(), **some)}")
+
+
+def _check_options(chosen) -> None:
+    """Raise a ConfigError for options of `plait compare` that would be without effect."""
+    if not (chosen.study or chosen.conclude or chosen.from_logs):
+        raise ConfigError("command line: plait compare needs a study, --conclude or --from-logs")
+    given = {"a study": chosen.study, "--conclude": chosen.conclude, "--rates": chosen.rates, "--plan": chosen.plan,
+             "--analyse": chosen.analyse, "--evaluate": chosen.evaluate, "--arms": chosen.arms,
+             "--seeds": chosen.seeds, "--out": chosen.out, "--warmup": chosen.warmup,
+             "settings": chosen.overrides}  # fmt: skip
+    if chosen.from_logs:
+        what, taken = "--from-logs stands in place of a study", ("--out", "--warmup")
+    elif chosen.conclude and not chosen.study:
+        what, taken = "--conclude without a study reads kept logs alone", ("--conclude",)
+    elif chosen.conclude:
+        what, taken = "--conclude keeps all finished runs", ("a study", "--conclude", "--out", "settings")
+    else:
+        what, taken = "--warmup is for --from-logs", [name for name in given if name != "--warmup"]
+    for name in (name for name, value in given.items() if value and name not in taken):
+        raise ConfigError(f"command line: {what}, leave out {name}")
 
 
 def _compare_logs(chosen) -> None:
     from plait.compare.logs import match_logs, write_match
     from plait.compare.tables import tables
 
-    named = {"a study": chosen.study, "--conclude": chosen.conclude, "--rates": chosen.rates, "--plan": chosen.plan,
-             "--analyse": chosen.analyse, "--evaluate": chosen.evaluate, "--arms": chosen.arms,
-             "--seeds": chosen.seeds, "settings": chosen.overrides}  # fmt: skip
-    for name in (name for name, value in named.items() if value):
-        raise ConfigError(f"command line: --from-logs stands in place of a study, leave out {name}")
     matched = match_logs(chosen.from_logs, warmup=chosen.warmup)
     for table in tables(matched.results):
         _print_table(*table)
@@ -188,12 +206,13 @@ def _print_figures(title: str, figures: dict) -> None:
 def _print_table(title: str, note: str, header: list[str], rows: list[list[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text  # names that users bring are no markup
 
-    table = Table(title=title, caption=note, box=None, title_justify="left", caption_justify="left")
+    table = Table(title=Text(title), caption=Text(note), box=None, title_justify="left", caption_justify="left")
     for name in header:
-        table.add_column(name, overflow="fold")  # nothing that is read is cut off
+        table.add_column(Text(name), overflow="fold")  # nothing that is read is cut off
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console = Console()
     if not console.is_terminal:
         console.width = 120  # a file has no edge

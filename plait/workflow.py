@@ -25,7 +25,7 @@ from plait.launch import is_first
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
 from plait.pipeline import Pipeline, Sample, load_codecs, load_run
-from plait.progress import Progress
+from plait.progress import Progress, QuietProgress
 from plait.report import write_report
 from plait.samples import SampleSet
 from plait.tensor_files import TensorStore
@@ -103,7 +103,8 @@ def sample_while_training(config: RunConfig, model: MixtureOfTransformers, step:
 
 def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:
     """Measure the newest checkpoint, once; the figures are kept in evaluation.json (plait evaluate)."""
-    path, key = Path(config.out) / FILE, _key(config)
+    path = Path(config.out) / FILE
+    key = _key(config) | {"judges": available(QuietProgress())}  # once they are installed, there is more to measure
     if path.exists() and read_json(path, "evaluation").get("key") == key:
         return read_json(path, "evaluation")["figures"]
     with timed(config, "evaluate"):

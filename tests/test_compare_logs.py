@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from plait.cli import main
+from plait.compare.charts import charts
 from plait.compare.curves import Curve, curves_of, final_losses, read_curves, score, step_seconds
 from plait.compare.logs import match_logs, read_log
 from plait.errors import DataError
@@ -47,8 +48,8 @@ def test_training_losses_alone_do(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "sentence"),
     [
-        ([{"loss/a": 1.0}], "row 1: it has no number 'step'"),
-        ([{"step": "1", "loss/a": 1.0}], "it has no number 'step' of at least 0, but '1'"),
+        ([{"loss/a": 1.0}], "row 1: it has no number 'step' from 0 to 1e+15"),
+        ([{"step": "1", "loss/a": 1.0}], "it has no number 'step' from 0 to 1e+15, but '1'"),
         ([{"step": True, "loss/a": 1.0}], "it has no number 'step'"),
         ([{"step": -1, "loss/a": 1.0}], "it has no number 'step'"),
         ([{"step": 10**400, "loss/a": 1.0}], "it has no number 'step'"),
@@ -59,6 +60,7 @@ def test_training_losses_alone_do(tmp_path):
         ([{"step": 1, "loss/a/b": 2.0}], "row 1: 'loss/a/b' is not of the form 'loss/<modality>'"),
         ([{"step": 1}], "it has neither 'val_loss/<set>/<modality>' nor 'loss/<modality>'"),
         ([{"step": 1, "loss/a": 10**400}], "it has neither"),
+        ([{"step": 1, "loss/a": 1e300}], "'loss/a' is 1e+300, it must be at most 1e+15"),
         ([{"step": 1, "val_loss/x/a": 1.0}, {"step": 1, "val_loss/x/a": 2.0}], "the second 'val_loss/x/a' of step 1"),
         ([{"step": 0, "loss/a": 1.0}], "no loss after the warm-up of 0 steps can be matched"),
         ([{"step": 1, "loss/b": 1.0}], "has no curve of"),
@@ -92,6 +94,43 @@ def test_means_of_other_validation_sets_are_not_matched(tmp_path):
     assert [row["split"] for row in matches([logs["ab"], logs["ab"]])] == ["a", "b", "validation"]
     with pytest.raises(DataError, match="it has a/text, validation/text, not b/text, validation/text"):
         match_logs([logs["b"], logs["a"]])
+
+
+def test_a_set_may_be_called_as_a_derived_curve_is(tmp_path):
+    """`plait prepare` calls the held-out part of a manifest "validation"."""
+    rows = [{"step": t, "loss/text": 5.0 - t, "val_loss/validation/text": 4.0 - t, "val_loss/training/text": 2.0 - t}
+            for t in range(3)]  # fmt: skip
+    curves = curves_of(read_log(write(tmp_path / "a.jsonl", rows)))
+    assert curves["validation set", "text"].losses == [4.0, 3.0, 2.0]
+    assert curves["validation", "text"].losses == [3.0, 2.0, 1.0]  # the mean of both sets
+    assert curves["training", "text"].losses == [5.0, 4.0, 3.0]
+    assert len(matches([str(tmp_path / "a.jsonl")] * 2)) == 4
+
+
+def test_no_log_takes_the_name_of_another(tmp_path):
+    slow, fast = log(tmp_path / "a.jsonl", 1), log(tmp_path / "a (3).jsonl", 2)
+    rows = [row for row in matches([slow, fast, slow]) if row["split"] == "training"]
+    assert [(row["arm"], row["steps_ratio"]) for row in rows] == [("a (3)", pytest.approx(0.5)), ("a (3) (3)", 1.0)]
+
+
+def test_names_in_logs_are_no_markup(tmp_path, capsys):
+    names = ["val_loss/[/x] [bold]/a$x_{$", "val_loss/set\ud800/text"]
+    logs = [log(tmp_path / f"{name}.jsonl", speed, names=names) for name, speed in (("_dense", 1), ("run[bold]", 2))]
+    assert main(["compare", "--from-logs", *logs, "--out", str(tmp_path / "match")]) == 0
+    out = capsys.readouterr().out
+    assert "[/x]" in out and "run[bold]" in out and "a$x_{$" in out and "set\\ud800" in out
+
+
+def test_long_logs_are_drawn_at_as_many_points_as_can_be_seen(tmp_path):
+    rows = [{"step": t, "loss/text": 8 - t / 1e4} for t in range(20_000)]
+    logs = [write(tmp_path / f"{name}.jsonl", rows) for name in ("a", "b")]
+    matched = match_logs(logs)
+    assert matched.results["matches"][0]["points"] > 10_000
+    for chart in charts(matched):
+        for series in (s for panel in chart.panels for s in panel.series):
+            assert len(series.x) <= 2000
+    (losses,) = [c for c in charts(matched) if c.name == "losses_training"]
+    assert (losses.panels[0].series[0].x[0], losses.panels[0].series[0].x[-1]) == (0, 19_999)
 
 
 def test_a_mean_needs_all_sets(tmp_path):

@@ -32,15 +32,11 @@ Rows = dict[str, list[dict[str, Any]]]
 
 def analyse(run: StudyRun) -> None:
     """Analyse the checkpoints of every finished run that are not analysed yet."""
-    runs = [(arm, seed) for arm in run.arms for seed in run.seeds_of(arm) if run.status(arm, seed)[0] == "finished"]
-    with run.progress.stage("analyse", total=len(runs)) as bar:
-        for number, (arm, seed) in enumerate(runs, start=1):
-            folder = run.folder(arm, seed)
-            steps = [path.name for path in checkpoint.find(folder / "checkpoints")]
-            if steps and (not (folder / FILE).exists() or read_json(folder / FILE, "analysis")["steps"] != steps):
-                config = run.study.run_config(arm, seed=seed, steps=1, out=folder)
-                write_json(folder / FILE, {"steps": steps, **_analyse_run(config, arm, seed)})
-            bar.to(number, f"{arm}, seed {seed}")
+    for arm, seed, folder in run.each_finished("analyse"):
+        steps = [path.name for path in checkpoint.find(folder / "checkpoints")]
+        if steps and (not (folder / FILE).exists() or read_json(folder / FILE, "analysis")["steps"] != steps):
+            config = run.study.run_config(arm, seed=seed, steps=1, out=folder)
+            write_json(folder / FILE, {"steps": steps, **_analyse_run(config, arm, seed)})
 
 
 def read_analyses(run: StudyRun) -> Rows:

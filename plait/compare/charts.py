@@ -6,22 +6,21 @@ One description serves both, and the CSV that the page offers, so that they cann
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from urllib.parse import quote
 
 import numpy as np
 
 from plait.compare.curves import TRAINING, VALIDATION, Curve
 from plait.compare.results import Matched
 from plait.compare.step_matching import Spread
-from plait.compare.tables import bounded
-from plait.compare.tables import words as figure_words
+from plait.compare.tables import bounded, figure_words
 
 NEUTRAL = -1
 """The colour of what belongs to no arm."""
-SCORES = {"share": ("object_accuracy", "choice_accuracy", "_recognised"), "Fréchet distance": ("_frechet",)}
-"""Figures of `plait evaluate` that are drawn, by how their names end."""
-LONGEST_NAME = 100
-"""Characters of a set's name in the name of a file."""
+DISTANCE = "_frechet"
+SCORES = ("object_accuracy", "choice_accuracy", "_recognised", DISTANCE)
+"""How the names of figures of `plait evaluate` end that are drawn."""
+MOST_POINTS = 2000
+"""Points of a series that are drawn."""
 
 
 @dataclass
@@ -144,9 +143,18 @@ def _over_seeds(name: str, curves: list[Curve], colour: int) -> list[Series]:
     common = sorted(set.intersection(*(set(c.steps) for c in curves))) if curves else []
     if not common:
         return []
-    values = np.array([[dict(zip(c.steps, c.losses, strict=True))[step] for step in common] for c in curves])
+    common = thinned(common)
+    by_step = [dict(zip(c.steps, c.losses, strict=True)) for c in curves]
+    values = np.array([[losses[step] for step in common] for losses in by_step])
     low, high = (values.min(0).tolist(), values.max(0).tolist()) if len(curves) > 1 else (None, None)
     return [Series(name, common, values.mean(0).tolist(), "line", colour, low, high)]
+
+
+def thinned(points: list) -> list:
+    """Return as many points as can be seen, evenly taken, the first and the last among them."""
+    if len(points) <= MOST_POINTS:
+        return points
+    return [points[round(i * (len(points) - 1) / (MOST_POINTS - 1))] for i in range(MOST_POINTS)]
 
 
 def _zoom(losses: list[float]) -> list[float] | None:
@@ -170,8 +178,9 @@ def _matching(found: Matched, split: str) -> Chart:
             matches, colour = list(pair.matches.values()), colour_of(found, pair.arm)
             row = slopes[pair.arm, modality]
             slope = row["steps_ratio"]
-            t, u = [t for m in matches for t in m.steps], [u for m in matches for u in m.needed]
-            hollow = [not reached for m in matches for reached in m.reached]
+            points = thinned([p for m in matches for p in zip(m.steps, m.needed, m.reached, strict=True)])
+            t, u = [t for t, _, _ in points], [u for _, u, _ in points]
+            hollow = [not reached for _, _, reached in points]
             series.append(Series(pair.arm, t, u, "points", colour, is_bound=hollow))
             label = bounded(slope, row["steps_ratio_is_bound"])
             series.append(Series(pair.arm, [0, end], [0, slope * end], "line", colour, end_label=label))
@@ -181,27 +190,30 @@ def _matching(found: Matched, split: str) -> Chart:
         panels.append(Panel(modality, label, "step at the same loss", series, [0, 1.02 * end], [0, 1.03 * top]))
     note = "A point is a loss: when the one arm reaches it, and when the other does. Hollow: not reached."
     section = "Step matching" if split in (VALIDATION, TRAINING) else "Step matching on each validation set"
-    name = f"matching_{quote(split, safe='')[:LONGEST_NAME]}"  # a file's; the sets of other trainers have any name
-    return Chart(name, section, f"Step matching, {words(split)}", note, panels)
+    sets = list(dict.fromkeys(p.split for p in found.pairs if p.split not in (VALIDATION, TRAINING)))
+    name = f"set_{sets.index(split) + 1}" if split in sets else split  # the sets of other trainers have any name
+    return Chart(f"matching_{name}", section, f"Step matching, {words(split)}", note, panels)
 
 
 def _scores(found: Matched) -> Chart:
-    """What judges say of what the models make: a panel for shares, one for distances, a bar an arm."""
+    """What judges say of what the models make: a panel a figure, a bar an arm, and what chance or real pictures get."""
     rows = found.results["scores"]
-    names = dict.fromkeys(name for row in rows for name in row)
-    panels = []
-    for label, ends in SCORES.items():
-        figures = [name for name in names if name.endswith(ends)]
-        series = []
-        for arm in dict.fromkeys(row["arm"] for row in rows):
-            spreads = [Spread.of([row.get(name) for row in rows if row["arm"] == arm]) for name in figures]
-            known = [(i, s) for i, s in enumerate(spreads) if s]
-            series.append(Series(arm, [i for i, _ in known], [s.mean for _, s in known], "bars", colour_of(found, arm),
-                                 [s.low for _, s in known], [s.high for _, s in known]))  # fmt: skip
-        if figures:
-            titles = list(map(figure_words, figures))
-            panels.append(Panel("", "", label, series, [-0.5, len(figures) - 0.5], categories=titles))
-    note = "Means over seeds. Whiskers: lowest and highest seed. Shares: higher is better. Distances: lower is better."
+    arms, panels = list(dict.fromkeys(row["arm"] for row in rows)), []
+    for figure in (name for name in dict.fromkeys(name for row in rows for name in row) if name.endswith(SCORES)):
+        is_distance = figure.endswith(DISTANCE)
+        other = f"{figure}_real" if is_distance else f"{figure.rpartition('_')[0]}_chance"
+        line = Spread.of([row.get(other) for row in rows])
+        name = "real pictures" if is_distance else "chance"
+        series = [Series(name, [-0.5, 0.5], [line.mean] * 2, dashed=True)] if line else []
+        for arm in arms:
+            spread = Spread.of([row.get(figure) for row in rows if row["arm"] == arm])
+            if spread:
+                ends = [spread.low], [spread.high]
+                series.append(Series(arm, [0], [spread.mean], "bars", colour_of(found, arm), *ends))
+        label = "Fréchet distance" if is_distance else "share"
+        panels.append(Panel(figure_words(figure), "", label, series, [-0.5, 0.5], categories=[""]))
+    note = ("Means over seeds. Whiskers: lowest and highest seed. Of shares more is better, of distances less, and "
+            "only those of as many pictures can be compared.")  # fmt: skip
     return Chart("scores", "What the models make", "What judges say of what the models make", note, panels)
 
 

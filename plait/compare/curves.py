@@ -92,7 +92,12 @@ def _validation_sets(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
 
 def _validation_key(name: str) -> Key:
     split, modality = name.removeprefix(VAL_LOSS).rsplit("/", 1)
-    return split, modality
+    return set_name(split), modality
+
+
+def set_name(split: str) -> str:
+    """Return what a validation set is called, which is never what the derived curves are."""
+    return f"{split} set" if split in (TRAINING, VALIDATION) else split
 
 
 def is_finite(value: Any) -> bool:

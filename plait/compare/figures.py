@@ -19,7 +19,7 @@ STYLE = {
     "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
     "axes.spines.right": False, "xtick.color": SOFT, "ytick.color": SOFT, "text.color": INK, "axes.grid": True,
     "grid.color": RULE, "grid.linewidth": 0.7, "legend.frameon": False, "legend.fontsize": 8, "figure.dpi": 150,
-    "savefig.facecolor": "white", "axes.axisbelow": True,
+    "savefig.facecolor": "white", "axes.axisbelow": True, "text.parse_math": False,  # names are no formulas
 }  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def _panel(axis, panel: Panel) -> None:
             _points(axis, series, colour)
         else:
             style = (0, (4, 3)) if series.dashed else "-"
-            axis.plot(series.x, series.y, color=colour, linestyle=style, linewidth=1.4, label=series.name)
+            axis.plot(series.x, series.y, color=colour, linestyle=style, linewidth=1.4, label=_label(series))
             if series.low:
                 axis.fill_between(series.x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)
     if panel.categories:
@@ -105,11 +105,16 @@ def _say_ends(axis, panel: Panel) -> None:
         axis.text(1.03 * series.x[-1], y, series.end_label, color=colour, va="center", fontsize=8, clip_on=False)
 
 
+def _label(series: Series) -> str:
+    """Return a series' name; matplotlib leaves names that begin with _ out of the legend."""
+    return f" {series.name}" if series.name.startswith("_") else series.name
+
+
 def _bars(axis, series: Series, colour: str, shift: float, width: float) -> None:
     x, y = np.array(series.x) + shift, np.array(series.y)
     hollow = series.is_bound or [False] * len(x)
     fills = ["none" if h else colour for h in hollow]
-    axis.bar(x, y, 0.9 * width, color=fills, edgecolor=colour, linewidth=1.2, label=series.name)
+    axis.bar(x, y, 0.9 * width, color=fills, edgecolor=colour, linewidth=1.2, label=_label(series))
     if series.low:
         ends = np.abs(np.array([series.low, series.high]) - y)
         axis.errorbar(x, y, ends, fmt="none", ecolor=INK, elinewidth=0.9, capsize=2)
@@ -118,5 +123,5 @@ def _bars(axis, series: Series, colour: str, shift: float, width: float) -> None
 def _points(axis, series: Series, colour: str) -> None:
     x, y = np.array(series.x), np.array(series.y)
     hollow = np.array(series.is_bound or [False] * len(x), bool)
-    axis.plot(x[~hollow], y[~hollow], "o", color=colour, markersize=3, alpha=0.6, label=series.name)
+    axis.plot(x[~hollow], y[~hollow], "o", color=colour, markersize=3, alpha=0.6, label=_label(series))
     axis.plot(x[hollow], y[hollow], "^", color=colour, markersize=4, fillstyle="none")  # it lies above

@@ -74,13 +74,13 @@ def kept_records(study: Study, folder: Path) -> Records:
     finished = [run for run in planned if runs.get(run, waiting)["status"] == "finished"]
     logs = {run: group / f"{run[0]}-{run[1]}.jsonl" for run in finished}
     return Records(
-        [arms[name] for name in config.arms if name in arms],
-        [row for row in found.get("tuning", []) if row["arm"] in owners],
-        [runs.get((arm, seed), {"arm": arm, "seed": seed, **waiting}) for arm, seed in planned],
-        [row for row in found.get("scores", []) if (row["arm"], row["seed"]) in planned],
-        {run: curves_of(read_jsonl(path)) for run, path in logs.items() if path.exists()},
-        found.get("machine", {}),
-        found.get("data", ""),
+        arms=[arms[name] for name in config.arms if name in arms],
+        tuning=[row for row in found.get("tuning", []) if row["arm"] in owners],
+        runs=[runs.get((arm, seed), {"arm": arm, "seed": seed, **waiting}) for arm, seed in planned],
+        scores=[row for row in found.get("scores", []) if (row["arm"], row["seed"]) in planned],
+        curves={run: curves_of(read_jsonl(path)) for run, path in logs.items() if path.exists()},
+        machine=found.get("machine", {}),
+        data=found.get("data", ""),
     )
 
 

@@ -13,8 +13,11 @@ from plait.compare.figures import draw_figures
 from plait.compare.page import write_page
 from plait.compare.records import Records
 from plait.compare.results import NOTHING, Matched, match_curves, match_row, write_results
-from plait.errors import DataError, require
+from plait.errors import DataError, printable, require
 from plait.train.metrics import read_jsonl
+
+LARGEST = 1e15
+"""Steps and losses beyond it are mistakes, and no figure could show them."""
 
 
 def match_logs(paths: list[str], *, warmup: int = 0) -> Matched:
@@ -69,19 +72,22 @@ def _short_names(paths: list[str]) -> list[str]:
     shared = os.path.commonpath([os.path.dirname(os.path.abspath(path)) for path in paths])
     names: list[str] = []
     for number, path in enumerate(paths, start=1):
-        name = os.path.relpath(path, shared).removesuffix(".jsonl")
-        names.append(f"{name} ({number})" if name in names else name)
+        name = printable(os.path.relpath(path, shared).removesuffix(".jsonl"))
+        while name in names:
+            name = f"{name} ({number})"
+        names.append(name)
     return names
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
     """Read the rows of a log: ``step``, and ``val_loss/<set>/<modality>`` or ``loss/<modality>``."""
-    rows = read_jsonl(path)
+    rows = [{printable(name): value for name, value in row.items()} for row in read_jsonl(path)]
     before, seen = 0, set()
     for number, row in enumerate(rows, start=1):
         where, step = f"{str(path)!r}, row {number}", row.get("step")
-        if not is_finite(step) or step < 0:
-            raise DataError(f"{where}: it has no number 'step' of at least 0" + (f", but {step!r}" if step else ""))
+        if not is_finite(step) or not 0 <= step <= LARGEST:
+            known = f", but {reprlib.repr(step)}" if step else ""
+            raise DataError(f"{where}: it has no number 'step' from 0 to {LARGEST:.0e}{known}")
         if step < before:
             raise DataError(f"{where}: step {step} comes after {before}, but steps may not fall")
         before = step
@@ -105,6 +111,8 @@ def _check_loss(where: str, name: str, value: Any) -> None:
         raise DataError(f"{where}: {name!r} is not of the form {form!r}")
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise DataError(f"{where}: {name!r} is {reprlib.repr(value)}, it must be a number, or null for none")
+    if is_finite(value) and abs(value) > LARGEST:
+        raise DataError(f"{where}: {name!r} is {reprlib.repr(value)}, it must be at most {LARGEST:.0e}")
 
 
 def _spacing(rows: list[dict[str, Any]]) -> float:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from plait.batch import Batch
+from plait.compare.curves import set_name
 from plait.compare.flops import Flops, step_flops
-from plait.compare.study import Study
+from plait.compare.study import SPLITS, Study
 from plait.config import RunConfig
 from plait.data.loader import Loader, open_task_sources
-from plait.data.sources import folders, resolve_vocabulary
-from plait.errors import ConfigError
+from plait.data.sources import folders, resolve_vocabulary, validation_splits
+from plait.errors import ConfigError, unknown
 from plait.plan.flops import active_parameters, parameters
 from plait.train.parallel import batches_of_a_step
 
@@ -59,7 +60,10 @@ def first_batches(config: RunConfig, count: int) -> list[Batch]:
 
 
 def check_plan(study: Study, plan: dict[str, ArmPlan]) -> None:
-    """Raise a ConfigError where arms that are to cost the same do not, or where documents would come twice."""
+    """Raise a ConfigError where arms that are to cost the same do not, or where documents would come twice.
+
+    Also where the paper's figures ask for a validation set that the data do not have.
+    """
     tolerance = study.config.tolerance
     for name, mine in plan.items():
         arm = study.config.arms[name]
@@ -79,6 +83,10 @@ def check_plan(study: Study, plan: dict[str, ArmPlan]) -> None:
                     f"arms.{name}: it has {share:.4g} times the parameters of {arm.equal_parameters_to!r}, beyond the "
                     f"tolerance of {tolerance}; give it another size, or leave out equal_parameters_to"
                 )
+    splits = [*SPLITS, *map(set_name, validation_splits(study.base_config()))]
+    for i, entry in enumerate(study.config.paper):
+        if entry.arm and not entry.score and entry.split not in splits:
+            raise ConfigError(unknown(f"paper[{i}].split", entry.split, splits))
     if study.config.single_pass and plan:
         _check_single_pass(study, max(p.steps for p in plan.values()))
 

@@ -12,7 +12,6 @@ from plait.compare.scaling import fit_families
 from plait.compare.step_matching import Match, Spread, match
 from plait.compare.study import Study
 from plait.compare.tables import markdown
-from plait.errors import ConfigError, unknown
 from plait.files import write_json, write_text
 
 UNITS = {"next_token": "nats a token", "diffusion": "squared error"}
@@ -144,7 +143,7 @@ def match_row(pair: Pair, records: Records) -> dict[str, Any]:
         "time_ratio": steps and steps.times(time_of_a_step(pair, records)),
     }
     row = {"arm": pair.arm, "against": pair.against, "split": pair.split, "modality": pair.modality}
-    row |= {"seeds": len(found)}
+    row |= {"seeds": steps.seeds if steps else 0}  # a seed whose levels were all passed early says nothing
     row |= {name: sum(getattr(m, name) for m in found) for name in ("points", "censored", "early")}
     for name, spread in spreads.items():
         row[name] = spread and spread.mean
@@ -172,7 +171,7 @@ def _claim_row(entry: dict[str, Any], rows: list[dict[str, Any]], records: Recor
     keys = ("claim", "model", "unit", "arm", "modality", "split", "figure", "score")
     row = {k: entry[k] for k in keys} | {"paper": entry["value"]}
     if entry["score"]:
-        return row | _score(entry, records)
+        return row | {"split": "", "figure": ""} | _paper_score(entry, records)
     same = [r for r in rows if all(r[k] == entry[k] for k in ("arm", "modality", "split"))]
     match, figure = (same[0] if same else {}), entry["figure"]
     return row | {
@@ -184,13 +183,9 @@ def _claim_row(entry: dict[str, Any], rows: list[dict[str, Any]], records: Recor
     }
 
 
-def _score(entry: dict[str, Any], records: Records) -> dict[str, Any]:
-    """Return what was measured of a score; raises ConfigError where the arm was evaluated and has no such score."""
-    mine = [{k: v for k, v in row.items() if k not in ("arm", "seed")}
-            for row in records.scores if row["arm"] == entry["arm"]]  # fmt: skip
-    if mine and not any(entry["score"] in row for row in mine):
-        raise ConfigError(unknown(f"paper: score of {entry['claim']!r}", entry["score"], mine[0]))
-    spread = Spread.of([row.get(entry["score"]) for row in mine])
+def _paper_score(entry: dict[str, Any], records: Records) -> dict[str, Any]:
+    """Return what was measured of a score over the arm's seeds; None where it was not."""
+    spread = Spread.of([row.get(entry["score"]) for row in records.scores if row["arm"] == entry["arm"]])
     if not spread:
         return {"ours": None, "low": None, "high": None, "is_bound": False, "seeds": 0}
     return {"ours": spread.mean, "low": spread.low, "high": spread.high, "is_bound": False, "seeds": spread.seeds}

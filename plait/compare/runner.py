@@ -10,7 +10,7 @@ processes may run it at once, one for each GPU: a lock in every run folder keeps
 
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,6 +130,15 @@ class StudyRun:
         """Return the seeds of an arm that are to be run."""
         own = self.study.config.arms[arm].seeds
         return [s for s in own if s in self.seeds] if self.seeds else own
+
+    def each_finished(self, doing: str) -> Iterator[tuple[str, int, Path]]:
+        """Go through the finished runs of the chosen arms and seeds, (arm, seed, folder), and show how far it is."""
+        runs = [(arm, seed) for arm in self.arms for seed in self.seeds_of(arm)]
+        finished = [run for run in runs if self.status(*run)[0] == "finished"]
+        with self.progress.stage(doing, total=len(finished)) as bar:
+            for arm, seed in finished:
+                yield arm, seed, self.folder(arm, seed)
+                bar.advance(1, f"{arm}, seed {seed}")
 
     def folder(self, arm: str, seed: int) -> Path | None:
         """Return the folder of a run; None where its arm has no learning rate (yet)."""

@@ -9,34 +9,46 @@ from typing import Any
 
 from plait.compare.runner import StudyRun
 from plait.config import RunConfig
+from plait.config_file import to_dict
+from plait.errors import unknown
 from plait.evaluate.suite import FILE
 from plait.files import read_json
 from plait.progress import Progress
 from plait.train import checkpoint
 
-Evaluate = Callable[[RunConfig, Progress], dict[str, float]]
+Evaluate = Callable[[RunConfig, Progress], Any]
 """Measures the newest checkpoint of a run, once, and keeps the figures in FILE of its folder."""
+
+SETTINGS = ("generate", "evaluate")
+"""Sections of a config that say how a run is evaluated."""
 
 LOSSES = ("val_loss/", "task_loss/", "perplexity/")
 """How the names of figures begin that are losses."""
 
 
 def evaluate_runs(run: StudyRun, evaluate: Evaluate) -> None:
-    """Evaluate every finished run that still has a checkpoint."""
-    runs = [(arm, seed) for arm in run.arms for seed in run.seeds_of(arm) if run.status(arm, seed)[0] == "finished"]
-    with run.progress.stage("evaluate", total=len(runs)) as bar:
-        for number, (arm, seed) in enumerate(runs, start=1):
-            folder = run.folder(arm, seed)
-            if checkpoint.find(folder / "checkpoints"):
-                steps = run.plan[arm].steps
-                evaluate(run.study.run_config(arm, seed=seed, steps=steps, out=folder), run.progress)
-            bar.to(number, f"{arm}, seed {seed}")
+    """Evaluate every finished run that still has a checkpoint; says which have none, and which scores nobody has."""
+    for arm, seed, folder in run.each_finished("evaluate"):
+        if checkpoint.find(folder / "checkpoints"):
+            evaluate(_config(run, arm, seed), run.progress)
+        else:
+            run.progress.print(f"{arm}, seed {seed}: it has no checkpoint any more, so it is left out")
+    for entry in (entry for entry in run.study.config.paper if entry.score):
+        rows = [row for seed in run.study.config.arms[entry.arm].seeds for row in read_scores(run, entry.arm, seed)]
+        if rows and not any(entry.score in row for row in rows):
+            run.progress.print(unknown(f"score of {entry.claim!r}", entry.score, rows[0].keys() - {"arm", "seed"}))
 
 
 def read_scores(run: StudyRun, arm: str, seed: int) -> list[dict[str, Any]]:
-    """Return the row of a run's scores; none where it was not evaluated."""
-    path = run.folder(arm, seed) / FILE
-    if not path.exists():
+    """Return the row of a run's scores; none where it was not evaluated, or with other settings than the study's."""
+    folder = run.folder(arm, seed)
+    if folder is None or not (folder / FILE).exists():
         return []
-    figures = read_json(path, "evaluation")["figures"]
-    return [{"arm": arm, "seed": seed} | {k: v for k, v in figures.items() if not k.startswith(LOSSES)}]
+    found, mine = read_json(folder / FILE, "evaluation"), to_dict(_config(run, arm, seed))
+    if any(found["key"].get(name) != mine[name] for name in SETTINGS):
+        return []
+    return [{"arm": arm, "seed": seed} | {k: v for k, v in found["figures"].items() if not k.startswith(LOSSES)}]
+
+
+def _config(run: StudyRun, arm: str, seed: int) -> RunConfig:
+    return run.study.run_config(arm, seed=seed, steps=1, out=run.folder(arm, seed))

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from plait.compare.curves import TRAINING, VALIDATION
 from plait.config import RunConfig
 from plait.config_file import from_dict, load, read_yaml
 from plait.errors import ConfigError, require, unknown
 
 FIGURES = ("", "steps_ratio", "end_ratio", "flops_ratio", "time_ratio")
-SPLITS = ("training", "validation")
+SPLITS = (TRAINING, VALIDATION)
 
 
 @dataclass
@@ -152,6 +153,10 @@ class StudyConfig:
             if entry.arm:
                 self._known(f"paper[{i}].arm", entry.arm)
             require(math.isfinite(entry.value), f"paper[{i}].value", entry.value, "a finite number")
+            require(bool(entry.arm) or not entry.score, f"paper[{i}].arm", entry.arm, "named beside a score")
+            by_modality = entry.arm and entry.figure and not entry.score
+            require(bool(entry.modality) or not by_modality, f"paper[{i}].modality", entry.modality,
+                    "named beside a figure of an arm")  # fmt: skip
             if entry.figure not in FIGURES:
                 raise ConfigError(unknown(f"paper[{i}].figure", entry.figure, filter(None, FIGURES)))
 

@@ -68,13 +68,14 @@ def _arms_table(results: dict) -> Table:
 def _claims_table(results: dict) -> Table:
     header = ["claim", "paper (its model)", "ours", "lowest to highest", "seeds", "set", "unit"]
     same: dict[tuple, list[dict]] = {}
+    keys = ("claim", "arm", "modality", "split", "figure", "score", "unit")
     for c in results["claims"]:  # one row for all of the paper's models
-        same.setdefault(tuple(c[k] for k in ("claim", "arm", "modality", "split", "figure", "unit")), []).append(c)
+        same.setdefault(tuple(c[k] for k in keys), []).append(c)
     rows = []
     for group in same.values():
         c, paper = group[0], [number(g["paper"]) + (f" ({g['model']})" if g["model"] else "") for g in group]
         rows.append([c["claim"], ", ".join(paper), bounded(c["ours"], c["is_bound"]),
-                     interval(c["low"], c["high"], c["seeds"]), str(c["seeds"]), c["split"].replace("_", " "),
+                     interval(c["low"], c["high"], c["seeds"]), str(c["seeds"]), c["split"].replace("_", " ") or "–",
                      c["unit"]])  # fmt: skip
     return "Beside the paper", "", header, rows
 
@@ -114,13 +115,15 @@ def _scores_table(results: dict) -> Table:
         if is_first_split or figure.endswith(("_low", "_high")):  # said twice, or an interval of one run alone
             continue
         spreads = [Spread.of([row.get(figure) for row in rows if row["arm"] == arm]) for arm in arms]
-        cells.append([words(figure), *map(_mean_and_range, spreads)])
+        cells.append([figure_words(figure), *map(_mean_and_range, spreads)])
     note = ("What `plait evaluate` measures of finished runs: means over seeds, in brackets the lowest and "
             "highest. A figure with a slash is of the validation split it names, others of the first.")  # fmt: skip
-    return "What the models make", note, ["figure", *arms], cells
+    seeds = [len({row["seed"] for row in rows if row["arm"] == arm}) for arm in arms]
+    header = [f"{arm} ({count} seed{'s' * (count > 1)})" for arm, count in zip(arms, seeds, strict=True)]
+    return "What the models make", note, ["figure", *header], cells
 
 
-def words(figure: str) -> str:
+def figure_words(figure: str) -> str:
     """Return the name of a figure of `plait evaluate` as it is read."""
     return figure.replace("_", " ").replace("frechet", "Fréchet")
 

@@ -1,8 +1,9 @@
 """`plait compare`: plan, run and write down a study, as far as it goes."""
 
+from collections.abc import Callable
 from pathlib import Path
 
-from plait.compare.analysis import analyse, read_analyses
+from plait.compare.analysis import read_analyses
 from plait.compare.analysis_charts import analysis_charts
 from plait.compare.charts import charts
 from plait.compare.conclude import LOGS
@@ -13,7 +14,6 @@ from plait.compare.plan import ArmPlan
 from plait.compare.records import read_records, read_written_records
 from plait.compare.results import gather, write_results
 from plait.compare.runner import StudyFailed, StudyRun
-from plait.compare.scores import Evaluate, evaluate_runs
 from plait.compare.study import Study
 from plait.compare.tables import Table, number
 from plait.errors import require
@@ -57,26 +57,15 @@ def _open(study: Study, progress: Progress, arms: list[str], seeds: list[int]) -
     return StudyRun(study, progress, arms=names, seeds=list(seeds))
 
 
-def analyse_study(study: Study, progress: Progress, *, arms: list[str] = (), seeds: list[int] = ()) -> Path:
-    """Analyse the trained models of a study that are finished, and write results and page anew; trains nothing.
+def examine_study(study: Study, progress: Progress, examine: Callable[[StudyRun], None], *, arms: list[str] = (),
+                  seeds: list[int] = ()) -> Path:  # fmt: skip
+    """Examine the finished runs of a study (`analyse`, `evaluate_runs`), and write results and page anew.
 
-    Returns the page. What is analysed already is not analysed again.
+    Returns the page. Trains nothing, and what was examined before is not examined again.
     """
     run = _open(study, progress, arms, seeds)
     run.make_plan()
-    analyse(run)
-    return write_down(run)
-
-
-def evaluate_study(study: Study, progress: Progress, evaluate: Evaluate, *, arms: list[str] = (),
-                   seeds: list[int] = ()) -> Path:  # fmt: skip
-    """Evaluate the trained models of a study that are finished, and write results and page anew; trains nothing.
-
-    Returns the page.
-    """
-    run = _open(study, progress, arms, seeds)
-    run.make_plan()
-    evaluate_runs(run, evaluate)
+    examine(run)
     return write_down(run)
 
 

@@ -103,7 +103,7 @@ class Panel {
     const shown = this.series.length ? this.series : this.data.series, log = this.data.log;
     const range = (given, values, wide) => {
       if (given) return given;
-      let low = Math.min(...values), high = Math.max(...values);
+      let low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
       if (log) return [low / 1.15, high * 1.15];
       if (wide && low > 0 && low < high / 3) low = 0;
       const pad = (high - low) * 0.05 || Math.abs(high) * 0.1 || 1;
@@ -236,13 +236,13 @@ class Panel {
     const together = this.series.every((s) => s.kind !== "points") && (series.kind === "line" || series.kind === "bars");
     for (const s of together ? this.series.filter((s) => s.kind === series.kind || s.dashed) : [series]) {
       const k = s === series ? i : s.x.indexOf(series.x[i]);
-      const value = k >= 0 ? s.y[k] : s.x.length === 2 ? s.y[0] + (s.y[1] - s.y[0]) * (series.x[i] - s.x[0]) / (s.x[1] - s.x[0]) : null;
+      const value = k >= 0 ? s.y[k] : s.dashed && s.x.length === 2 ? s.y[0] + (s.y[1] - s.y[0]) * (series.x[i] - s.x[0]) / (s.x[1] - s.x[0]) : null;
       if (value === null) continue;
       this.entry(tip, s, k, value);
-      if (k >= 0 && s.kind === "line") this.dot(s, k, this.cursor);
+      if (k >= 0 && s.kind === "line" && this.y(value) >= top) this.dot(s, k, this.cursor);
     }
     if (series.kind === "bars") element("circle", { class: "chosen", cx: x, cy: y, r: 3 }, this.cursor);
-    else this.dot(series, i, this.cursor, "chosen");
+    else if (y >= top) this.dot(series, i, this.cursor, "chosen");  // the first losses may lie above the frame
     const width = tip.offsetWidth, room = this.root.clientWidth;
     tip.style.left = `${x + 14 + width > room ? Math.max(0, x - 14 - width) : x + 14}px`;
     tip.style.top = `${Math.max(0, Math.min(y - tip.offsetHeight / 2, bottom - tip.offsetHeight))}px`;
