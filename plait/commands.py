@@ -55,6 +55,8 @@ def report(chosen) -> None:
 def compare(chosen) -> None:
     from plait.compare import workflow
     from plait.compare.study import load_study
+    from plait.compare.tables import matching_table
+    from plait.files import read_json
     from plait.progress import Progress
     from plait.shipped import config_path, study_path
 
@@ -87,7 +89,9 @@ def compare(chosen) -> None:
         examine = analyse if chosen.analyse else functools.partial(evaluate_runs, evaluate=evaluate_step)
         print(f"study: {workflow.examine_study(study, Progress(), examine, **some)}")
     else:
-        print(f"study: {workflow.compare(study, Progress(), **some)}")
+        page = workflow.compare(study, Progress(), **some)
+        _print_table(*matching_table(read_json(page.with_name("results.json"), "results")))
+        print(f"study: {page}")
 
 
 def _check_options(chosen) -> None:

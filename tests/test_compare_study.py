@@ -56,7 +56,8 @@ def comparable(found: dict) -> dict:
 
 def test_a_whole_study(folder, capsys):
     assert main(["compare", str(write(folder))]) == 0
-    assert "study.html" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "study.html" in out and "Step matching" in out and "reverse" in out
     found = results(folder)
     assert [(r["arm"], r["seed"], r["status"], r["steps"]) for r in found["runs"]] == [
         ("dense", 0, "finished", 6), ("dense", 1, "finished", 6), ("mot", 0, "finished", 6), ("mot", 1, "finished", 6)

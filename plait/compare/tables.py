@@ -80,6 +80,11 @@ def _claims_table(results: dict) -> Table:
     return "Beside the paper", "", header, rows
 
 
+def matching_table(results: dict) -> Table:
+    """Return the table of step matching on the training losses and on the mean of the validation sets."""
+    return _matches_tables(results)[0]
+
+
 def _matches_tables(results: dict) -> list[Table]:
     header = ["arm", "against", "set", "modality", "steps", "lowest to highest", "at the end", "reverse", "FLOPs",
               "time", "levels", "censored", "early", "seeds"]  # fmt: skip
