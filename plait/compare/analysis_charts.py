@@ -62,9 +62,9 @@ def _components(found: Found, rows: Rows) -> list[Chart]:
 def _attention(found: Found, rows: list[dict[str, Any]]) -> Chart:
     panels = []
     for query, key in dict.fromkeys((r["query"], r["key"]) for r in rows):
-        if query == key:
-            continue
         mine = [r for r in rows if (r["query"], r["key"]) == (query, key)]
+        if query == key or not any(r["even"] for r in mine):  # no token sees such a key: they share no document
+            continue
         even = {r["layer"]: r["even"] for r in mine}
         series = [Series("if all keys got the same", [n + 1 for n in even], list(even.values()), dashed=True)]
         shown = [r | {"block": r["layer"] + 1} for r in mine]
@@ -75,7 +75,7 @@ def _attention(found: Found, rows: list[dict[str, Any]]) -> Chart:
 
 
 def _conflicts(found: Found, rows: list[dict[str, Any]]) -> list[Chart]:
-    pairs = list(dict.fromkeys((r["first"], r["second"]) for r in rows))
+    pairs = sorted(dict.fromkeys((r["first"], r["second"]) for r in rows), key=lambda pair: pair[0] == pair[1])
     last = {
         key: max(r["step"] for r in rows if (r["arm"], r["seed"]) == key)
         for key in {(r["arm"], r["seed"]) for r in rows}
@@ -84,7 +84,7 @@ def _conflicts(found: Found, rows: list[dict[str, Any]]) -> list[Chart]:
     for first, second in pairs:
         mine = [r | {"block": r["layer"] + 1} for r in rows if (r["first"], r["second"]) == (first, second)]
         ends = [r for r in mine if r["step"] == last[r["arm"], r["seed"]]]
-        title = f"{first} and {second}" if first != second else f"{first} and itself, other documents"
+        title = f"{first} and {second}" if first != second else f"{first} and itself"
         whole = [r for r in ends if r["component"] == "all"]
         by_layer.append(_cosine_panel(title, "block", whole, _lines(found, whole, "block", "cosine")))
         against = [r for r in ends if r["arm"] == found.study.config.against and r["component"] != "all"]
@@ -94,8 +94,8 @@ def _conflicts(found: Found, rows: list[dict[str, Any]]) -> list[Chart]:
             steps = _mean_over_layers([r for r in mine if r["component"] == "all"])
             by_step.append(_cosine_panel(title, "training step", steps, _lines(found, steps, "step", "cosine")))
     note = ("The cosine of the gradients of two modalities' losses in the parameters of a block: below 0 what helps "
-            "the one harms the other. Where towers are apart, few parameters serve both. How much a modality's own "
-            "gradients on other documents agree says what noise leaves.")  # fmt: skip
+            "the one harms the other. Where towers are apart, few parameters serve both. A modality and itself are its "
+            "gradients on two halves of the documents: what noise leaves of an agreement.")  # fmt: skip
     against = found.study.config.against
     return [Chart("conflict", SECTION, "Do the modalities' gradients agree?", note, by_layer),
             Chart("conflict_components", SECTION, f"Gradients by component: {against}", note, by_part),

@@ -39,8 +39,8 @@ def _draw(chart: Chart, path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    across = min(len(chart.panels), MOST_ACROSS)
-    down = -(-len(chart.panels) // across)
+    down = -(-len(chart.panels) // MOST_ACROSS)
+    across = -(-len(chart.panels) // down)  # rows of as many panels, where that can be
     width, height = PANEL if len(chart.panels) <= FEW else SMALL_PANEL
     figure = Figure(figsize=(width * across, height * down + 0.3), layout="constrained")
     FigureCanvasAgg(figure)
