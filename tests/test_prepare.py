@@ -1,5 +1,6 @@
 """Preparing a folder: the same bytes however many workers, wherever it was stopped; clear refusals."""
 
+import dataclasses
 import errno
 import json
 import shutil
@@ -310,6 +311,14 @@ def test_two_modalities_with_one_key(manifest, tmp_path):
     config.model.modalities["speech"] = ModalityConfig(codec="fake_image")
     with pytest.raises(ConfigError, match=r"model.modalities.speech.codec: .* model.modalities.image reads already"):
         prepare(config)
+
+
+def test_a_run_of_another_seed_reads_the_scenes_of_its_data(tmp_path):
+    config = config_for(tmp_path / "data", "scenes", ("text", "image"), documents=24, validation_documents=4)
+    prepare(config)
+    documents = ShardSource(tmp_path / "data", "seen")
+    other = stages.raw_source(dataclasses.replace(config, seed=1)).read("seen", 0, 4)
+    assert [document.meta for document in other] == [documents.meta(i) for i in range(4)]
 
 
 def test_scenes_lack_other_keys(tmp_path):

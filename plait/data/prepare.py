@@ -44,13 +44,13 @@ from plait.data.places import expand, fingerprint
 from plait.data.raw import BrokenRow, RawSource
 from plait.data.rows import FILES_NAME, join, scanned, sources_of
 from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION, split_record, write_index
+from plait.data.sources import SETTINGS_NAME, data_seed
 from plait.data.tables import Table, load_table
 from plait.errors import CheckpointError, ConfigError, DataError, require
 from plait.files import clear_disk_errors, write_json, write_text
 from plait.model_config import ModalityConfig
 from plait.progress import Bar, Progress, QuietProgress
 
-SETTINGS_NAME = "settings.json"
 REPORT_NAME = "report.json"
 BROKEN_NAME = "broken.jsonl"
 QUALITY_DOCUMENTS = 256
@@ -74,7 +74,7 @@ def prepare(config: RunConfig, *, progress: Progress | None = None, restart: boo
 
 def raw_source(config: RunConfig) -> RawSource:
     """Open the run's raw documents: the scenes, or the manifests of a folder that is prepared."""
-    setup = _setup(config)
+    setup = dataclasses.replace(_setup(config), seed=data_seed(config))
     return open_source(setup, build_codecs(setup.modalities))
 
 

@@ -15,8 +15,12 @@ from plait.data.packing import EDGES, PartSize
 from plait.data.shards import ShardSource, read_index, table_name
 from plait.data.tables import PartTable
 from plait.errors import ConfigError, DataError, unknown
+from plait.files import read_json
 from plait.model_config import ModelConfig
 from plait.randomness import uniforms
+
+SETTINGS_NAME = "settings.json"
+"""What a prepared folder was made with."""
 
 AS_WRITTEN = -1
 """The task of documents whose parts stay as written."""
@@ -32,6 +36,12 @@ def folders(config: RunConfig) -> dict[str, SourceConfig]:
     """Return the prepared folders of a run, with their weights and what happens when they are exhausted."""
     named = config.data.sources or {config.data.path: 1.0}
     return {folder: s if isinstance(s, SourceConfig) else SourceConfig(s) for folder, s in named.items()}
+
+
+def data_seed(config: RunConfig) -> int:
+    """Return the seed that the run's data were prepared with: a run may have another one of its own."""
+    path = Path(config.data.path) / SETTINGS_NAME
+    return read_json(path, "prepared data").get("seed", config.seed) if path.exists() else config.seed
 
 
 def validation_splits(config: RunConfig) -> list[str]:

@@ -13,7 +13,7 @@ from plait.config import RunConfig, SamplingConfig
 from plait.data.prepare import drawn_scenes, raw_source
 from plait.data.raw import raw_items
 from plait.data.shards import ShardSource
-from plait.data.sources import open_sources, validation_splits
+from plait.data.sources import data_seed, open_sources, validation_splits
 from plait.evaluate.judges import PictureJudge, available, media_judge, picture_figures
 from plait.evaluate.losses import perplexity, split_losses
 from plait.evaluate.text import caption_scores, continuation_scores, forced_choice, interval
@@ -148,7 +148,7 @@ class Suite:
 
         single = [d for d in documents if len(d.meta["objects"]) == 1]
         single = single[: self.config.evaluate.choices]
-        chance = {f"{prefix}_object_chance": 1 / len(set(concepts(self.config.seed)["train"]))}
+        chance = {f"{prefix}_object_chance": 1 / len(set(concepts(data_seed(self.config))["train"]))}
         if not single:
             return chance
         phrases, truth = self._candidates(single)
@@ -169,7 +169,7 @@ class Suite:
         from plait.data.scenes import with_article
 
         phrases = {d.meta["objects"][0]["name"]: d.meta["caption"].rsplit(" on ", 1)[0] + " on" for d in documents}
-        others = split_concepts(self.config.seed)["train"]
+        others = split_concepts(data_seed(self.config))["train"]
         for i in generator(self.config.seed, "forced choice: names").permutation(len(others)):
             if len(phrases) >= NUM_CHOICES:
                 break
