@@ -62,7 +62,7 @@ def test_scores_stand_by_run_beside_the_papers_and_are_kept(finished):
     assert claim["split"] == ""  # not of the training set, as a figure of step matching would be
     html = page.read_text()
     assert 'id="scores"' in html and "What the models make" in html and "205 (200 to 210)" in html
-    table = html.split("What `plait evaluate` measures")[1].split("</table>")[0]
+    table = html.split("What plait evaluate measures")[1].split("</table>")[0]
     assert "dense (1 seed)" in table and "mot (2 seeds)" in table
     assert "accuracy/seen" not in table and "object low" not in table  # said twice; of one run alone
     keep_study(study, QUIET, finished / "docs")

@@ -17,7 +17,7 @@ from plait.compare.tables import bounded, figure_words
 NEUTRAL = -1
 """The colour of what belongs to no arm."""
 DISTANCE = "_frechet"
-SCORES = ("object_accuracy", "choice_accuracy", "_recognised", DISTANCE)
+SCORES = ("object_accuracy", "colour_accuracy", "choice_accuracy", "_recognised", DISTANCE)
 """How the names of figures of `plait evaluate` end that are drawn."""
 MOST_POINTS = 2000
 """Points of a series that are drawn."""

@@ -121,7 +121,7 @@ def _scores_table(results: dict) -> Table:
             continue
         spreads = [Spread.of([row.get(figure) for row in rows if row["arm"] == arm]) for arm in arms]
         cells.append([figure_words(figure), *map(_mean_and_range, spreads)])
-    note = ("What `plait evaluate` measures of finished runs: means over seeds, in brackets the lowest and "
+    note = ("What plait evaluate measures of finished runs: means over seeds, in brackets the lowest and "
             "highest. A figure with a slash is of the validation split it names, others of the first.")  # fmt: skip
     seeds = [len({row["seed"] for row in rows if row["arm"] == arm}) for arm in arms]
     header = [f"{arm} ({count} seed{'s' * (count > 1)})" for arm, count in zip(arms, seeds, strict=True)]
