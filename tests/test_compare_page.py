@@ -119,7 +119,7 @@ def test_every_chart_is_drawn_as_png(tmp_path):
     bars = [Series("b", [0, 1], [0.5, 1.2], "bars", 1, [0.4, 1.1], [0.6, 1.3], [False, True])]
     points = [Series("c", [1.5, 2.5], [1.0, 2.0], "points", 12, is_bound=[True, False])]
     panels = [Panel("log", "x", "y", lines, log=True), Panel("bars", "", "y", bars, categories=["text", "image"]),
-              *(Panel("points", "x", "y", points, [0, 3], [0, 3]) for _ in range(5))]  # fmt: skip
+              *(Panel("points", "x", "y", points, [0, 3], [0, 3]) for _ in range(8))]  # fmt: skip
     (path,) = draw_figures([Chart("all", "s", "t", "n", panels)], tmp_path)
     image = pytest.importorskip("PIL.Image").open(path)
     assert image.width > 2 * image.height and path.name == "all.png"
