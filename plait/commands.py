@@ -119,10 +119,11 @@ def _compare_logs(chosen) -> None:
     from plait.compare.tables import tables
 
     matched = match_logs(chosen.from_logs, warmup=chosen.warmup)
+    page = write_match(matched, Path(chosen.out)) if chosen.out else None
     for table in tables(matched.results):
         _print_table(*table)
-    if chosen.out:
-        print(f"page: {write_match(matched, Path(chosen.out))}")
+    if page:
+        print(f"page: {page}")
 
 
 def quickstart(chosen) -> None:
