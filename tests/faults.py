@@ -18,8 +18,9 @@ from pathlib import Path
 
 from ports import free_port
 
-SECONDS_TO_END = 60
-"""How long a run may take, and ranks may take to end after one of them is gone."""
+SECONDS_TO_END = 240
+"""How long a run may take, and ranks may take to end after one of them is gone: for busy machines, never measured."""
+ALL_RANKS = -1
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["faults", "plait.workflow", "plait.cli", "plait.train.export", "torch._dynamo"])
@@ -27,7 +28,7 @@ _context.set_forkserver_preload(["faults", "plait.workflow", "plait.cli", "plait
 
 @dataclass
 class Fault:
-    """What happens to one rank of a run: ``kind`` is a name of FAULTS, ``at`` says when (see there)."""
+    """What happens to one rank of a run (or to ALL_RANKS): ``kind`` is a name of FAULTS, ``at`` says when."""
 
     kind: str
     rank: int = 0
@@ -103,7 +104,7 @@ def _rank(rank: int, ranks: int, port: int, arguments: list[str], log: Path, fau
     CODECS.update(CODEC_NAMES)
     if seen is not None:
         _note_documents(seen)
-    if fault is not None and fault.rank == rank:
+    if fault is not None and fault.rank in (rank, ALL_RANKS):
         FAULTS[fault.kind](fault)
     code = save_again(arguments[1]) if arguments[0] == "save-again" else main(arguments)
     sys.stdout.flush()
@@ -147,6 +148,11 @@ def _note_documents(path: Path) -> None:
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _ask_to_stop(times: int) -> None:
+    for _ in range(times):
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _in_phase(fault: Fault, act) -> None:
@@ -254,6 +260,8 @@ FAULTS = {
     "kill before rename": lambda fault: _around_rename(fault, before=True),
     "kill after rename": lambda fault: _around_rename(fault, before=False),
     "kill in removal": _in_removal,
+    "ask to stop": lambda fault: _in_phase(fault, lambda: _ask_to_stop(1)),
+    "ask twice to stop": lambda fault: _in_phase(fault, lambda: _ask_to_stop(2)),
     "sleep": lambda fault: _in_phase(fault, lambda: time.sleep(600)),
     "stop": lambda fault: _in_phase(fault, lambda: os.kill(os.getpid(), signal.SIGSTOP)),
     "full disk": lambda fault: _in_write(fault, _full_disk),

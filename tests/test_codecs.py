@@ -1,6 +1,8 @@
 """Every codec: what goes in comes back, at any size, from a saved copy, and wrong files say so in one sentence."""
 
+import itertools
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.codecs import CODECS, codec_class, load_codec
+from plait.codecs import CODECS, codec_class, fitting, load_codec
 from plait.codecs.base import Encoded
 from plait.codecs.image_tokens import ImageTokenCodec
 from plait.codecs.mel import LogMel, mel_filters
@@ -452,8 +454,6 @@ def test_pretrained_codecs_that_do_not_fit(tmp_path):
 
 
 def test_fitting_is_deterministic_and_resumes(tmp_path, monkeypatch):
-    from plait.codecs import fitting
-
     first = fitted_image_codec(tmp_path / "one", steps=20)
     assert np.array_equal(weights(first), weights(fitted_image_codec(tmp_path / "two", steps=20)))
     monkeypatch.setattr(fitting, "_SAVE_SECONDS", 0.0)
@@ -480,14 +480,15 @@ def weights(codec) -> np.ndarray:
     return np.concatenate([p.detach().numpy().ravel() for p in codec.model.parameters()])
 
 
-def test_fitting_keeps_to_its_time(tmp_path):
-    import time
-
-    began, seen = time.monotonic(), []
+def test_fitting_keeps_to_its_time(tmp_path, monkeypatch):
+    """A step takes a sixteenth of a second by this clock, so 1.875 seconds are 30 steps."""
+    ticks, seen = itertools.count(), []
+    monkeypatch.setattr(fitting, "time", types.SimpleNamespace(monotonic=lambda: next(ticks) / 16))
     codec = ImageTokenCodec.from_options(TINY_IMAGE | {"steps": 0})
-    codec.fit(blobs(64), minutes=0.03, seed=0, folder=tmp_path, progress=lambda share, text: seen.append((share, text)))
-    assert 1.5 < time.monotonic() - began < 8
-    assert len(seen) >= 3 and seen[-1][0] == 1.0 and "loss" in seen[0][1]
+    codec.fit(blobs(64), minutes=1.875 / 60, seed=0, folder=tmp_path,
+              progress=lambda share, text: seen.append((share, text)))  # fmt: skip
+    assert seen[-1] == (1.0, "30 steps")
+    assert len(seen) >= 3 and "loss" in seen[0][1]
     assert [s for s, _ in seen] == sorted(s for s, _ in seen)
 
 

@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import itertools
 import json
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 from plait.progress import Progress
-from plait.train import checkpoint
+from plait.train import checkpoint, engine
 from plait.train.engine import Trainer, TrainingStopped, pick_device
 from plait.train.measures import Measures
 from plait.train.metrics import read_metrics
@@ -314,11 +316,14 @@ def test_absent_devices(name):
         pick_device(name)
 
 
-def test_fitted_to_minutes(folder, tmp_path):
+def test_fitted_to_minutes(folder, tmp_path, monkeypatch):
+    """A step takes a quarter of a second by this clock, so three seconds are 12 steps, whatever `steps` says."""
+    ticks = itertools.count()
+    monkeypatch.setattr(engine, "time", types.SimpleNamespace(monotonic=lambda: next(ticks) / 4))
     config = config_for(folder, tmp_path, minutes=0.05, steps=1)
     trainer = Trainer(config, Progress())
     trainer.run()
-    assert trainer.state.seconds == pytest.approx(3.0, abs=1.5) and trainer.state.step > 1
+    assert trainer.state.seconds == 3.0 and trainer.state.step == 12
 
 
 def test_batches_side_by_side_equal_one_after_another(folder, tmp_path):

@@ -55,10 +55,13 @@ def test_the_one_that_is_not_heard_from_is_named():
 
 def test_what_a_thread_does():
     go = threading.Event()
-    thread = threading.Thread(target=go.wait, args=(10,))
+    thread = threading.Thread(target=go.wait, args=(60,))
     thread.start()
-    time.sleep(0.05)
-    frame, collective = where(thread.ident)
+    for _ in range(1000):  # until it waits
+        frame, collective = where(thread.ident)
+        if frame.endswith(" wait"):
+            break
+        time.sleep(0.01)
     go.set()
     assert frame.startswith("threading.py:") and frame.endswith(" wait") and collective == ""
 
