@@ -148,18 +148,35 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_by_all(folder, tmp
 
 
 def test_bfloat16(folder, tmp_path, two):
-    """Weights, gradients and their sums are float32, and agree with one process as well as bfloat16 can."""
+    """Weights, gradients and their sums are float32, and ranks are as near to float32 as one process in bfloat16 is.
+
+    How near that is depends on the processor, so it is measured; a gradient of a wrong scale, or of which a rank's part
+    is missing, is off by half of itself or more.
+    """
     config = config_for(folder, tmp_path, train={"precision": "bfloat16"})
+    exact_config = config_for(folder, tmp_path, train={"precision": "float32"})
     for layout, parallel in TWO.items():
         steps = dealt(data=1 if layout in ("tensor", "context") else 2, batches=2)
-        alone = train_steps(config, steps, dtype=torch.float32)
+        alone, exact = (train_steps(c, steps, dtype=torch.float32) for c in (config, exact_config))
+        reference = exact.gradients[0]
         cut = dataclasses.replace(config, parallel=ParallelConfig(**parallel))
         for found in two.run(train_steps, cut, steps, "", None, torch.float32):
-            torch.testing.assert_close(found.sums, alone.sums, rtol=2e-3, atol=0)
+            torch.testing.assert_close(found.sums, exact.sums, rtol=1e-2, atol=0)
             assert {t.dtype for t in (*found.weights.values(), *found.gradients[0].values())} == {torch.float32}
+            assert error(found.gradients[0], reference) < 2 * error(alone.gradients[0], reference)
             for name, gradient in found.gradients[0].items():
-                expected = alone.gradients[0][name]
-                assert (gradient - expected).norm() < 0.1 * expected.norm() + 1e-6, (layout, name)
+                off = (gradient - reference[name]).norm()
+                assert off < 0.3 * reference[name].norm() + 1e-4 * norm_of(reference), (layout, name)
+
+
+def norm_of(gradients: dict[str, torch.Tensor]) -> float:
+    """Return the norm of all gradients together."""
+    return float(torch.stack([g.double().norm() for g in gradients.values()]).norm())
+
+
+def error(gradients: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]) -> float:
+    """Return the norm of the difference of all gradients together."""
+    return norm_of({name: gradients[name] - reference[name] for name in reference})
 
 
 def test_weights_to_start_from(folder, tmp_path, two):
