@@ -176,7 +176,9 @@ class Work:
         """Count 2 for each weight that a token passes, and 4 H d for each query that sees a key, in every layer."""
         c = self.model.config
         matrices = sum(
-            p.numel() for n, p in self.model.blocks.named_parameters() if p.ndim == 2 and ".generation." in n
+            p.numel()
+            for part, p in self.model.weights()
+            if part.in_block and part.trait.is_matrix and part.tower == "generation"
         )
         pairs = 0
         for s in segments(batch.spans, prefix):

@@ -175,7 +175,8 @@ class ModelConfig:
                     raise ConfigError(unknown(f"model.modalities.{name}.tower", tower, self.towers))
         for name, tower in self.towers.items():
             require(name in used, "model.towers", name, "the tower of some modality (none uses it)")
-            require(name != "shared", "model.towers", name, "another name: that one is for what towers share")
+            require(name.isidentifier() and name != "shared", "model.towers", name,
+                    "a name of letters, digits and underscores, other than 'shared'")  # fmt: skip
             tower.width = self.width if tower.width is None else tower.width
             require(tower.width >= 1, f"model.towers.{name}.width", tower.width, "at least 1")
             if tower.ffn_width is None:

@@ -15,8 +15,8 @@ def difference_of_identical_towers() -> float:
     """Return the largest difference, in float64, between a dense model and a mixture whose towers are copies of it:
     of losses by modality, and of gradients, where those of the towers are summed up."""
     dense, mixture = (_model(tower) for tower in ("text", ""))
-    own = dense.state_dict()
-    mixture.load_state_dict({name: own[_in_dense(name, own)] for name in mixture.state_dict()})
+    own, in_dense = dense.state_dict(), {part.place: name for name, part in dense.parts.items()}
+    mixture.load_state_dict({name: own[in_dense[part.place]] for name, part in mixture.parts.items()})
     losses = []
     for model in (dense, mixture):
         batch = pack(_documents(), model.config)
@@ -24,8 +24,8 @@ def difference_of_identical_towers() -> float:
         sums.sum().backward()
         losses.append(sums.detach())
     summed = {name: torch.zeros_like(p) for name, p in dense.named_parameters()}
-    for name, parameter in mixture.named_parameters():
-        summed[_in_dense(name, own)] += parameter.grad
+    for part, parameter in mixture.weights():
+        summed[in_dense[part.place]] += parameter.grad
     gradients = [(summed[name] - p.grad).abs().max() for name, p in dense.named_parameters()]
     return float(torch.stack([(losses[0] - losses[1]).abs().max(), *gradients]).max())
 
@@ -33,12 +33,6 @@ def difference_of_identical_towers() -> float:
 def _model(tower: str) -> MixtureOfTransformers:
     modalities = {name: ModalityConfig(vocab_size=size, tower=tower) for name, size in IDS.items()}
     return MixtureOfTransformers(ModelConfig(modalities=modalities, width=64, num_layers=3, num_heads=4)).double()
-
-
-def _in_dense(name: str, own: dict) -> str:
-    """Return the name of the dense model's parameter that one of the mixture is a copy of."""
-    parts = ["text" if part in (*IDS, "shared") else part for part in name.split(".")]
-    return name if name in own else ".".join(parts)
 
 
 def _documents() -> list[Document]:

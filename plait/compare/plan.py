@@ -14,7 +14,7 @@ from plait.config import RunConfig
 from plait.data.loader import Loader, open_task_sources
 from plait.data.sources import folders, resolve_vocabulary, validation_splits
 from plait.errors import ConfigError, unknown
-from plait.plan.flops import active_parameters, parameters
+from plait.plan.flops import active_parameters, num_parameters
 from plait.train.parallel import batches_of_a_step
 
 BATCHES = 4
@@ -48,7 +48,7 @@ def _plan_arm(study: Study, arm: str) -> ArmPlan:
     config = resolve_vocabulary(study.run_config(arm, seed=study.config.arms[arm].seeds[0], steps=1, out=study.out))
     flops = step_flops(config, first_batches(config, BATCHES))
     steps = study.steps(flops.formula)
-    return ArmPlan(arm, parameters(config.model)["total"], active_parameters(config.model), flops, steps)
+    return ArmPlan(arm, num_parameters(config.model), active_parameters(config.model), flops, steps)
 
 
 def first_batches(config: RunConfig, count: int) -> list[Batch]:

@@ -177,9 +177,10 @@ def gradient_conflict(model: MixtureOfTransformers, batches: Sequence[Batch]) ->
     rows = []
     for layer in range(len(model.blocks)):
         for component, modules in {**PARTS, "all": sum(PARTS.values(), ())}.items():
-            prefixes = tuple(f"blocks.{layer}.{module}." for module in modules)
+            held = [name for name, part in model.parts.items()
+                          if part.place.layer == layer and part.place.component in modules]  # fmt: skip
             for (a, b), gradients in sides.items():
-                row = _cosine(*gradients, prefixes)
+                row = _cosine(*gradients, held)
                 if row:
                     rows.append({"layer": layer, "component": component, "first": names[a], "second": names[b], **row})
     return rows
@@ -195,8 +196,8 @@ def _gradient(model: MixtureOfTransformers, batches: Sequence[Batch], modality: 
     return found
 
 
-def _cosine(first: dict[str, Tensor], second: dict[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, float] | None:
-    names = [n for n in first if n.startswith(prefixes) and n in second]
+def _cosine(first: dict[str, Tensor], second: dict[str, Tensor], among: Sequence[str]) -> dict[str, float] | None:
+    names = [n for n in among if n in first and n in second]
     dot = sum((first[n] * second[n]).sum().item() for n in names)
     lengths = [math.sqrt(sum(g[n].square().sum().item() for n in names)) for g in (first, second)]
     return {"cosine": dot / math.prod(lengths), "ratio": lengths[1] / lengths[0]} if math.prod(lengths) else None

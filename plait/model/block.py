@@ -2,6 +2,7 @@
 
 import functools
 import importlib.util
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -49,7 +50,8 @@ class QKV(Linear):
     def __init__(self, width: int, config: ModelConfig):
         self.queries, self.head_dim = config.num_heads // config.num_kv_heads, config.head_dim
         eps = config.norm_eps
-        super().__init__(width, config.num_kv_heads * (self.queries + 2) * self.head_dim, bias=config.qkv_bias)
+        outputs = config.num_kv_heads * (self.queries + 2) * self.head_dim
+        super().__init__(width, outputs, bias=config.qkv_bias, cut="outputs")
         self.query_norm = RMSNorm(self.head_dim, eps) if config.qk_norm else nn.Identity()
         self.key_norm = RMSNorm(self.head_dim, eps) if config.qk_norm else nn.Identity()
 
@@ -71,6 +73,7 @@ class Block(nn.Module):
         self.layer, self.pre_norm, self.norm_eps = layer, config.norm_order == "pre", config.norm_eps
         towers, untied = config.towers, config.untied_at(layer)
         heads = config.num_heads * config.head_dim
+        gain = 1 / math.sqrt(2 * config.num_layers)  # of what writes to the residual stream
 
         def norm(tower: str) -> nn.Module:
             return RMSNorm(towers[tower].width, config.norm_eps)
@@ -78,12 +81,14 @@ class Block(nn.Module):
         def ffn(tower: str) -> nn.Module:
             record = towers[tower]
             if record.ffn == "moe":
-                return MixtureOfExperts(record.width, record)
-            return SwiGLU(record.width, record.ffn_width)
+                return MixtureOfExperts(record.width, record, gain=gain)
+            return SwiGLU(record.width, record.ffn_width, gain=gain)
 
         self.attention_norm = PerTower(norm, towers, untied="norm" in untied)
         self.qkv = PerTower(lambda t: QKV(towers[t].width, config), towers, untied="qkv" in untied)
-        self.o = PerTower(lambda t: Linear(heads, towers[t].width, bias=False), towers, untied="o" in untied)
+        self.o = PerTower(
+            lambda t: Linear(heads, towers[t].width, bias=False, gain=gain, cut="inputs"), towers, untied="o" in untied
+        )
         self.ffn_norm = PerTower(norm, towers, untied="norm" in untied)
         self.ffn = PerTower(ffn, towers, untied="ffn" in untied)
         self._compiled: Callable | None = None

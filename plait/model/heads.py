@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.errors import require
-from plait.model.layers import Conv2d, GroupNorm, Linear
+from plait.model.layers import SMALL, Conv2d, GroupNorm, Linear
 from plait.model.ranks import local
 
 Grid = tuple[int, ...]
@@ -95,7 +95,7 @@ class LatentOut(nn.Module):
         self.channels = channels
         self.timestep = TimestepEmbedding(width) if network == "unet" else None
         self.unfold = Unfold(channels, width, patch_size) if network == "unet" else None
-        self.last = Linear(width, channels) if network == "linear" else None
+        self.last = Linear(width, channels, std=SMALL) if network == "linear" else None
 
     def forward(self, hidden: Tensor, latents: Tensor, timesteps: Tensor | None, grids: Sequence[Grid]) -> Tensor:
         """Return predictions [n, C] for the noised ``latents`` [n, C]; the rest as in `LatentIn`."""
@@ -141,7 +141,7 @@ class Unfold(nn.Module):
         self.first = Conv2d(channels // patch_size**2, sizes[-1], 3, padding=1)
         self.joint = ResidualBlock(2 * sizes[-1], sizes[-1], width)
         self.norm = group_norm(sizes[-1])
-        self.last = Conv2d(sizes[-1], channels // patch_size**2, 3, padding=1)
+        self.last = Conv2d(sizes[-1], channels // patch_size**2, 3, padding=1, std=SMALL)
 
     def forward(self, hidden: Tensor, latents: Tensor, times: Tensor, grid: Grid) -> Tensor:
         """Return predictions [B, h w, C] from the stream [B, h w, D], noised latents [B, h w, C] and times [B, D]."""

@@ -1,20 +1,64 @@
-"""torch's layers, with weights of which a rank may hold a part."""
+"""torch's layers, with weights of which a rank may hold a part, and which say what they are (`plait.model.parts`)."""
+
+import math
+from typing import Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plait.model.parts import Trait
 from plait.model.ranks import local
+
+SMALL = 0.02
+"""Standard deviation of embeddings and of what is read as logits or latents."""
+
+ONES, ZEROS = Trait("ones"), Trait("zeros")
 
 
 class Linear(nn.Linear):
-    """x W^T + b."""
+    """x W^T + b.
+
+    Weights begin with standard deviation ``std``, unset ``gain / sqrt(inputs)``. ``cut`` is what tensor ranks cut.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        bias: bool = True,
+        *,
+        gain: float = 1.0,
+        std: float | None = None,
+        cut: Literal["outputs", "inputs"] | None = None,
+    ):
+        super().__init__(inputs, outputs, bias=bias)
+        std = inputs**-0.5 * gain if std is None else std
+        self.traits = {
+            "weight": Trait("normal", std, is_matrix=True, cut={"outputs": 0, "inputs": 1}.get(cut)),
+            "bias": Trait("zeros", cut=0 if cut == "outputs" else None),
+        }
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, local(self.weight), None if self.bias is None else local(self.bias))
 
 
+class Embedding(nn.Embedding):
+    """One vector [D] for each of V ids; tensor ranks cut the ids."""
+
+    def __init__(self, size: int, width: int):
+        super().__init__(size, width)
+        self.traits = {"weight": Trait("normal", SMALL, cut=0)}
+
+
 class Conv2d(nn.Conv2d):
-    """A convolution of images [B, K, H, W]."""
+    """A convolution of images [B, K, H, W]. Weights begin with standard deviation ``std``, unset 1/sqrt(fan in)."""
+
+    def __init__(
+        self, inputs: int, outputs: int, size: int, *, stride: int = 1, padding: int = 0, std: float | None = None
+    ):
+        super().__init__(inputs, outputs, size, stride=stride, padding=padding)
+        std = math.prod(self.weight.shape[1:]) ** -0.5 if std is None else std
+        self.traits = {"weight": Trait("normal", std, is_matrix=True), "bias": ZEROS}
 
     def forward(self, x: Tensor) -> Tensor:
         return self._conv_forward(x, local(self.weight), None if self.bias is None else local(self.bias))
@@ -23,12 +67,16 @@ class Conv2d(nn.Conv2d):
 class GroupNorm(nn.GroupNorm):
     """Normalises groups of channels of one image (arXiv 1803.08494)."""
 
+    traits = {"weight": ONES, "bias": ZEROS}
+
     def forward(self, x: Tensor) -> Tensor:
         return F.group_norm(x, self.num_groups, local(self.weight), local(self.bias), self.eps)
 
 
 class RMSNorm(nn.RMSNorm):
     """torch's RMSNorm (arXiv 1910.07467) with the weight in the input's precision, which its fused kernel wants."""
+
+    traits = {"weight": ONES}
 
     def forward(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.normalized_shape, local(self.weight).to(x.dtype), self.eps)

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plait.model.layers import Linear
+from plait.model.layers import ZEROS, Linear
+from plait.model.parts import Trait
 from plait.model.ranks import local
 from plait.model_config import TowerConfig
 
@@ -15,11 +16,12 @@ from plait.model_config import TowerConfig
 class SwiGLU(nn.Module):
     """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
 
-    def __init__(self, width: int, hidden: int):
+    def __init__(self, width: int, hidden: int, *, gain: float = 1.0):
+        """``gain`` scales the first values of what is written to the residual stream."""
         super().__init__()
-        self.gate = Linear(width, hidden, bias=False)
-        self.up = Linear(width, hidden, bias=False)
-        self.down = Linear(hidden, width, bias=False)
+        self.gate = Linear(width, hidden, bias=False, cut="outputs")
+        self.up = Linear(width, hidden, bias=False, cut="outputs")
+        self.down = Linear(hidden, width, bias=False, gain=gain, cut="inputs")
 
     def forward(self, x: Tensor, num_tokens: Tensor | None = None) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
@@ -28,8 +30,9 @@ class SwiGLU(nn.Module):
 class ExpertWeight(nn.Module):
     """The weights of all experts of one projection, stacked: [E, in, out]."""
 
-    def __init__(self, num_experts: int, fan_in: int, fan_out: int):
+    def __init__(self, num_experts: int, fan_in: int, fan_out: int, *, cut: int, gain: float = 1.0):
         super().__init__()
+        self.traits = {"weight": Trait("normal", fan_in**-0.5 * gain, is_matrix=True, cut=cut)}
         self.weight = nn.Parameter(torch.empty(num_experts, fan_in, fan_out))
 
 
@@ -43,15 +46,16 @@ class MixtureOfExperts(nn.Module):
       (arXiv 2408.15664), so that gradients do not depend on how a batch is cut.
     """
 
-    def __init__(self, width: int, config: TowerConfig):
+    def __init__(self, width: int, config: TowerConfig, *, gain: float = 1.0):
         super().__init__()
+        self.traits = {"expert_bias": ZEROS}
         self.num_experts, self.top_k = config.num_experts, config.top_k
         self.routing, self.balance_rate = config.moe_routing, config.moe_balance_rate
         hidden = config.ffn_width
         self.router = Linear(width, self.num_experts, bias=False)
-        self.gate = ExpertWeight(self.num_experts, width, hidden)
-        self.up = ExpertWeight(self.num_experts, width, hidden)
-        self.down = ExpertWeight(self.num_experts, hidden, width)
+        self.gate = ExpertWeight(self.num_experts, width, hidden, cut=2)
+        self.up = ExpertWeight(self.num_experts, width, hidden, cut=2)
+        self.down = ExpertWeight(self.num_experts, hidden, width, cut=1, gain=gain)
         self.register_buffer("expert_bias", torch.zeros(self.num_experts))
         self.register_buffer("tokens_per_expert", torch.zeros(self.num_experts), persistent=False)
 

@@ -4,8 +4,7 @@ Shapes: T tokens in sequence order, N_k rows of tower k (padded), R = sum of N_k
 """
 
 import contextlib
-import hashlib
-import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,13 +15,14 @@ from plait.model.attention import AttentionPlan
 from plait.model.block import Block, Step, heads_kernel, is_token
 from plait.model.cache import CacheStep, KVCache
 from plait.model.heads import LatentIn, LatentOut
-from plait.model.layers import Linear, RMSNorm
+from plait.model.layers import SMALL, Embedding, Linear, RMSNorm
 from plait.model.mask import segments
 from plait.model.moe import MixtureOfExperts
-from plait.model.ranks import Ranks, part_of
+from plait.model.parts import Part
+from plait.model.ranks import Ranks
 from plait.model.recompute import Recompute
 from plait.model.rope import rotation
-from plait.model.routing import PerTower, merged, tower_of_parameter
+from plait.model.routing import ByName, PerTower, merged
 from plait.model_config import ModelConfig
 from plait.spans import refuse_generation
 
@@ -39,13 +39,15 @@ class MixtureOfTransformers(nn.Module):
         super().__init__()
         self.config = config
         towers, size, untied = config.towers, config.layout.size, not config.same_width
-        self.embed = PerTower(lambda t: nn.Embedding(size, towers[t].width), towers, untied=untied)
+        self.embed = PerTower(lambda t: Embedding(size, towers[t].width), towers, untied=untied)
         self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
         norm_untied = untied or "norm" in config.untied_at(config.num_layers - 1)
         self.final_norm = PerTower(lambda t: RMSNorm(towers[t].width, config.norm_eps), towers, untied=norm_untied)
         if not config.tie_embeddings:
-            self.head = PerTower(lambda t: Linear(towers[t].width, size, bias=False), towers, untied=untied)
-        self.latent_in, self.latent_out = nn.ModuleDict(), nn.ModuleDict()
+            self.head = PerTower(
+                lambda t: Linear(towers[t].width, size, bias=False, std=SMALL, cut="outputs"), towers, untied=untied
+            )
+        self.latent_in, self.latent_out = ByName(), ByName()
         for name, modality in config.modalities.items():
             if modality.objective == "diffusion":
                 used, shape = modality.towers, {"patch_size": modality.patch_size or 1}
@@ -63,32 +65,35 @@ class MixtureOfTransformers(nn.Module):
         """Who computes a batch together; plait.train.parallel sets it."""
         self.use_kernels = True
         """Whether a GPU runs kernels of plait's own where plain torch would do the same."""
+        self.parts = {part.name: part for part in self._parts()}
+        """What each parameter and saved buffer is, by its name."""
         self.init_weights(seed)
+
+    def _parts(self) -> Iterator[Part]:
+        for component in ("embed", "final_norm", *(() if self.config.tie_embeddings else ("head",))):
+            yield from getattr(self, component).parts(component, component)
+        for i, block in enumerate(self.blocks):
+            for component, modules in block.named_children():
+                yield from modules.parts(f"blocks.{i}.{component}", component, layer=i)
+        for component in ("latent_in", "latent_out"):
+            for name, modules in getattr(self, component).items():
+                yield from modules.parts(f"{component}.{name}", component, modality=name)
+
+    def weights(self) -> Iterator[tuple[Part, nn.Parameter]]:
+        """Yield each parameter with what it is."""
+        for name, parameter in self.named_parameters():
+            yield self.parts[name], parameter
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """Draw every parameter from a generator keyed by its own name, so that none depends on the others.
 
-        Matrices and convolutions have standard deviation 1/sqrt(fan in), those that write to the residual stream
-        1/sqrt(2 L) of that; embedding, head and the last step of latent output are small.
+        The modules say how: matrices and convolutions have standard deviation 1/sqrt(fan in), those that write to the
+        residual stream 1/sqrt(2 L) of that; embedding, head and the last step of latent output are small.
         """
-        depth = 1 / math.sqrt(2 * self.config.num_layers)
-        for name, parameter in self.named_parameters():
-            if parameter.is_meta:
-                continue
-            if name.endswith("bias"):
-                parameter.zero_()
-            elif "norm" in name:
-                parameter.fill_(1.0)
-            else:
-                std = _fan_in(parameter) ** -0.5
-                std *= depth if ".o." in name or ".down." in name else 1.0
-                last = name.startswith("latent_out.") and name.endswith(".last.weight")
-                std = 0.02 if last or name.startswith(("embed.", "head.")) else std
-                digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-                generator = torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-                draw = torch.randn(parameter.shape, generator=generator, dtype=torch.float32)
-                parameter.copy_(part_of(draw * std, parameter))
+        for part, parameter in self.weights():
+            if not parameter.is_meta:
+                part.trait.fill(parameter, f"{seed}/{part.name}")
 
     def forward(self, batch: Batch, cache: CacheStep | None = None) -> list[Tensor]:
         """Return the final hidden states, one [N_k, D_k] per tower; of several ranks each returns its own rows.
@@ -205,16 +210,11 @@ class MixtureOfTransformers(nn.Module):
     def dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
 
-    def num_parameters(self) -> dict[str, int]:
-        """Return the number of parameters: in all, and those that one token of each tower passes through."""
-        counts = {"total": sum(p.numel() for p in self.parameters())}
-        owners = [(tower_of_parameter(n, self.config.towers), p.numel()) for n, p in self.named_parameters()]
-        for tower in self.config.towers:
-            counts[tower] = sum(count for owner, count in owners if owner in (tower, ""))
-        return counts
+    def num_parameters(self) -> int:
+        """Return the number of parameters in all."""
+        return sum(p.numel() for p in self.parameters())
 
-
-def _fan_in(parameter: Tensor) -> int:
-    """Return how many inputs one output sums over: [out, in] of a matrix, [E, in, out] of experts, [out, in, h, w]."""
-    shape = parameter.shape
-    return {2: shape[-1], 3: shape[-2], 4: math.prod(shape[1:])}[parameter.ndim]
+    def passed_parameters(self) -> dict[str, int]:
+        """Return the number of parameters that one token of each tower passes through."""
+        owners = [(part.tower, p.numel()) for part, p in self.weights()]
+        return {t: sum(n for owner, n in owners if owner in (t, None)) for t in self.config.towers}

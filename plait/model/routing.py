@@ -5,17 +5,26 @@ a step (`plait.batch.Routing`, built on the host); every module that has one cop
 attention needs sequence order: `to_sequence` and `to_towers` are the two permutations around it.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from plait.batch import Routing
+from plait.model.parts import Part, Place, traits_of
 
 SHARED = "shared"
 
 
-class PerTower(nn.ModuleDict):
+class ByName(nn.ModuleDict):
+    """Modules by the name of a modality or tower, which may be one of torch's own attributes (`keys`, `forward`)."""
+
+    def __setitem__(self, name: str, module: nn.Module) -> None:
+        self._modules[name] = module
+
+
+class PerTower(ByName):
     """One module per tower, or one that all towers share.
 
     Parameters are named ``{component}.{tower}...`` or ``{component}.shared...``. Every tower's module is called
@@ -25,11 +34,19 @@ class PerTower(nn.ModuleDict):
     def __init__(self, make: Callable[[str], nn.Module], towers: Iterable[str], *, untied: bool):
         towers = list(towers)
         # one tower keeps its own name: a dense model is a mixture of one
-        super().__init__({t: make(t) for t in towers} if untied or len(towers) == 1 else {SHARED: make(towers[0])})
+        shared = not untied and len(towers) > 1
+        super().__init__({SHARED: make(towers[0])} if shared else {t: make(t) for t in towers})
+        self.is_shared = shared
 
-    @property
-    def is_shared(self) -> bool:
-        return SHARED in self
+    def owned(self) -> list[tuple[str | None, nn.Module]]:
+        """Return each module with the tower that owns it, None where towers share it."""
+        return [(None if self.is_shared else name, module) for name, module in self.items()]
+
+    def parts(self, prefix: str, component: str, **where: Any) -> Iterator[Part]:
+        """Yield what each tensor is; ``prefix`` is this module's name, ``where`` the layer or modality of its place."""
+        for (tower, module), key in zip(self.owned(), self, strict=True):
+            for inner, trait in traits_of(module):
+                yield Part(f"{prefix}.{key}.{inner}", Place(component, inner, **where), tower, trait)
 
     def forward(self, streams: list[Tensor], *extra: list) -> list:
         """Apply tower k's module to stream k; ``extra`` are further lists with one item per stream.
@@ -71,8 +88,3 @@ class _ToTowers(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None]:
         return gradient.index_select(0, ctx.saved_tensors[0]), None, None
-
-
-def tower_of_parameter(name: str, towers: Iterable[str]) -> str:
-    """Return the tower a parameter belongs to, or "" where it is shared."""
-    return next((part for part in reversed(name.split(".")) if part in towers), "")

@@ -14,7 +14,6 @@ from plait.config import RunConfig
 from plait.errors import require
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Layout
-from plait.model.routing import tower_of_parameter
 from plait.plan.flops import BACKWARD, idle_parameters, operations, total_operations
 from plait.plan.layouts import Sizes, Traffic, possible_layouts, sizes, traffic
 from plait.plan.memory import RankMemory, cache_bytes, rank_memory
@@ -147,16 +146,16 @@ def make_plan(
 def _towers(config: RunConfig, batch: Batch) -> tuple[dict[str, Tower], int]:
     with torch.device("meta"):
         model = MixtureOfTransformers(config.model)
-    own = dict.fromkeys(["", *config.model.towers], 0)
-    for name, parameter in model.named_parameters():
-        own[tower_of_parameter(name, config.model.towers)] += parameter.numel()
+    own: dict[str | None, int] = dict.fromkeys([None, *config.model.towers], 0)
+    for part, parameter in model.weights():
+        own[part.tower] += parameter.numel()
     counts = operations(config.model, batch)
     towers = {}
     for (name, tower), n in zip(config.model.towers.items(), batch.routing.sizes, strict=True):
         parts, idle = counts[name], idle_parameters(tower, config.model.num_layers)
-        towers[name] = Tower(own[name], own[name] + own[""] - idle, n / batch.num_tokens,
+        towers[name] = Tower(own[name], own[name] + own[None] - idle, n / batch.num_tokens,
                              sum(parts.values()) / max(n, 1), parts["attention"] / max(n, 1))  # fmt: skip
-    return towers, own[""]
+    return towers, own[None]
 
 
 def _options(config: RunConfig, machines: Machines, batch: Batch, tokens: int, progress: Progress) -> list[Option]:

@@ -107,17 +107,17 @@ def pairs_by_tower(config: ModelConfig, batch: Batch) -> dict[str, int]:
     return dict(zip(config.towers, map(int, counts), strict=True))
 
 
-def parameters(config: ModelConfig) -> dict[str, int]:
-    """Return the number of parameters in all (``total``) and of those that a token of each tower passes through."""
+def num_parameters(config: ModelConfig) -> int:
+    """Return the number of a model's parameters in all, without making them."""
     with torch.device("meta"):
         return MixtureOfTransformers(config).num_parameters()
 
 
 def active_parameters(config: ModelConfig) -> int:
     """Return the most parameters that one token passes through, of experts only those it is sent to."""
-    counts = parameters(config)
-    return max(n - idle_parameters(config.towers[name], config.num_layers)
-               for name, n in counts.items() if name != "total")  # fmt: skip
+    with torch.device("meta"):
+        counts = MixtureOfTransformers(config).passed_parameters()
+    return max(n - idle_parameters(config.towers[name], config.num_layers) for name, n in counts.items())
 
 
 def idle_parameters(tower: TowerConfig, num_layers: int) -> int:

@@ -11,7 +11,6 @@ import torch
 
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Layout
-from plait.model.routing import tower_of_parameter
 from plait.model_config import ModelConfig
 from plait.plan.trace import Pass
 
@@ -39,13 +38,13 @@ def sizes(config: ModelConfig) -> Sizes:
     with torch.device("meta"):
         model = MixtureOfTransformers(config)
     total = trained = blocks = matrices = 0
-    for name, parameter in model.named_parameters():
-        tower, size = tower_of_parameter(name, config.towers), parameter.numel()
-        is_trained, in_block = not (tower and config.towers[tower].frozen), name.startswith("blocks.")
+    frozen = {name for name, tower in config.towers.items() if tower.frozen}
+    for part, parameter in model.weights():
+        size, is_trained = parameter.numel(), part.tower not in frozen
         total += size
         trained += size * is_trained
-        blocks += size * in_block
-        matrices += size * (is_trained and in_block and parameter.ndim >= 2)
+        blocks += size * part.in_block
+        matrices += size * (is_trained and part.in_block and part.trait.is_matrix)
     return Sizes(blocks / config.num_layers, total - blocks, total, trained, matrices)
 
 

@@ -30,7 +30,6 @@ from plait.model.attention import AttentionPlan
 from plait.model.mask import varlen_calls
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
-from plait.model.routing import tower_of_parameter
 from plait.model_config import ModelConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
@@ -170,9 +169,8 @@ def _operations_of(device: str) -> Iterator[None]:
 def _keep_no_gradients(model: MixtureOfTransformers) -> None:
     """Let every gradient go as soon as it is there, and make none for frozen towers."""
     towers = model.config.towers
-    for name, parameter in model.named_parameters():
-        tower = tower_of_parameter(name, towers)
-        if tower and towers[tower].frozen:
+    for part, parameter in model.weights():
+        if part.tower is not None and towers[part.tower].frozen:
             parameter.requires_grad_(False)
         else:
             parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))

@@ -16,7 +16,7 @@ from plait.config import TrainConfig
 from plait.model.moe import MixtureOfExperts
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import local
-from plait.model.routing import SHARED, tower_of_parameter
+from plait.model.routing import SHARED
 from plait.plan.flops import BACKWARD, total_operations
 from plait.train import parallel
 
@@ -119,9 +119,9 @@ class Measures:
 def _by_tower(model: MixtureOfTransformers) -> dict[str, list[Tensor]]:
     """Return the trained parameters of each tower, and of what towers share."""
     groups: dict[str, list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
+    for part, parameter in model.weights():
         if parameter.requires_grad:
-            groups.setdefault(tower_of_parameter(name, model.config.towers) or SHARED, []).append(parameter)
+            groups.setdefault(part.tower or SHARED, []).append(parameter)
     return groups
 
 
@@ -131,11 +131,10 @@ def expert_load(model: MixtureOfTransformers) -> dict[str, Tensor]:
     1 is balanced; for token-choice experts, before `MixtureOfTransformers.update_balance` forgets the load.
     """
     found: dict[str, list[Tensor]] = {}
-    for name, module in model.named_modules():
+    for tower, module in (owned for block in model.blocks for owned in block.ffn.owned()):
         if isinstance(module, MixtureOfExperts) and module.routing == "token_choice":
             load = module.tokens_per_expert
-            tower = tower_of_parameter(name, model.config.towers) or SHARED
-            found.setdefault(f"expert_load/{tower}", []).append(load.max() / load.mean().clamp_min(1e-9))
+            found.setdefault(f"expert_load/{tower or SHARED}", []).append(load.max() / load.mean().clamp_min(1e-9))
     return {name: torch.stack(loads).mean() for name, loads in found.items()}
 
 

@@ -7,7 +7,6 @@ from torch import Tensor
 
 from plait.config import TrainConfig
 from plait.model.mot import MixtureOfTransformers
-from plait.model.routing import tower_of_parameter
 from plait.train.muon import MuonAdamW
 
 
@@ -20,14 +19,13 @@ def make_optimizer(model: MixtureOfTransformers, config: TrainConfig) -> torch.o
     scales = {name: t.learning_rate_scale for name, t in model.config.towers.items()}
     frozen = {name for name, t in model.config.towers.items() if t.frozen}
     groups: dict[tuple[float, bool, bool], list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        tower = tower_of_parameter(name, scales)
-        if tower in frozen:
+    for part, parameter in model.weights():
+        if part.tower in frozen:
             parameter.requires_grad_(False)
             continue
-        decays = parameter.ndim >= 2 and not name.startswith("embed.")
-        muon = config.optimizer == "muon" and parameter.ndim >= 2 and name.startswith("blocks.")
-        groups.setdefault((scales.get(tower, 1.0), decays, muon), []).append(parameter)
+        decays = part.trait.is_matrix
+        muon = config.optimizer == "muon" and decays and part.in_block
+        groups.setdefault((scales.get(part.tower, 1.0), decays, muon), []).append(parameter)
     kind = MuonAdamW if config.optimizer == "muon" else torch.optim.AdamW
     return kind(
         [{"params": p, "scale": s, "weight_decay": config.weight_decay if d else 0.0, "muon": m}

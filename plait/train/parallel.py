@@ -26,6 +26,7 @@ from plait.errors import PlaitError, ResourceError, require
 from plait.launch import STOPPED, launch
 from plait.model.moe import MixtureOfExperts
 from plait.model.mot import MixtureOfTransformers
+from plait.model.parts import Trait
 from plait.model.ranks import Layout, Ranks
 from plait.train.float8 import MULTIPLE, check_float8, use_float8
 
@@ -141,26 +142,16 @@ def parallelize(model: MixtureOfTransformers, config: RunConfig, layout: Layout,
 
 def cut_weights(model: MixtureOfTransformers, mesh: DeviceMesh) -> None:
     """Make every parameter a DTensor over the tensor ranks: cut, or held by each of them as a whole."""
-    for name, parameter in list(model.named_parameters()):
-        cut = distribute_tensor(parameter.detach(), mesh, [placement(name, parameter.ndim)], src_data_rank=None)
-        owner, _, leaf = name.rpartition(".")
-        model.get_submodule(owner).register_parameter(leaf, nn.Parameter(cut, requires_grad=parameter.requires_grad))
+    traits = {parameter: part.trait for part, parameter in model.weights()}
+    for module in model.modules():
+        for leaf, parameter in list(module.named_parameters(recurse=False)):
+            cut = distribute_tensor(parameter.detach(), mesh, [placement(traits[parameter])], src_data_rank=None)
+            module.register_parameter(leaf, nn.Parameter(cut, requires_grad=parameter.requires_grad))
 
 
-def placement(name: str, ndim: int) -> Placement:
-    """Return how tensor ranks hold a parameter: cut by outputs [out, in], by inputs, or whole."""
-    first, *rest = name.split(".")
-    if first in ("embed", "head"):
-        return Shard(0)
-    if first != "blocks":
-        return Replicate()
-    _, component, _, part, *_ = rest  # {layer}.{component}.{tower}.{part}
-    if component == "ffn":  # experts are [E, in, out]
-        outputs = Shard(0) if ndim == 2 else Shard(2)
-        return {"gate": outputs, "up": outputs, "down": Shard(1)}.get(part, Replicate())
-    if component == "o":
-        return Shard(1)
-    return Shard(0) if component == "qkv" and part in ("weight", "bias") else Replicate()
+def placement(trait: Trait) -> Placement:
+    """Return how tensor ranks hold a parameter: cut, or whole."""
+    return Replicate() if trait.cut is None else Shard(trait.cut)
 
 
 def shard_weights(model: MixtureOfTransformers, mesh: DeviceMesh, precision: str) -> None:
