@@ -149,7 +149,7 @@ class TrainConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:0, mps."""
     init_from: str = ""
-    """A checkpoint or saved model to start from (weights only)."""
+    """A checkpoint or saved model of the same architecture and ids to start from (weights only)."""
     log_every: int = 10
     """Steps between log lines."""
     validate_every: int = 250

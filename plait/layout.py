@@ -46,6 +46,9 @@ class IdLayout:
         start = self.offsets[modality]
         return range(start, start + self.vocab_sizes[modality])
 
+    def __str__(self) -> str:
+        return ", ".join(f"{len(self.ids(name))} of {name}" for name in self.names)
+
     def name_of(self, token: int) -> str:
         """Return a readable name of a global id, such as ``image:17`` or ``<image>``."""
         special = {self.bos: "<bos>", self.eos: "<eos>"}

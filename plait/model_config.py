@@ -88,7 +88,9 @@ class TowerConfig:
     frozen: bool = False
     """Keep this tower's own parameters fixed."""
     init_from: str = ""
-    """A saved model whose tower of the same or only name initialises this one."""
+    """A saved model or checkpoint whose only tower, or the one of this name, this one starts from. All that it computes
+    with is taken: its own weights, and what towers share with it, embedding and head included. Ids and latents go by
+    modality. What does not fit is refused, what is left out or trains from scratch is said."""
     learning_rate_scale: float = 1.0
     """Factor of the learning rate for this tower's own parameters."""
 

@@ -16,8 +16,9 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from plait.errors import CheckpointError
 from plait.model.mot import MixtureOfTransformers
-from plait.model.pretrained import load_pretrained, read_tensors
+from plait.model.pretrained import load_pretrained
 from plait.model_config import TowerConfig
+from plait.tensor_files import TensorStore
 from plait.train import checkpoint
 from plait.train.ema import AveragedWeights
 from plait.train.engine import Trainer
@@ -31,6 +32,11 @@ DONE, SKIPPED = torch.tensor(0.0), torch.tensor(1.0)
 def folder(tmp_path_factory):
     splits = {"train": [scene_like(i) for i in range(150)], "seen": [scene_like(i, seed=1) for i in range(20)]}
     return write_folder(tmp_path_factory.mktemp("data"), splits)
+
+
+def read(path):
+    with TensorStore(path, "test") as store:
+        return {name: store.read(name) for name in store.tensors}
 
 
 def small_model(**settings) -> MixtureOfTransformers:
@@ -103,7 +109,7 @@ def test_fixed_parameters_have_no_average(folder, tmp_path):
     name = "blocks.0.ffn.{}.up.weight"
     assert name.format("text") not in trainer.averages.tensors and name.format("image") in trainer.averages.tensors
     found = checkpoint.find(tmp_path / "checkpoints")[-1]
-    model, means = (read_tensors(found / f, "test") for f in ("model.safetensors", "ema.safetensors"))
+    model, means = (read(found / f) for f in ("model.safetensors", "ema.safetensors"))
     assert model.keys() == means.keys()
     assert torch.equal(model[name.format("text")], means[name.format("text")])
     assert not torch.equal(model[name.format("image")], means[name.format("image")])

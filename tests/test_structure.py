@@ -64,3 +64,68 @@ def test_the_training_core_needs_torch_numpy_safetensors_and_little_else():
                "pyarrow", "torchmetrics", "matplotlib", "jinja2", "resvg_py", "emoji", "pocketsphinx"}  # fmt: skip
     run = subprocess.run([sys.executable, "-c", CORE.format(blocked=blocked)], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+
+
+KNOWS_NAMES = {"named_parameters", "named_modules", "named_buffers", "state_dict", "weights", "parts"}
+"""A file of these packages that says one of them has names of weights at hand."""
+
+TAKES_APART = {"startswith", "endswith", "partition", "rpartition", "rsplit", "removeprefix", "removesuffix"}
+
+READS_FILES = {
+    ("train/checkpoint.py", "weights_key"): "names of files",
+    ("train/checkpoint.py", "_remove_old"): "names of folders",
+    ("train/checkpoint.py", "restore"): "{kind}/{name} in a file",
+    ("train/checkpoint.py", "_restore_random"): "{rank}/{name} in a file",
+    ("train/export.py", "_checkpoint"): "names of folders",
+    ("train/export.py", "_check_target"): "names of files",
+    ("train/export.py", "_write"): "names of files",
+    ("train/measures.py", "progress_text"): "names of a log's columns",
+    ("train/parallel.py", "local_device"): "names of devices",
+    ("plan/estimate.py", "__post_init__"): "names of options",
+    ("plan/show.py", "_operations"): "a unit",
+    ("plan/show.py", "layouts_table"): "heads of columns",
+    ("plan/trace.py", "no_tensor_is_kept"): "names of Python modules",
+}
+"""Functions that may take text apart in such files, and what it is."""
+
+
+def takes_names_apart(path: Path) -> set[str]:
+    """Return the functions that take strings apart, or look for a string within one, in a file that knows names."""
+    tree = ast.parse(path.read_text())
+    if not any(isinstance(n, ast.Attribute) and n.attr in KNOWS_NAMES for n in ast.walk(tree)):
+        return set()
+    found = set()
+    for function in (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)):
+        for node in ast.walk(function):
+            if _takes_apart(node) or _looks_within(node):
+                found.add(function.name)
+    return found
+
+
+def _takes_apart(node: ast.AST) -> bool:
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return False
+    text = bool(node.args) and isinstance(node.args[0], ast.JoinedStr | ast.Constant)
+    return (node.func.attr in TAKES_APART or ast.unparse(node.func.value) == "re"
+            or (node.func.attr in ("split", "replace") and text))  # fmt: skip
+
+
+def _looks_within(node: ast.AST) -> bool:
+    return (isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn)
+            and isinstance(node.left, ast.JoinedStr | ast.Constant)
+            and ast.unparse(node.comparators[0]).rpartition(".")[2] in ("name", "n", "fqn", "key", "inner"))  # fmt: skip
+
+
+def test_nothing_is_guessed_from_the_name_of_a_weight():
+    """What a weight is, is said by its module (plait.model.parts); names are taken apart where files are read alone."""
+    found = {(str(path.relative_to(ROOT)), name) for package in ("model", "train", "plan", "compare", "objectives",
+             "generate") for path in (ROOT / package).rglob("*.py") for name in takes_names_apart(path)}  # fmt: skip
+    assert sorted(found - set(READS_FILES)) == [] and sorted(set(READS_FILES) - found) == []
+
+
+@pytest.mark.parametrize("guess", ['"norm" in name', 'name.endswith("bias")', 'name.split(".")[2] == "o"',
+                                   'f".{tower}." in name', 'name.replace(".text.", ".image.")'])  # fmt: skip
+def test_a_guess_is_found(guess, tmp_path):
+    path = tmp_path / "guess.py"
+    path.write_text(f"def f(model, tower):\n    return [{guess} for name, p in model.named_parameters()]\n")
+    assert takes_names_apart(path) == {"f"}

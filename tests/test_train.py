@@ -20,7 +20,7 @@ from plait.config import TrainConfig
 from plait.config_file import to_dict
 from plait.errors import CheckpointError, ResourceError
 from plait.model.mot import MixtureOfTransformers
-from plait.model.pretrained import load_pretrained, load_tower, save_pretrained
+from plait.model.pretrained import load_pretrained, save_pretrained
 from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
@@ -271,16 +271,6 @@ def test_saved_model_loads_and_misfits_are_named(tmp_path, rng):
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match="not a whole safetensors file"):
         load_pretrained(tmp_path)
-
-
-def test_towers_start_from_a_dense_model(tmp_path):
-    names = {"text": "all", "image": "all", "speech": "all"}
-    dense = MixtureOfTransformers(model_config(towers=names), seed=3)
-    save_pretrained(dense, tmp_path)
-    model = MixtureOfTransformers(model_config())
-    load_tower(model, "image", str(tmp_path))
-    assert torch.equal(model.blocks[0].ffn["image"].up.weight, dense.blocks[0].ffn["all"].up.weight)
-    assert not torch.equal(model.blocks[0].ffn["text"].up.weight, dense.blocks[0].ffn["all"].up.weight)
 
 
 def test_frozen_towers_and_rates_per_tower(rng):

@@ -25,9 +25,9 @@ from plait.data.loader import Loader
 from plait.data.sources import resolve_vocabulary, validation_splits
 from plait.errors import PlaitError, ResourceError
 from plait.evaluate.losses import split_losses
+from plait.model.init_from import start_model, start_towers
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
-from plait.model.pretrained import load_tower, load_weights
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 from plait.progress import Progress, QuietProgress
@@ -148,10 +148,10 @@ class Trainer:
             self.state = RunState(**values["run"])
         else:
             if self.config.train.init_from:
-                load_weights(self.model, self.config.train.init_from)
-            for name, tower in self.config.model.towers.items():
-                if tower.init_from:
-                    load_tower(self.model, name, tower.init_from)
+                start_model(self.model, self.config.train.init_from)
+            sources = {name: t.init_from for name, t in self.config.model.towers.items() if t.init_from}
+            for line in start_towers(self.model, sources):
+                self.progress.print(line)
         if self.config.train.ema:
             self.averages = AveragedWeights(self.model, self.config.train.ema)
             if found:
