@@ -1,4 +1,4 @@
-"""A tower that starts from a saved model takes all that it computes with, or is refused: nothing is left random unsaid."""
+"""A tower that starts from a saved model takes all it computes with, or is refused; nothing stays random unsaid."""
 
 import pytest
 import torch

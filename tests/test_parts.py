@@ -97,7 +97,7 @@ def test_surface_normals_are_no_norms():
         assert 0.5 < float(p.detach().std()) * math.sqrt(16) < 1.5
 
 
-@pytest.mark.parametrize("names", [("keys", "update", "forward", "training"), ("pop", "items", "norm")])
+@pytest.mark.parametrize("names", [("keys", "forward", "training"), ("pop", "items", "norm")])
 def test_any_name_computes_and_is_saved(names, tmp_path):
     """Names of torch's own attributes are towers like others."""
     found = []

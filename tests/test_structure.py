@@ -113,7 +113,7 @@ def _takes_apart(node: ast.AST) -> bool:
 def _looks_within(node: ast.AST) -> bool:
     return (isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.In | ast.NotIn)
             and isinstance(node.left, ast.JoinedStr | ast.Constant)
-            and ast.unparse(node.comparators[0]).rpartition(".")[2] in ("name", "n", "fqn", "key", "inner"))  # fmt: skip
+            and ast.unparse(node.comparators[0]).rpartition(".")[2] in ("name", "n", "fqn", "key"))  # fmt: skip
 
 
 def test_nothing_is_guessed_from_the_name_of_a_weight():
