@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from plait.codecs.base import Codec
+from plait.codecs.image_modes import as_rgb
+from plait.codecs.signatures import unreadable
 from plait.errors import DataError, ResourceError
 
 MAX_PIXELS = 1 << 27
 """Pixels of a picture that is read, about 134 million: what a small file unpacks to must fit in memory."""
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "ICO")
-"""Kinds of picture that are read: those that need no other program, and hold no instructions."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO")
+"""Names of Pillow's readers that are used: those that need no other program, and hold no instructions. That of JPEG
+reads the files of several images (MPO) that telephones write, too."""
 
 
 def _pillow():
@@ -35,9 +38,10 @@ def _pillow():
 def read_picture(value: Any, base: Path, size: int, *, multiple: int = 0) -> np.ndarray:
     """Read a picture file as uint8 [H, W, 3] of the sides that `picture_sides` says. Raises DataError with the reason.
 
-    Turned as its EXIF data says; what is transparent becomes white. Its size is checked before it is unpacked.
+    Turned as its EXIF data says; what is transparent becomes white; other modes and depths as `as_rgb` says. Its size
+    is checked before it is unpacked.
     """
-    image_module, operations = _pillow()
+    image_module, _ = _pillow()
     if not isinstance(value, str) or not value:
         raise DataError(f"image: {value!r} is not allowed, it must be the path of a picture")
     path = Path(base) / value
@@ -48,19 +52,19 @@ def read_picture(value: Any, base: Path, size: int, *, multiple: int = 0) -> np.
                 raise DataError(
                     f"image: {str(path)!r} has {file.width:,} x {file.height:,} pixels, 1 to {MAX_PIXELS:,} are allowed"
                 )
-            picture = operations.exif_transpose(file)
-            if picture.has_transparency_data:
-                picture = picture.convert("RGBA")
-                ground = image_module.new("RGBA", picture.size, "white")
-                picture = image_module.alpha_composite(ground, picture)
-            picture = picture.convert("RGB")
+            try:
+                picture = as_rgb(file)
+            except DataError as error:
+                raise DataError(f"image: {str(path)!r} {error}") from None
     except FileNotFoundError:
         raise DataError(f"image: there is no file {str(path)!r}") from None
     except DataError:
         raise
     except Exception as error:  # decoders fail in many ways on damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"image: {str(path)!r} is not a readable picture ({reason})") from None
+        if isinstance(error, image_module.UnidentifiedImageError):
+            reason = "its colours are stored in a way that is not read, or its header is damaged"
+        raise DataError(f"image: {str(path)!r} is not a readable picture ({unreadable(path, reason)})") from None
     return _fit(picture, picture_sides(picture.height, picture.width, size, multiple=multiple))
 
 
