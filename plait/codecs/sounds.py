@@ -2,11 +2,13 @@
 
 import base64
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from plait.codecs.signatures import unreadable
 from plait.errors import DataError, ResourceError
 
 MAX_SECONDS = 3600
@@ -14,6 +16,11 @@ MAX_SECONDS = 3600
 
 _MAX_SAMPLES = 1 << 28  # of all channels: 1 GiB as numbers
 _RATES = (1000, 768_000)
+_BLOCK = 1 << 20  # samples of all channels that are decoded at once
+_UNKNOWN_FRAMES = 1 << 62  # a header that leaves the length open
+_UNKNOWN_BYTES = 0x7FFFF000  # sizes from here on are what programs write that do not know them yet
+_MP3_EDGES = 2304  # samples by which decoders disagree
+_STATED = re.compile(r"^ *(data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", re.IGNORECASE | re.MULTILINE)
 
 
 def _libraries():
@@ -27,7 +34,11 @@ def _libraries():
 
 
 def read_sound(value: Any, base: Path, rate: int) -> np.ndarray:
-    """Read a wav, flac or ogg file as float32 [samples] at ``rate``, channels averaged. Raises DataError."""
+    """Read a file of any kind that libsndfile opens as float32 [samples] at ``rate``, channels averaged.
+
+    Whole numbers become -1 to 1; floats are taken as they are. A file that holds less sound than it says is refused
+    rather than read in part. Raises DataError.
+    """
     soundfile, soxr = _libraries()
     if not isinstance(value, str) or not value:
         raise DataError(f"audio: {value!r} is not allowed, it must be the path of a recording")
@@ -35,32 +46,99 @@ def read_sound(value: Any, base: Path, rate: int) -> np.ndarray:
     if not path.exists():
         raise DataError(f"audio: there is no file {str(path)!r}")
     try:
-        with soundfile.SoundFile(path) as file:
+        with _stream(soundfile, path) as file:
             _check_size(path, file.frames, file.channels, file.samplerate)
-            samples, found = file.read(dtype="float32", always_2d=True), file.samplerate
+            samples, found = _read_all(path, file), file.samplerate
+            cut = _why_not_whole(path, file, len(samples))
     except DataError:
         raise
     except Exception as error:  # decoders fail in many ways on damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"audio: {str(path)!r} is not a readable recording ({reason})") from None
+        raise DataError(f"audio: {str(path)!r} is not a readable recording ({unreadable(path, reason)})") from None
+    if cut:
+        raise DataError(f"audio: {str(path)!r} is not whole: {cut}")
     if not len(samples):
         raise DataError(f"audio: {str(path)!r} is empty")
-    mono = samples.mean(axis=1)
-    if not np.isfinite(mono).all():
+    if not np.isfinite(samples).all():
         raise DataError(f"audio: {str(path)!r} holds samples that are not numbers")
-    mono = mono if found == rate else soxr.resample(mono, found, rate)
+    mono = samples if found == rate else soxr.resample(samples, found, rate)
     return check_sound(mono.astype(np.float32))
 
 
+def _stream(soundfile: Any, path: Path) -> Any:
+    """Open a file that is read from start to end: some kinds cannot be sought, nor those that leave the length open."""
+
+    class Stream(soundfile.SoundFile):
+        def seekable(self) -> bool:
+            return False
+
+    return Stream(path)
+
+
+def _read_all(path: Path, file: Any) -> np.ndarray:
+    """Read to the end, whatever the header says of the length; return the mean of the channels, float32 [samples]."""
+    blocks, frames = [], 0
+    while len(block := file.read(max(_BLOCK // file.channels, 1), dtype="float32", always_2d=True)):
+        blocks.append(block.mean(axis=1))
+        frames += len(block)
+        _check_size(path, frames, file.channels, file.samplerate)
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+
 def _check_size(path: Path, frames: int, channels: int, rate: int) -> None:
-    """Refuse what would not fit in memory, by the file's header alone."""
+    """Refuse what would not fit in memory, by the header where it knows."""
     low, high = _RATES
     if not low <= rate <= high:
         raise DataError(f"audio: {str(path)!r} has {rate:,} samples a second, {low:,} to {high:,} are allowed")
-    if frames > MAX_SECONDS * rate or frames * channels > _MAX_SAMPLES:
+    if frames < _UNKNOWN_FRAMES and (frames > MAX_SECONDS * rate or frames * channels > _MAX_SAMPLES):
         what = f"{frames / rate:,.0f} s in {channels} channels"
         allowed = f"at most {MAX_SECONDS:,} s and {_MAX_SAMPLES:,} samples are allowed"
         raise DataError(f"audio: {str(path)!r} lasts {what}, {allowed}")
+
+
+def _why_not_whole(path: Path, file: Any, frames: int) -> str:
+    """Say in what a file differs from what its headers say of its length; "" where it does not."""
+    edges = _MP3_EDGES if file.format == "MP3" else 0
+    if frames + edges < file.frames < _UNKNOWN_FRAMES:
+        return f"its header says {file.frames:,} samples, {frames:,} are there"
+    for name, stated, found in sorted(_STATED.findall(file.extra_info), key=lambda said: said[0].lower() == "riff"):
+        if int(found) < int(stated) < _UNKNOWN_BYTES:
+            return f"its header says {int(stated):,} bytes ({name}), {int(found):,} are there"
+    if file.format in ("WAV", "WAVEX"):
+        return _after_wave(path)
+    return "its last page is missing" if file.format == "OGG" and not _ogg_ends(path) else ""
+
+
+def _after_wave(path: Path) -> str:
+    """Say what follows a WAV file's samples, unless it is another chunk, padding or nothing."""
+    with open(path, "rb") as file:
+        end = file.seek(0, io.SEEK_END)
+        at, order = 12, "big" if _at(file, 0, 4) == b"RIFX" else "little"
+        while at + 8 <= end:
+            size = int.from_bytes(_at(file, at + 4, 4), order)
+            is_data, at = _at(file, at, 4) == b"data", at + 8 + size
+            if is_data:
+                break
+            at += size % 2
+        rest = _at(file, at, 4096) if at < end else b""
+        is_chunk = all(32 <= byte < 127 for byte in (rest[at % 2 :] if at % 2 and rest[:1] == b"\0" else rest)[:4])
+        if len(rest) < 8 or is_chunk or not rest.strip(b"\0"):
+            return ""
+        return f"its header says {size:,} bytes of sound, {end - at:,} more follow"
+
+
+def _at(file: Any, at: int, count: int) -> bytes:
+    file.seek(at)
+    return file.read(count)
+
+
+def _ogg_ends(path: Path) -> bool:
+    """Say whether an Ogg file's last page is marked as the last."""
+    with open(path, "rb") as file:
+        end = file.seek(0, io.SEEK_END)
+        tail = _at(file, max(end - (1 << 17), 0), 1 << 17)
+    at = tail.rfind(b"OggS\0")
+    return at < 0 or len(tail) <= at + 5 or bool(tail[at + 5] & 4)
 
 
 def check_sound(samples: np.ndarray) -> np.ndarray:
