@@ -169,7 +169,7 @@ def test_lab_is_the_colour_that_its_formula_says(tmp_path):
     stored = np.stack([lab[:, 0] * 2.55, lab[:, 1] % 256, lab[:, 2] % 256], axis=1).round().astype(np.uint8)
     for row, colour in zip(stored, colours, strict=True):
         tifffile.imwrite(tmp_path / "a.tif", np.full((SIZE, SIZE, 3), row), photometric="cielab")
-        assert np.abs(read(tmp_path, "a.tif")[0, 0].astype(int) - colour).max() <= 20, colour
+        assert np.abs(read(tmp_path, "a.tif")[0, 0].astype(int) - colour).max() <= 25, colour
 
 
 def test_every_mode_that_pillow_saves(tmp_path):

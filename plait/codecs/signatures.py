@@ -114,8 +114,9 @@ def kind_of(head: bytes) -> Kind | None:
         return Kind("an XML file")
     if not head.strip(b"\0"):
         return Kind("nothing but zeros", _AGAIN)
-    if len(head) >= 8 and (not any(head[1:64:2]) or not any(head[:64:2])):
-        return Kind("UTF-16 text")
+    high, low = head[1:256:2].count(0), head[:256:2].count(0)  # of characters in two bytes, most have a zero
+    if len(head) >= 8 and max(high, low) > 0.7 * len(head[1:256:2]) and min(high, low) == 0:
+        return Kind("UTF-16LE text" if high > low else "UTF-16BE text")
     return None
 
 

@@ -15,9 +15,10 @@ from typing import Any
 
 from plait.codecs import CODECS, Codec, codec_class
 from plait.config import PrepareConfig
-from plait.data.formats import FIELDS, Rows, open_rows
+from plait.data.foreign import about_row
+from plait.data.formats import Rows, open_rows
 from plait.data.places import fetch, is_remote, reason_of
-from plait.data.raw import BadRow, Blob, BrokenRow, RawDocument
+from plait.data.raw import FIELDS, BadRow, Blob, BrokenRow, RawDocument
 from plait.data.rows import RowIndex
 from plait.data.tables import MAX_PARTS
 from plait.errors import DataError, PlaitError, ResourceError, nearest, printable, unknown
@@ -90,8 +91,10 @@ class ManifestSource:
             return self._read_value(self._readers[key], value, place)
         except ResourceError:
             raise  # a missing package is no fault of the row
-        except (PlaitError, OSError, ValueError) as error:
+        except Exception as error:  # decoders fail in many ways, and what one row holds must not end all
             reason = reason_of(error).removeprefix(f"{key}: ")
+            if not isinstance(error, PlaitError | OSError | ValueError):
+                reason = f"it cannot be read ({type(error).__name__}: {reason})"
             raise BadRow(f"part {k} ({key}): {reason}") from None
 
     def _read_value(self, codec: Codec, value: Any, place: str) -> Any:
@@ -117,7 +120,10 @@ class ManifestSource:
         if is_remote(base) or is_remote(value):
             leaves = is_remote(value) or value.startswith("/") or ".." in value.split("/")
         else:
-            path = (Path(base) / value).resolve()
+            try:
+                path = (Path(base) / value).resolve()
+            except RuntimeError:
+                raise BadRow(f"{value!r} is a link that leads to itself") from None
             leaves = not path.is_relative_to(Path(base).resolve())
             if path.exists() and not path.is_file():
                 raise BadRow(f"{value!r} is not a file")
@@ -146,6 +152,8 @@ def known_keys(codecs: dict[str, Codec]) -> list[str]:
 def _check(row: Any) -> tuple[list, dict]:
     if not isinstance(row, dict):
         raise BadRow(f'the row is {_short(row)}, it must be a mapping {{"parts": [...]}}')
+    if "parts" not in row and (known := about_row(row)):
+        raise BadRow(known)
     for name in row:
         if name not in FIELDS:
             raise BadRow(f"unknown field {name!r}, allowed: parts, meta{nearest(name, FIELDS)}")

@@ -8,6 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
+from plait.data.foreign import about_folder
 from plait.errors import DataError, ResourceError
 
 MAX_ITEM_BYTES = 1 << 28
@@ -44,12 +45,17 @@ def expand(sources: Sequence[str]) -> list[str]:
             raise DataError(f"prepare.source: {source!r} matches no file")
         for place in files:
             if not is_remote(place) and not os.path.isfile(place):
-                what = (
-                    "there is no manifest" if not os.path.exists(place) else "this is no file, but a folder or device:"
-                )
-                raise DataError(f"prepare.source: {what} {place!r}")
+                raise DataError(f"prepare.source: {_why_no_file(place)}")
         found += [place if is_remote(place) else os.path.abspath(place) for place in files]
     return found
+
+
+def _why_no_file(place: str) -> str:
+    if os.path.isdir(place):
+        return f"this is no file, but a folder: {place!r}{about_folder(place)}"
+    if os.path.islink(place):
+        return f"{place!r} is a link to nothing, or to itself"
+    return f"this is no file, but a device: {place!r}" if os.path.exists(place) else f"there is no manifest {place!r}"
 
 
 def open_place(place: str, what: str = "prepare.source: manifest") -> BinaryIO:

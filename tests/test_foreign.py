@@ -1,0 +1,216 @@
+"""What is likely to be brought is recognised, and the line that is given converts it."""
+
+import gzip
+import json
+import os
+import re
+import shutil
+import sqlite3
+import subprocess
+import sys
+import zipfile
+
+import pyarrow as pa
+import pyarrow.feather
+import pytest
+from fake_data import FakeImage, FakeOptions, FakeText
+from test_manifest import media, open_source, read_all, write  # noqa: F401  (a fixture)
+
+from plait.data.raw import BrokenRow
+from plait.errors import DataError
+
+ROW = {"parts": [{"text": "žluťoučký"}], "meta": {"a": 1}}
+CODECS = {"text": FakeText(FakeOptions()), "image": FakeImage(FakeOptions())}
+
+
+def refused(path) -> str:
+    with pytest.raises(DataError) as error:
+        read_all(path)
+    assert "\n" not in str(error.value) and path.name in str(error.value)
+    return str(error.value)
+
+
+def convert(sentence: str, folder) -> None:
+    """Run the line that a sentence ends with."""
+    line = re.search(r"(?:convert it|unpack it): (.*)$", sentence)[1]
+    program = line.split()[0]
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not here")
+    if program == "python":
+        line = line.replace("python", sys.executable, 1)
+    subprocess.run(line, shell=True, check=True, cwd=folder)
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_utf_16(tmp_path, encoding):
+    (tmp_path / "a.jsonl").write_bytes(f"{json.dumps(ROW, ensure_ascii=False)}\n".encode(encoding))
+    sentence = refused(tmp_path / "a.jsonl")
+    assert re.search(r"is UTF-(16|32)(LE|BE)? text, no manifest; convert it: iconv -f UTF", sentence)
+    convert(sentence, tmp_path)
+    (document,) = read_all(tmp_path / "a.manifest.jsonl")["train"]
+    assert document.parts == [("text", "žluťoučký")]
+
+
+def test_packed_files_and_files_of_other_programs(tmp_path):
+    line = json.dumps(ROW).encode() + b"\n"
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(line))
+    sentence = refused(tmp_path / "a.jsonl.gz")
+    assert "is a gzip file, no manifest; unpack it: gunzip -k" in sentence
+    convert(sentence, tmp_path)
+    assert len(read_all(tmp_path / "a.jsonl")["train"]) == 1
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as file:
+        file.writestr("a.txt", "text")
+    assert "is a zip archive" in refused(tmp_path / "b.zip")
+    sqlite3.connect(tmp_path / "c.db").execute("create table a (b)").connection.close()
+    assert "is an SQLite database" in refused(tmp_path / "c.db")
+    files = {
+        "page.jsonl": (b"<!DOCTYPE html><html></html>", "an HTML page, which a server sent"),
+        "lfs.jsonl": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        "a.xz": (b"\xfd7zXZ\0" + bytes(30), "unxz -k"),
+        "a.zst": (b"\x28\xb5\x2f\xfd" + bytes(30), "unzstd"),
+        "a.npy": (b"\x93NUMPY\1\0" + bytes(30), "a NumPy array"),
+        "a.pkl": (b"\x80\x04\x95" + bytes(30), "a Python pickle, which is never read"),
+        "a.png": (b"\x89PNG\r\n\x1a\n" + bytes(30), "a manifest names such files"),
+        "z.jsonl": (bytes(999), "nothing but zeros"),
+    }
+    for name, (data, text) in files.items():
+        (tmp_path / name).write_bytes(data)
+        assert text in refused(tmp_path / name), name
+
+
+@pytest.mark.parametrize("kind", ["feather", "csv", "tsv", "text"])
+def test_tables_and_texts_are_converted_by_the_line_that_is_given(tmp_path, kind):
+    table = {"text": ["one, two", "three"], "n": [1, 2]}
+    path = tmp_path / f"a.{kind}"
+    if kind == "feather":
+        pyarrow.feather.write_feather(pa.table(table), path)
+    elif kind == "text":
+        path.write_text("one, two\n\nthree\n")
+    else:
+        path.write_text({"csv": 'n,text\n1,"one; two"\n2,three\n', "tsv": "text\tn\none, two\t1\nthree\t2\n"}[kind])
+    convert(refused(path), tmp_path)
+    made = tmp_path / ("a.manifest.jsonl" if kind == "text" else "a.parquet")
+    found = read_all(made)["train"]
+    assert [d.parts for d in found] == [[("text", "one; two" if kind == "csv" else "one, two")], [("text", "three")]]
+
+
+ARRAYS = {
+    "array in one line": json.dumps([ROW] * 3),
+    "array": json.dumps([ROW] * 3, indent=2),
+    "array with a mark": "\ufeff" + json.dumps([ROW] * 3, indent=1, ensure_ascii=False),
+    "objects of several lines": "\n".join(json.dumps(ROW, indent=2) for _ in range(3)),
+    "lines with a mark": "\ufeff" + "\n".join([json.dumps(ROW)] * 3),
+}
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+@pytest.mark.parametrize("block", [7, 1 << 18])
+def test_json_of_every_layout_is_read(tmp_path, monkeypatch, kind, block):
+    monkeypatch.setattr("plait.data.json_values._BLOCK", block)
+    (tmp_path / "a.json").write_text(ARRAYS[kind], encoding="utf-8")
+    rows = read_all(tmp_path / "a.json")["train"]
+    assert [(d.parts, d.meta) for d in rows] == [([("text", "žluťoučký")], {"a": 1})] * 3
+
+
+def test_a_broken_item_of_an_array_is_one_broken_row(tmp_path):
+    items = [json.dumps(ROW), '{"parts": [{"text": "a" "b"}]}', '"[}]{"', "7", json.dumps(ROW), '{"parts": [']
+    (tmp_path / "a.json").write_text("[" + ",\n".join(items))
+    source = open_source(tmp_path / "a.json")
+    rows = list(source.read("train", 0, 9))
+    assert [isinstance(row, BrokenRow) for row in rows] == [False, True, True, True, False, True]
+    assert [row.line for row in rows if isinstance(row, BrokenRow)] == [2, 3, 4, 6]
+    assert list(source.read("train", 4, 5)) == rows[4:5]
+
+
+def test_a_key_that_comes_twice_is_a_broken_row(tmp_path):
+    lines = [b'{"parts": [{"text": "a"}], "parts": [{"text": "b"}]}', b'{"parts": [{"text": "a", "text": "b"}]}']
+    reasons = [row.reason for row in read_all(write(tmp_path, lines))["train"]]
+    assert reasons == ["the key 'parts' comes twice in one mapping", "the key 'text' comes twice in one mapping"]
+
+
+FOREIGN = {
+    "llava": ({"id": "7", "image": "a.png", "conversations": [{"from": "human", "value": "<image>\nWhat is it?"},
+                                                              {"from": "gpt", "value": "A fox."}]},
+              [{"image": "a.png"}, {"text": "What is it?"}, {"text": "A fox."}], {"id": "7"}),
+    "llava without an image": ({"conversations": [{"from": "human", "value": "Hi"}]}, [{"text": "Hi"}], {}),
+    "chat": ({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
+             [{"text": "Hi"}, {"text": "Ho"}], {}),
+    "chat with images": ({"messages": [{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": "a.png"}}, {"type": "text", "text": "What?"}]}]},
+        [{"image": "a.png"}, {"text": "What?"}], {}),
+    "image folder": ({"file_name": "a.png", "text": "a fox", "n": 3}, [{"image": "a.png"}, {"text": "a fox"}], {"n": 3}),
+    "sound folder": ({"file_name": "a.wav", "transcription": "hello"}, [{"audio": "a.wav"}, {"text": "hello"}], {}),
+    "nemo": ({"audio_filepath": "a.wav", "duration": 1.5, "text": "hello"},
+             [{"audio": "a.wav"}, {"text": "hello"}], {"duration": 1.5}),
+    "columns": ({"image": "a.png", "caption": "a fox"}, [{"image": "a.png"}, {"text": "a fox"}], {}),
+    "text alone": ({"text": "words"}, [{"text": "words"}], {}),
+    "alpaca": ({"instruction": "Say hi", "input": "", "output": "hi"}, [{"text": "Say hi"}, {"text": "hi"}], {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+@pytest.mark.parametrize("as_array", [False, True])
+def test_rows_of_other_tools_are_converted_by_the_line_that_is_given(tmp_path, kind, as_array):
+    row, parts, meta = FOREIGN[kind]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps([row, row]) if as_array else f"{json.dumps(row)}\n" * 2)
+    found = read_all(path, codecs=CODECS)["train"]
+    reason = found[0].reason
+    assert len(found) == 2 and '{"parts": [{"text": "..."}, {"image": "a.png"}]}' in reason, reason
+    if shutil.which("jq") is None:
+        pytest.skip("jq is not here")
+    program = re.search(r"convert the file: (jq -c '.*') OLD > NEW.jsonl$", reason)[1]
+    output = subprocess.run(f"{program} {path}", shell=True, check=True, capture_output=True, text=True).stdout
+    assert [json.loads(line) for line in output.splitlines()] == [{"parts": parts, "meta": meta}] * 2
+
+
+def test_whole_files_of_other_tools(tmp_path):
+    coco = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"image_id": 1, "caption": "a fox"}]}
+    kohya = {"a.png": {"caption": "a fox"}}
+    for value, name in ((coco, "COCO"), (kohya, "kohya")):
+        (tmp_path / "a.json").write_text(json.dumps(value, indent=1))
+        (row,) = read_all(tmp_path / "a.json")["train"]
+        assert name in row.reason
+        program = re.search(r"convert the file: (jq -c '.*') OLD", row.reason)[1]
+        if shutil.which("jq"):
+            output = subprocess.run(f"{program} {tmp_path}/a.json", shell=True, check=True, capture_output=True).stdout
+            assert json.loads(output) == {"parts": [{"image": "a.png"}, {"text": "a fox"}]}
+    (row,) = read_all(write(tmp_path, [{"url": "https://a/b.jpg", "caption": "a fox"}]))["train"]
+    assert "img2dataset" in row.reason
+
+
+def test_a_folder_of_images_and_texts_is_joined_by_the_line_that_is_given(media):  # noqa: F811
+    folder = media / "10_fox"
+    folder.mkdir()
+    for i in range(3):
+        shutil.copy(media / "good.png", folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"fox {i}")
+    with pytest.raises(DataError) as error:
+        read_all(folder)
+    line = re.search(r"it holds 3 images or recordings and 3 texts.*: (tar cf .*)$", str(error.value))[1]
+    subprocess.run(line, shell=True, check=True)
+    rows = read_all(media / "10_fox.tar")["train"]
+    assert sorted(d.parts[0][1] for d in rows) == ["fox 0", "fox 1", "fox 2"] and all(len(d.parts) == 2 for d in rows)
+    (folder / "metadata.jsonl").write_text("{}")
+    with pytest.raises(DataError, match="it holds 'metadata.jsonl', name that"):
+        read_all(folder)
+
+
+def test_a_link_to_itself_is_one_broken_row(media):  # noqa: F811
+    os.symlink("loop.png", media / "loop.png")
+    rows = [{"parts": [{"image": "good.png"}]}] * 50 + [{"parts": [{"image": "loop.png"}]}]
+    found = read_all(write(media, rows))["train"]
+    assert [row.line for row in found if isinstance(row, BrokenRow)] == [51]
+    assert found[50].reason == "part 1 (image): 'loop.png' is a link that leads to itself"
+    os.symlink("self.jsonl", media / "self.jsonl")
+    with pytest.raises(DataError, match="is a link to nothing, or to itself"):
+        read_all(media / "self.jsonl")
+
+
+def test_whatever_a_codec_raises_is_a_broken_row(media):  # noqa: F811
+    class Odd(FakeText):
+        def read(self, value, base):
+            raise KeyError("what")
+
+    found = read_all(write(media, [{"parts": [{"text": "a"}]}]), codecs={"text": Odd(FakeOptions())})["train"]
+    assert found[0].reason == "part 1 (text): it cannot be read (KeyError: 'what')"
