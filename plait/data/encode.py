@@ -21,6 +21,7 @@ from typing import Any
 from plait.batch import Document, Part
 from plait.codecs import CODECS, Codec, Encoded, codec_class, load_codec
 from plait.config import PrepareConfig
+from plait.data.account import ShardAccount
 from plait.data.formats import open_rows
 from plait.data.manifest import ManifestSource, known_keys
 from plait.data.raw import BrokenRow, RawDocument, RawSource
@@ -152,7 +153,8 @@ class Workers:
 def scan_file(number: int) -> dict[str, int]:
     """Job: find the rows of one of the manifests' files; return how many each split has."""
     place, options = _worker.setup.files[number], _worker.setup.prepare
-    rows = open_rows(place, options.columns, known_keys(_worker.codecs))
+    keys = known_keys(_worker.codecs)
+    rows = open_rows(place, options.columns, keys)
 
     def advance(count: int) -> None:
         if _worker.stop.is_set():
@@ -160,7 +162,7 @@ def scan_file(number: int) -> dict[str, int]:
         _advance(0, f"{place.rsplit('/', 1)[-1]}: {count:,} rows")
 
     folder = _worker.setup.folder / "work" / "rows"
-    counts = scan(rows, folder, number, options.validation_share, advance)
+    counts = scan(rows, folder, number, options.validation_share, advance, keys)
     _advance(1)
     return counts
 
@@ -221,18 +223,21 @@ def encode_shard(split: str, number: int, start: int, stop: int, records: dict[s
     _worker.load_codecs()
     documents: list[Document] = []
     broken: list[BrokenRow] = []
-    left_out = 0
+    account, mine = ShardAccount(), [codec.key for codec in _worker.codecs.values()]
     for at in range(start, stop, ROWS_AT_ONCE):
         if _worker.stop.is_set():
             raise _Stopped
-        rows = list(_worker.source_for(None).read(split, at, min(at + ROWS_AT_ONCE, stop)))
+        source = _worker.source_for(None)
+        rows = list(source.read(split, at, min(at + ROWS_AT_ONCE, stop)))
+        files = source.files_of(split, at, at + len(rows)) if isinstance(source, ManifestSource) else [0] * len(rows)
         lines = [row.line if isinstance(row, BrokenRow) else None for row in rows]
         for k, result in enumerate(_encode_rows(rows)):
-            if isinstance(result, BrokenRow):
+            is_broken = isinstance(result, BrokenRow)
+            account.add(files[k], [] if is_broken else [key for key, _ in rows[k].parts], mine, broken=is_broken)
+            if is_broken:
                 broken.append(result if lines[k] else _located(result.reason, split, at + k))
             else:
                 documents.append(result)
-                left_out += len(rows[k].parts) - len(result.parts)
         _advance(len(rows), split)
     folder = _worker.setup.folder
     counts = {name: {"parts": 0, "tokens": 0} for name in records}
@@ -246,7 +251,8 @@ def encode_shard(split: str, number: int, start: int, stop: int, records: dict[s
     note = {
         "shard": entry,
         "broken": [asdict(row) for row in broken],
-        "parts_left_out": left_out,
+        "parts_left_out": sum(n for found in account.files.values() for n in found["left out"].values()),
+        "files": account.files,
         "modalities": counts,
     }
     write_json(work_file(folder, split, number), note)

@@ -57,6 +57,10 @@ class ManifestSource:
         (place,) = self._index.locate(split, row, row + 1)
         return self._broken(place.file, place.line, reason)
 
+    def files_of(self, split: str, start: int, stop: int) -> list[int]:
+        """Return for each of the rows [start, stop) of a split the number of its file."""
+        return [place.file for place in self._index.locate(split, start, stop)]
+
     def read(self, split: str, start: int, stop: int) -> Iterator[RawDocument | BrokenRow]:
         """Read rows [start, stop) of a split. Parts that no codec of this model reads are handed on unread."""
         for place in self._index.locate(split, start, stop):

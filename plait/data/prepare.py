@@ -21,6 +21,7 @@ from pathlib import Path
 
 from plait.codecs import Codec, load_codec
 from plait.config import RunConfig
+from plait.data.account import account_lines, account_of, report_of
 from plait.data.encode import (
     ROWS_AT_ONCE,
     Setup,
@@ -42,7 +43,7 @@ from plait.data.formats import open_rows
 from plait.data.manifest import known_keys
 from plait.data.places import expand, fingerprint
 from plait.data.raw import BrokenRow, RawSource
-from plait.data.rows import FILES_NAME, join, scanned, sources_of
+from plait.data.rows import FILES_NAME, join, scanned, scans_of, sources_of
 from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION, split_record, write_index
 from plait.data.sources import SETTINGS_NAME, data_seed
 from plait.data.tables import Table, load_table
@@ -137,8 +138,12 @@ class _Preparation:
             notes = self._encode()
             self._judge_broken([row for note in notes.values() for row in note["broken"]])
             quality = self._measure_quality()
-        report = self._report(notes, quality)
+        scans = scans_of(rows_folder(self.folder)) if self.setup.files else []
+        account = account_of(self.setup.files, scans, list(notes.values()))
+        report = report_of(self.rows, notes, self.records, quality, self.seconds, account)
         write_json(self.folder / REPORT_NAME, report)
+        for line in account_lines(account, {name: codec.key for name, codec in self.codecs.items()}):
+            self.progress.print(line)
         self._index(notes)
         shutil.rmtree(self.folder / "work", ignore_errors=True)
         return report["figures"]
@@ -310,37 +315,6 @@ class _Preparation:
         jobs = [(name, blocks) for name in self.codecs] if blocks else []
         with self._stage("codec quality", total=len(jobs)) as bar:
             return dict(zip(self.codecs, self.workers.run(measure_quality, jobs, bar), strict=False))
-
-    def _report(self, notes: dict[tuple[str, int], dict], quality: dict) -> dict:
-        splits = {}
-        for split, rows in self.rows.items():
-            mine = [note for (s, _), note in notes.items() if s == split]
-            modalities = {
-                name: {k: sum(note["modalities"][name][k] for note in mine) for k in ("parts", "tokens")}
-                for name in self.codecs
-            }
-            documents = sum(note["shard"]["documents"] for note in mine if note["shard"])
-            broken = sum(len(note["broken"]) for note in mine)
-            splits[split] = {"rows": rows, "documents": documents, "broken": broken, "modalities": modalities}
-        figures = {
-            "documents_train": splits["train"]["documents"],
-            "documents_held_out": sum(s["documents"] for name, s in splits.items() if name != "train"),
-            "broken_rows": sum(s["broken"] for s in splits.values()),
-            "parts_left_out": sum(note["parts_left_out"] for note in notes.values()),
-        }
-        figures |= {f"tokens_{name}": splits["train"]["modalities"][name]["tokens"] for name in self.codecs}
-        figures |= {f"{name}_codec_{k}": value for name, found in quality.items() for k, value in found.items()}
-        return {
-            "figures": figures,
-            "rows": sum(self.rows.values()),
-            "splits": splits,
-            "codecs": {
-                name: {k: record[k] for k in ("codec", "vocab_size", "latent_channels", "default_grid")}
-                for name, record in self.records.items()
-            },
-            "quality": quality,
-            "seconds": {name: round(seconds, 2) for name, seconds in self.seconds.items()},
-        }
 
     def _index(self, notes: dict[tuple[str, int], dict]) -> None:
         """Join the tables of every split, and write the index."""

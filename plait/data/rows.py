@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from plait.data.account import count_given
 from plait.data.formats import Rows
 from plait.data.raw import BadRow, Blob
 from plait.errors import DataError
@@ -37,13 +39,16 @@ class RowPlace:
     line: int
 
 
-def scan(rows: Rows, folder: Path, number: int, share: float, advance: Callable[[int], None]) -> dict[str, int]:
-    """Write the places of a file's rows, by split, and return how many there are.
+def scan(
+    rows: Rows, folder: Path, number: int, share: float, advance: Callable[[int], None], keys: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Write the places of a file's rows, by split; return how many there are, and what else the file holds.
 
     A row belongs to "validation" if a hash of its parts falls within ``share``: the same rows in any order are split
-    the same way, and equal rows never part. ``advance`` is called with numbers of rows.
+    the same way, and equal rows never part. ``advance`` is called with numbers of rows; parts are counted by ``keys``.
     """
-    counts = dict.fromkeys(SPLITS, 0)
+    counts: dict[str, Any] = dict.fromkeys(SPLITS, 0)
+    given: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
         files = {}
         for split in SPLITS:
@@ -54,17 +59,19 @@ def scan(rows: Rows, folder: Path, number: int, share: float, advance: Callable[
             split = SPLITS[_draw(row) < share]
             files[split].write(np.array((place, line), RECORD).tobytes())
             counts[split] += 1
+            count_given(given, row, keys)
             waiting += 1
             if waiting == _AT_ONCE:
                 advance(waiting)
                 waiting = 0
         advance(waiting)
+    counts |= {"given": given, "account": rows.account}
     write_json(folder / f"{number:05d}.json", counts)  # last: it says that the others are whole
     return counts
 
 
-def scanned(folder: Path, number: int) -> dict[str, int] | None:
-    """Return how many rows of each split a file has, if `scan` was done with it."""
+def scanned(folder: Path, number: int) -> dict[str, Any] | None:
+    """Return what `scan` found of a file, if it was done with it."""
     try:
         return json.loads((folder / f"{number:05d}.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -83,15 +90,23 @@ def join(parts: Path, folder: Path, num_files: int) -> None:
     write_json(folder / FILES_NAME, counts)
 
 
+def scans_of(folder: Path) -> list[dict[str, Any]]:
+    """Return what `scan` found of each file."""
+    try:
+        return json.loads((folder / FILES_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise DataError(f"data.path: {str(folder)!r} is no index of rows, prepare the data again") from None
+
+
 class RowIndex:
     """The index of a prepared folder's manifest."""
 
     def __init__(self, folder: Path):
         self._folder = folder
+        counts = scans_of(folder)
         try:
-            counts = json.loads((folder / FILES_NAME).read_text(encoding="utf-8"))
             self._first = {s: np.concatenate([[0], np.cumsum([c[s] for c in counts])]).astype(int) for s in SPLITS}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (KeyError, TypeError):
             raise DataError(f"data.path: {str(folder)!r} is no index of rows, prepare the data again") from None
         self.num_files = len(counts)
 
