@@ -33,12 +33,26 @@ class Part:
     grid: tuple[int, ...] = ()
     """Extent in space, such as (rows, columns); their product is n."""
     role: str = "generation"
-    """understanding (given) or generation (predicted); a routing key where the config says so."""
+    """understanding or generation, as `role_of` says; a routing key where the config says so."""
     loss: float = 1.0
-    """Weight of these tokens as targets."""
+    """Weight of these tokens as targets; 0 where they are no targets."""
 
     def __len__(self) -> int:
         return len(self.ids) if self.ids is not None else len(self.latents)
+
+
+def role_of(*, given: bool, loss: float = 1.0) -> str:
+    """THE rule of roles: a part is generation where it carries loss or is being made, else understanding.
+
+    ``given`` is what a task or a prompt gives, so that something else follows from it. What a task gives is understanding
+    even where next-token losses count its ids too, as they do in Chameleon: it takes the way that a prompt takes.
+    """
+    return "understanding" if given or not loss else "generation"
+
+
+def as_given(parts: Sequence[Part]) -> list[Part]:
+    """Return parts as a prompt holds them."""
+    return [replace(part, role=role_of(given=True, loss=part.loss)) for part in parts]
 
 
 @dataclass
@@ -70,6 +84,8 @@ class Run:
     """Whether this is the clean copy of the run before it, at the same positions."""
     offset: int = 0
     """Which token of its item is the first one here: generation feeds an item of an extent bit by bit."""
+    skipped: float = 0.0
+    """Positions before it that nothing is fed for: an item that no later run sees has them."""
 
     def __len__(self) -> int:
         return len(self.ids) if self.ids is not None else len(self.latents)
@@ -190,7 +206,8 @@ def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
 def spell(document: Document, config: ModelConfig, *, close: bool = True, noised: bool = True) -> list[Run]:
     """Write a document as runs of tokens: <bos>, host ids bare, other parts between their delimiters, <eos>.
 
-    ``close=False`` leaves out the <eos>, so that generation can go on; ``noised=False`` leaves latents clean.
+    ``close=False`` leaves out the <eos>, so that generation can go on; ``noised=False`` is for what is there already:
+    latents stay clean, and made ones that nothing later sees are left out, but for their positions.
     """
     layout = config.layout
     runs = [_delimiter(layout, layout.bos)]
@@ -198,14 +215,18 @@ def spell(document: Document, config: ModelConfig, *, close: bool = True, noised
         if part.modality == layout.host:
             runs.append(_ids_run(part, layout))
             continue
-        runs.append(_delimiter(layout, layout.opening[part.modality]))
+        runs.append(_delimiter(layout, layout.opening[part.modality], float(part.loss > 0)))
+        # the closing delimiter is learnt with the part: it is how speech stops
+        closing = _delimiter(layout, layout.closing[part.modality], part.loss)
+        later_sees = config.modalities[part.modality].later_sees
         if part.ids is not None:
             runs.append(_ids_run(part, layout))
+        elif not noised and later_sees == "nothing" and part.role == "generation":
+            closing.skipped = position_after(_latents_run(part), 0.0, config)
         else:
             last = close and i == len(document.parts) - 1
-            runs += _latent_runs(part, config.modalities[part.modality].later_sees, noised, last)
-        # the closing delimiter is learnt with the part: it is how speech stops
-        runs.append(_delimiter(layout, layout.closing[part.modality], part.loss))
+            runs += _latent_runs(part, later_sees, noised, last)
+        runs.append(closing)
     return runs + ([_delimiter(layout, layout.eos)] if close else [])
 
 
@@ -214,13 +235,18 @@ def _ids_run(part: Part, layout: IdLayout) -> Run:
     return Run(part.modality, ids, None, part.grid, part.role, part.loss)
 
 
+def _latents_run(part: Part) -> Run:
+    return Run(part.modality, None, part.latents, part.grid, part.role, part.loss)
+
+
 def _latent_runs(part: Part, later_sees: str, noised: bool, last: bool) -> list[Run]:
     """Write a continuous part: as it is, or a noised run that nothing later sees, with a clean copy where needed.
 
-    A given part (role understanding) is noised only where later tokens see noised ones, as in Transfusion.
+    A part without loss stays clean. A given part (role understanding) is noised only where later tokens see noised
+    ones, as in Transfusion.
     """
-    clean = Run(part.modality, None, part.latents, part.grid, part.role, part.loss)
-    if not noised or (later_sees != "noised" and part.role == "understanding"):
+    clean = _latents_run(part)
+    if not noised or not part.loss or (later_sees != "noised" and part.role == "understanding"):
         return [clean]
     if later_sees == "noised":
         return [replace(clean, noised=True)]
@@ -293,7 +319,7 @@ def _positions(run: Run, start: float, axes: int) -> tuple[np.ndarray, float]:
     With one axis, tokens count up. With several, a token without a grid has the same coordinate on all axes, and a
     grid spreads over the last axes from the start position on.
     """
-    n = len(run)
+    n, start = len(run), start + run.skipped
     if axes == 1 or not run.grid:
         return np.repeat(start + np.arange(n, dtype=np.float64)[:, None], axes, axis=1), start + n
     extent = (1,) * (axes - len(run.grid)) + tuple(run.grid[-axes:])

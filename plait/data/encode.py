@@ -373,6 +373,9 @@ def _encode_rows(rows: list[RawDocument | BrokenRow]) -> Iterator[Document | Bro
             yield row
             continue
         found = [(p, encoded[r, p]) for p in range(len(row.parts)) if (r, p) in encoded]
+        for p, part in found:
+            if p in row.without_loss and isinstance(part, Part):
+                part.loss = 0.0
         reasons = [f"part {p + 1} ({row.parts[p][0]}): {part}" for p, part in found if isinstance(part, str)]
         yield BrokenRow(0, reasons[0]) if reasons else Document([part for _, part in found], meta=row.meta)
 

@@ -2,7 +2,7 @@
 
 A row is ``{"parts": [{"text": "..."}, {"image": "a.png"}, {"audio": "b.wav"}, ...], "meta": {...}}``: any number of
 parts in any order, ``meta`` optional. A part's key is that of the codec that reads it; paths are relative to the
-manifest. Rows are lines of JSON, rows of Parquet or samples of a WebDataset tar (plait/data/formats.py).
+manifest. A part such as ``{"image": "a.png", "loss": false}`` is no target: it is given. Rows are lines of JSON, rows of Parquet or samples of a WebDataset tar (plait/data/formats.py).
 
 A row that cannot be read is a `BrokenRow` with its line (Parquet: row, tar: sample) number, from 1, and the reason.
 """
@@ -75,16 +75,16 @@ class ManifestSource:
 
     def _document(self, row: Any, place: str) -> RawDocument:
         parts, meta = _check(row)
-        media = []
+        media, without_loss = [], set()
         for k, part in enumerate(parts, start=1):
-            if not isinstance(part, dict) or len(part) != 1:
-                raise BadRow(f'part {k} is {_short(part)}, it must be a mapping with one key, such as {{"text": ...}}')
-            ((key, value),) = part.items()
+            key, value, loss = _part(k, part)
             media.append((key, self._read_part(k, key, value, place)))
+            if not loss:
+                without_loss.add(k - 1)
         if not any(key in self._readers for key, _ in media):
             keys = ", ".join(dict.fromkeys(key for key, _ in media))
             raise BadRow(f"none of its parts ({keys}) is of a kind that this model reads ({', '.join(self._readers)})")
-        return RawDocument(media, meta)
+        return RawDocument(media, meta, frozenset(without_loss))
 
     def _read_part(self, k: int, key: str, value: Any, place: str) -> Any:
         if key not in self._readers:
@@ -176,6 +176,18 @@ def _check(row: Any) -> tuple[list, dict]:
     except (ValueError, TypeError, RecursionError) as error:
         raise BadRow(f"'meta' cannot be written as JSON ({reason_of(error)})") from None
     return parts, meta or {}
+
+
+def _part(k: int, part: Any) -> tuple[str, Any, bool]:
+    """Return the key and value of a row's k-th part, and whether it carries loss."""
+    fields = dict(part) if isinstance(part, dict) else {}
+    loss = fields.pop("loss", None)
+    if len(fields) != 1:
+        raise BadRow(f'part {k} is {_short(part)}, it must be a mapping with one key, such as {{"text": ...}}')
+    if loss is not None and not isinstance(loss, bool):
+        raise BadRow(f"part {k} has the loss {_short(loss)}, it must be true or false")
+    ((key, value),) = fields.items()
+    return key, value, loss is not False
 
 
 def _short(value: Any) -> str:

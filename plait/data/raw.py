@@ -24,7 +24,9 @@ class RawDocument:
 
     parts: list[tuple[str, Media]]
     meta: dict[str, Any] = field(default_factory=dict)
-    """What is known of it: for scenes the caption, objects, colours, relations, voice."""
+    """What is known of it, in plain JSON types."""
+    without_loss: frozenset[int] = frozenset()
+    """Places of the parts that are no targets (``loss: false`` in a manifest)."""
 
 
 @dataclass

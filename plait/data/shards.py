@@ -23,13 +23,13 @@ from typing import Any
 
 import numpy as np
 
-from plait.batch import Document, Part
+from plait.batch import Document, Part, role_of
 from plait.data.arrays import ArrayFile, write_arrays
 from plait.data.tables import MAX_GRID_AXES, PartTable, SplitTable, Table, make_table, write_table
 from plait.errors import DataError, unknown
 from plait.files import write_json, write_text
 
-SHARD_SCHEMA_VERSION = 2
+SHARD_SCHEMA_VERSION = 3
 INDEX_NAME = "index.json"
 
 _OPEN_SHARDS = 256  # files that one reader keeps open; systems allow about a thousand
@@ -63,7 +63,7 @@ def write_shard(
             store = "ids" if part.ids is not None else f"latents.{part.modality}"
             values = np.ascontiguousarray(part.ids if store == "ids" else part.latents, forms[store][0])
             grid = (*part.grid, *[0] * (MAX_GRID_AXES - len(part.grid)))
-            rows.append((names.index(part.modality), len(part), *grid, sizes[store]))
+            rows.append((names.index(part.modality), len(part), *grid, sizes[store], int(part.loss > 0)))
             crc = zlib.crc32(values.tobytes(), crc)
             arrays[store].append(values)
             sizes[store] += len(values)
@@ -193,16 +193,18 @@ class ShardSource:
         """Return several documents with their parts as written, in the order asked for."""
         table, found = self.parts(numbers), []
         starts, checksums = table.starts.tolist(), table.contents_crc.tolist()
-        rows = list(zip(table.modality.tolist(), table.length.tolist(), table.place.tolist(), table.grid.tolist()))
+        columns = (table.modality, table.length, table.place, table.grid, table.loss)
+        rows = list(zip(*(column.tolist() for column in columns), strict=True))
         for k, i in enumerate(np.asarray(numbers).tolist()):
             shard, _ = self._locate(i)
             file, parts, crc = self._file(shard), [], 0
-            for modality, length, place, grid in rows[starts[k] : starts[k + 1]]:
+            for modality, length, place, grid, loss in rows[starts[k] : starts[k + 1]]:
                 store = self._stores[modality]
                 values = file.read(store, place, length)
                 crc = zlib.crc32(values.data, crc)
                 field = "ids" if store == "ids" else "latents"
-                parts.append(Part(self.names[modality], grid=tuple(n for n in grid if n), **{field: values}))
+                extent, role = tuple(n for n in grid if n), role_of(given=False, loss=loss)
+                parts.append(Part(self.names[modality], grid=extent, role=role, loss=float(loss), **{field: values}))
             if crc != checksums[k]:
                 raise file.broken(f"is damaged (the checksum of document {i} differs)")
             found.append(Document(parts, index=i, meta=self.meta(i) if meta else {}))

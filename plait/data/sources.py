@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plait.batch import Document, Part
+from plait.batch import Document, Part, role_of
 from plait.config import AS_WRITTEN_TASK, RunConfig, SourceConfig
 from plait.data.packing import EDGES, PartSize
 from plait.data.shards import ShardSource, read_index, table_name
@@ -217,11 +217,11 @@ class TaskSource:
     def _uniforms(self, purpose: str, documents: np.ndarray, epoch: np.ndarray | int) -> np.ndarray:
         return uniforms(self.seed, purpose, item=documents, stream=self.number, epoch=epoch)
 
-    def choose(self, names: Sequence[str], task: int, dropped: int) -> list[tuple[int, str]]:
-        """Return the chosen ones of parts of modalities ``names``, in order, as (place, role)."""
-        places = [p for p, name in enumerate(names) if self._used[self._places[name]]]
+    def choose(self, names: Sequence[str], task: int, dropped: int) -> list[tuple[int, bool]]:
+        """Return the chosen ones of parts of modalities ``names``, in order, as (place, whether it is given)."""
+        places = [p for p, name in enumerate(names) if name in self._places and self._used[self._places[name]]]
         if task == AS_WRITTEN:
-            return [(p, "generation") for p in places]
+            return [(p, False) for p in places]
         by_name: dict[str, list[int]] = {name: [] for name in self.tasks[task]}
         for p in places:
             if names[p] in by_name:
@@ -232,7 +232,7 @@ class TaskSource:
             take = 1 if name in mentions[k + 1 :] else len(by_name[name])
             taken, by_name[name] = by_name[name][:take], by_name[name][take:]
             if self._keeps(mentions, k, dropped):
-                chosen += [(p, "generation" if k == len(mentions) - 1 else "understanding") for p in taken]
+                chosen += [(p, k < len(mentions) - 1) for p in taken]
         return chosen
 
     def _keeps(self, mentions: list[str], k: int, dropped: int) -> bool:
@@ -249,8 +249,9 @@ class TaskSource:
         chosen = self.choose([self.source.names[m] for m in table.modality], task, dropped)
         grids = (table.grid > 0).sum(1)
         found = []
-        for k, (p, role) in enumerate(chosen):
+        for k, (p, given) in enumerate(chosen):
             modality, length = table.modality[p], int(table.length[p])
+            role = role_of(given=given, loss=float(table.loss[p]))
             copied = bool(self._copied[modality]) and role == "generation" and k < len(chosen) - 1
             delimiters = int(self._wrapped[modality]) + (length if copied else 0)
             found.append(PartSize(length, delimiters, copied or bool(grids[p] > 1)))
@@ -272,7 +273,10 @@ class TaskSource:
     ) -> Document:
         """Return a document for a task; ``piece`` holds (chosen part, start, stop) where it is cut."""
         chosen = self.choose([p.modality for p in written.parts], task, dropped)
-        parts = [dataclasses.replace(written.parts[p], role=role) for p, role in chosen]
+        parts = [
+            dataclasses.replace(written.parts[p], role=role_of(given=given, loss=written.parts[p].loss))
+            for p, given in chosen
+        ]
         if piece is not None:
             parts = [_slice(parts[k], start, stop) for k, start, stop in piece]
         names = dict.fromkeys(p.modality for p in parts) if task != AS_WRITTEN else [p.modality for p in parts]
@@ -309,7 +313,7 @@ class TaskSource:
             generated |= predicted
         # noised parts that later ones see as a clean copy stand there twice, but for a document's last part
         last = table.rank(generated) == np.repeat(table.sum(generated), table.counts) - 1
-        copied = generated & ~last & self._copied[table.modality]
+        copied = generated & (table.loss > 0) & ~last & self._copied[table.modality]
         length = table.length.astype(np.int64)
         return EDGES + table.sum(np.where(keep, length * (1 + copied) + self._wrapped[table.modality], 0))
 

@@ -3,8 +3,9 @@
 ``tables/<split>.safetensors`` holds, for D documents of P parts in all::
 
     documents [D + 1, 16] uint8   first part, checksum of the document's part records, checksum of its contents
-    parts     [P, 6]      int32   modality (place in the index), tokens without delimiters, extent in space (three
-                                  numbers, padded with 0), and where the part's values start in its shard's array
+    parts     [P, 7]      int32   modality (place in the index), tokens without delimiters, extent in space (three
+                                  numbers, padded with 0), where the part's values start in its shard's array, and
+                                  whether it carries loss (1 or 0)
 
 A document is looked up by two reads at computed places. So opening takes as long for ten documents as for ten million,
 and memory holds what was asked for and nothing else.
@@ -25,7 +26,7 @@ MAX_PARTS = 1 << 16
 """Parts that one document may have."""
 
 DOCUMENT = np.dtype([("part", "<u8"), ("parts_crc", "<u4"), ("contents_crc", "<u4")])
-_COLUMNS = 3 + MAX_GRID_AXES
+_COLUMNS = 4 + MAX_GRID_AXES
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Table:
     documents: np.ndarray
     """[D] of DOCUMENT; the first one's first part is 0."""
     parts: np.ndarray
-    """[P, 6] int32."""
+    """[P, 7] int32."""
 
 
 @dataclass
@@ -52,6 +53,8 @@ class PartTable:
     """[p, 3] extent in space, padded with zeros."""
     place: np.ndarray
     """[p] row at which the part's values start in its shard's array."""
+    loss: np.ndarray
+    """[p] 1 where the part carries loss, 0 where its document says ``loss: false``."""
     contents_crc: np.ndarray
     """[n] checksum of each document's contents."""
 
@@ -72,7 +75,7 @@ class PartTable:
 
 
 def make_table(parts: np.ndarray, counts: list[int], contents_crc: list[int]) -> Table:
-    """Return the records of documents that have ``counts`` of the part records ``parts`` [P, 6]."""
+    """Return the records of documents that have ``counts`` of the part records ``parts`` [P, 7]."""
     parts = np.ascontiguousarray(parts, "<i4").reshape(-1, _COLUMNS)
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(int)
     documents = np.zeros(len(counts), DOCUMENT)
@@ -147,7 +150,9 @@ class SplitTable:
         if records["parts_crc"][:, 0].tolist() != [zlib.crc32(block) for block in blocks]:
             raise self._file.broken("is damaged (a checksum differs)")
         rows = np.frombuffer(b"".join(blocks) or bytearray(), "<i4").reshape(-1, _COLUMNS)
-        if (rows < 0).any() or (rows[:, 1] < 1).any() or (rows[:, 0] >= self._num_modalities).any():
+        sound = (rows >= 0).all() and (rows[:, 1] >= 1).all() and (rows[:, 6] <= 1).all()
+        if not sound or (rows[:, 0] >= self._num_modalities).any():
             raise self._file.broken("is damaged (a part's record is absurd)")
         starts = np.concatenate([[0], np.cumsum(counts)])
-        return PartTable(starts, rows[:, 0], rows[:, 1], rows[:, 2:5], rows[:, 5], records["contents_crc"][:, 0])
+        modality, length, place, loss = (rows[:, k] for k in (0, 1, 5, 6))
+        return PartTable(starts, modality, length, rows[:, 2:5], place, loss, records["contents_crc"][:, 0])

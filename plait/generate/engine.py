@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.batch import Batch, Document, Part, Run, assemble, position_after, spell
+from plait.batch import Batch, Document, Part, Run, assemble, position_after, role_of, spell
 from plait.config import DiffusionConfig
 from plait.errors import ResourceError, require
 from plait.generate import denoising, prefixes
@@ -33,6 +33,8 @@ from plait.model.pages import PagedKVCache
 from plait.model.precision import autocast
 
 __all__ = ["Generator", "generate", "guided"]
+
+MADE = role_of(given=False)
 
 
 class Generator:
@@ -247,7 +249,7 @@ class Generator:
         row.tokens.append(token)
         row.host_tokens += 1
         for stream in row.streams:
-            stream.pending.append(one(layout.host, token))
+            stream.pending.append(one(layout.host, token, MADE))
         return self._room(row)
 
     # -- spans --------------------------------------------------------------------------------------------------
@@ -333,8 +335,8 @@ class Generator:
     def _run_of(self, row: Row, tokens: list[int], offset: int) -> Run:
         """Return the run of some ids of the open span, from a place of its item on."""
         if self._in_space(row):
-            return Run(row.span, np.array(tokens), grid=self.grids[row.span], offset=offset)
-        return one(row.span, tokens[0]) if len(tokens) == 1 else Run(row.span, np.array(tokens))
+            return Run(row.span, np.array(tokens), grid=self.grids[row.span], role=MADE, offset=offset)
+        return one(row.span, tokens[0], MADE) if len(tokens) == 1 else Run(row.span, np.array(tokens), role=MADE)
 
     def _take(self, stream: Stream) -> None:
         self.cache.add_row()

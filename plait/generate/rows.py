@@ -93,6 +93,6 @@ def keys_of(seed: int, number: int, span: int, block: int) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1 << 17)
-def one(modality: str, token: int) -> Run:
-    """Return the run of one sampled id."""
-    return Run(modality, np.array([token], dtype=np.int64))
+def one(modality: str, token: int, role: str = "") -> Run:
+    """Return the run of one id: a delimiter, which has no role, or a made one."""
+    return Run(modality, np.array([token], dtype=np.int64), role=role)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.batch import Part, Run
+from plait.batch import Part, Run, role_of
 from plait.objectives.samplers import Denoiser
 
 
@@ -17,7 +17,7 @@ class Canvas:
         self.modality, self.grid, self.noise = modality, grid, noise
         # the values are filled in on the device; here they only have a shape
         blank = torch.zeros(noise.shape, dtype=torch.float32).numpy()
-        self.run = Run(modality, None, blank, grid, "generation", noised=True, hidden=hidden)
+        self.run = Run(modality, None, blank, grid, role_of(given=False), noised=True, hidden=hidden)
         self.num_snapshots = num_snapshots
         self.snapshots: list[tuple[float, Tensor]] = []
         self.wave: Wave | None = None

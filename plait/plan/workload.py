@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plait.batch import Document, Part, spell
+from plait.batch import Document, Part, role_of, spell
 from plait.codecs import codec_class
 from plait.config import RunConfig
 from plait.data.loader import Loader
@@ -116,7 +116,7 @@ def _parts(config, grids, mix, names: list[str], length: int) -> list[Part]:
     room = length - 2 - sum(2 for name in names if name != config.model.layout.host)
     parts = []
     for name in names:
-        role = "generation" if name == names[-1] else "understanding"
+        role = role_of(given=name != names[-1])
         n, modality = max(1, int(room * mix[name])), config.model.modalities[name]
         if modality.objective == "next_token":
             parts.append(Part(name, ids=np.zeros(n, np.int64), role=role))
