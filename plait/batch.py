@@ -44,8 +44,9 @@ class Part:
 def role_of(*, given: bool, loss: float = 1.0) -> str:
     """THE rule of roles: a part is generation where it carries loss or is being made, else understanding.
 
-    ``given`` is what a task or a prompt gives, so that something else follows from it. What a task gives is understanding
-    even where next-token losses count its ids too, as they do in Chameleon: it takes the way that a prompt takes.
+    ``given`` is what a task or a prompt gives, so that something else follows from it. What a task gives is
+    understanding even where next-token losses count its ids too, as they do in Chameleon: it goes the way that a prompt
+    goes.
     """
     return "understanding" if given or not loss else "generation"
 

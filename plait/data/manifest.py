@@ -2,7 +2,8 @@
 
 A row is ``{"parts": [{"text": "..."}, {"image": "a.png"}, {"audio": "b.wav"}, ...], "meta": {...}}``: any number of
 parts in any order, ``meta`` optional. A part's key is that of the codec that reads it; paths are relative to the
-manifest. A part such as ``{"image": "a.png", "loss": false}`` is no target: it is given. Rows are lines of JSON, rows of Parquet or samples of a WebDataset tar (plait/data/formats.py).
+manifest. A part such as ``{"image": "a.png", "loss": false}`` is no target: it is given. Rows are lines of JSON, rows
+of Parquet or samples of a WebDataset tar (plait/data/formats.py).
 
 A row that cannot be read is a `BrokenRow` with its line (Parquet: row, tar: sample) number, from 1, and the reason.
 """

@@ -24,7 +24,8 @@ from plait.generate import denoising, prefixes
 from plait.generate.allowed import AllowedIds
 from plait.generate.decoding import Decoder, guided
 from plait.generate.graphs import CudaCapture, Graphs
-from plait.generate.request import Request, Result, check_request, most_tokens
+from plait.generate.request import Request, Result, check_request
+from plait.generate.room import Room, most_tokens, num_pages
 from plait.generate.rows import Row, Stream, one
 from plait.generate.speculation import num_right
 from plait.generate.waves import Canvas
@@ -40,10 +41,12 @@ MADE = role_of(given=False)
 class Generator:
     """Advances requests together. ``grids`` gives the extent of items of fixed size, by modality.
 
-    The cache has ``max_rows`` times ``max_branches`` rows: 1 without guidance, 2 with it, 3 where given media guide
-    apart. With a ``page_size`` it is paged and holds ``cache_tokens`` in all (0: as many as it would without pages).
-    ``cuda_graphs`` replays steps of decoding as CUDA graphs, on CUDA devices. ``speculate`` is the window of
-    plait.generate.speculation for items of ids of fixed size, 0 for plain draws.
+    The cache is as large as the requests at hand need (`reserve`). A request that is added and needs more lets it grow,
+    at most to ``max_rows`` times ``max_branches`` rows (1 without guidance, 2 with it, 3 where given media guide apart)
+    of ``max_length``; it never shrinks. With a ``page_size`` it is paged and holds ``cache_tokens`` in all (0: as many
+    as are needed): a request that needs more pages than are left waits (`fits`). ``cuda_graphs`` replays steps of
+    decoding as CUDA graphs, on CUDA devices. ``speculate`` is the window of plait.generate.speculation for items of ids
+    of fixed size, 0 for plain draws.
     """
 
     def __init__(self, model: MixtureOfTransformers, *, grids: dict[str, tuple[int, ...]], max_rows: int = 32,
@@ -54,13 +57,15 @@ class Generator:
         self.layout, self.max_rows, self.diffusion = model.config.layout, max_rows, diffusion or DiffusionConfig()
         self.max_branches = max_branches
         self.max_length = max_length = min(max_length, model.config.max_positions)
+        # guesses may reach beyond an item's end, so that all rows keep one window
         self.speculate, self.spare = speculate, max(0, speculate - 1)
-        max_length += self.spare  # guesses may reach beyond an item's end, so that all rows keep one window
         # what is attended in 16 bits is kept in 16 bits: no step casts the whole cache
         dtype = torch.bfloat16 if precision == "bfloat16" else model.dtype
-        self.cache = model.new_cache(max_branches * max_rows, 1 if page_size else max_length, dtype)
+        self.cache = model.new_cache(1, 1, dtype)
+        self.page_size, self.most_pages = page_size, math.inf
         if page_size:
-            self.cache = PagedKVCache.beside(self.cache, max_length, page_size=page_size, num_tokens=cache_tokens)
+            self.cache = PagedKVCache.beside(self.cache, 1, page_size=page_size)
+            self.most_pages = -(-cache_tokens // page_size) or math.inf
         self.precision = precision
         self.rows: list[Row] = []
         self.streams: list[Stream] = []
@@ -70,24 +75,53 @@ class Generator:
         self._allowed = AllowedIds(model, grids, default_max_tokens)
         graphs = cuda_graphs and model.device.type == "cuda"
         self._decoder = Decoder(model, self.cache, self._allowed, pad=graphs)
-        if graphs:
-            self._decoder.run = Graphs(self._decoder.forward, CudaCapture())
+        self._graphs = Graphs(self._decoder.forward, CudaCapture()) if graphs else None
+        if self._graphs:
+            self._decoder.run = self._graphs
 
     # -- requests -----------------------------------------------------------------------------------------------
 
+    def reserve(self, requests: Iterable[Request]) -> None:
+        """Make room in the cache for these requests, for as many of them as may be under way at once."""
+        needs = [self._slots_for(r) for r in requests]
+        self._grow(Room.of(needs, self.max_rows, self.page_size))
+
     def fits(self, request: Request) -> bool:
         """Say whether a request may be added now: a row is free, and so are all the pages that it may ever need."""
-        return len(self.rows) < self.max_rows and self._pages_for(request) <= self._num_spare
+        return len(self.rows) < self.max_rows and self._pages(self._slots_for(request)) <= self._num_spare
+
+    def _slots_for(self, request: Request) -> list[int]:
+        lengths = most_tokens(request, self.model.config, grids=self.grids, default=self.default_max_tokens)
+        return [min(n, self.max_length) + self.spare for n in lengths]
+
+    def _pages(self, slots: Sequence[int]) -> int:
+        """Return the pages that rows of so many slots may need; a row is one where the cache is not paged."""
+        return num_pages(slots, self.page_size) if self.page_size else len(slots)
 
     @property
-    def _num_spare(self) -> int:
-        """Pages that nobody holds or may still need."""
-        held = sum(self.cache.num_held(i) for i in range(len(self.streams)))
-        return self.cache.num_free + held - sum(row.num_pages for row in self.rows)
+    def _num_spare(self) -> float:
+        """Pages that nobody holds or may still need, those included by which the cache may grow."""
+        return self.most_pages - self.cache.num_pages + self._num_left
 
-    def _pages_for(self, request: Request) -> int:
-        lengths = most_tokens(request, self.model.config, grids=self.grids, default=self.default_max_tokens)
-        return sum(self.cache.pages_for(min(n, self.max_length) + self.spare) for n in lengths)
+    @property
+    def _num_left(self) -> int:
+        """Pages of the cache as it is that nobody holds or may still need."""
+        held = sum(self.cache.num_held(i) for i in range(len(self.streams)))
+        return self.cache.num_free + held - sum(self._pages(row.slots) for row in self.rows)
+
+    def _make_room(self, slots: list[int]) -> None:
+        """Let the cache grow for one more request; where it grows by rows or pages, twofold, as others may follow."""
+        cache = self.cache
+        rows, pages = sum(len(row.slots) for row in self.rows) + len(slots), 0
+        if rows > cache.num_rows:
+            rows = min(max(rows, 2 * cache.num_rows), self.max_rows * self.max_branches)
+        if self.page_size and (missing := self._pages(slots) - self._num_left) > 0:
+            pages = int(min(max(cache.num_pages + missing, 2 * cache.num_pages), self.most_pages))
+        self._grow(Room(rows, max(slots), pages))
+
+    def _grow(self, room: Room) -> None:
+        if self.cache.grow(room.rows, room.length, int(min(room.pages, self.most_pages))) and self._graphs:
+            self._graphs.captured.clear()  # they know where the cache was
 
     def add(self, request: Request) -> int:
         """Take a request in and return its id.
@@ -95,23 +129,27 @@ class Generator:
         Raises ConfigError where it asks for what cannot be made or never fits the cache, and ResourceError where it
         does not fit now (`fits`).
         """
-        check_request(request, self.model.config, grids=self.grids, max_length=self.max_length,
-                      diffusion=self.diffusion)  # fmt: skip
+        self.check(request)
         require(request.max_branches <= self.max_branches, "generate: branches of guidance", request.max_branches,
                 f"at most max_branches ({self.max_branches}) of this generator")  # fmt: skip
-        row = Row(self._next_id, request, self._spelt(request.prompt))
-        row.num_pages = self._pages_for(request)
-        size, count = self.cache.page_size, self.cache.num_pages
-        require(row.num_pages <= count, "generate: tokens that a request may need in the cache", row.num_pages * size,
-                f"at most {count * size}; raise generate.cache_tokens or lower max_tokens")  # fmt: skip
+        row = Row(self._next_id, request, self._spelt(request.prompt), self._slots_for(request))
+        size, needed = self.page_size, self._pages(row.slots)
+        require(needed <= self.most_pages, "generate: tokens that a request may need in the cache", needed * size,
+                f"at most {self.most_pages * size}; raise generate.cache_tokens or lower max_tokens")  # fmt: skip
         if not self.fits(request):
             raise ResourceError(f"generate: {len(self.rows)} requests are under way, and one more does not fit now")
+        self._make_room(row.slots)
         self._next_id += 1
         self.rows.append(row)
         self._take(row.main)
         if request.output not in (None, self.layout.host):
             self._open(row, request.output)
         return row.id
+
+    def check(self, request: Request) -> None:
+        """Raise a ConfigError where a request asks for what cannot be made."""
+        check_request(request, self.model.config, grids=self.grids, max_length=self.max_length,
+                      diffusion=self.diffusion)  # fmt: skip
 
     def cancel(self, identity: int) -> Result | None:
         """Let a request go and return what it has; None if it is not under way."""
@@ -367,6 +405,9 @@ def generate(
     requests = list(requests)
     branches = max((r.max_branches for r in requests), default=1)
     engine = Generator(model, grids=grids, max_rows=max_rows, max_length=max_length, max_branches=branches, **settings)
+    for request in requests:  # one that cannot be made is refused before any is
+        engine.check(request)
+    engine.reserve(requests)
     waiting, results = list(reversed(requests)), {}
     while waiting or engine.rows:
         while waiting and (not engine.rows or engine.fits(waiting[-1])):

@@ -1,11 +1,12 @@
 """What is asked of a generator, what comes back, and which requests cannot be made."""
 
 import math
+import numbers
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from plait.batch import Document, Part, spell
+from plait.batch import Document, Part, as_given, spell
 from plait.config import DiffusionConfig, SamplingConfig, check_sampler
 from plait.errors import ConfigError, require, unknown
 from plait.model_config import ModelConfig
@@ -15,7 +16,10 @@ PLAIN = SamplingConfig()
 
 @dataclass
 class Request:
-    """What to generate: a prompt, and the modality that shall follow (None: whatever the model opens itself)."""
+    """What to generate: a prompt, and the modality that shall follow (None: whatever the model opens itself).
+
+    What a prompt holds is given, whoever made it: its parts have that role here (`plait.batch.role_of`).
+    """
 
     prompt: list[Part] = field(default_factory=list)
     output: str | None = None
@@ -32,6 +36,9 @@ class Request:
     """Which of the requests with this seed it is: (seed, number) fixes its draws, whatever else is in the batch."""
     num_snapshots: int = 0
     """Moments of the denoising to keep in `Result.snapshots`, evenly spaced, from noise on."""
+
+    def __post_init__(self):
+        self.prompt = as_given(self.prompt)
 
     def sampling_of(self, modality: str) -> SamplingConfig:
         """Return how a span of a modality is sampled."""
@@ -70,18 +77,15 @@ def check_request(
 ) -> None:
     """Raise a ConfigError for a request that cannot be made."""
     records = config.modalities
-    for name in [p.modality for p in request.prompt] + ([request.output] if request.output else []):
+    for name in [p.modality for p in request.prompt] + [request.output] * (request.output is not None):
         if name not in records:
             raise ConfigError(unknown("generate", name, records))
+    _check_numbers(request, config)
     for name, s in request.sampling.items():
-        where = f"generate.sampling.{name}"
-        require(s.temperature >= 0, f"{where}.temperature", s.temperature, "0 or more")
-        require(0 < s.top_p <= 1, f"{where}.top_p", s.top_p, "above 0 and at most 1")
-        require(s.top_k >= 0, f"{where}.top_k", s.top_k, "0 or more")
-        if name in records and records[name].objective == "diffusion":
-            check_sampler(diffusion, s.sampler, s.steps, where)
+        if records[name].objective == "diffusion":
+            check_sampler(diffusion, s.sampler, s.steps, f"generate.sampling.{name}")
     _check_prompt(request, config)
-    length = _length(request.prompt, config)
+    length = sum(len(run) for run in spell(Document(request.prompt), config, close=False, noised=False))
     require(length < max_length, "generate: the prompt's length", length, f"below {max_length} tokens")
     name = request.output
     if name and records[name].objective == "diffusion":
@@ -91,6 +95,57 @@ def check_request(
         room = max_length - length - 2
         require(math.prod(grid) <= room, f"generate.grids.{name}", list(grid),
                 f"at most {room} tokens in all beside this prompt (positions end at {max_length})")  # fmt: skip
+
+
+def _check_numbers(request: Request, config: ModelConfig) -> None:
+    """Raise a ConfigError for numbers that are none, and for settings of modalities that the model lacks."""
+    records = config.modalities
+    is_integer(request.seed, "generate.seed")
+    for name, least in (("number", 0), ("max_spans", 0), ("num_snapshots", 0)):
+        is_integer(getattr(request, name), f"generate.{name}", least)
+    for field_name in ("sampling", "max_tokens", "grids"):
+        settings = getattr(request, field_name)
+        require(isinstance(settings, dict), f"generate.{field_name}", settings, "a mapping by modality")
+        for name in settings:
+            if name not in records:
+                raise ConfigError(unknown(f"generate.{field_name}", name, records))
+    for name, most in request.max_tokens.items():
+        is_integer(most, f"generate.max_tokens.{name}", 1)
+    for name, grid in request.grids.items():
+        where = f"generate.grids.{name}"
+        require(records[name].objective == "diffusion", where, grid,
+                "left out: an item of ids has the extent that its codec or the run's config says")  # fmt: skip
+        require(isinstance(grid, tuple | list) and 0 < len(grid) <= 3, where, grid,
+                "one to three numbers of tokens, such as [8, 12]")  # fmt: skip
+        for n in grid:
+            is_integer(n, where, 1)
+    for name, s in request.sampling.items():
+        _check_sampling(s, f"generate.sampling.{name}")
+
+
+def _check_sampling(s: SamplingConfig, where: str) -> None:
+    require(isinstance(s, SamplingConfig), where, s, "a SamplingConfig")
+    for name in ("temperature", "top_p", "guidance", "media_guidance", *(["shift"] if s.shift is not None else [])):
+        is_number(getattr(s, name), f"{where}.{name}")
+    require(s.temperature >= 0, f"{where}.temperature", s.temperature, "0 or more")
+    require(0 < s.top_p <= 1, f"{where}.top_p", s.top_p, "above 0 and at most 1")
+    require(s.shift is None or s.shift > 0, f"{where}.shift", s.shift, "above 0")
+    is_integer(s.top_k, f"{where}.top_k", 0)
+    is_integer(s.steps, f"{where}.steps", 1)
+    require(isinstance(s.sampler, str), f"{where}.sampler", s.sampler, "a sampler's name")
+
+
+def is_number(value: object, where: str) -> None:
+    """Raise a ConfigError unless a value is a finite number."""
+    fine = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    require(fine, where, value, "a finite number")
+
+
+def is_integer(value: object, where: str, least: int | None = None) -> None:
+    """Raise a ConfigError unless a value is an integer, and not below ``least``."""
+    fine = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    allowed = "an integer" if least is None else f"an integer of {least} or more"
+    require(fine and (least is None or value >= least), where, value, allowed)
 
 
 def _check_prompt(request: Request, config: ModelConfig) -> None:
@@ -103,38 +158,3 @@ def _check_prompt(request: Request, config: ModelConfig) -> None:
             require(part.latents.shape[1:] == (channels,), where, list(part.latents.shape),
                     f"[tokens, {channels}], as the model was trained")  # fmt: skip
             require(bool(np.isfinite(part.latents).all()), where, "nan or inf", "finite numbers")
-
-
-def most_tokens(request: Request, config: ModelConfig, *, grids: dict[str, tuple[int, ...]], default: int) -> list[int]:
-    """Return the most tokens that each branch of a request may hold at once, the one that sees everything first.
-
-    ``default`` is the longest span of a modality for which the request names none.
-    """
-    layout, host = config.layout, config.layout.host
-    given = _length(request.prompt, config)
-
-    def size(name: str) -> int:
-        """Tokens of a span with its opening delimiter."""
-        grid = request.grid_of(name, grids)
-        return 1 + (math.prod(grid) if grid else request.max_tokens.get(name, default))
-
-    if request.output == host:
-        return [given + request.max_tokens.get(host, default)]
-    others = [request.output] if request.output else [n for n in layout.names if n != host]
-    largest = max((size(n) for n in others), default=0)
-    longest = given + largest
-    if request.output is None:
-        longest = given + request.max_spans * (largest + 1)
-        longest += (request.max_spans + 1) * request.max_tokens.get(host, default)
-    settings = [request.sampling_of(n) for n in others]
-    if all(s.guidance == 1.0 and s.media_guidance == 1.0 for s in settings):
-        return [longest]
-    free = 1 + largest
-    if all(s.media_guidance == 1.0 for s in settings):
-        return [longest, free]
-    media = [p for p in request.prompt if p.modality != host]
-    return [longest, _length(media, config) + largest if request.output else longest, free]
-
-
-def _length(parts: list[Part], config: ModelConfig) -> int:
-    return sum(len(run) for run in spell(Document(parts), config, close=False, noised=False))

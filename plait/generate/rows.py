@@ -1,6 +1,7 @@
 """A request under way: a row of the batch, with one stream of the cache for each branch of its guidance."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -37,15 +38,15 @@ class Stream:
 class Row:
     """A request under way: its span, its parts so far, and its streams."""
 
-    def __init__(self, identity: int, request: Request, prompt: list[Run]):
+    def __init__(self, identity: int, request: Request, prompt: list[Run], slots: Sequence[int] = ()):
         self.id, self.request = identity, request
+        self.slots = slots
+        """Slots of the cache that each of its streams may fill."""
         self.streams = [Stream(self, prompt)]
         """The stream that saw everything; under guidance then the one without the host's parts, if that is guided
         apart, and the one that saw nothing."""
         self.races = False
         """Whether ids of the open span are drawn by plait.generate.speculation."""
-        self.num_pages = 0
-        """Pages of the cache that it may need at once."""
         self.span: str | None = None
         """The open modality; None for the host."""
         self.tokens: list[int] = []

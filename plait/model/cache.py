@@ -1,4 +1,4 @@
-"""The KV cache of generation: one slot after another in each row, rows of different lengths, all preallocated.
+"""The KV cache of generation: one slot after another in each row, rows of different lengths.
 
 Shapes: T new tokens of a step, B rows with n new tokens each, G heads of keys and values, L slots of the longest row,
 P pages of the longest row.
@@ -44,14 +44,40 @@ class KVCache:
         self._allocate((num_layers, num_rows, num_kv_heads, max_length, head_dim), device, dtype)
         self.table = np.arange(num_rows)[:, None]
 
+    def grow(self, num_rows: int, max_length: int, num_pages: int = 0) -> bool:
+        """Make room for as many rows of as many tokens, in place; say whether that was needed. It never shrinks.
+
+        ``num_pages`` are small ones, which only the paged cache has.
+        """
+        num_rows, max_length = max(num_rows, self.num_rows), max(max_length, self.max_length)
+        if (num_rows, max_length) == (self.num_rows, self.max_length):
+            return False
+        self.num_rows, self.max_length = num_rows, max_length
+        self._move(num_rows, max_length)
+        self.table = np.arange(num_rows)[:, None]
+        return True
+
     def _allocate(self, shape: tuple[int, ...], device: torch.device | str, dtype: torch.dtype) -> None:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.num_pages, self.num_heads, self.page_size = shape[1:4]
-        self.head_steps = self.page_size * torch.arange(self.num_heads, device=device)
+        self._measure()
         self.lengths: list[int] = []
         self.table: np.ndarray
         """[num_rows, P] the pages of each row; what a row does not hold is 0."""
+
+    def _measure(self) -> None:
+        self.num_pages, self.num_heads, self.page_size = self.keys.shape[1:4]
+        self.head_steps = self.page_size * torch.arange(self.num_heads, device=self.keys.device)
+
+    def _move(self, num_pages: int, page_size: int) -> None:
+        """Move what is kept to as many pages of as many slots."""
+        layers, pages, heads, size, head_dim = self.keys.shape
+        for side in ("keys", "values"):  # one after the other, so that only one stands there twice
+            old = getattr(self, side)
+            new = old.new_zeros((layers, num_pages, heads, page_size, head_dim))
+            new[:, :pages, :, :size] = old
+            setattr(self, side, new)
+        self._measure()
 
     # -- rows ---------------------------------------------------------------------------------------------------
 

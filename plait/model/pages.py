@@ -39,6 +39,19 @@ class PagedKVCache(KVCache):
         return cls(layers, cache.num_rows, max_length, heads, head_dim, page_size=page_size, num_pages=pages,
                    device=cache.keys.device, dtype=cache.keys.dtype)  # fmt: skip
 
+    def grow(self, num_rows: int, max_length: int, num_pages: int = 0) -> bool:
+        """Make room for as many rows of as many tokens, and as many pages in all; say whether pages were added."""
+        self.num_rows, self.max_length = max(num_rows, self.num_rows), max(max_length, self.max_length)
+        table = np.zeros((self.num_rows, self.pages_for(self.max_length)), np.int64)
+        table[: self.table.shape[0], : self.table.shape[1]] = self.table
+        self.table = table
+        if num_pages <= self.num_pages:
+            return False
+        self.free = [*reversed(range(self.num_pages, num_pages)), *self.free]
+        self.users = np.pad(self.users, (0, num_pages - self.num_pages))
+        self._move(num_pages, self.page_size)
+        return True
+
     def add_row(self) -> int:
         row = super().add_row()
         self.held.append(0)
