@@ -58,22 +58,24 @@ def config_of(folder: Path) -> RunConfig:
 
 def work(folder: Path) -> dict[str, float]:
     """Open the folder, plan some windows, read some batches; return times, speeds, and the peak memory in MB."""
-    from plait.train.metrics import peak_memory_gb
+    from plait.train.host_memory import MemoryWatch
 
-    started = time.perf_counter()
-    loader = Loader(config_of(folder))
-    opened = time.perf_counter()
-    taken, planned = loader.state["taken"], 0
-    for _ in range(WINDOWS):
-        window = loader._plan(taken)
-        taken, planned = window.taken_after, planned + len(window.source)
-    done = time.perf_counter()
-    read = sum(len(batch.documents) for batch, _ in itertools.islice(loader, BATCHES))
+    with MemoryWatch() as memory:
+        started = time.perf_counter()
+        loader = Loader(config_of(folder))
+        opened = time.perf_counter()
+        taken, planned = loader.state["taken"], 0
+        for _ in range(WINDOWS):
+            window = loader._plan(taken)
+            taken, planned = window.taken_after, planned + len(window.source)
+        done = time.perf_counter()
+        read = sum(len(batch.documents) for batch, _ in itertools.islice(loader, BATCHES))
+        ended = time.perf_counter()
     return {
         "open": opened - started,
         "plan": planned / (done - opened),
-        "read": read / (time.perf_counter() - done),
-        "memory": peak_memory_gb() * 1000,
+        "read": read / (ended - done),
+        "memory": memory.peak_gb * 1000,
     }
 
 

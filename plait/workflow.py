@@ -31,7 +31,8 @@ from plait.samples import SampleSet
 from plait.tensor_files import TensorStore
 from plait.train import checkpoint
 from plait.train.engine import Trainer
-from plait.train.metrics import hardware, peak_memory_gb, read_jsonl, read_metrics, versions, write_summary
+from plait.train.host_memory import MEASURE, MemoryWatch
+from plait.train.metrics import hardware, read_jsonl, read_metrics, versions, write_summary
 from plait.train.parallel import process_group
 
 SAMPLES_PER_TASK = 12
@@ -47,14 +48,22 @@ def start_run(config: RunConfig) -> Path:
 
 @contextlib.contextmanager
 def timed(config: RunConfig, stage: str) -> Iterator[None]:
-    """Add the time that a stage takes, over all its tries, to the run's timings.json."""
-    path, started = Path(config.out) / "timings.json", time.monotonic()
+    """Add a stage's time, summed over all attempts, to timings.json, and its peak memory to memory.json."""
+    out, started, memory = Path(config.out), time.monotonic(), MemoryWatch()
     try:
-        yield
+        with memory:
+            yield
     finally:
-        times = read_json(path, "timings") if path.exists() else {}
+        times, peaks = _figures_of(out / "timings.json"), _figures_of(out / "memory.json")
         times[stage] = times.get(stage, 0.0) + time.monotonic() - started
-        write_json(path, times)
+        peaks[stage] = max(peaks.get(stage, 0.0), memory.peak_gb)
+        write_json(out / "timings.json", times)
+        write_json(out / "memory.json", peaks)
+
+
+def _figures_of(path: Path) -> dict[str, float]:
+    """Return the figures by stage that `timed` has written."""
+    return read_json(path, path.stem) if path.exists() else {}
 
 
 def prepare_step(config: RunConfig, progress: Progress, *, restart: bool = False) -> dict[str, Any]:
@@ -163,11 +172,12 @@ def summarise(config: RunConfig) -> dict[str, Any]:
         figures |= _training_figures(config)
     if (out / FILE).exists():
         figures |= read_json(out / FILE, "evaluation")["figures"]
-    times = read_json(out / "timings.json", "timings") if (out / "timings.json").exists() else {}
+    times, peaks = _figures_of(out / "timings.json"), _figures_of(out / "memory.json")
     figures |= {f"seconds_{stage}": seconds for stage, seconds in times.items()}
-    before = read_json(out / "summary.json", "summary") if (out / "summary.json").exists() else {}
+    figures |= {f"peak_memory_gb_{stage}": peak for stage, peak in peaks.items()}
     figures["seconds_total"] = sum(times.values())
-    figures["peak_memory_gb"] = max(peak_memory_gb(), before.get("peak_memory_gb", 0.0))
+    if peaks:
+        figures |= {"peak_memory_gb": max(peaks.values()), "peak_memory_measure": MEASURE}
     figures |= {"name": config.name, "seed": config.seed}
     figures |= {str(k): v for k, v in {**hardware(), **versions()}.items()}
     write_summary(out / "summary.json", figures)

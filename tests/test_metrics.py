@@ -196,22 +196,6 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-PEAKS = """
-import subprocess, sys
-from plait.train.metrics import peak_memory_gb
-before = peak_memory_gb()
-subprocess.run([sys.executable, "-c", "x = b'a' * 300_000_000"], check=True)
-print(before, peak_memory_gb())
-"""
-
-
-def test_peak_memory_sees_this_process_and_its_children():
-    run = subprocess.run([sys.executable, "-c", PEAKS], capture_output=True, text=True, check=True)
-    before, after = map(float, run.stdout.split())
-    assert before > 0 and before + 0.25 < after < before + 0.6
-    assert metrics.peak_device_memory_gb("cpu") == 0.0
-
-
 def test_the_machine_and_versions_are_described():
     machine = metrics.hardware()
     assert machine["cpu"] and machine["cpu_cores"] >= 1 and machine["memory_gb"] > 0.1

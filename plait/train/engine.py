@@ -35,9 +35,10 @@ from plait.train import parallel
 from plait.train.checkpoint import Checkpoints
 from plait.train.ema import AveragedWeights
 from plait.train.gradients import add_gradients, side_by_side
+from plait.train.host_memory import MemoryWatch
 from plait.train.inspection import save_batches
 from plait.train.measures import Measures, progress_text
-from plait.train.metrics import MetricsLog, peak_device_memory_gb, peak_memory_gb
+from plait.train.metrics import MetricsLog, peak_device_memory_gb
 from plait.train.optim import learning_rate, make_optimizer, set_learning_rate
 from plait.train.watchdog import Watchdog, lost_ranks
 
@@ -137,6 +138,7 @@ class Trainer:
         self._saved_at = self.state.seconds
         self._begun = time.monotonic()
         self.watchdog = Watchdog(config.train.watchdog_seconds)
+        self._memory = MemoryWatch()
         self._recent: list[tuple[dict[str, Any] | None, Tensor]] = []
         """The data position before each step since the last log line, and the step's gradient norm."""
 
@@ -182,7 +184,7 @@ class Trainer:
 
     def run(self) -> MixtureOfTransformers:
         """Train to the end and return the model; raises TrainingStopped after saving when a signal asks to stop."""
-        with lost_ranks(), self._signals(), self.watchdog, self.checkpoints, self._metrics() as log:
+        with lost_ranks(), self._signals(), self.watchdog, self.checkpoints, self._memory, self._metrics() as log:
             log.drop_after(self.state.step)
             if not self.finished:
                 self._loop(log)
@@ -327,7 +329,8 @@ class Trainer:
         self._recent.clear()
         row = self.measures.row()
         row["learning_rate"] = learning_rate(self.config.train, self.state.step - 1, self.share_done)
-        row["memory_gb"] = peak_device_memory_gb(self.device) if self.device.type == "cuda" else peak_memory_gb()
+        on_gpu = self.device.type == "cuda"
+        row["memory_gb"] = peak_device_memory_gb(self.device) if on_gpu else self._memory.peak_gb
         row["skipped_steps"] = self.state.skipped_steps
         log.log(row, step=self.state.step, seconds=self.state.seconds, tokens=self.state.tokens)
         return progress_text(row, self.state.step)

@@ -10,9 +10,7 @@ import json
 import math
 import os
 import platform
-import resource
 import subprocess
-import sys
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -220,13 +218,6 @@ def tracker_class(name: str) -> type[Tracker]:
     if name not in TRACKERS:
         raise ConfigError(unknown("train.trackers", name, TRACKERS))
     return TRACKERS[name]
-
-
-def peak_memory_gb() -> float:
-    """Return the largest resident memory of this process plus that of its largest ended child, in GB (1e9 bytes)."""
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
-    peaks = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(peaks) * unit / GB
 
 
 def peak_device_memory_gb(device: torch.device | str) -> float:
