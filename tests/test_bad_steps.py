@@ -1,6 +1,7 @@
 """Steps that are not finite: skipped and counted, and when they are too many, what caused the last one is kept."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +11,10 @@ from safetensors.torch import load_file
 from test_train import config_for, stopped_at
 
 from plait.errors import PlaitError
+from plait.report.charts import chart_groups
 from plait.train.engine import Trainer
+from plait.train.measures import progress_text
+from plait.train.metrics import read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +63,36 @@ def test_steps_skipped_before_a_resume_count_and_need_no_batch(folder, tmp_path)
     with pytest.raises(PlaitError, match=r"3 steps had .*\(train.max_bad_steps is 2\); try"):
         Trainer(config_for(folder, tmp_path, max_bad_steps=2, log_every=1)).run()
     assert not (tmp_path / "bad_batches").exists()
+
+
+def logged(trainer) -> list[dict]:
+    trainer.run()
+    return read_metrics(trainer.out / "metrics.jsonl")
+
+
+def test_a_skipped_steps_loss_is_left_out_of_the_mean_with_its_count(folder, tmp_path):
+    """Two steps a row, the second one skipped: the row has the loss of the first, not half of it."""
+    alone = logged(Trainer(config_for(folder, tmp_path / "alone", steps=1)))
+    trainer = Trainer(config_for(folder, tmp_path / "run", steps=4, log_every=2, max_bad_steps=5, validate_every=9))
+    spoilt(trainer, (2,))
+    trainer.measures.restart = lambda begun=None, real=trainer.measures.restart: (
+        real(begun) if trainer.state.step != 1 else None
+    )  # the first step has a row of its own, which here goes on to the second
+    rows = [row for row in logged(trainer) if "loss/text" in row]
+    assert [row["step"] for row in rows] == [1, 2, 4] and [row["skipped_steps"] for row in rows] == [0, 1, 1]
+    assert rows[1]["loss/text"] == rows[0]["loss/text"] == pytest.approx(alone[0]["loss/text"], rel=1e-5)
+
+
+def test_a_row_of_skipped_steps_alone_and_a_validation_of_poisoned_weights_are_nan(folder, tmp_path):
+    trainer = Trainer(config_for(folder, tmp_path, steps=3, max_bad_steps=9, validate_every=3))
+    with torch.no_grad():
+        next(p for n, p in trainer.model.named_parameters() if p.dim() == 2).fill_(float("nan"))
+    rows = logged(trainer)
+    trained = [row for row in rows if "skipped_steps" in row]
+    assert [row["skipped_steps"] for row in trained] == [1, 2, 3]
+    assert all(math.isnan(row["loss/text"]) and math.isnan(row["grad_norm"]) for row in trained)
+    assert "text nan" in progress_text(trained[-1], 3)
+    assert [v for row in rows for k, v in row.items() if k.startswith("val_loss/") and not math.isnan(v)] == []
+    assert '"loss/text": "NaN"' in (tmp_path / "metrics.jsonl").read_text()
+    panel = next(p for p in chart_groups(rows, ["text"])["loss"])
+    assert "training is nan at step 1, not finite in 3 of 3 rows" in panel["note"]

@@ -16,7 +16,7 @@ from plait.compare.study import Study
 from plait.compare.trials import write_trials
 from plait.errors import DataError
 from plait.files import read_json, write_json, write_text
-from plait.train.metrics import read_jsonl
+from plait.train.metrics import read_metrics
 
 ROWS, ANALYSES = "study.json", "analysis.json"
 KEYS = {"arms": ("arm",), "tuning": ("arm", "learning_rate"), "runs": ("arm", "seed"), "scores": ("arm", "seed")}
@@ -78,7 +78,7 @@ def kept_records(study: Study, folder: Path) -> Records:
         tuning=[row for row in found.get("tuning", []) if row["arm"] in owners],
         runs=[runs.get((arm, seed), {"arm": arm, "seed": seed, **waiting}) for arm, seed in planned],
         scores=[row for row in found.get("scores", []) if (row["arm"], row["seed"]) in planned],
-        curves={run: curves_of(read_jsonl(path)) for run, path in logs.items() if path.exists()},
+        curves={run: curves_of(read_metrics(path)) for run, path in logs.items() if path.exists()},
         machine=found.get("machine", {}),
         data=found.get("data", ""),
     )

@@ -14,7 +14,7 @@ from plait.compare.page import write_page
 from plait.compare.records import Records
 from plait.compare.results import NOTHING, Matched, match_curves, match_row, write_results
 from plait.errors import DataError, printable, require
-from plait.train.metrics import read_jsonl
+from plait.train.metrics import read_metrics
 
 LARGEST = 1e15
 """Steps and losses beyond it are mistakes, and no figure could show them."""
@@ -81,7 +81,7 @@ def _short_names(paths: list[str]) -> list[str]:
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
     """Read the rows of a log: ``step``, and ``val_loss/<set>/<modality>`` or ``loss/<modality>``."""
-    rows = [{printable(name): value for name, value in row.items()} for row in read_jsonl(path)]
+    rows = [{printable(name): value for name, value in row.items()} for row in read_metrics(path)]
     before, seen = 0, set()
     for number, row in enumerate(rows, start=1):
         where, step = f"{str(path)!r}, row {number}", row.get("step")

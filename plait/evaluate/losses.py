@@ -37,8 +37,9 @@ def mean_losses(
         batch = ranks.part(corrupt(batch, diffusion or DiffusionConfig(), VALIDATION_SEED)).to(model.device)
         with autocast():
             found = loss_sums(model, model(batch), batch).double().cpu()
-        sums += found * counts_here
-        counts += torch.tensor(batch.counts, dtype=torch.float64) * (counts_here and ranks.leads_batch)
+        if counts_here:  # not by a factor of 0, which would let a NaN through
+            sums += found
+            counts += torch.tensor(batch.counts, dtype=torch.float64) * ranks.leads_batch
     sums, counts = ranks.total(sums), ranks.total(counts)
     return {name: float(s / c) for name, s, c in zip(names, sums, counts, strict=True) if c > 0}
 

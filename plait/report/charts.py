@@ -18,7 +18,8 @@ OPTIMIZER = {"learning_rate": ("Learning rate", "", 1), "grad_norm": ("Gradient 
 def chart_groups(rows: list[dict[str, Any]], modalities: list[str]) -> dict[str, list[dict]]:
     """Return the panels of the groups loss, speed, optimizer and other, from the rows of metrics.jsonl.
 
-    A panel holds ``title``, ``unit``, ``modality`` ("" for none) and ``series``; a series holds ``name``, ``kind``
+    A panel holds ``title``, ``unit``, ``modality`` ("" for none), ``note`` (what its curves cannot show: values that
+    are not finite) and ``series``; a series holds ``name``, ``kind``
     (train, validation, plain), ``dash`` (its number among those of its kind), ``y`` and one list for each of AXES.
     """
     columns = list(dict.fromkeys(name for row in rows for name, v in row.items() if isinstance(v, int | float)))
@@ -40,19 +41,31 @@ def modalities_of(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _loss_panel(rows: list[dict], columns: list[str], modality: str) -> dict:
-    series = [_series(rows, f"loss/{modality}", "training", "train")] if f"loss/{modality}" in columns else []
+    names = {f"loss/{modality}": "training"} if f"loss/{modality}" in columns else {}
     validation = [c for c in columns if c.startswith("val_loss/") and c.split("/")[-1] == modality]
-    for i, column in enumerate(validation):
-        split = " ".join(column.split("/")[1:-1]).replace("_", " ") or "validation"
-        series.append(_series(rows, column, split, "validation", i))
-    return {"title": modality, "unit": "", "modality": modality, "series": series}
+    names |= {c: " ".join(c.split("/")[1:-1]).replace("_", " ") or "validation" for c in validation}
+    series = [_series(rows, column, name, "validation", validation.index(column)) if column in validation
+              else _series(rows, column, name, "train") for column, name in names.items()]  # fmt: skip
+    notes = [note for column, name in names.items() if (note := _not_finite(rows, column, name))]
+    return {"title": modality, "unit": "", "modality": modality, "note": "; ".join(notes), "series": series}
 
 
 def _panel(rows: list[dict], column: str, title: str, unit: str, factor: float) -> dict:
     series = [_series(rows, column, "", "plain")]
     for one in series:
         one["y"] = [y if y is None else y * factor for y in one["y"]]
-    return {"title": title, "unit": unit, "modality": "", "series": [s for s in series if s["y"]]}
+    note = _not_finite(rows, column, "")
+    return {"title": title, "unit": unit, "modality": "", "note": note, "series": [s for s in series if s["y"]]}
+
+
+def _not_finite(rows: list[dict], column: str, name: str) -> str:
+    """Return a sentence on the values of a column that are NaN or infinite, "" where none is."""
+    logged = [row for row in rows if isinstance(row.get(column), int | float)]
+    bad = [row for row in logged if not math.isfinite(row[column])]
+    if not bad:
+        return ""
+    what = f"{name} is" if name else "it is"
+    return f"{what} {bad[0][column]} at step {bad[0].get('step')}, not finite in {len(bad)} of {len(logged)} rows"
 
 
 def _series(rows: list[dict], column: str, name: str, kind: str, dash: int = 0) -> dict:

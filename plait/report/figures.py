@@ -49,9 +49,11 @@ def percent(share: float) -> str:
 
 
 def plain(number: Any) -> str:
-    """Return a number with four significant digits, whole numbers in full, and a dash for none."""
-    if not isinstance(number, int | float) or not math.isfinite(number):
+    """Return a number with four significant digits, whole numbers in full, nan and inf as such, and a dash for none."""
+    if not isinstance(number, int | float):
         return "–"
+    if not math.isfinite(number):
+        return str(number)
     if float(number).is_integer() and abs(number) < 1e15:
         return f"{int(number):,}"
     return f"{number:,.0f}" if abs(number) >= 10_000 else f"{number:.4g}"
@@ -276,11 +278,12 @@ def loss_table(summary: dict[str, Any], denoised: list[str]) -> dict | None:
         return None
     tops: dict[bool, float] = {}
     for (_, modality), row in losses.items():
-        tops[modality in denoised] = max(tops.get(modality in denoised, 0.0), *row.values())
+        finite = [v for v in row.values() if math.isfinite(v)]
+        tops[modality in denoised] = max(tops.get(modality in denoised, 0.0), *finite, 0.0)
     rows = [
         {"task": task, "modality": modality,
-         "cells": [(row.get(s), max(0.0, row[s] / (tops[modality in denoised] or 1.0)) if s in row else 0)
-                   for s in splits]}
+         "cells": [(row.get(s), max(0.0, row[s] / (tops[modality in denoised] or 1.0))
+                    if math.isfinite(row.get(s, math.nan)) else 0) for s in splits]}
         for (task, modality), row in sorted(losses.items(), key=lambda item: (item[0][0] != "", item[0]))
     ]  # fmt: skip
     return {"splits": [s.replace("_", " ") for s in splits], "rows": rows}

@@ -13,7 +13,7 @@ from plait.errors import DataError, ResourceError
 from plait.files import write_text
 from plait.report import charts, denoising, figures
 from plait.report.media import Media, clean
-from plait.train.metrics import read_jsonl, read_metrics
+from plait.train.metrics import from_json, read_jsonl, read_metrics
 
 TEMPLATES = Path(__file__).parent / "templates"
 NUM_COLOURS = 8
@@ -68,7 +68,7 @@ def write_report(run_folder: str | Path, *, samples_per_task: int = 48) -> Path:
 def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
     """Return everything that the template shows."""
     config_text, config = _config(run / "config.yaml")
-    summary = _mapping(run / "summary.json")
+    summary = from_json(_mapping(run / "summary.json"))
     rows = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
     data_report = _mapping(_data_folder(run, config) / "report.json")
     media = Media(run / "samples")

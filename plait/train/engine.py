@@ -285,8 +285,7 @@ class Trainer:
             self.averages.update(bad)
         self.model.update_balance(bad)
         self._bad_steps += bad
-        # a skipped step's loss is left out of the log
-        return torch.where(bad > 0, torch.zeros_like(total), total), counts, norm
+        return total, counts, norm
 
     def _exchange(self, batches: list[Batch]) -> list[float]:
         """Return the counts of a step's batches on all ranks, and learn what else ranks must agree on.

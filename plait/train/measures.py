@@ -4,6 +4,7 @@ Numbers of the device stay there until a row is written; everything else is coun
 """
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -36,21 +37,25 @@ class Measures:
         """Begin a row anew, or go on with the one that was ``begun`` when `state` returned it."""
         names, towers = self.model.config.layout.names, self.model.config.towers
         nothing = {"seconds": 0.0, "waited": 0.0, "sums": [0.0] * len(names), "counts": [0.0] * len(names),
-                   "tokens": 0, "operations": 0.0, "rows": [0] * len(towers)}  # fmt: skip
-        row = begun or nothing
+                   "skipped": [0.0] * len(names), "tokens": 0, "operations": 0.0, "rows": [0] * len(towers)}  # fmt: skip
+        row = nothing | dict(begun or {})
         self._started, self._waited = time.monotonic() - row["seconds"], row["waited"]
         self._sums, self._counts = torch.tensor(row["sums"], device=self.device), list(row["counts"])
+        self._skipped = list(row["skipped"])
+        self._steps: list[tuple[list[float], Tensor]] = []
         self._tokens, self._operations, self._rows = row["tokens"], row["operations"], list(row["rows"])
         self._looked: dict[str, Tensor] = {}
         self._norm: Tensor | None = None
 
     def state(self) -> dict[str, Any]:
         """Return what the row that is begun holds so far, for a checkpoint; here the host waits for the device."""
+        self._count_steps()
         return {
             "seconds": time.monotonic() - self._started,
             "waited": self._waited,
             "sums": self._sums.tolist(),
             "counts": self._counts,
+            "skipped": self._skipped,
             "tokens": self._tokens,
             "operations": self._operations,
             "rows": self._rows,
@@ -73,10 +78,23 @@ class Measures:
         self._operations += (1 + BACKWARD) * (own + sum(parts.values()) / (ranks.context * ranks.tensor))
 
     def stepped(self, sums: Tensor, counts: list[float], norm: Tensor, tokens: int) -> None:
-        """Count a step: loss sums [M] and their counts, the gradient's norm [], and the tokens of all ranks."""
-        self._sums += sums
-        self._counts = [a + b for a, b in zip(self._counts, counts, strict=True)]
+        """Count a step: loss sums [M] and their counts, the gradient's norm [], and the tokens of all ranks.
+
+        A step whose norm is not finite was skipped: neither its loss nor its count takes part in the row's mean.
+        """
+        self._sums += torch.where(torch.isfinite(norm), sums, torch.zeros_like(sums))
+        self._steps.append((counts, norm))
         self._norm, self._tokens = norm, self._tokens + tokens
+
+    def _count_steps(self) -> None:
+        """Add the counts of the steps so far, those of skipped steps apart; here the host waits for the device."""
+        if not self._steps:
+            return
+        finite = torch.isfinite(torch.stack([norm for _, norm in self._steps])).tolist()
+        for (counts, _), taken in zip(self._steps, finite, strict=True):
+            sums = self._counts if taken else self._skipped
+            sums[:] = [a + b for a, b in zip(sums, counts, strict=True)]
+        self._steps = []
 
     def wants_gradients(self, step: int) -> bool:
         """Say whether a row follows the step of this number (from 1), as far as that is known before."""
@@ -100,10 +118,16 @@ class Measures:
         self._looked |= expert_load(model)
 
     def row(self) -> dict[str, Any]:
-        """Return what was measured since the last row; here the host waits for the device."""
+        """Return what was measured since the last row; here the host waits for the device.
+
+        A loss is the mean over the steps that were not skipped, and NaN where all were.
+        """
         elapsed = max(time.monotonic() - self._started, 1e-9)
-        sums, names = self._sums.tolist(), self.model.config.layout.names
-        row: dict[str, Any] = {f"loss/{n}": s / c for n, s, c in zip(names, sums, self._counts, strict=True) if c}
+        self._count_steps()
+        sums, names, row = self._sums.tolist(), self.model.config.layout.names, dict[str, Any]()
+        for name, total, count, skipped in zip(names, sums, self._counts, self._skipped, strict=True):
+            if count or skipped:
+                row[f"loss/{name}"] = total / count if count else math.nan
         row["grad_norm"] = None if self._norm is None else float(self._norm)
         row |= {name: float(value) for name, value in self._looked.items()}
         row["tokens_per_second"] = self._tokens / elapsed

@@ -28,8 +28,9 @@ GB = 1e9
 class MetricsLog:
     """Appends rows to ``<folder>/metrics.jsonl`` and forwards them to trackers.
 
-    A row is a flat map of name to number and always holds ``step``, ``seconds`` and ``tokens``; numbers that are not
-    finite are written as null. Opening keeps the rows that are there; a run that resumes calls `drop_after`.
+    A row is a flat map of name to number and always holds ``step``, ``seconds`` and ``tokens``. A number that is not
+    finite is written as the text "NaN", "Infinity" or "-Infinity", as JSON has no such numbers; null means that there
+    is no figure. Opening keeps the rows that are there; a run that resumes calls `drop_after`.
     Raises ConfigError for an unknown tracker and ResourceError for one that is not installed.
     """
 
@@ -51,7 +52,7 @@ class MetricsLog:
         row = {"step": int(step), "seconds": round(float(seconds), 3), "tokens": int(tokens)}
         row |= {name: _number(value) for name, value in values.items()}
         with clear_disk_errors(self.path):
-            self._file.write(json.dumps(row) + "\n")
+            self._file.write(_line(row))
             self._file.flush()
         for tracker in self._trackers:
             tracker.log({name: value for name, value in row.items() if value is not None and name != "step"}, step)
@@ -72,13 +73,16 @@ class MetricsLog:
     def _rewrite(self, rows: list[dict]) -> None:
         if self._file is not None:
             self._file.close()
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in rows))
+        write_text(self.path, "".join(map(_line, rows)))
         self._file = self.path.open("a", encoding="utf-8")
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float | None]]:
-    """Read the rows of a metrics.jsonl; a last line that was cut off is left out (raises DataError otherwise)."""
-    return read_jsonl(path)
+    """Read the rows of a metrics.jsonl; a last line that was cut off is left out (raises DataError otherwise).
+
+    "NaN", "Infinity" and "-Infinity" become the numbers that they stand for.
+    """
+    return [from_json(row) for row in read_jsonl(path)]
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -103,20 +107,39 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def write_summary(path: str | Path, figures: Mapping[str, Any]) -> None:
-    """Write a flat map of name to number or text as JSON, sorted by name; raises TypeError for anything nested."""
+    """Write a flat map of name to number or text as JSON, sorted by name; raises TypeError for anything nested.
+
+    Numbers that are not finite are written as in metrics.jsonl; `from_json` turns them back.
+    """
     flat = {name: v if isinstance(v, str | bool | None) else _number(v) for name, v in figures.items()}
-    write_json(path, dict(sorted(flat.items())))
+    write_json(path, dict(sorted(_to_json(flat).items())))
+
+
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""How numbers are written that JSON does not have."""
+
+
+def _to_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a flat map with texts in place of the numbers that are not finite."""
+    return {k: json.dumps(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+
+
+def from_json(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a flat map read from JSON with numbers in place of the texts NaN, Infinity and -Infinity."""
+    return {k: NOT_FINITE.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(_to_json(row)) + "\n"
 
 
 def _number(value: Any) -> int | float | None:
-    """Return a plain number, None where it is not finite (JSON has no NaN)."""
+    """Return a plain number, or None for none."""
     if hasattr(value, "item"):  # tensors and numpy scalars
         value = value.item()
-    if value is None:
-        return None
-    if not isinstance(value, int | float):
+    if value is not None and not isinstance(value, int | float):
         raise TypeError(f"a metric must be a number, not {type(value).__name__} {value!r}")
-    return value if isinstance(value, int) or math.isfinite(value) else None
+    return value
 
 
 class Tracker:
@@ -138,7 +161,7 @@ class Tracker:
             ) from None
 
     def log(self, values: dict[str, float], step: int) -> None:
-        """Forward one row of finite numbers."""
+        """Forward one row of numbers; NaN and infinities are passed on as such."""
         if self._run is None:
             self._run = self.open()
         self.send(values, step)
