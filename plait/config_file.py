@@ -73,6 +73,17 @@ def to_dict(config: Any) -> dict:
     return dataclasses.asdict(config)
 
 
+def dotted(values: dict, prefix: str = "") -> dict[str, Any]:
+    """Return nested settings as one flat map of dotted names, such as ``train.steps``; lists stay as they are."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= dotted(value, f"{prefix}{name}.")
+        else:
+            flat[f"{prefix}{name}"] = value
+    return flat
+
+
 def _convert(value: Any, kind: Any, where: str) -> Any:
     """Return ``value`` as the annotated type ``kind``, or raise a ConfigError that names the field."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)

@@ -8,21 +8,25 @@ import sys
 
 import pytest
 import torch
+from fake_data import run_config, scene_like, write_folder
 
 from plait import files
+from plait.config import TrainConfig
+from plait.config_file import dotted, to_dict
 from plait.errors import ConfigError, DataError, ResourceError
 from plait.train import metrics
+from plait.train.engine import Trainer
 from plait.train.metrics import MetricsLog, from_json, read_metrics, write_summary
 
 
 def write_rows(folder, steps):
-    with MetricsLog(folder) as log:
+    with MetricsLog(folder, config={}) as log:
         for step in steps:
             log.log({"loss/text": 5.0 - step}, step=step, seconds=step / 2, tokens=100 * step)
 
 
 def test_rows_can_be_read_while_the_run_is_on(tmp_path):
-    log = MetricsLog(tmp_path)
+    log = MetricsLog(tmp_path, config={})
     log.log({"loss/text": torch.tensor(2.5), "grad_norm": float("nan")}, step=3, seconds=1.5, tokens=96)
     (row,) = read_metrics(tmp_path / "metrics.jsonl")
     assert math.isnan(row.pop("grad_norm"))
@@ -34,13 +38,13 @@ def test_rows_can_be_read_while_the_run_is_on(tmp_path):
 
 def test_a_resumed_run_drops_the_rows_after_its_step_and_goes_on(tmp_path):
     write_rows(tmp_path, range(6))
-    with MetricsLog(tmp_path) as log:
+    with MetricsLog(tmp_path, config={}) as log:
         log.drop_after(3)
         log.log({"loss/text": 0.5}, step=4, seconds=2, tokens=400)
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows] == [0, 1, 2, 3, 4]
     assert rows[-1]["loss/text"] == 0.5
-    with MetricsLog(tmp_path) as log:
+    with MetricsLog(tmp_path, config={}) as log:
         log.drop_after(-1)
     assert read_metrics(tmp_path / "metrics.jsonl") == []
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"], "no temporary file is left"
@@ -77,7 +81,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_an_unknown_tracker_gets_the_nearest_name(tmp_path):
     with pytest.raises(ConfigError, match=r"train\.trackers: unknown name 'tensorbord'.*did you mean 'tensorboard'"):
-        MetricsLog(tmp_path, ["tensorbord"])
+        MetricsLog(tmp_path, ["tensorbord"], config={})
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio", "tensorboard"])
@@ -87,18 +91,20 @@ def test_a_tracker_that_is_not_installed_says_so_before_the_run_starts(tmp_path,
 
     monkeypatch.setattr(importlib, "import_module", refuse)
     with pytest.raises(ResourceError, match=f"'{name}' is not installed"):
-        MetricsLog(tmp_path, [name])
+        MetricsLog(tmp_path, [name], config={})
 
 
 def test_tensorboard_holds_the_numbers(tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with MetricsLog(tmp_path, ["tensorboard"]) as log:
+    with MetricsLog(tmp_path, ["tensorboard"], config={"train.steps": 7, "name": "a"}) as log:
         log.log({"loss/text": 2.0, "bad": float("inf")}, step=10, seconds=1, tokens=5)
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss/text")] == [(10, 2.0)]
     assert [e.value for e in events.Scalars("bad")] == [math.inf]
+    (config,) = [e.tensor_proto.string_val[0].decode() for e in events.Tensors("config/text_summary")]
+    assert config == '    train.steps: 7\n    name: "a"'
 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
@@ -125,6 +131,35 @@ def test_trackers_of_the_wandb_kind_are_opened_once_logged_to_and_ended(tmp_path
         log.log({"loss/text": 1.0}, step=2, seconds=2, tokens=9)
     assert calls[0] == ("init", "plait", "my_run", "allow", {"seed": 1})
     assert calls[1:] == [("log", 1, 2.0), ("log", 2, 1.0), ("finish",)]
+
+
+@pytest.mark.parametrize("name", sorted(metrics.TRACKERS))
+def test_a_training_gives_every_tracker_its_whole_config(tmp_path, monkeypatch, name):
+    configs = []
+
+    class Fake(metrics.Tracker):
+        module = "json"
+
+        def __init__(self, folder, config):
+            super().__init__(folder, config)
+            configs.append(config)
+
+        def open(self):
+            return None
+
+        send = open  # a tracker that takes nothing
+
+    monkeypatch.setitem(metrics.TRACKERS, name, Fake)
+    folder = write_folder(tmp_path / "data", {"train": [scene_like(i) for i in range(20)]})
+    config = run_config(folder)
+    config.out, config.train = str(tmp_path / "run"), TrainConfig(steps=1, trackers=[name], device="cpu")
+    trainer = Trainer(config)
+    with trainer._metrics():
+        pass
+    (told,) = configs
+    assert told == dotted(to_dict(trainer.config))
+    assert told["train.trackers"] == [name] and told["model.modalities.text.loss_weight"] == 1.0
+    assert told["data.path"] == str(folder) and not any(isinstance(v, dict) and v for v in told.values())
 
 
 def run_rows(folder, name):
@@ -156,8 +191,9 @@ def test_trackio_keeps_the_rows_on_this_machine(tmp_path, monkeypatch):
 
 WRITER = """
 import sys
+from plait.train.engine import Trainer
 from plait.train.metrics import MetricsLog
-log = MetricsLog(sys.argv[1])
+log = MetricsLog(sys.argv[1], config={})
 for step in range(10**9):
     log.log({f"loss/{i}": step / 3 for i in range(60)}, step=step, seconds=step, tokens=step)
 """
@@ -175,7 +211,7 @@ def test_a_killed_writer_leaves_rows_that_are_whole(tmp_path, after):
         writer.wait()
     final = read_metrics(path)
     assert [row["step"] for row in final] == list(range(len(final))) and len(final) >= len(rows)
-    with MetricsLog(tmp_path) as log:
+    with MetricsLog(tmp_path, config={}) as log:
         log.log({}, step=len(final), seconds=1, tokens=1)
     assert len(read_metrics(path)) == len(final) + 1
 

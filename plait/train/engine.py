@@ -20,7 +20,7 @@ from torch import Tensor
 
 from plait.batch import Batch
 from plait.config import RunConfig
-from plait.config_file import to_dict
+from plait.config_file import dotted, to_dict
 from plait.data.loader import Loader
 from plait.data.sources import resolve_vocabulary, validation_splits
 from plait.errors import PlaitError, ResourceError
@@ -180,7 +180,9 @@ class Trainer:
 
     def _metrics(self) -> contextlib.AbstractContextManager:
         """Return the log of the run, or on ranks that write nothing one that takes everything."""
-        return MetricsLog(self.out, self.config.train.trackers) if self.ranks.is_first else NoMetrics()
+        if not self.ranks.is_first:
+            return NoMetrics()
+        return MetricsLog(self.out, self.config.train.trackers, config=dotted(to_dict(self.config)))
 
     def run(self) -> MixtureOfTransformers:
         """Train to the end and return the model; raises TrainingStopped after saving when a signal asks to stop."""

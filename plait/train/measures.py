@@ -37,7 +37,8 @@ class Measures:
         """Begin a row anew, or go on with the one that was ``begun`` when `state` returned it."""
         names, towers = self.model.config.layout.names, self.model.config.towers
         nothing = {"seconds": 0.0, "waited": 0.0, "sums": [0.0] * len(names), "counts": [0.0] * len(names),
-                   "skipped": [0.0] * len(names), "tokens": 0, "operations": 0.0, "rows": [0] * len(towers)}  # fmt: skip
+                   "skipped": [0.0] * len(names), "tokens": 0, "operations": 0.0,
+                   "rows": [0] * len(towers)}  # fmt: skip
         row = nothing | dict(begun or {})
         self._started, self._waited = time.monotonic() - row["seconds"], row["waited"]
         self._sums, self._counts = torch.tensor(row["sums"], device=self.device), list(row["counts"])

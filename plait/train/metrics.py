@@ -31,13 +31,14 @@ class MetricsLog:
     A row is a flat map of name to number and always holds ``step``, ``seconds`` and ``tokens``. A number that is not
     finite is written as the text "NaN", "Infinity" or "-Infinity", as JSON has no such numbers; null means that there
     is no figure. Opening keeps the rows that are there; a run that resumes calls `drop_after`.
+    ``config`` is what the trackers show as the run's settings: a flat map, see `plait.config_file.dotted`.
     Raises ConfigError for an unknown tracker and ResourceError for one that is not installed.
     """
 
-    def __init__(self, folder: str | Path, trackers: Sequence[str] = (), *, config: dict[str, Any] | None = None):
+    def __init__(self, folder: str | Path, trackers: Sequence[str] = (), *, config: dict[str, Any]):
         self.path = Path(folder) / FILE_NAME
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._trackers = [tracker_class(name)(self.path.parent, config or {}) for name in trackers]
+        self._trackers = [tracker_class(name)(self.path.parent, config) for name in trackers]
         self._file = None
         self._rewrite(read_metrics(self.path) if self.path.exists() else [])
 
@@ -186,11 +187,14 @@ class TensorBoardTracker(Tracker):
     module = "tensorboard"
 
     def open(self) -> Any:
-        """Open a writer that hides what was logged after the resumed step."""
+        """Open a writer that hides what was logged after the resumed step, and write the settings as a text."""
         from torch.utils.tensorboard import SummaryWriter
 
         purge = self.resumed_step + 1 if self.resumed_step >= 0 else None
-        return SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge)
+        writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=purge)
+        lines = [f"    {name}: {json.dumps(value)}" for name, value in self.config.items()]  # Markdown's code block
+        writer.add_text("config", "\n".join(lines), max(self.resumed_step, 0))
+        return writer
 
     def send(self, values: dict[str, float], step: int) -> None:
         """Write each number as a scalar."""
