@@ -44,6 +44,7 @@ from plait.data.loader import Loader
 from plait.data.shards import split_record, write_index, write_shard
 from plait.model_config import ModalityConfig, ModelConfig
 from plait.progress import QuietProgress
+from plait.run_records import ModalitySettings
 from plait.train.checkpoint import Checkpoints
 from plait.train.engine import Trainer
 from plait.train.metrics import read_metrics
@@ -273,9 +274,10 @@ def prepared(folder: Path, workers: int) -> float:
     """Return the seconds that encoding takes, the making of codecs left out."""
     from plait.data.prepare import prepare
 
-    image = ModalityConfig(codec="image_pixels", objective="diffusion", attention="bidirectional")
-    modalities = {"text": ModalityConfig(codec="text_bpe"), "image": image}
-    config = RunConfig(ModelConfig(modalities, width=64, num_heads=2), out=str(folder / f"out-{workers}"))
+    image = ModalityConfig(objective="diffusion", attention="bidirectional")
+    model = ModelConfig({"text": ModalityConfig(), "image": image}, width=64, num_heads=2)
+    codecs = {"text": ModalitySettings("text_bpe"), "image": ModalitySettings("image_pixels")}
+    config = RunConfig(model, codecs, out=str(folder / f"out-{workers}"))
     config.prepare = PrepareConfig(source=str(folder / "rows.jsonl"), num_workers=workers, shard_documents=128)
     prepare(config)
     return json.loads((Path(config.data.path) / "report.json").read_text())["seconds"]["encode"]

@@ -7,6 +7,7 @@ from typing import Literal
 
 from plait.errors import ConfigError, require, unknown
 from plait.model_config import ModelConfig
+from plait.run_records import ModalitySettings, TowerSettings, records_of
 
 SCHEMA_VERSION = 1
 
@@ -335,6 +336,10 @@ class RunConfig:
     """One run: one YAML file."""
 
     model: ModelConfig
+    modalities: dict[str, ModalitySettings] = field(default_factory=dict)
+    """What the run says of each of the model's modalities; in YAML, in their records of `model`."""
+    towers: dict[str, TowerSettings] = field(default_factory=dict)
+    """How the run trains each of the model's towers; in YAML, in their records of `model`."""
     name: str = "run"
     """Name shown in the report."""
     out: str = ""
@@ -352,6 +357,8 @@ class RunConfig:
     """Version of this file's form."""
 
     def __post_init__(self):
+        self.modalities = records_of("modalities", self.modalities, self.model.modalities)
+        self.towers = records_of("towers", self.towers, self.model.towers)
         self.out = self.out or f"runs/{self.name}"
         self.data.path = self.data.path or f"{self.out}/data"
         require(self.schema_version == SCHEMA_VERSION, "schema_version", self.schema_version, str(SCHEMA_VERSION))
@@ -382,6 +389,11 @@ class RunConfig:
         for name, sampling in self.generate.sampling.items():
             if self.model.modalities[name].objective == "diffusion":
                 check_sampler(self.diffusion, sampling.sampler, sampling.steps, f"generate.sampling.{name}")
+
+    @property
+    def frozen_towers(self) -> list[str]:
+        """The towers whose own parameters stay as they are."""
+        return [name for name, tower in self.towers.items() if tower.frozen]
 
     def _check_parallel(self):
         """Refuse what no number of ranks could do; plait.train.parallel checks the number."""

@@ -9,6 +9,7 @@ must import with torch, numpy, safetensors and small pure packages alone.
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ import yaml
 
 from plait.config import RunConfig
 from plait.errors import ConfigError, require, unknown
+from plait.model_config import ModelConfig
+from plait.run_records import RECORDS
 
 
 def load(path: str | Path, overrides: list[str] = ()) -> RunConfig:
@@ -65,12 +68,60 @@ def _lay_over(values: dict, override: str) -> None:
 
 def from_dict(cls: type, values: dict, where: str = "") -> Any:
     """Build a config dataclass from plain values, checking names and types (raises ConfigError)."""
-    return _convert(values, cls, where)
+    return _run_config(values) if cls is RunConfig else _convert(values, cls, where)
 
 
 def to_dict(config: Any) -> dict:
     """Return a config dataclass as plain values that `from_dict` reads back."""
-    return dataclasses.asdict(config)
+    values = _plain(config)
+    if isinstance(config, RunConfig):
+        for section in RECORDS:
+            added, records = values.pop(section), values["model"][section]
+            values["model"][section] = {name: added[name] | record for name, record in records.items()}
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {name: _plain(v) for name, v in value.items()}
+    return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def _run_config(values: Any) -> RunConfig:
+    """Sort a file's records of modalities and towers: what the weights are, and what the run says of them."""
+    require(isinstance(values, dict), "config", values, "a mapping of settings")
+    found = {}
+    for section, added in RECORDS.items():
+        if section in values:
+            raise ConfigError(unknown(section, section, [f.name for f in dataclasses.fields(RunConfig)
+                                                         if f.name not in RECORDS]))  # fmt: skip
+        values, mine = _sorted(values, section, added)
+        found[section] = _convert(mine, dict[str, added], f"model.{section}")
+    return RunConfig(**_converted(values, RunConfig, ""), **found)
+
+
+def _sorted(values: dict, section: str, added: type) -> tuple[dict, dict]:
+    """Return a file's values without what belongs to the run's own records of a section, and those records."""
+    model = values.get("model")
+    records = model.get(section) if isinstance(model, dict) else None
+    if not isinstance(records, dict):
+        return values, {}
+    names = [f.name for f in dataclasses.fields(added)]
+    weights = typing.get_args(typing.get_type_hints(ModelConfig)[section])[1]
+    known = [*names, *(f.name for f in dataclasses.fields(weights))]
+    mine, rest = {}, {}
+    for name, record in records.items():
+        record = {} if record is None else record
+        rest[name] = record
+        if isinstance(record, dict):
+            for key in record:
+                if key not in known:
+                    raise ConfigError(unknown(f"model.{section}.{name}.{key}", key, known))
+            rest[name] = {k: v for k, v in record.items() if k not in names}
+            mine[name] = {k: v for k, v in record.items() if k in names}
+    return values | {"model": model | {section: rest}}, mine
 
 
 def dotted(values: dict, prefix: str = "") -> dict[str, Any]:
@@ -97,10 +148,10 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
         if value not in arguments:
             raise ConfigError(unknown(where, value, map(str, arguments)))
         return value
-    if origin is list:
+    if origin in (list, tuple):
         require(isinstance(value, list), where, value, "a list")
-        return [_convert(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value)]
-    if origin is dict:
+        return origin(_convert(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
+    if origin in (dict, Mapping):
         require(isinstance(value, dict), where, value, "a mapping")
         return {str(k): _convert({} if v is None and dataclasses.is_dataclass(arguments[1]) else v, arguments[1],
                                  f"{where}.{k}") for k, v in value.items()}  # fmt: skip
@@ -108,6 +159,11 @@ def _convert(value: Any, kind: Any, where: str) -> Any:
 
 
 def _convert_dataclass(value: Any, kind: type, where: str) -> Any:
+    return kind(**_converted(value, kind, where))
+
+
+def _converted(value: Any, kind: type, where: str) -> dict[str, Any]:
+    """Return the arguments of a dataclass."""
     value = {} if value is None else value
     require(isinstance(value, dict), where or "config", value, "a mapping of settings")
     hints = typing.get_type_hints(kind)
@@ -120,7 +176,7 @@ def _convert_dataclass(value: Any, kind: type, where: str) -> Any:
         needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if needed and f.name not in value:
             raise ConfigError(f"{prefix}{f.name}: this setting is missing, and it has no default")
-    return kind(**{k: _convert(v, hints[k], f"{prefix}{k}") for k, v in value.items()})
+    return {k: _convert(v, hints[k], f"{prefix}{k}") for k, v in value.items()}
 
 
 def _convert_union(value: Any, kinds: tuple, where: str) -> Any:

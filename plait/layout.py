@@ -14,7 +14,6 @@ class IdLayout:
 
     names: tuple[str, ...]
     offsets: dict[str, int]
-    vocab_sizes: dict[str, int]
     opening: dict[str, int]
     closing: dict[str, int]
     bos: int
@@ -39,12 +38,11 @@ class IdLayout:
             else:
                 opening[name], closing[name] = at, at + 1
             at += 2
-        return cls(tuple(vocab_sizes), offsets, dict(vocab_sizes), opening, closing, bos, bos + 1, at)
+        return cls(tuple(vocab_sizes), offsets, opening, closing, bos, bos + 1, at)
 
     def ids(self, modality: str) -> range:
         """Return the global ids of a modality's codec."""
-        start = self.offsets[modality]
-        return range(start, start + self.vocab_sizes[modality])
+        return range(self.offsets[modality], self.opening.get(modality, self.bos))
 
     def __str__(self) -> str:
         return ", ".join(f"{len(self.ids(name))} of {name}" for name in self.names)

@@ -1,7 +1,12 @@
-"""The settings of the model: modalities, towers and shape, as dataclasses that check themselves. No torch here."""
+"""What the weights of a model are: modalities, towers and shape, as dataclasses that check themselves. No torch here.
+
+What a run adds to each modality and tower (codecs, loss weights, rates, freezing) is in `plait.run_records`. Nothing
+here changes once it was checked: `dataclasses.replace` makes, and checks, another one.
+"""
 
 import functools
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from plait.errors import ConfigError, require, unknown
@@ -12,34 +17,58 @@ ROLES = ("understanding", "generation")
 NOISE_STATES = ("clean", "noised")
 
 
-@dataclass
-class ModalityConfig:
+class FixedDict(dict):
+    """A mapping that cannot be changed. Copies of it by `|` and `dict` can."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("a checked config does not change: make another one with dataclasses.replace")
+
+    __setitem__ = __delitem__ = __ior__ = pop = popitem = clear = update = setdefault = _refuse
+
+    def __reduce__(self) -> tuple:
+        return FixedDict, (dict(self),)
+
+
+def fixed(value: Any) -> Any:
+    """Return a value with lists as tuples and mappings as `FixedDict`, however deep."""
+    if isinstance(value, Mapping):
+        return FixedDict({name: fixed(v) for name, v in value.items()})
+    return tuple(fixed(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+class Fixed:
+    """A frozen dataclass whose lists and mappings do not change either; it fills its unset fields while it is built."""
+
+    def __post_init__(self) -> None:
+        self._fill(**{f.name: fixed(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
+
+    def _fill(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class ModalityConfig(Fixed):
     """One kind of data that flows through the model."""
 
-    codec: str = ""
-    """Name of the codec (see plait/codecs): what turns raw media into ids or latents and back."""
-    codec_options: dict[str, Any] = field(default_factory=dict)
-    """Settings of that codec; checked by the codec itself."""
     objective: Literal["next_token", "diffusion"] = "next_token"
     """next_token: discrete ids, cross-entropy. diffusion: continuous latents, denoising."""
     attention: Literal["causal", "bidirectional"] = "causal"
     """Attention inside one span of this modality. Bidirectional needs a continuous objective."""
-    attention_by_role: dict[str, Literal["causal", "bidirectional"]] = field(default_factory=dict)
+    attention_by_role: Mapping[str, Literal["causal", "bidirectional"]] = field(default_factory=dict)
     """Attention inside spans of a certain role (understanding, generation), where that differs from `attention`."""
     tower: str = ""
     """Tower that carries these tokens. Empty: the tower of the modality's own name."""
-    tower_by_role: dict[str, str] = field(default_factory=dict)
+    tower_by_role: Mapping[str, str] = field(default_factory=dict)
     """Towers for spans of a certain role (understanding, generation), where that differs from `tower`."""
-    tower_by_noise: dict[str, str] = field(default_factory=dict)
+    tower_by_noise: Mapping[str, str] = field(default_factory=dict)
     """Towers for clean and for noised spans (continuous), where that differs; it goes before `tower_by_role`."""
-    tower_at_random: list[str] = field(default_factory=list)
+    tower_at_random: tuple[str, ...] = ()
     """Towers among which the tokens (discrete) are dealt out by a draw for each document and place, in equal shares,
     whatever they are: the control that says what modalities are worth as a key. Such a model cannot generate."""
     later_sees: Literal["noised", "clean_copy", "nothing"] = "noised"
     """What later tokens see of a generated span (continuous): the noised tokens themselves (Transfusion), a clean copy
     beside them (BAGEL), or nothing (Cosmos 3)."""
-    loss_weight: float = 1.0
-    """Factor of this modality's loss in the total."""
     vocab_size: int = 0
     """Number of ids reserved for the codec (discrete). Training takes the codec's own number where this is 0."""
     latent_channels: int = 0
@@ -56,7 +85,7 @@ class ModalityConfig:
     def towers(self) -> list[str]:
         """Every tower that may carry these tokens, `tower` first."""
         if self.tower_at_random:
-            return self.tower_at_random
+            return list(self.tower_at_random)
         return list(dict.fromkeys([self.tower, *self.tower_by_role.values(), *self.tower_by_noise.values()]))
 
     @property
@@ -67,8 +96,8 @@ class ModalityConfig:
         return list(dict.fromkeys(self.tower_by_noise.get("noised", tower) for tower in by_role))
 
 
-@dataclass
-class TowerConfig:
+@dataclass(frozen=True)
+class TowerConfig(Fixed):
     """One set of parameters. Unset sizes are the model's."""
 
     width: int | None = None
@@ -83,25 +112,15 @@ class TowerConfig:
     """Experts per token, when ffn is moe (the mean number for expert_choice)."""
     moe_routing: Literal["expert_choice", "token_choice"] = "token_choice"
     """expert_choice sees the whole batch (not causal, cannot generate); token_choice is causal and dropless."""
-    moe_balance_rate: float = 1e-3
-    """Step of the expert bias that balances token_choice (arXiv 2408.15664)."""
-    frozen: bool = False
-    """Keep this tower's own parameters fixed."""
-    init_from: str = ""
-    """A saved model or checkpoint whose only tower, or the one of this name, this one starts from. All that it computes
-    with is taken: its own weights, and what towers share with it, embedding and head included. Ids and latents go by
-    modality. What does not fit is refused, what is left out or trains from scratch is said."""
-    learning_rate_scale: float = 1.0
-    """Factor of the learning rate for this tower's own parameters."""
 
 
-@dataclass
-class ModelConfig:
+@dataclass(frozen=True)
+class ModelConfig(Fixed):
     """The Mixture-of-Transformers: its modalities, towers and shape (paper, sections 2 and 3)."""
 
-    modalities: dict[str, ModalityConfig] = field(default_factory=dict)
+    modalities: Mapping[str, ModalityConfig] = field(default_factory=dict)
     """Modalities in append-only order. The first one hosts the delimiters and is written without them."""
-    towers: dict[str, TowerConfig] = field(default_factory=dict)
+    towers: Mapping[str, TowerConfig] = field(default_factory=dict)
     """Towers by name. One of a modality's own name need not be listed; empty: none that the modalities use need be."""
     width: int = 256
     """Size of the hidden state, for towers that set none."""
@@ -127,10 +146,10 @@ class ModelConfig:
     """Base of the rotary frequencies."""
     rope_scaling: float = 1.0
     """Positions are divided by this (linear interpolation for longer contexts)."""
-    position_axes: list[str] = field(default_factory=lambda: ["sequence"])
+    position_axes: tuple[str, ...] = ("sequence",)
     """Axes of a position: one is the usual RoPE, several (time, height, width) share one frequency ladder in turn
     (interleaved mRoPE)."""
-    untied: list[str] | dict[str, list[str]] = field(default_factory=lambda: list(COMPONENTS))
+    untied: tuple[str, ...] | Mapping[str, tuple[str, ...]] = COMPONENTS
     """Components with one copy per tower: of qkv, o, ffn, norm. A mapping from layer ranges ("0-3", "4") sets it
     per layer; layers not named there are shared."""
     tie_embeddings: bool = False
@@ -138,14 +157,15 @@ class ModelConfig:
     max_positions: int = 8192
     """Longest document, in tokens."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         require(len(self.modalities) > 0, "model.modalities", {}, "a mapping with at least one modality")
         require(self.num_layers >= 1, "model.num_layers", self.num_layers, "at least 1")
         require(self.num_heads >= 1, "model.num_heads", self.num_heads, "at least 1")
         require(self.width >= 1, "model.width", self.width, "at least 1")
         require(self.rope_scaling > 0, "model.rope_scaling", self.rope_scaling, "above 0")
         require(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "above 0")
-        self.num_kv_heads = self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+        self._fill(num_kv_heads=self.num_heads if self.num_kv_heads is None else self.num_kv_heads)
         require(
             1 <= self.num_kv_heads <= self.num_heads and self.num_heads % self.num_kv_heads == 0,
             "model.num_kv_heads", self.num_kv_heads, f"a divisor of num_heads ({self.num_heads})",
@@ -153,41 +173,43 @@ class ModelConfig:
         if self.head_dim is None:
             require(self.width % self.num_heads == 0, "model.width", self.width,
                      f"a multiple of num_heads ({self.num_heads}) where head_dim is unset")  # fmt: skip
-            self.head_dim = self.width // self.num_heads
+            self._fill(head_dim=self.width // self.num_heads)
         axes = len(self.position_axes)
-        require(axes >= 1, "model.position_axes", self.position_axes, "a list of at least one axis name")
+        require(axes >= 1, "model.position_axes", list(self.position_axes), "a list of at least one axis name")
         require(self.head_dim % 2 == 0 and self.head_dim // 2 >= axes, "model.head_dim", self.head_dim,
                  f"even and at least {2 * axes}")  # fmt: skip
         self._fill_towers()
         self._check_modalities()
         self._check_untied()
 
-    def _fill_towers(self):
-        for name, modality in self.modalities.items():
-            modality.tower = modality.tower or next(iter(modality.tower_at_random), name)
+    def _fill_towers(self) -> None:
+        own = {name: m.tower or next(iter(m.tower_at_random), name) for name, m in self.modalities.items()}
+        self._fill(modalities=fixed({name: replace(m, tower=own[name]) for name, m in self.modalities.items()}))
         used = [tower for modality in self.modalities.values() for tower in modality.towers]
-        own = [name for name, modality in self.modalities.items() if modality.tower == name]
-        implied = used if not self.towers else own
-        if not set(implied) <= set(self.towers):
-            order = dict.fromkeys([*implied, *self.towers])
-            self.towers = {name: self.towers.get(name, TowerConfig()) for name in order}
+        implied = used if not self.towers else [name for name in own if own[name] == name]
+        order = dict.fromkeys([*implied, *self.towers] if not set(implied) <= set(self.towers) else self.towers)
         for name, modality in self.modalities.items():
             for tower in modality.towers:
-                if tower not in self.towers:
-                    raise ConfigError(unknown(f"model.modalities.{name}.tower", tower, self.towers))
-        for name, tower in self.towers.items():
-            require(name in used, "model.towers", name, "the tower of some modality (none uses it)")
-            require(name.isidentifier() and name != "shared", "model.towers", name,
-                    "a name of letters, digits and underscores, other than 'shared'")  # fmt: skip
-            tower.width = self.width if tower.width is None else tower.width
-            require(tower.width >= 1, f"model.towers.{name}.width", tower.width, "at least 1")
-            if tower.ffn_width is None:
-                tower.ffn_width = self.ffn_width or default_ffn_width(tower.width)
-            if tower.ffn == "moe":
-                where = f"model.towers.{name}"
-                require(tower.num_experts >= 1, f"{where}.num_experts", tower.num_experts, "at least 1")
-                require(1 <= tower.top_k <= tower.num_experts, f"{where}.top_k", tower.top_k,
-                         f"between 1 and num_experts ({tower.num_experts})")  # fmt: skip
+                if tower not in order:
+                    raise ConfigError(unknown(f"model.modalities.{name}.tower", tower, order))
+        self._fill(towers=fixed({name: self._filled(name, name in used) for name in order}))
+
+    def _filled(self, name: str, is_used: bool) -> TowerConfig:
+        """Return a tower with its sizes set, checked."""
+        tower, where = self.towers.get(name, TowerConfig()), f"model.towers.{name}"
+        require(is_used, "model.towers", name, "the tower of some modality (none uses it)")
+        require(name.isidentifier() and name != "shared", "model.towers", name,
+                "a name of letters, digits and underscores, other than 'shared'")  # fmt: skip
+        width = self.width if tower.width is None else tower.width
+        require(width >= 1, f"{where}.width", width, "at least 1")
+        ffn_width = tower.ffn_width
+        if ffn_width is None:
+            ffn_width = self.ffn_width or default_ffn_width(width)
+        if tower.ffn == "moe":
+            require(tower.num_experts >= 1, f"{where}.num_experts", tower.num_experts, "at least 1")
+            require(1 <= tower.top_k <= tower.num_experts, f"{where}.top_k", tower.top_k,
+                    f"between 1 and num_experts ({tower.num_experts})")  # fmt: skip
+        return replace(tower, width=width, ffn_width=ffn_width)
 
     def _check_modalities(self):
         for i, (name, m) in enumerate(self.modalities.items()):
@@ -199,7 +221,6 @@ class ModelConfig:
             require(i > 0 or m.objective == "next_token", f"{where}.objective", m.objective,
                      "next_token for the first modality, which hosts the delimiters")  # fmt: skip
             require(m.vocab_size >= 0, f"{where}.vocab_size", m.vocab_size, "0 or more")
-            require(m.loss_weight >= 0, f"{where}.loss_weight", m.loss_weight, "0 or more")
             for field_name, keys in (
                 ("attention_by_role", ROLES),
                 ("tower_by_role", ROLES),
@@ -225,7 +246,7 @@ class ModelConfig:
                         f"a multiple of {m.patch_size**2} (patch_size squared) with a U-Net")  # fmt: skip
 
     def _check_random(self, where: str, m: ModalityConfig):
-        dealt = m.tower_at_random
+        dealt = list(m.tower_at_random)
         if dealt:
             require(m.objective == "next_token", f"{where}.tower_at_random", dealt,
                     "empty where the objective is diffusion (the latents of an item stay together)")  # fmt: skip
@@ -251,8 +272,8 @@ class ModelConfig:
 
     def untied_at(self, layer: int) -> frozenset[str]:
         """Return the components that have one copy per tower in this layer."""
-        if isinstance(self.untied, list):
-            names = self.untied
+        if not isinstance(self.untied, Mapping):
+            names = list(self.untied)
         else:
             ranges = {r: _layer_range(r, self.num_layers) for r in self.untied}
             names = [c for r, components in self.untied.items() if layer in ranges[r] for c in components]

@@ -9,6 +9,7 @@ from pathlib import Path
 from plait.config import RunConfig, SamplingConfig
 from plait.errors import ConfigError, require, unknown
 from plait.model_config import ModelConfig
+from plait.run_records import RECORDS
 
 FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 """Where shipped configs lie: in an installed package, and in a checkout."""
@@ -76,18 +77,22 @@ def describe_settings() -> str:
 def _describe(cls: type, prefix: str) -> list[str]:
     lines, hints, texts = [], typing.get_type_hints(cls), _field_texts(cls)
     for f in dataclasses.fields(cls):
+        if cls is RunConfig and f.name in RECORDS:
+            continue  # in YAML they stand in the records of the model
         kind = hints[f.name]
         name = f"{prefix}{f.name}"
         inner = next((a for a in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(a)), None)
         lines.append(f"{name}{_default(f)}\n    {texts.get(f.name, (inner.__doc__ or '').strip() if inner else '')}")
         if inner:
-            lines += _describe(inner, f"{name}." if inner is kind else f"{name}.<name>.")
+            inside = f"{name}." if inner is kind else f"{name}.<name>."
+            lines += _describe(RECORDS[f.name], inside) if cls is ModelConfig else []
+            lines += _describe(inner, inside)
     return lines
 
 
 def _default(f: dataclasses.Field) -> str:
     if f.default is not dataclasses.MISSING:
-        return f" = {f.default!r}"
+        return f" = {list(f.default) if isinstance(f.default, tuple) else f.default!r}"
     value = f.default_factory() if f.default_factory is not dataclasses.MISSING else None
     return f" = {value!r}" if isinstance(value, list | dict) else ""
 

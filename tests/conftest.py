@@ -1,5 +1,6 @@
 """Random documents and models that the tests share."""
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -50,6 +51,12 @@ def model_config(
     return ModelConfig(modalities=records, **settings)
 
 
+def with_modality(config: ModelConfig, name: str, **settings) -> ModelConfig:
+    """Return a model of which one modality is changed, or added."""
+    changed = dataclasses.replace(config.modalities.get(name, ModalityConfig()), **settings)
+    return dataclasses.replace(config, modalities={**config.modalities, name: changed})
+
+
 def random_part(rng: np.random.Generator, modality: str, longest: int = 7) -> Part:
     n = int(rng.integers(1, longest + 1))
     if modality == "mel":
@@ -94,7 +101,7 @@ def _is_bool(x) -> bool:
     return any(isinstance(t, torch.Tensor) and t.dtype == torch.bool for t in many)
 
 
-__all__ = ["SIZES", "Forbidden", "TowerConfig", "model_config", "random_documents", "random_part"]
+__all__ = ["SIZES", "Forbidden", "TowerConfig", "model_config", "random_documents", "random_part", "with_modality"]
 
 
 @pytest.fixture(scope="module")

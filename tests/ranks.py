@@ -112,7 +112,7 @@ def train_steps(
     trainer.model.to(dtype)
     if backend:
         trainer.model.compile_blocks(backend=backend)
-    trainer.optimizer = make_optimizer(trainer.model, config.train)
+    trainer.optimizer = make_optimizer(trainer.model, config.train, config.towers)
     if config.train.ema:
         trainer.averages = AveragedWeights(trainer.model, config.train.ema)
     found = Steps([], [], [], [], {}, {}, {})
@@ -152,7 +152,7 @@ def samples(config: RunConfig, steps: Dealt) -> tuple[list, dict[str, Tensor]]:
     """Generate between two steps, with the averages, and return the parts and the weights at the end."""
     trainer = Trainer(config, QuietProgress())
     trainer.model.to(torch.float64)
-    trainer.optimizer = make_optimizer(trainer.model, config.train)
+    trainer.optimizer = make_optimizer(trainer.model, config.train, config.towers)
     trainer.averages = AveragedWeights(trainer.model, config.train.ema)
     for by_rank in steps:
         mine = by_rank[trainer.ranks.data_rank] if dist.is_initialized() else [b for r in by_rank for b in r]

@@ -1,5 +1,6 @@
 """Checkpoints of several ranks: each writes what it holds, and any number of ranks goes on from them."""
 
+import dataclasses
 import itertools
 import json
 import tempfile
@@ -30,9 +31,10 @@ def train(
     """Train up to a step on a number of ranks."""
     config = config_for(data, out, steps=8, checkpoint_every=4, keep_checkpoints=3, ema=0.9, schedule="constant")
     config.train.steps, config.train.validation_batches = steps, 0
-    config.model.num_kv_heads = config.model.num_heads = 2
+    towers = dict(config.model.towers)
     if experts:
-        config.model.towers["text"].ffn, config.model.towers["text"].num_experts = "moe", 4
+        towers["text"] = dataclasses.replace(towers["text"], ffn="moe", num_experts=4)
+    config.model = dataclasses.replace(config.model, num_heads=2, num_kv_heads=2, towers=towers)
     values = to_dict(config) | {"parallel": parallel or {}}
     path = out.parent / f"{out.name}-{ranks}.yaml"
     write_json(path, values)  # JSON is YAML

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import modalities, model_config, random_documents
+from conftest import modalities, model_config, random_documents, with_modality
 
 from plait.batch import Document, Part, pack
 from plait.compare.flops import attention_cells, counted_flops, forward_flops, step_flops, unpadded
@@ -102,8 +102,7 @@ def test_accumulated_batches_are_one_step(rng):
 
 
 def test_a_unet_is_refused(rng):
-    config = model_config(mel=True)
-    config.modalities["mel"].patch_network = "unet"
+    config = with_modality(model_config(mel=True), "mel", patch_network="unet")
     with pytest.raises(ConfigError, match=r"mel\.patch_network: 'unet' .* must be linear"):
         forward_flops(config, packed(config, rng, mel=True))
 

@@ -1,5 +1,7 @@
 """What is read off trained models: exact on models whose answer is known."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -74,8 +76,8 @@ def test_shares_of_the_variance_are_those_of_the_first_components(rng):
 
 
 def test_towers_of_different_widths_have_no_activations_in_common(rng):
-    config = model_config(head_dim=8)
-    config.towers = {name: TowerConfig(width=8 * (2 + k), ffn_width=24) for k, name in enumerate(NAMES)}
+    widths = {name: TowerConfig(width=8 * (2 + k), ffn_width=24) for k, name in enumerate(NAMES)}
+    config = dataclasses.replace(model_config(head_dim=8), towers=widths)
     model = MixtureOfTransformers(config)
     with pytest.raises(ValueError, match="different widths"):
         activations(model, batches_of(config, rng, 1)[0])

@@ -1,15 +1,20 @@
 """Configs: every shipped one builds, every wrong field is named in one sentence."""
 
+import copy
+import dataclasses
+import pickle
+
 import pytest
 import torch
 import yaml
-from conftest import model_config
+from conftest import model_config, with_modality
 
 from plait.config import RunConfig
 from plait.config_file import from_dict, load, to_dict
 from plait.errors import ConfigError
 from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModalityConfig, ModelConfig, TowerConfig, default_ffn_width
+from plait.run_records import RECORDS, ModalitySettings
 from plait.shipped import FOLDERS, config_path, describe_settings
 
 SHIPPED = sorted(p for folder in FOLDERS for p in folder.glob("*.yaml"))
@@ -18,14 +23,13 @@ VOCABULARY = 1000
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.stem)
 def test_every_shipped_config_builds(path):
-    config = load(path)
-    for modality in config.model.modalities.values():  # known once the data is prepared
-        if modality.objective == "next_token":
-            modality.vocab_size = modality.vocab_size or VOCABULARY
-        else:
-            modality.latent_channels = modality.latent_channels or 8
+    config = load(path).model
+    for name, m in config.modalities.items():  # known once the data is prepared
+        known = {"vocab_size": m.vocab_size or VOCABULARY} if m.objective == "next_token" else {
+            "latent_channels": m.latent_channels or 8}  # fmt: skip
+        config = with_modality(config, name, **known)
     with torch.device("meta"):
-        model = MixtureOfTransformers(config.model)
+        model = MixtureOfTransformers(config)
     assert model.num_parameters() > 0
     head = path.read_text().split("name:")[0]
     assert "command" in head and "hardware" in head
@@ -93,7 +97,7 @@ def test_overrides(tmp_path):
     path.write_text(yaml.safe_dump(BASE))
     config = load(path, ["train.learning_rate=1e-3", "model.modalities.image.loss_weight=2", "model.untied=[ffn]"])
     assert config.train.learning_rate == 1e-3
-    assert config.model.modalities["image"].loss_weight == 2.0
+    assert config.modalities["image"].loss_weight == 2.0
     assert config.model.untied_at(0) == {"ffn"}
     with pytest.raises(ConfigError, match="form key"):
         load(path, ["train"])
@@ -109,6 +113,60 @@ def test_a_config_survives_being_written():
     assert from_dict(RunConfig, yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
 
 
+def test_a_record_of_the_file_is_sorted():
+    """What the weights are is the model's, the rest the run's; the file's form is one record for each."""
+    values = laid(model__towers={"image": {"frozen": True, "ffn_width": 96, "learning_rate_scale": 0.5}})
+    values["model"]["modalities"]["image"] |= {"codec": "image_tokens", "codec_options": {"a": [1]}, "loss_weight": 2}
+    config = from_dict(RunConfig, values)
+    assert config.modalities["image"] == ModalitySettings("image_tokens", {"a": [1]}, 2.0)
+    assert config.towers["image"].frozen and config.towers["image"].learning_rate_scale == 0.5
+    assert config.model.towers["image"].ffn_width == 96 and not config.towers["text"].frozen
+    written = to_dict(config)
+    assert "modalities" not in written and "towers" not in written
+    assert written["model"]["modalities"]["image"]["codec_options"] == {"a": [1]}
+    assert written["model"]["towers"]["image"]["frozen"] and written["model"]["towers"]["image"]["ffn_width"] == 96
+    assert from_dict(RunConfig, yaml.safe_load(yaml.safe_dump(written))) == config
+    plain = set(to_dict(config.model)["modalities"]["image"]) | set(to_dict(config.model)["towers"]["image"])
+    assert not plain & {f.name for record in RECORDS.values() for f in dataclasses.fields(record)}
+
+
+@pytest.mark.parametrize(("values", "words"), [
+    ({"modalities": {"text": {"codec": "x"}}}, "modalities: unknown name"),
+    ({"model": {"modalities": {"text": {"codecs": "x"}}}}, "model.modalities.text.codecs: .*did you mean 'codec'"),
+    ({"model": {"modalities": {"text": {"loss_weight": -1}}}}, "model.modalities.text.loss_weight: -1.* 0 or more"),
+    ({"model": {"modalities": {"text": {"loss_weight": "much"}}}}, "model.modalities.text.loss_weight: 'much'"),
+    ({"model": {"modalities": {"text": {}}, "towers": {"text": {"frozen": 1}}}}, "model.towers.text.frozen: 1 .*true"),
+    ({"model": {"modalities": {"text": {}}, "towers": {"b": {"frozen": True}}}}, "model.towers: 'b'.*(none uses it)"),
+    ({"model": {"modalities": {"text": {}}, "towers": {"text": {"learning_rate_scale": float("nan")}}}}, ".*scale: nan"),
+    ({"model": {"modalities": ["text"]}}, r"model.modalities: \['text'\] .*mapping"),
+    ({"model": 5}, "model: 5 .*mapping"),
+])  # fmt: skip
+def test_a_mistake_in_a_sorted_record_is_named_as_it_stands_in_the_file(values, words):
+    with pytest.raises(ConfigError, match=rf"^{words}"):
+        from_dict(RunConfig, values)
+
+
+def test_a_checked_model_does_not_change_and_changes_nothing():
+    given, towers = {"text": ModalityConfig(vocab_size=8)}, {"text": TowerConfig()}
+    model = ModelConfig(modalities=given, towers=towers, untied=["ffn"])
+    assert given["text"].tower == "" and towers["text"].width is None and model.towers["text"].width == 256
+    given["image"] = ModalityConfig(vocab_size=5)
+    assert list(model.modalities) == ["text"] and model.layout.size == 10
+    for change in (
+        lambda: setattr(model, "width", 5),
+        lambda: setattr(model.modalities["text"], "vocab_size", 5),
+        lambda: model.modalities.update(given),
+        lambda: model.towers.pop("text"),
+        lambda: model.modalities["text"].tower_by_role.setdefault("generation", "a"),
+        lambda: model.untied.append("o"),
+    ):
+        with pytest.raises((TypeError, AttributeError)):
+            change()
+    again = dataclasses.replace(model, modalities={"text": ModalityConfig(vocab_size=20)})
+    assert (model.layout.size, again.layout.size) == (10, 22)  # laid out anew
+    assert pickle.loads(pickle.dumps(model)) == copy.deepcopy(model) == model
+
+
 def test_widths_and_layers():
     assert [default_ffn_width(w) for w in (128, 256, 512, 4096)] == [384, 768, 1536, 11008]
     config = model_config(untied={"0": ["qkv"]})
@@ -122,6 +180,10 @@ def test_every_setting_is_described():
     assert "train.learning_rate = 0.001\n    Peak learning rate." in text
     empty = [a for a, b in zip(text.splitlines(), text.splitlines()[1:]) if not a.startswith(" ") and not b.strip()]
     assert empty == []
+    names = {line.partition(" ")[0] for line in text.splitlines() if not line.startswith(" ")}
+    assert {"model.modalities.<name>.codec", "model.towers.<name>.frozen", "model.modalities.<name>.objective"} <= names
+    assert not any(name.startswith(("modalities", "towers")) for name in names) and len(names) > 140
+    assert "model.untied = ['qkv', 'o', 'ffn', 'norm']" in text
 
 
 def test_config_path(tmp_path):

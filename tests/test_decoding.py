@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import Forbidden, model_config, random_part
+from conftest import Forbidden, model_config, random_part, with_modality
 from test_generate import GRIDS, build, parts_of, requests
 
 from plait.batch import Part, Run
@@ -275,8 +275,8 @@ def test_no_request_holds_more_than_it_may_need(rng, monkeypatch):
 
 
 def test_runs_are_cut_where_nothing_before_sees_what_is_after(rng):
-    config = model_config(mel=True)
-    config.modalities["image"].attention_by_role = {"understanding": "bidirectional"}
+    seen = {"understanding": "bidirectional"}
+    config = with_modality(model_config(mel=True), "image", objective="diffusion", attention_by_role=seen)
     runs = [Run("text", np.arange(3)), Run("image", np.arange(6), grid=(2, 3)), Run("speech", np.arange(4)),
             Run("image", np.arange(5), role="understanding"), Run("mel", None, np.zeros((4, 3)))]  # fmt: skip
     found = [prefixes.whole_runs(runs, n, config) for n in range(23)]

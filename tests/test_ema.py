@@ -17,7 +17,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from plait.errors import CheckpointError
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained
-from plait.model_config import TowerConfig
+from plait.run_records import TowerSettings
 from plait.tensor_files import TensorStore
 from plait.train import checkpoint
 from plait.train.ema import AveragedWeights
@@ -101,9 +101,7 @@ def test_swapping_in_and_out_leaves_both_as_they_were():
 
 def test_fixed_parameters_have_no_average(folder, tmp_path):
     config = config_for(folder, tmp_path, ema=0.9, steps=3)
-    config.model.towers = {"text": TowerConfig(frozen=True, width=16, ffn_width=24),
-                           "image": TowerConfig(width=16, ffn_width=24),
-                           "speech": TowerConfig(width=16, ffn_width=24)}  # fmt: skip
+    config.towers["text"].frozen = True
     trainer = Trainer(config)
     trainer.run()
     name = "blocks.0.ffn.{}.up.weight"
@@ -231,10 +229,8 @@ def test_samples_and_validation_are_made_with_the_averages(folder, tmp_path, mon
 
 
 def test_the_optimizer_decides_what_is_averaged():
-    config = model_config()
-    config.towers["speech"].frozen = True
-    model = MixtureOfTransformers(config)
-    optimizer = make_optimizer(model, config_for("x", "y").train)
+    model = MixtureOfTransformers(model_config())
+    optimizer = make_optimizer(model, config_for("x", "y").train, {"speech": TowerSettings(frozen=True)})
     trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
     averaged = AveragedWeights(model, 0.9).tensors
     assert averaged.keys() == {name for name, p in model.named_parameters() if id(p) in trained} != set()

@@ -1,5 +1,6 @@
 """Exporting: the same weights bit for bit, in one file or several, in little memory, and never over anything else."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -122,9 +123,8 @@ print(memory("VmHWM") - before)
 def test_a_large_model_is_never_in_memory_whole(tmp_path, run):
     """300 MB of weights, the largest tensor of 35 MB, pass through little more memory than that one takes."""
     config = load_pretrained(checkpoint.find(run / "checkpoints")[-1]).config
-    config.width, config.num_layers = 1024, 1
-    for tower in config.towers.values():
-        tower.width, tower.ffn_width = 1024, 2816 * 3
+    towers = {n: dataclasses.replace(t, width=1024, ffn_width=2816 * 3) for n, t in config.towers.items()}
+    config = dataclasses.replace(config, width=1024, num_layers=1, towers=towers)
     model = MixtureOfTransformers(config)
     sizes = [t.numel() * t.element_size() for t in model.state_dict().values()]
     step = tmp_path / "run/checkpoints/step-00000001"

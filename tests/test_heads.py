@@ -1,5 +1,7 @@
 """Latents into the towers and out of them: one matrix, or U-Net blocks on the grid of latents."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -120,7 +122,7 @@ def test_a_unet_needs_rows_and_columns():
 @pytest.fixture
 def unet_model() -> MixtureOfTransformers:
     records = modalities(mel=True)
-    records["mel"].latent_channels, records["mel"].patch_size, records["mel"].patch_network = 12, 2, "unet"
+    records["mel"] = dataclasses.replace(records["mel"], latent_channels=12, patch_size=2, patch_network="unet")
     return MixtureOfTransformers(ModelConfig(modalities=records, width=16, num_layers=2, num_heads=2)).double()
 
 

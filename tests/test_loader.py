@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from conftest import with_modality
 from fake_data import MODALITIES, run_config, scene_like, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,6 @@ from plait.data.sources import ALL_GIVEN, HOST_GIVEN, resolve_vocabulary
 from plait.errors import ConfigError, DataError
 from plait.evaluate.losses import mean_losses, split_losses
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModalityConfig
 from plait.randomness import uniforms
 
 TASKS = {"text,image": 2.0, "image,text": 1.0, "text,image,speech": 1.0}
@@ -185,7 +185,7 @@ def mixed(tmp_path_factory):
 @pytest.mark.parametrize("later_sees", ["noised", "clean_copy", "nothing"])
 def test_documents_are_as_long_as_was_promised(mixed, later_sees):
     config = run_config(mixed, ("text", "image", "speech", "depth"))
-    config.model.modalities["depth"].later_sees = later_sees
+    config.model = with_modality(config.model, "depth", later_sees=later_sees)
     config = resolve_vocabulary(config)
     settings = {"drop_condition": 0.2, "drop_host": 0.3}
     for tasks in ({}, MIXED_TASKS):
@@ -206,7 +206,7 @@ def test_documents_are_as_long_as_was_promised(mixed, later_sees):
 @pytest.mark.parametrize("policy", ["split", "truncate"])
 def test_pieces_are_as_long_as_was_promised(mixed, later_sees, policy):
     config = run_config(mixed, ("text", "image", "speech", "depth"), batch_tokens=60, too_long=policy)
-    config.model.modalities["depth"].later_sees = later_sees
+    config.model = with_modality(config.model, "depth", later_sees=later_sees)
     packer = Packer(resolve_vocabulary(config), open_task_sources(resolve_vocabulary(config), "train", {}))
     everything = np.arange(300)
     window = packer.window(np.zeros_like(everything), np.zeros_like(everything), everything)
@@ -371,14 +371,14 @@ def test_a_split_that_fits_no_task_is_validated_as_written(tmp_path):
 def test_vocabulary_comes_from_the_codecs(folder):
     config = run_config(folder)
     resolved = resolve_vocabulary(config, read_index(folder))
-    assert resolved.model.layout.vocab_sizes == {"text": 256, "image": 64, "speech": 128}
+    assert str(resolved.model.layout) == "256 of text, 64 of image, 128 of speech"
     assert config.model.modalities["text"].vocab_size == 0
-    config.model.modalities["image"].vocab_size = 100
+    config.model = with_modality(config.model, "image", vocab_size=100)
     assert resolve_vocabulary(config).model.modalities["image"].vocab_size == 100
-    config.model.modalities["image"].vocab_size = 63
+    config.model = with_modality(config.model, "image", vocab_size=63)
     with pytest.raises(ConfigError, match=r"model.modalities.image.vocab_size: 63 .* at least 64"):
         Loader(config)
-    config.model.modalities["image"] = ModalityConfig(codec="other", tower="image")
+    config.modalities["image"].codec = "other"
     with pytest.raises(ConfigError, match=r"model.modalities.image.codec: 'other', but .* 'fake_image'"):
         Loader(config)
 

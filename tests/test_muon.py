@@ -1,6 +1,7 @@
 """Muon moves matrices as torch's own does, many at once, cut over ranks or not, and not at all where a step is bad."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -76,9 +77,7 @@ def test_a_bad_step_changes_nothing():
 def test_it_takes_the_matrices_of_the_blocks():
     experts = TowerConfig(width=16, ffn_width=24, ffn="moe", num_experts=2, top_k=1)
     plain = {name: TowerConfig(width=16, ffn_width=24) for name in ("image", "speech")}
-    config = model_config()
-    config.towers = {"text": experts, **plain}
-    model = MixtureOfTransformers(config)
+    model = MixtureOfTransformers(dataclasses.replace(model_config(), towers={"text": experts, **plain}))
     names = {id(p): name for name, p in model.named_parameters()}
     optimizer = make_optimizer(model, TrainConfig(optimizer="muon"))
     taken = {names[id(p)] for g in optimizer.param_groups if g["muon"] for p in g["params"]}

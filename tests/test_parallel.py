@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import modalities, random_documents
+from conftest import modalities, random_documents, with_modality
 from fake_data import run_config, scene_like, write_folder
 from ranks import Steps, Workers, samples, train_run, train_steps
 
@@ -13,6 +13,7 @@ from plait.config import ParallelConfig, RunConfig, TrainConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import save_pretrained
 from plait.model_config import ModelConfig, TowerConfig
+from plait.run_records import TowerSettings
 from plait.train.metrics import read_metrics
 
 TWO = {"shards": {}, "replicas": {"replicate": 2}, "tensor": {"tensor": 2}, "context": {"context": 2}}
@@ -38,7 +39,7 @@ MODELS = {
     "towers of other widths": {"towers": {"image": TowerConfig(width=24), "mel": TowerConfig(width=8)}},
     "clean copies": {"later_sees": "clean_copy"},
     "no noise is seen": {"later_sees": "nothing", "attention": "causal"},
-    "a frozen tower": {"towers": {"speech": TowerConfig(frozen=True)}},
+    "a frozen tower": {"training": {"speech": TowerSettings(frozen=True)}},
     "an odd number of ids": {"vocab_size": 257},
 }
 
@@ -64,19 +65,27 @@ def four():
 
 
 def config_for(
-    folder, out, *, mel=True, later_sees="noised", attention="bidirectional", vocab_size=0, train=None, **model
+    folder,
+    out,
+    *,
+    mel=True,
+    later_sees="noised",
+    attention="bidirectional",
+    vocab_size=0,
+    train=None,
+    training=None,
+    **model,
 ):
     """Return a small run of text, image and speech, and of mel spectrograms by diffusion."""
     records = modalities(mel=mel, later_sees=later_sees, attention=attention)
     for name in ("text", "image", "speech"):
-        records[name].vocab_size, records[name].codec = 0, f"fake_{name}"
-    records["text"].vocab_size = vocab_size
+        records[name] = dataclasses.replace(records[name], vocab_size=vocab_size if name == "text" else 0)
     shape = {"width": 16, "num_layers": 2, "num_heads": 8, "num_kv_heads": 4, "head_dim": 4, "ffn_width": 24}
     config = run_config(folder)
     config.out = str(out)
-    config.model = ModelConfig(modalities=records, **shape | model)
     config.train = TrainConfig(**({"device": "cpu", "clip": 1e9, "warmup_steps": 1} | (train or {})))
-    return config
+    model = ModelConfig(modalities=records, **shape | model)
+    return dataclasses.replace(config, model=model, towers=training or {})
 
 
 def dealt(*, data: int, steps=1, batches=1, mel=True, only=None, channels=3):
@@ -131,8 +140,7 @@ def test_experts_that_choose_among_all_rows(folder, tmp_path, two):
 def test_a_convolutional_network_around_latents(folder, tmp_path, two):
     """Its items are dealt to the ranks that share a batch."""
     config = config_for(folder, tmp_path)
-    mel = config.model.modalities["mel"]
-    mel.patch_network, mel.patch_size, mel.latent_channels = "unet", 2, 4
+    config.model = with_modality(config.model, "mel", patch_network="unet", patch_size=2, latent_channels=4)
     for layout in TWO:
         check(two, config, TWO[layout], channels=4)
 
@@ -182,11 +190,12 @@ def error(gradients: dict[str, torch.Tensor], reference: dict[str, torch.Tensor]
 def test_weights_to_start_from(folder, tmp_path, two):
     """Each rank takes its part of a saved model, or of one tower of another."""
     saved = config_for(folder, tmp_path, mel=False)
-    saved.model.modalities["image"].vocab_size, saved.model.modalities["speech"].vocab_size = 64, 128
-    saved.model.modalities["text"].vocab_size = 256
-    save_pretrained(MixtureOfTransformers(ModelConfig(**vars(saved.model)), seed=5), tmp_path / "saved")
+    model = saved.model
+    for name, size in (("text", 256), ("image", 64), ("speech", 128)):
+        model = with_modality(model, name, vocab_size=size)
+    save_pretrained(MixtureOfTransformers(model, seed=5), tmp_path / "saved")
     whole = config_for(folder, tmp_path / "a", mel=False, train={"init_from": str(tmp_path / "saved")})
-    tower = config_for(folder, tmp_path / "b", towers={"image": TowerConfig(init_from=str(tmp_path / "saved"))})
+    tower = config_for(folder, tmp_path / "b", training={"image": TowerSettings(init_from=str(tmp_path / "saved"))})
     first = train_steps(config_for(folder, tmp_path / "c", mel=False), []).weights
     for config, name in ((whole, "head.shared.weight"), (tower, "blocks.1.ffn.image.gate.weight")):
         for layout in TWO:

@@ -15,6 +15,7 @@ from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained, save_pretrained
 from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 from plait.plan.layouts import sizes
+from plait.run_records import TowerSettings
 from plait.train.optim import make_optimizer
 from plait.train.parallel import placement
 
@@ -32,14 +33,14 @@ KINDS = {
 
 
 def config(names=PLAIN, *, widths=(16, 16, 16), **settings) -> ModelConfig:
-    """Three modalities, one of them continuous through a U-Net; one tower has experts, one is frozen."""
+    """Three modalities, one of them continuous through a U-Net; one tower has experts."""
     a, b, c = names
     records = {a: ModalityConfig(vocab_size=20), b: ModalityConfig(vocab_size=12),
                c: ModalityConfig(objective="diffusion", attention="bidirectional", latent_channels=4, patch_size=2,
                                  patch_network="unet" if "untied" not in settings else "linear")}  # fmt: skip
     moe = {} if "untied" in settings and "ffn" not in settings["untied"] else {"ffn": "moe", "num_experts": 2}
-    towers = {a: TowerConfig(width=widths[0], frozen=True), b: TowerConfig(width=widths[1], **moe),
-              c: TowerConfig(width=widths[2], learning_rate_scale=0.5)}  # fmt: skip
+    towers = {a: TowerConfig(width=widths[0]), b: TowerConfig(width=widths[1], **moe),
+              c: TowerConfig(width=widths[2])}  # fmt: skip
     shape = {"width": 16, "num_layers": 2, "num_heads": 2, "ffn_width": 24} | settings
     return ModelConfig(modalities=records, towers=towers, **shape)
 
@@ -63,8 +64,13 @@ def described(model: MixtureOfTransformers, names) -> list[tuple]:
     return rows
 
 
-def groups(model: MixtureOfTransformers, optimizer: str) -> tuple:
-    made = make_optimizer(model, TrainConfig(optimizer=optimizer))
+def trained(names) -> dict[str, TowerSettings]:
+    """The first tower is frozen, the last one has half the rate."""
+    return {names[0]: TowerSettings(frozen=True), names[2]: TowerSettings(learning_rate_scale=0.5)}
+
+
+def groups(model: MixtureOfTransformers, names, optimizer: str) -> tuple:
+    made = make_optimizer(model, TrainConfig(optimizer=optimizer), trained(names))
     place = {p: i for i, p in enumerate(model.parameters())}
     found = [(g["scale"], g["weight_decay"], g["muon"], [place[p] for p in g["params"]]) for g in made.param_groups]
     return found, [p.requires_grad for p in model.parameters()]
@@ -75,18 +81,18 @@ def test_renaming_is_only_renaming(kind):
     """Initial values, groups of the optimizer, what is frozen, what is cut and what is counted stay as they are."""
     plain = MixtureOfTransformers(config(**KINDS[kind]))
     expected = described(plain, PLAIN), [placement(part.trait) for part, _ in plain.weights()]
-    grouped = groups(plain, "muon")
+    grouped = groups(plain, PLAIN, "muon")
     for names in triples()[:: 1 if kind == "plain" else 7]:
         model = MixtureOfTransformers(config(names, **KINDS[kind]))
         rows = described(model, names), [placement(part.trait) for part, _ in model.weights()]
-        assert rows == expected and groups(model, "muon") == grouped, names
+        assert rows == expected and groups(model, names, "muon") == grouped, names
         assert list(model.passed_parameters().values()) == list(plain.passed_parameters().values())
-        assert sizes(model.config) == sizes(plain.config)
+        assert sizes(model.config, names[:1]) == sizes(plain.config, PLAIN[:1])
 
 
 def test_a_tower_named_gate_leaves_a_frozen_one_alone():
     model = MixtureOfTransformers(config(("text", "gate", "o")))
-    make_optimizer(model, TrainConfig())
+    make_optimizer(model, TrainConfig(), trained(("text", "gate", "o")))
     assert not model.blocks[0].ffn["text"].gate.weight.requires_grad
     assert model.blocks[0].ffn["gate"].gate.weight.requires_grad and model.parts["embed.shared.weight"].tower is None
 

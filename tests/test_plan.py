@@ -24,6 +24,7 @@ from plait.plan.memory import cache_bytes, rank_memory
 from plait.plan.show import MOST_LAYOUTS, as_json, count, show
 from plait.plan.trace import Pass, of_rank
 from plait.plan.workload import documents_of_a_batch, known_sizes
+from plait.run_records import ModalitySettings
 
 NOTHING = Pass(kept=0, casts=0, loss=0, backward=0, tensor=0, context=0)
 
@@ -81,9 +82,9 @@ def test_sizes_are_the_models():
     assert found.total == found.trained == sum(p.numel() for p in whole.parameters())
     assert found.block * model.num_layers == sum(p.numel() for p in whole.blocks.parameters())
     config = ModelConfig(model.modalities, width=16, num_layers=2, num_heads=2, num_kv_heads=1, ffn_width=24,
-                         towers={"text": TowerConfig(frozen=True), "image": TowerConfig()})  # fmt: skip
-    own = sum(p.numel() for n, p in MixtureOfTransformers(config).named_parameters() if ".text." in n)
-    assert sizes(config).trained == sizes(config).total - own
+                         towers={"text": TowerConfig(), "image": TowerConfig()})  # fmt: skip
+    own = sum(p.numel() for part, p in MixtureOfTransformers(config).weights() if part.tower == "text")
+    assert sizes(config, frozen=["text"]).trained == sizes(config).total - own
 
 
 def test_a_tensor_rank_has_a_part_of_every_matrix():
@@ -194,10 +195,11 @@ def test_continuous_items_have_the_extent_of_their_codec():
 
 
 def test_sizes_are_asked_of_the_codecs_before_there_is_data():
-    modalities = {"text": ModalityConfig(codec="text_bpe", codec_options={"vocab_size": 300}),
-                  "image": ModalityConfig(codec="image_pixels", codec_options={"size": 32, "patch_size": 8},
-                                          objective="diffusion", attention="bidirectional")}  # fmt: skip
-    config, grids = known_sizes(RunConfig(model=ModelConfig(modalities, width=16, num_heads=2), out="none"))
+    image = ModalityConfig(objective="diffusion", attention="bidirectional")
+    model = ModelConfig({"text": ModalityConfig(), "image": image}, width=16, num_heads=2)
+    codecs = {"text": ModalitySettings("text_bpe", {"vocab_size": 300}),
+              "image": ModalitySettings("image_pixels", {"size": 32, "patch_size": 8})}  # fmt: skip
+    config, grids = known_sizes(RunConfig(model=model, modalities=codecs, out="none"))
     assert config.model.modalities["text"].vocab_size == 300 and config.model.layout.size > 300
     assert config.model.modalities["image"].latent_channels == 192 and grids == {"image": (4, 4)}
     with pytest.raises(ConfigError, match=r"modalities\.text: 'of unknown size' .* a vocab_size"):

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from conftest import with_modality
 from fake_data import CODEC_NAMES
 from PIL import Image
 
@@ -26,6 +27,7 @@ from plait.data.shards import ShardSource, read_index
 from plait.errors import ConfigError, DataError, ResourceError
 from plait.model_config import ModalityConfig, ModelConfig
 from plait.progress import Bar
+from plait.run_records import ModalitySettings
 
 ROWS = 150
 run_all = Workers.run
@@ -58,10 +60,12 @@ def manifest(tmp_path_factory):
 
 
 def config_for(folder, manifest, names=("text", "image", "speech"), **settings) -> RunConfig:
-    model = ModelConfig({n: ModalityConfig(codec=f"fake_{n}") for n in names}, width=16, num_heads=2)
+    model = ModelConfig({n: ModalityConfig() for n in names}, width=16, num_heads=2)
+    codecs = {n: ModalitySettings(f"fake_{n}") for n in names}
     settings = {"validation_share": 0.2, "shard_documents": 32, "num_workers": 1, "codec_documents": 100} | settings
     options = PrepareConfig(source=manifest if isinstance(manifest, list) else str(manifest), **settings)
-    return RunConfig(model, prepare=options, data=DataConfig(str(folder), batch_tokens=128, num_workers=0))
+    data = DataConfig(str(folder), batch_tokens=128, num_workers=0)
+    return RunConfig(model, codecs, prepare=options, data=data)
 
 
 def files(folder) -> dict[str, bytes]:
@@ -301,14 +305,14 @@ def test_results_are_checked_before_slower_jobs_end(manifest, tmp_path):
 
 def test_a_vocabulary_that_is_too_small(manifest, tmp_path):
     config = config_for(tmp_path, manifest)
-    config.model.modalities["image"].vocab_size = 63
+    config.model = with_modality(config.model, "image", vocab_size=63)
     with pytest.raises(ConfigError, match=r"model.modalities.image.vocab_size: 63 .* at least 64"):
         prepare(config)
 
 
 def test_two_modalities_with_one_key(manifest, tmp_path):
     config = config_for(tmp_path, manifest)
-    config.model.modalities["speech"] = ModalityConfig(codec="fake_image")
+    config.modalities["speech"].codec = "fake_image"
     with pytest.raises(ConfigError, match=r"model.modalities.speech.codec: .* model.modalities.image reads already"):
         prepare(config)
 
@@ -368,7 +372,7 @@ def test_with_the_real_codecs(tmp_path):
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = config_for(tmp_path / "data", tmp_path / "rows.jsonl", codec_minutes=0.005, max_broken_share=0.2)
     for name, codec in {"text": "text_bpe", "image": "image_tokens", "speech": "speech_tokens"}.items():
-        config.model.modalities[name] = ModalityConfig(codec=codec, tower=name)
+        config.modalities[name].codec = codec
     config.data.batch_tokens = 1024
     figures = prepare(config)
     assert figures["broken_rows"] == 3 and figures["image_codec_psnr"] > 0

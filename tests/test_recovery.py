@@ -400,7 +400,7 @@ def test_prepare_is_killed(lab, table, tmp_path, seed):
     rows = [json.dumps({"parts": [{"text": f"document {i} " * (i % 7 + 1)}]}) + "\n" for i in range(400)]
     (tmp_path / "rows.jsonl").write_text("".join(rows))
     config = run_config(tmp_path / "whole", ("text",))
-    config.model.modalities["text"].codec = "fake_text"
+    config.modalities["text"].codec = "fake_text"
     config.prepare.source, config.prepare.shard_documents = str(tmp_path / "rows.jsonl"), 16
     config.prepare.num_workers, config.evaluate.judged = 2, 0
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import model_config, random_part
+from conftest import model_config, random_part, with_modality
 from test_decoding import General, run, uneven
 from test_generate import GRIDS, build, parts_of, requests
 
@@ -23,7 +23,6 @@ from plait.generate.rows import Row, keys_of
 from plait.generate.sampling import Limits, weights_of
 from plait.generate.speculation import exponentials, num_right, race
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModalityConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 decoding = importlib.import_module("decoding")
@@ -33,8 +32,7 @@ NUM_IDS = 3
 
 def tiny() -> MixtureOfTransformers:
     """Images of 3 ids out of 3, whose order matters."""
-    config = model_config()
-    config.modalities["image"] = ModalityConfig(vocab_size=NUM_IDS)
+    config = with_modality(model_config(), "image", vocab_size=NUM_IDS)
     config = type(config)(modalities=config.modalities, width=16, num_layers=2, num_heads=2, ffn_width=24)
     model = MixtureOfTransformers(config).double()
     with torch.no_grad():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import model_config, random_documents, random_part
+from conftest import model_config, random_documents, random_part, with_modality
 from fake_data import run_config, scene_like, write_folder
 
 from plait.batch import Document, Part, pack
@@ -21,10 +21,11 @@ from plait.config_file import to_dict
 from plait.errors import CheckpointError, ResourceError
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained, save_pretrained
-from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
+from plait.model_config import ModalityConfig, ModelConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 from plait.progress import Progress
+from plait.run_records import TowerSettings
 from plait.train import checkpoint, engine
 from plait.train.engine import Trainer, TrainingStopped, pick_device
 from plait.train.measures import Measures
@@ -42,8 +43,8 @@ def config_for(folder, out, **train):
     config = run_config(folder, tasks={"text,image": 1.0, "image,text": 1.0}, batch_tokens=512)
     config.out = str(out)
     config.model = model_config(width=16, num_layers=1)
-    for name, modality in config.model.modalities.items():
-        modality.vocab_size, modality.codec = 0, run_config(folder).model.modalities[name].codec
+    for name in config.model.modalities:
+        config.model = with_modality(config.model, name, vocab_size=0)
     config.train = TrainConfig(**({"steps": 8, "log_every": 1, "validate_every": 4, "validation_batches": 1,
                                    "checkpoint_every": 3, "warmup_steps": 2, "device": "cpu"} | train))  # fmt: skip
     return config
@@ -114,7 +115,7 @@ def test_a_damaged_checkpoint_is_passed_over(folder, tmp_path):
 def test_another_architecture_is_refused(folder, tmp_path):
     Trainer(config_for(folder, tmp_path, steps=1)).run()
     config = config_for(folder, tmp_path, steps=2)
-    config.model.num_layers = 2
+    config.model = dataclasses.replace(config.model, num_layers=2)
     with pytest.raises(CheckpointError, match="another model section"):
         Trainer(config)
 
@@ -138,11 +139,11 @@ def test_accumulated_equals_whole(folder, tmp_path, rng, normalize):
 
 def with_latents(folder, out, **train):
     config = config_for(folder, out, **train)
-    config.model.modalities["mel"] = ModalityConfig(
+    mel = ModalityConfig(
         objective="diffusion", attention="bidirectional", latent_channels=3, patch_size=1, later_sees="clean_copy"
     )
-    config.model = ModelConfig(config.model.modalities, width=16, num_layers=1, num_heads=2)
-    return config
+    model = ModelConfig({**config.model.modalities, "mel": mel}, width=16, num_layers=1, num_heads=2)
+    return dataclasses.replace(config, model=model)
 
 
 def latent_documents(rng, roles) -> list[Document]:
@@ -275,11 +276,9 @@ def test_saved_model_loads_and_misfits_are_named(tmp_path, rng):
 
 def test_frozen_towers_and_rates_per_tower(rng):
     config = model_config()
-    config.towers = {"text": TowerConfig(frozen=True, width=16, ffn_width=24),
-                     "image": TowerConfig(learning_rate_scale=0.1, width=16, ffn_width=24),
-                     "speech": TowerConfig(width=16, ffn_width=24)}  # fmt: skip
     model = MixtureOfTransformers(config)
-    optimizer = make_optimizer(model, TrainConfig())
+    towers = {"text": TowerSettings(frozen=True), "image": TowerSettings(learning_rate_scale=0.1)}
+    optimizer = make_optimizer(model, TrainConfig(), towers)
     batch = pack(random_documents(rng, 4), config)
     before = copy.deepcopy(model.state_dict())
     loss_sums(model, model(batch), batch).sum().backward()

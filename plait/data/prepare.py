@@ -80,7 +80,7 @@ def raw_source(config: RunConfig) -> RawSource:
 
 
 def _setup(config: RunConfig) -> Setup:
-    modalities = {name: (m.codec, m.codec_options) for name, m in config.model.modalities.items()}
+    modalities = {name: (m.codec, m.codec_options) for name, m in config.modalities.items()}
     files = [] if config.prepare.source == "scenes" else expand(sources_of(config.prepare.source))
     return Setup(Path(config.data.path).absolute(), config.prepare, config.seed, modalities, files)
 

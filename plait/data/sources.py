@@ -1,6 +1,5 @@
 """From prepared folders to documents with a task: which parts are given, and which one is predicted."""
 
-import copy
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from plait.data.shards import ShardSource, read_index, table_name
 from plait.data.tables import PartTable
 from plait.errors import ConfigError, DataError, unknown
 from plait.files import read_json
-from plait.model_config import ModelConfig
+from plait.model_config import ModalityConfig, ModelConfig
 from plait.randomness import uniforms
 
 SETTINGS_NAME = "settings.json"
@@ -95,26 +94,27 @@ def resolve_vocabulary(config: RunConfig, index: dict | None = None) -> RunConfi
     if index is None:
         indexes = [read_index(folder) for folder in folders(config)]
         index = {"modalities": {name: m for i in reversed(indexes) for name, m in i["modalities"].items()}}
-    config = copy.deepcopy(config)
-    config.model.__dict__.pop("layout", None)  # laid out anew with the numbers known
+    found = {}
     for name, modality in config.model.modalities.items():
-        where = f"model.modalities.{name}"
-        record = index["modalities"].get(name)
+        where, record = f"model.modalities.{name}", index["modalities"].get(name)
         if record is None:
-            if modality.vocab_size or modality.latent_channels:
-                continue  # its size is known without data
-            raise ConfigError(f"{where}: the prepared data has no {name!r}, only {', '.join(index['modalities'])}")
-        if modality.codec and modality.codec != record["codec"]:
-            raise ConfigError(f"{where}.codec: {modality.codec!r}, but the data was prepared with {record['codec']!r}")
+            if not (modality.vocab_size or modality.latent_channels):
+                raise ConfigError(f"{where}: the prepared data has no {name!r}, only {', '.join(index['modalities'])}")
+            found[name] = modality  # its size is known without data
+            continue
+        codec = config.modalities[name].codec
+        if codec and codec != record["codec"]:
+            raise ConfigError(f"{where}.codec: {codec!r}, but the data was prepared with {record['codec']!r}")
         if modality.objective == "next_token":
-            _fill(modality, "vocab_size", record, where, exact=False)
+            sizes = {"vocab_size": _size(modality, "vocab_size", record, where, exact=False)}
         else:
-            _fill(modality, "latent_channels", record, where, exact=True)
-            _fill(modality, "patch_size", {"patch_size": 1} | record, where, exact=True)
-    return config
+            record = {"patch_size": 1} | record
+            sizes = {n: _size(modality, n, record, where, exact=True) for n in ("latent_channels", "patch_size")}
+        found[name] = dataclasses.replace(modality, **sizes)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=found))
 
 
-def _fill(modality, field: str, record: dict, where: str, *, exact: bool) -> None:
+def _size(modality: ModalityConfig, field: str, record: dict, where: str, *, exact: bool) -> int:
     mine, needed = getattr(modality, field), record[field]
     if not needed:
         kind = "ids" if field == "vocab_size" else "latents"
@@ -124,7 +124,7 @@ def _fill(modality, field: str, record: dict, where: str, *, exact: bool) -> Non
     if mine and (mine < needed or (exact and mine != needed)):
         allowed = f"{'' if exact else 'at least '}{needed} (codec {record['codec']!r}), or 0 to take that"
         raise ConfigError(f"{where}.{field}: {mine} is not allowed, it must be {allowed}")
-    setattr(modality, field, mine or needed)
+    return mine or needed
 
 
 @dataclass

@@ -50,7 +50,7 @@ class MixtureOfExperts(nn.Module):
         super().__init__()
         self.traits = {"expert_bias": ZEROS}
         self.num_experts, self.top_k = config.num_experts, config.top_k
-        self.routing, self.balance_rate = config.moe_routing, config.moe_balance_rate
+        self.routing = config.moe_routing
         hidden = config.ffn_width
         self.router = Linear(width, self.num_experts, bias=False)
         self.gate = ExpertWeight(self.num_experts, width, hidden, cut=2)
@@ -95,14 +95,14 @@ class MixtureOfExperts(nn.Module):
         return torch.zeros_like(x).index_add(0, order // self.top_k, y.to(x.dtype))
 
     @torch.no_grad()
-    def update_balance(self, skipped: Tensor | None = None) -> None:
-        """Move each expert's bias against its load since the last call (after the counts were summed over ranks).
+    def update_balance(self, rate: float, skipped: Tensor | None = None) -> None:
+        """Move each expert's bias by ``rate`` against its load since the last call (its counts summed over ranks).
 
         ``skipped`` [] is 1 where the step was skipped, on the device: then the bias stays.
         """
         load = self.tokens_per_expert
-        rate = self.balance_rate if skipped is None else self.balance_rate * (1 - skipped)
-        self.expert_bias += rate * torch.sign(load.mean() - load)
+        step = rate if skipped is None else rate * (1 - skipped)
+        self.expert_bias += step * torch.sign(load.mean() - load)
         self.tokens_per_expert.zero_()
 
 

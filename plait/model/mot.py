@@ -4,7 +4,7 @@ Shapes: T tokens in sequence order, N_k rows of tower k (padded), R = sum of N_k
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -196,11 +196,15 @@ class MixtureOfTransformers(nn.Module):
         return KVCache(c.num_layers, num_rows, max_length, c.num_kv_heads, c.head_dim, device=self.device,
                        dtype=dtype or self.dtype)  # fmt: skip
 
-    def update_balance(self, skipped: Tensor | None = None) -> None:
-        """Move the biases of token-choice experts against their load; call it after each optimizer step."""
-        for module in self.modules():
-            if isinstance(module, MixtureOfExperts) and module.routing == "token_choice":
-                module.update_balance(skipped)
+    def update_balance(self, rates: Mapping[str, float], skipped: Tensor | None = None) -> None:
+        """Move the biases of token-choice experts against their load, by each tower's rate; shared ones by the first's.
+
+        Call it after each optimizer step. ``skipped`` [] is 1 where the step was skipped.
+        """
+        for block in self.blocks:
+            for tower, module in block.ffn.owned():
+                if isinstance(module, MixtureOfExperts) and module.routing == "token_choice":
+                    module.update_balance(rates[tower or next(iter(self.config.towers))], skipped)
 
     @property
     def device(self) -> torch.device:

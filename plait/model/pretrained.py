@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from plait.config import SCHEMA_VERSION
 from plait.config_file import from_dict, to_dict
 from plait.errors import CheckpointError, ConfigError
 from plait.files import read_json, write_json
@@ -18,6 +17,8 @@ from plait.tensor_files import Cut, TensorStore
 
 ARCHITECTURE = "MixtureOfTransformers"
 WEIGHTS = "model.safetensors"
+SCHEMA_VERSION = 2
+"""Version of the form of ``config.json``; from 2 on it holds what the weights are and nothing else."""
 
 
 def save_pretrained(model: MixtureOfTransformers, folder: str | Path) -> None:
@@ -41,9 +42,13 @@ def load_config(folder: str | Path, what: str = "model") -> ModelConfig:
     if not isinstance(values, dict) or values.get("architecture") != ARCHITECTURE:
         found = values.get("architecture", values.get("architectures")) if isinstance(values, dict) else None
         raise CheckpointError(f"{what}: {str(path)!r} describes {found!r}, it must be {ARCHITECTURE!r}")
-    if values.get("schema_version") != SCHEMA_VERSION:
-        version = values.get("schema_version")
-        raise CheckpointError(f"{what}: {str(path)!r} has schema version {version!r}, it must be {SCHEMA_VERSION}")
+    version = values.get("schema_version")
+    if version != SCHEMA_VERSION:
+        cure = ", or take out what a run says of modalities and towers (codecs, weights of losses, rates, freezing)"
+        raise CheckpointError(
+            f"{what}: {str(path)!r} has schema version {version!r}, it must be {SCHEMA_VERSION}: train the model with "
+            f"this version of plait{cure if version == 1 else ''}"
+        )
     values = {k: v for k, v in values.items() if k not in ("architecture", "schema_version")}
     try:
         return from_dict(ModelConfig, values, "model")

@@ -132,7 +132,7 @@ def make_plan(
     config, grids = known_sizes(config)
     documents, text = documents_of_a_batch(config, grids, mix=mix or {}, document_tokens=document_tokens)
     batch = pack(documents, config.model)
-    whole = sizes(config.model)
+    whole = sizes(config.model, config.frozen_towers)
     towers, shared = _towers(config, batch)
     tokens = tokens or config.train.global_batch_tokens
     tokens = tokens or config.data.batch_tokens * config.train.accumulate * machines.gpus
@@ -166,7 +166,7 @@ def _options(config: RunConfig, machines: Machines, batch: Batch, tokens: int, p
     width, device = (2, "cuda") if is_short else (4, "cpu")
     forward = sum(total_operations(config.model, batch).values())
     limit = (1 - machines.reserve) * machines.memory * GB
-    part_of = functools.cache(lambda tensor: sizes(of_rank(config.model, tensor)))
+    part_of = functools.cache(lambda tensor: sizes(of_rank(config.model, tensor), config.frozen_towers))
     shared = sorted({(layout.tensor, layout.context) for layout in layouts})
     passes, found = {}, []
     with progress.stage("trace the model", total=len(shared)) as bar:

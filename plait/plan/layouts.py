@@ -4,7 +4,7 @@ Ranks are numbered so that a tensor group lies closest together, then a context 
 replicas: a group lies within one machine where its size times that of the groups inside it is at most the machine's.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -33,12 +33,11 @@ class Sizes:
     """The trained ones that are matrices of blocks."""
 
 
-def sizes(config: ModelConfig) -> Sizes:
-    """Count the parameters of a model, without making them."""
+def sizes(config: ModelConfig, frozen: Collection[str] = ()) -> Sizes:
+    """Count the parameters of a model, without making them; ``frozen`` towers are not trained."""
     with torch.device("meta"):
         model = MixtureOfTransformers(config)
     total = trained = blocks = matrices = 0
-    frozen = {name for name, tower in config.towers.items() if tower.frozen}
     for part, parameter in model.weights():
         size, is_trained = parameter.numel(), part.tower not in frozen
         total += size

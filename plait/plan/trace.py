@@ -12,7 +12,7 @@ import importlib.util
 import math
 import sys
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -99,7 +99,7 @@ def _trace(config: RunConfig, model: ModelConfig, batch: Batch, sizes: tuple[int
         stack.enter_context(_operations_of(device))
         model = _without_values(model)
         model.recompute_blocks, model.ranks = config.train.checkpoint_activations, ranks
-        _keep_no_gradients(model)
+        _keep_no_gradients(model, config.frozen_towers)
         alive = stack.enter_context(Alive(model))
         with _precision(precision):
             hidden = model(batch)
@@ -166,11 +166,10 @@ def _operations_of(device: str) -> Iterator[None]:
             setattr(owner, name, value)
 
 
-def _keep_no_gradients(model: MixtureOfTransformers) -> None:
+def _keep_no_gradients(model: MixtureOfTransformers, frozen: Collection[str]) -> None:
     """Let every gradient go as soon as it is there, and make none for frozen towers."""
-    towers = model.config.towers
     for part, parameter in model.weights():
-        if part.tower is not None and towers[part.tower].frozen:
+        if part.tower in frozen:
             parameter.requires_grad_(False)
         else:
             parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))

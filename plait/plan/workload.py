@@ -3,7 +3,6 @@
 Sizes that training takes from prepared data (vocabularies, latents) are asked of the codecs here, before any data.
 """
 
-import copy
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -29,20 +28,20 @@ def known_sizes(config: RunConfig) -> tuple[RunConfig, dict[str, tuple[int, ...]
     """
     if is_prepared(config):
         return resolve_vocabulary(config), {}
-    config = copy.deepcopy(config)
-    config.model.__dict__.pop("layout", None)
-    grids = {}
+    grids, found = {}, {}
     for name, modality in config.model.modalities.items():
-        codec = codec_class(modality.codec).from_options(
-            modality.codec_options, f"model.modalities.{name}.codec_options"
-        ) if modality.codec and not _is_sized(modality) else None  # fmt: skip
-        for field in ("vocab_size",) if modality.objective == "next_token" else ("latent_channels", "patch_size"):
-            setattr(modality, field, getattr(modality, field) or getattr(codec, field, 0))
-        require(_is_sized(modality), f"model.modalities.{name}", "of unknown size",
+        mine = config.modalities[name]
+        codec = codec_class(mine.codec).from_options(
+            mine.codec_options, f"model.modalities.{name}.codec_options"
+        ) if mine.codec and not _is_sized(modality) else None  # fmt: skip
+        unset = ("vocab_size",) if modality.objective == "next_token" else ("latent_channels", "patch_size")
+        sizes = {field: getattr(modality, field) or getattr(codec, field, 0) for field in unset}
+        found[name] = replace(modality, **sizes)
+        require(_is_sized(found[name]), f"model.modalities.{name}", "of unknown size",
                 "given a vocab_size (or latent_channels), or a codec that knows it")  # fmt: skip
         if codec is not None and codec.default_grid:
             grids[name] = tuple(codec.default_grid)
-    return config, grids
+    return replace(config, model=replace(config.model, modalities=found)), grids
 
 
 def _is_sized(modality) -> bool:

@@ -122,7 +122,7 @@ class Trainer:
         self.ranks = self.model.ranks
         self.progress = (progress or Progress()) if self.ranks.is_first else QuietProgress()
         self.model.recompute_blocks = config.train.checkpoint_activations
-        self.optimizer = make_optimizer(self.model, config.train)
+        self.optimizer = make_optimizer(self.model, config.train, config.towers)
         self.state = RunState()
         self.averages: AveragedWeights | None = None
         self.checkpoints = Checkpoints(self.out / "checkpoints", keep=config.train.keep_checkpoints,
@@ -151,7 +151,7 @@ class Trainer:
         else:
             if self.config.train.init_from:
                 start_model(self.model, self.config.train.init_from)
-            sources = {name: t.init_from for name, t in self.config.model.towers.items() if t.init_from}
+            sources = {name: t.init_from for name, t in self.config.towers.items() if t.init_from}
             for line in start_towers(self.model, sources):
                 self.progress.print(line)
         if self.config.train.ema:
@@ -285,7 +285,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.averages:
             self.averages.update(bad)
-        self.model.update_balance(bad)
+        self.model.update_balance({n: t.moe_balance_rate for n, t in self.config.towers.items()}, bad)
         self._bad_steps += bad
         return total, counts, norm
 
@@ -311,12 +311,13 @@ class Trainer:
     def loss_factors(self, counts: list[float]) -> list[float]:
         """Return what each modality's loss sum is multiplied by; a count of zero contributes zero."""
         records = list(self.config.model.modalities.values())
+        weights = [m.loss_weight for m in self.config.modalities.values()]
         tokens = sum(c for c, m in zip(counts, records, strict=True) if m.objective == "next_token")
         together = self.config.train.normalize == "all_tokens"
         factors = []
-        for count, record in zip(counts, records, strict=True):
+        for count, record, weight in zip(counts, records, weights, strict=True):
             divisor = tokens if together and record.objective == "next_token" else count
-            factors.append(record.loss_weight / divisor if divisor else 0.0)
+            factors.append(weight / divisor if divisor else 0.0)
         return factors
 
     def _log(self, log: MetricsLog) -> str:

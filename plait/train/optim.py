@@ -1,23 +1,27 @@
 """AdamW or Muon with groups by tower and decay, and the learning-rate schedule."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from plait.config import TrainConfig
 from plait.model.mot import MixtureOfTransformers
+from plait.run_records import TowerSettings
 from plait.train.muon import MuonAdamW
 
 
-def make_optimizer(model: MixtureOfTransformers, config: TrainConfig) -> torch.optim.AdamW:
-    """Return fused AdamW, or Muon for the blocks' matrices with AdamW for the rest.
+def make_optimizer(
+    model: MixtureOfTransformers, config: TrainConfig, towers: Mapping[str, TowerSettings] | None = None
+) -> torch.optim.AdamW:
+    """Return fused AdamW, or Muon for the blocks' matrices with AdamW for the rest; ``towers`` says how each trains.
 
     Matrices decay, norms, biases and embeddings do not; a tower may scale its own rate. Parameters of frozen towers are
     fixed and left out.
     """
-    scales = {name: t.learning_rate_scale for name, t in model.config.towers.items()}
-    frozen = {name for name, t in model.config.towers.items() if t.frozen}
+    scales = {name: t.learning_rate_scale for name, t in (towers or {}).items()}
+    frozen = [name for name, t in (towers or {}).items() if t.frozen]
     groups: dict[tuple[float, bool, bool], list[Tensor]] = {}
     for part, parameter in model.weights():
         if part.tower in frozen:
