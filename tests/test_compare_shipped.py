@@ -51,7 +51,7 @@ def folders(tmp_path_factory):
 
 
 def study_of(name: str, folders: dict):
-    is_latents = shipped(name).base_config().model.modalities["image"].codec == LATENTS["codec"]
+    is_latents = shipped(name).base_config().modalities["image"].codec == LATENTS["codec"]
     path = folders["latents" if is_latents else "tokens"]
     return load_study(study_path(name), overrides=[f"data.path={path}", *SPEED])
 

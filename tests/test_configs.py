@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import math
 import pickle
 
 import pytest
@@ -137,7 +138,7 @@ def test_a_record_of_the_file_is_sorted():
     ({"model": {"modalities": {"text": {"loss_weight": "much"}}}}, "model.modalities.text.loss_weight: 'much'"),
     ({"model": {"modalities": {"text": {}}, "towers": {"text": {"frozen": 1}}}}, "model.towers.text.frozen: 1 .*true"),
     ({"model": {"modalities": {"text": {}}, "towers": {"b": {"frozen": True}}}}, "model.towers: 'b'.*(none uses it)"),
-    ({"model": {"modalities": {"text": {}}, "towers": {"text": {"learning_rate_scale": float("nan")}}}}, ".*scale: nan"),
+    ({"model": {"modalities": {"text": {}}, "towers": {"text": {"learning_rate_scale": math.nan}}}}, ".*scale: nan"),
     ({"model": {"modalities": ["text"]}}, r"model.modalities: \['text'\] .*mapping"),
     ({"model": 5}, "model: 5 .*mapping"),
 ])  # fmt: skip
