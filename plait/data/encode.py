@@ -240,10 +240,13 @@ def encode_shard(split: str, number: int, start: int, stop: int, records: dict[s
                 documents.append(result)
         _advance(len(rows), split)
     folder = _worker.setup.folder
-    counts = {name: {"parts": 0, "tokens": 0} for name in records}
+    counts = {name: {"parts": 0, "tokens": 0, "longest_image": 0} for name in records}
     for part in (p for d in documents for p in d.parts):
         counts[part.modality]["parts"] += 1
         counts[part.modality]["tokens"] += len(part)
+        if len(part.grid) > 1:  # never cut
+            longest = max(counts[part.modality]["longest_image"], len(part))
+            counts[part.modality]["longest_image"] = longest
     entry = None
     if documents:
         entry, table = write_shard(folder, split, number, documents, records)

@@ -13,7 +13,8 @@ import numpy as np
 from plait.batch import Batch, Document, pack
 from plait.config import RunConfig
 from plait.data.mixing import MixedOrder
-from plait.data.packing import EDGES, Cut, PartSize, cut_document, plan_bins
+from plait.data.packing import EDGES, PartSize, cut_document, plan_bins
+from plait.data.recent import RecentDocuments
 from plait.data.sources import TaskSource, folders, open_sources, resolve_vocabulary
 from plait.errors import ConfigError, DataError, require, unknown
 
@@ -37,6 +38,8 @@ class _Window:
     piece: np.ndarray
     """[E] which piece of its document an entry is, or -1 where it is all of it."""
     lengths: np.ndarray
+    cuts: dict[int, list[tuple[int, int, int]]] = field(default_factory=dict)
+    """For entries that are pieces: their (chosen part, start, stop)."""
     bins: list[list[int]] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
     taken_after: list[int] = field(default_factory=list)
@@ -53,6 +56,7 @@ class _Packer:
         self.budget = config.data.batch_tokens
         self.limit = document_limit(config)
         self.offsets = np.concatenate([[0], np.cumsum([len(s) for s in sources])]).tolist()
+        self._whole = RecentDocuments(lambda k, i: sources[k].source.document(i, meta=False))
 
     def window(
         self, source: np.ndarray, epoch: np.ndarray, document: np.ndarray, *, only_tasks: bool = False
@@ -75,24 +79,21 @@ class _Packer:
         """Read the documents of one bin and pack them."""
         entries, documents = np.array(chosen), {}
         for k, source in enumerate(self.sources):
-            mine = entries[window.source[entries] == k]
+            mine = entries[(window.source[entries] == k) & (window.piece[entries] < 0)]
             documents |= zip(mine.tolist(), source.source.documents(window.document[mine], meta=False), strict=True)
+        for e in entries[window.piece[entries] >= 0].tolist():
+            documents[e] = self._whole.get(int(window.source[e]), int(window.document[e]))
         documents = [self._document(window, e, documents[e]) for e in chosen]
         return pack(documents, self.config.model, pad_rows_to=self.config.data.pad_rows_to)
 
     def _document(self, window: _Window, e: int, written: Document) -> Document:
         k, i = int(window.source[e]), int(window.document[e])
         task, dropped, number = int(window.task[e]), int(window.dropped[e]), int(window.piece[e])
-        piece = self._cut(k, i, task, dropped)[0].pieces[number] if number >= 0 else None
-        document = self.sources[k].arrange(written, task, dropped, piece)
+        document = self.sources[k].arrange(written, task, dropped, window.cuts.get(e))
         document.epoch = int(window.epoch[e])
         # pieces draw their own random numbers, so each has an index of its own
         document.index = self.offsets[k] + i + max(number, 0) * self.offsets[-1]
         return document
-
-    def _cut(self, k: int, i: int, task: int, dropped: int) -> tuple[Cut, list[PartSize]]:
-        sizes = self.sources[k].sizes(i, task, dropped)
-        return cut_document(sizes, self.limit, self.config.data.too_long), sizes
 
     def _cut_long(self, window: _Window) -> None:
         """Replace entries that are too long by their pieces, and leave out those without a part; count both."""
@@ -100,26 +101,29 @@ class _Packer:
         window.counts["empty"] += int(empty.sum())
         if not long.any() and not empty.any():
             return
-        entries: list[tuple[int, int, int]] = []  # (entry, piece, length)
+        rows, numbers, lengths = [], [], []
         for e in np.flatnonzero(~empty).tolist():
-            if long[e]:
-                entries += [(e, number, length) for number, length in enumerate(self._pieces(window, e))]
-            else:
-                entries.append((e, -1, int(window.lengths[e])))
-        rows = np.array([e for e, _, _ in entries], np.int64)
+            if not long[e]:
+                rows.append(e), numbers.append(-1), lengths.append(int(window.lengths[e]))
+                continue
+            pieces, sizes = self._pieces(window, e)
+            for number, piece in enumerate(pieces):
+                window.cuts[len(rows)] = piece
+                rows.append(e), numbers.append(number), lengths.append(TaskSource.piece_length(piece, sizes))
+        chosen = np.array(rows, np.int64)
         for name in ("source", "epoch", "document", "task", "dropped"):
-            setattr(window, name, getattr(window, name)[rows])
-        window.piece = np.array([p for _, p, _ in entries], np.int64)
-        window.lengths = np.array([n for _, _, n in entries], np.int64)
+            setattr(window, name, getattr(window, name)[chosen])
+        window.piece, window.lengths = np.array(numbers, np.int64), np.array(lengths, np.int64)
 
-    def _pieces(self, window: _Window, e: int) -> list[int]:
-        """Return the lengths of the pieces that an entry is cut into, and count what was done."""
-        arrays = (window.source, window.document, window.task, window.dropped)
-        cut, sizes = self._cut(*(array[e].item() for array in arrays))
+    def _pieces(self, window: _Window, e: int) -> tuple[list[list[tuple[int, int, int]]], list[PartSize]]:
+        """Return the pieces that an entry is cut into with its parts' sizes, and count what was done."""
+        arrays = (window.document, window.task, window.dropped)
+        sizes = self.sources[int(window.source[e])].sizes(*(array[e].item() for array in arrays))
+        cut = cut_document(sizes, self.limit, self.config.data.too_long)
         done = {"split": "split", "truncate": "truncated", "skip": "skipped"}[self.config.data.too_long]
         window.counts[done if cut.pieces else "skipped"] += 1
         window.counts["parts_skipped"] += cut.parts_skipped
-        return [TaskSource.piece_length(piece, sizes) for piece in cut.pieces]
+        return cut.pieces, sizes
 
 
 class Loader:

@@ -78,7 +78,7 @@ class Cut:
     pieces: list[list[tuple[int, int, int]]] = field(default_factory=list)
     """For each new document, its (part, start, stop)."""
     parts_skipped: int = 0
-    """Parts that no document can hold."""
+    """Parts that stand in no piece."""
 
 
 def cut_document(parts: Sequence[PartSize], limit: int, policy: str) -> Cut:
@@ -87,38 +87,34 @@ def cut_document(parts: Sequence[PartSize], limit: int, policy: str) -> Cut:
     ``split`` keeps parts whole where a document can hold them; a longer one is cut where the document is full (at
     once, if at least half of it is left, else in the next one). ``truncate`` keeps what fits, from the start.
     """
-    if policy == "skip":
-        return Cut()
-    if policy == "truncate":
-        return _truncate(parts, limit)
-    return _split(parts, limit)
+    pieces = {"skip": lambda *_: [], "truncate": _truncate, "split": _split}[policy](parts, limit)
+    return Cut(pieces, len(parts) - len({k for piece in pieces for k, _, _ in piece}))
 
 
-def _split(parts: Sequence[PartSize], limit: int) -> Cut:
-    cut, current, full = Cut(), [], limit - EDGES
+def _split(parts: Sequence[PartSize], limit: int) -> list[list[tuple[int, int, int]]]:
+    pieces: list[list[tuple[int, int, int]]] = []
+    current, full = [], limit - EDGES
     room = full
     for k, part in enumerate(parts):
         size = part.length + part.delimiters
         if size > full and (part.whole or full <= part.delimiters):
-            cut.parts_skipped += 1
             continue
         if size > room and (size <= full or room < full // 2 or room <= part.delimiters):
-            cut.pieces.append(current)
+            pieces.append(current)
             current, room = [], full
         start = 0
         while start < part.length:
             if room <= part.delimiters:
-                cut.pieces.append(current)
+                pieces.append(current)
                 current, room = [], full
             stop = min(part.length, start + room - part.delimiters)
             current.append((k, start, stop))
             room -= stop - start + part.delimiters
             start = stop
-    cut.pieces = [piece for piece in [*cut.pieces, current] if piece]
-    return cut
+    return [piece for piece in [*pieces, current] if piece]
 
 
-def _truncate(parts: Sequence[PartSize], limit: int) -> Cut:
+def _truncate(parts: Sequence[PartSize], limit: int) -> list[list[tuple[int, int, int]]]:
     kept, room = [], limit - EDGES
     for k, part in enumerate(parts):
         stop = min(part.length, room - part.delimiters)
@@ -126,4 +122,4 @@ def _truncate(parts: Sequence[PartSize], limit: int) -> Cut:
             break
         kept.append((k, 0, stop))
         room -= stop + part.delimiters
-    return Cut([kept] if kept else [])
+    return [kept] if kept else []

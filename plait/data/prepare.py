@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -47,6 +48,7 @@ from plait.data.rows import FILES_NAME, join, scanned, scans_of, sources_of
 from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION, split_record, write_index
 from plait.data.sources import SETTINGS_NAME, data_seed
 from plait.data.tables import Table, load_table
+from plait.data.targets import too_long_item
 from plait.errors import CheckpointError, ConfigError, DataError, require
 from plait.files import clear_disk_errors, write_json, write_text
 from plait.model_config import ModalityConfig
@@ -119,6 +121,7 @@ class _Preparation:
             open_source(self.setup, self.codecs)  # refuse codecs that the scenes cannot serve
         else:  # refuse at once what is no manifest; the other files are opened by the workers
             open_rows(self.setup.files[0], self.options.columns, known_keys(self.codecs))
+        self._said: list[str] = []
         self.rows: dict[str, int] = {}
         """Rows of each split."""
         self.records: dict[str, dict] = {}
@@ -128,6 +131,7 @@ class _Preparation:
     def run(self, restart: bool) -> dict[str, float]:
         """Run all stages that are not done yet and return the report's figures."""
         self._claim_folder(restart)
+        self._say_too_long({name: math.prod(codec.default_grid) for name, codec in self.codecs.items()})
         finished = _read_json(self.folder / REPORT_NAME)
         if finished is not None and (self.folder / INDEX_NAME).exists():
             self.progress.print(f"{self.config.data.path} is prepared already")
@@ -144,9 +148,20 @@ class _Preparation:
         write_json(self.folder / REPORT_NAME, report)
         for line in account_lines(account, {name: codec.key for name, codec in self.codecs.items()}):
             self.progress.print(line)
+        self._say_too_long({
+            name: max((note["modalities"][name]["longest_image"] for note in notes.values()), default=0)
+            for name in self.codecs
+        })  # fmt: skip
         self._index(notes)
         shutil.rmtree(self.folder / "work", ignore_errors=True)
         return report["figures"]
+
+    def _say_too_long(self, tokens: dict[str, int]) -> None:
+        """Say which modalities have items, of so many tokens, that no batch of this config can hold."""
+        for text in (too_long_item(name, count, self.config) for name, count in tokens.items()):
+            if text and text not in self._said:
+                self._said.append(text)
+                self.progress.print(text)
 
     def _count_rows(self) -> dict[str, int]:
         """Find the manifests' rows, file by file in the workers, and return how many each split has."""

@@ -165,6 +165,7 @@ class TaskSource:
         self.weights = np.array([weight for task, weight in tasks.items() if task != AS_WRITTEN_TASK], float)
         self.weight_as_written = tasks.get(AS_WRITTEN_TASK, 0.0)
         self.drop_condition, self.drop_host = drop_condition, drop_host
+        self.model = model
         self.seed = seed
         self.number = number
         self.host = model.layout.host
@@ -185,7 +186,7 @@ class TaskSource:
         table = self.source.parts(documents)
         uniform = self._uniforms("task", documents, epoch)
         task = np.full(len(documents), AS_WRITTEN, np.int16)
-        kinds, kind = np.unique(self._eligible(table), return_inverse=True)
+        kinds, kind = np.unique(self.eligible(table), return_inverse=True)
         for k, bits in enumerate(kinds):
             eligible = [t for t in range(len(self.tasks)) if bits >> t & 1 and self.weights[t] > 0]
             if eligible:
@@ -285,7 +286,7 @@ class TaskSource:
             names = [name for k, name in enumerate(mentions) if self._keeps(mentions, k, dropped)]
         return Document(parts, index=written.index, task=">".join(names), meta=written.meta)
 
-    def _eligible(self, table: PartTable) -> np.ndarray:
+    def eligible(self, table: PartTable) -> np.ndarray:
         """Return for each document [n] the bits of the tasks that it has the parts for."""
         have = {
             name: table.sum(table.modality == self._places.get(name, -1)) for name in {n for t in self.tasks for n in t}

@@ -21,8 +21,9 @@ from torch import Tensor
 from plait.batch import Batch
 from plait.config import RunConfig
 from plait.config_file import dotted, to_dict
-from plait.data.loader import Loader
+from plait.data.loader import Loader, document_limit
 from plait.data.sources import resolve_vocabulary, validation_splits
+from plait.data.targets import check_targets
 from plait.errors import PlaitError, ResourceError
 from plait.evaluate.losses import split_losses
 from plait.model.init_from import start_model, start_towers
@@ -190,15 +191,29 @@ class Trainer:
             log.drop_after(self.state.step)
             if not self.finished:
                 self._loop(log)
+                self._say_skipped()
         return self.model
+
+    def _say_skipped(self) -> None:
+        """Say at the end what of the data stood in no batch because it was too long."""
+        counts = self.state.loader["counts"] if self.state.loader else {}
+        if counts.get("parts_skipped"):
+            data = self.config.data
+            self.progress.print(
+                f"{counts['parts_skipped']:,} parts stood in no batch, documents were longer than they may be "
+                f"({document_limit(self.config):,} tokens, data.too_long: {data.too_long}); see data.batch_tokens"
+            )
 
     def _loop(self, log: MetricsLog) -> None:
         train = self.config.train
         loader = self._loader(self.state.loader)
-        batches = iter(loader)
+        read = iter(loader)
         measures = self.measures
         measures.restart(self.state.measures)
-        with contextlib.closing(batches), self.progress.stage("train", total=1.0) as bar:
+        with contextlib.closing(read), self.progress.stage("train", total=1.0) as bar:
+            batches = itertools.chain(list(itertools.islice(read, 1)), read)  # damaged data are said first
+            for notice in check_targets(self.config):
+                self.progress.print(notice)
             bar.resume(self.share_done)
             self._begun = time.monotonic() - self.state.seconds
             while not self.finished:
@@ -334,6 +349,7 @@ class Trainer:
         on_gpu = self.device.type == "cuda"
         row["memory_gb"] = peak_device_memory_gb(self.device) if on_gpu else self._memory.peak_gb
         row["skipped_steps"] = self.state.skipped_steps
+        row |= {name: self.state.loader["counts"][name] for name in ("skipped", "parts_skipped")}
         log.log(row, step=self.state.step, seconds=self.state.seconds, tokens=self.state.tokens)
         return progress_text(row, self.state.step)
 

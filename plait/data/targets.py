@@ -1,0 +1,157 @@
+"""Whether every modality of a run gets a target at all, said before training rather than after it.
+
+A part that is kept whole, such as an image, and longer than a document may be stands in no batch. Where that is so of
+all parts of a modality, or there are none, its tower would never be trained, without a word.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from plait.config import AS_WRITTEN_TASK, RunConfig
+from plait.data.loader import document_limit, open_task_sources
+from plait.data.packing import EDGES, PartSize, cut_document
+from plait.data.sources import AS_WRITTEN, TaskSource, folders
+from plait.errors import DataError
+
+_AT_ONCE = 4096  # documents
+_LOOKED_AT = 1000  # documents of which it is found what they need
+
+
+def check_targets(config: RunConfig) -> list[str]:
+    """Raise DataError where a modality with a loss gets no target from any document, in any of its tasks.
+
+    That none of ``data.tasks`` predicts a modality is a choice: a sentence about it is returned instead. It ends as
+    soon as every modality was found to have a target: data that are as they should be are read no further. ``config``
+    has its vocabularies resolved.
+    """
+    missing = {name for name, record in config.model.modalities.items() if record.loss_weight > 0}
+    sources = open_task_sources(config, "train", config.data.tasks)
+    for source in sources:
+        for start in range(0, len(source), _AT_ONCE):
+            documents = np.arange(start, min(start + _AT_ONCE, len(source)))
+            for i in _candidates(source, documents, missing, config):
+                missing -= _targets_of(source, i, missing, config)
+            if not missing:
+                return []
+    chosen = [name for name in missing if config.data.tasks and not _is_predicted(name, config)]
+    if missing - set(chosen):  # the largest is likely to be what keeps the others out
+        raise DataError(max(_why(name, sources, config) for name in missing - set(chosen))[1])
+    return [f"{name}: none of data.tasks predicts it, so that it gets no target" for name in sorted(chosen)]
+
+
+def _is_predicted(name: str, config: RunConfig) -> bool:
+    """Say whether a task could give a modality a target."""
+    return any(
+        task == AS_WRITTEN_TASK or name in task.split(",") for task, weight in config.data.tasks.items() if weight
+    )
+
+
+def too_long_item(name: str, tokens: int, config: RunConfig) -> str:
+    """Say that items of ``tokens`` tokens of a modality do not fit in a document of this run; "" where they do."""
+    record, limit = config.model.modalities[name], document_limit(config)
+    is_host = name == config.model.layout.host
+    needed = tokens + EDGES + (0 if is_host else 2)
+    if needed <= limit or record.loss_weight == 0:
+        return ""
+    return (
+        f"{name}: an item has {tokens:,} tokens and needs documents of {needed:,}, but at most {limit:,} are allowed; "
+        f"set {_settings(needed, config)} before training"
+    )
+
+
+def _candidates(source: TaskSource, documents: np.ndarray, missing: Iterable[str], config: RunConfig) -> list[int]:
+    """Return the documents that have a part of a missing modality which can stand in a batch, as far as it is alone."""
+    table, limit = source.source.parts(documents), document_limit(config)
+    wanted = np.isin(table.modality, [source.source.names.index(m) for m in missing if m in source.source.names])
+    whole = (table.grid > 0).sum(1) > 1
+    fits = ~whole | (table.length + EDGES <= limit)
+    return documents[table.sum(wanted & fits & (table.loss > 0)) > 0].tolist()
+
+
+def _tasks_of(source: TaskSource, i: int) -> list[int]:
+    """Return the tasks that can be drawn for a document."""
+    bits = int(source.eligible(source.source.parts([i]))[0])
+    eligible = [t for t in range(len(source.tasks)) if bits >> t & 1 and source.weights[t] > 0]
+    return [*eligible, AS_WRITTEN] if source.weight_as_written > 0 or not eligible else eligible
+
+
+def _parts_of(source: TaskSource, i: int, task: int) -> tuple[list[str], list[bool], list[PartSize]]:
+    """Return the modalities of a document's parts in a task, whether each has a target, and their sizes."""
+    table = source.source.parts([i])
+    names, loss = [source.source.names[m] for m in table.modality], table.loss.tolist()
+    chosen, records = source.choose(names, task, 0), source.model.modalities
+    learnt = [
+        loss[p] > 0
+        and (not given or records[names[p]].objective == "next_token" or records[names[p]].later_sees == "noised")
+        for p, given in chosen
+    ]
+    return [names[p] for p, _ in chosen], learnt, source.sizes(i, task, 0)
+
+
+def _targets_of(source: TaskSource, i: int, missing: set[str], config: RunConfig) -> set[str]:
+    """Return which of the missing modalities get a target from a document."""
+    limit, found = document_limit(config), set()
+    for task in _tasks_of(source, i):
+        names, learnt, sizes = _parts_of(source, i, task)
+        everything = [(k, 0, size.length) for k, size in enumerate(sizes)]
+        if TaskSource.piece_length(everything, sizes) <= limit:
+            standing = set(range(len(sizes)))
+        else:
+            cut = cut_document(sizes, limit, config.data.too_long)
+            standing = {k for piece in cut.pieces for k, _, _ in piece}
+        found |= {names[k] for k in standing if learnt[k]}
+    return found & missing
+
+
+def _why(name: str, sources: list[TaskSource], config: RunConfig) -> tuple[int, str]:
+    """Return the tokens of a modality's longest part, and why it gets no target, with what to do."""
+    where = ", ".join(repr(folder) for folder in folders(config))
+    lengths, needed, given = [], [], 0
+    for source in sources:
+        if name not in source.source.names:
+            continue
+        for start in range(0, len(source), _AT_ONCE):
+            documents = np.arange(start, min(start + _AT_ONCE, len(source)))
+            table = source.source.parts(documents)
+            mine = table.modality == source.source.names.index(name)
+            for i in documents[table.sum(mine) > 0].tolist():
+                given += 1
+                if given > _LOOKED_AT:
+                    break
+                for task in _tasks_of(source, i):
+                    names, learnt, sizes = _parts_of(source, i, task)
+                    for k in [k for k, n in enumerate(names) if n == name and learnt[k]]:
+                        lengths.append(sizes[k].length)
+                        needed.append(_needed(sizes, k, config.data.too_long))
+            if given > _LOOKED_AT:
+                break
+    stop = f"or give it model.modalities.{name}.loss_weight: 0 if it shall not learn"
+    if not needed:
+        said = f"data: no document of {where} has a part {name!r} to predict, so that it gets no target"
+        return 0, f"{said}; add some, {stop}"
+    low, high = min(lengths), max(lengths)
+    tokens = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    return high, (
+        f"data: no part {name!r} fits in a batch, so that it gets no target: one has {tokens} tokens, a "
+        f"document may have {document_limit(config):,} (too_long: {config.data.too_long}); set "
+        f"{_settings(min(needed), config, max(needed))}, {stop}"
+    )
+
+
+def _needed(sizes: list[PartSize], k: int, policy: str) -> int:
+    """Return how long a document must be allowed to be so that its part ``k`` stands in a batch."""
+    if policy == "skip":
+        return TaskSource.piece_length([(p, 0, size.length) for p, size in enumerate(sizes)], sizes)
+    first = 0 if policy == "truncate" else k
+    return EDGES + sum(size.length + size.delimiters for size in sizes[first : k + 1])
+
+
+def _settings(needed: int, config: RunConfig, all_of_them: int = 0) -> str:
+    """Name the settings that are below what is needed."""
+    data = config.data
+    below = ["data.batch_tokens"] if data.batch_tokens < needed else []
+    below += ["model.max_positions"] if config.model.max_positions < needed else []
+    below += ["data.max_document_tokens"] if 0 < data.max_document_tokens < needed else []
+    more = f" ({all_of_them:,} for all of them)" if all_of_them > needed else ""
+    return f"{' and '.join(below) or 'data.batch_tokens'} to at least {needed:,}{more}"
