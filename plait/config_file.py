@@ -95,23 +95,27 @@ def _run_config(values: Any) -> RunConfig:
     found = {}
     for section, added in RECORDS.items():
         if section in values:
-            raise ConfigError(unknown(section, section, [f.name for f in dataclasses.fields(RunConfig)
-                                                         if f.name not in RECORDS]))  # fmt: skip
+            raise ConfigError(unknown(section, section, _names(RunConfig)))
         values, mine = _sorted(values, section, added)
-        found[section] = _convert(mine, dict[str, added], f"model.{section}")
+        found[section] = {str(name): _convert(v, added, f"model.{section}.{name}") for name, v in mine.items()}
     return RunConfig(**_converted(values, RunConfig, ""), **found)
+
+
+def _names(kind: type) -> list[str]:
+    """Return the names that a file's record of a kind may have."""
+    return [f.name for f in dataclasses.fields(kind) if kind is not RunConfig or f.name not in RECORDS]
 
 
 def _sorted(values: dict, section: str, added: type) -> tuple[dict, dict]:
     """Return a file's values without what belongs to the run's own records of a section, and those records."""
     model = values.get("model")
     records = model.get(section) if isinstance(model, dict) else None
-    if not isinstance(records, dict):
+    if not isinstance(model, dict) or not isinstance(records, dict):
         return values, {}
-    names = [f.name for f in dataclasses.fields(added)]
-    weights = typing.get_args(typing.get_type_hints(ModelConfig)[section])[1]
-    known = [*names, *(f.name for f in dataclasses.fields(weights))]
-    mine, rest = {}, {}
+    names = _names(added)
+    known = [*names, *_names(typing.get_args(typing.get_type_hints(ModelConfig)[section])[1])]
+    mine: dict[str, dict] = {}
+    rest: dict[str, Any] = {}
     for name, record in records.items():
         record = {} if record is None else record
         rest[name] = record
@@ -167,7 +171,7 @@ def _converted(value: Any, kind: type, where: str) -> dict[str, Any]:
     value = {} if value is None else value
     require(isinstance(value, dict), where or "config", value, "a mapping of settings")
     hints = typing.get_type_hints(kind)
-    names = [f.name for f in dataclasses.fields(kind)]
+    names = _names(kind)
     prefix = f"{where}." if where else ""
     for key in value:
         if key not in names:

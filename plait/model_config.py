@@ -165,19 +165,18 @@ class ModelConfig(Fixed):
         require(self.width >= 1, "model.width", self.width, "at least 1")
         require(self.rope_scaling > 0, "model.rope_scaling", self.rope_scaling, "above 0")
         require(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "above 0")
-        self._fill(num_kv_heads=self.num_heads if self.num_kv_heads is None else self.num_kv_heads)
-        require(
-            1 <= self.num_kv_heads <= self.num_heads and self.num_heads % self.num_kv_heads == 0,
-            "model.num_kv_heads", self.num_kv_heads, f"a divisor of num_heads ({self.num_heads})",
-        )  # fmt: skip
-        if self.head_dim is None:
+        groups, head_dim = self.num_heads if self.num_kv_heads is None else self.num_kv_heads, self.head_dim
+        require(1 <= groups <= self.num_heads and self.num_heads % groups == 0, "model.num_kv_heads", groups,
+                f"a divisor of num_heads ({self.num_heads})")  # fmt: skip
+        if head_dim is None:
             require(self.width % self.num_heads == 0, "model.width", self.width,
                      f"a multiple of num_heads ({self.num_heads}) where head_dim is unset")  # fmt: skip
-            self._fill(head_dim=self.width // self.num_heads)
+            head_dim = self.width // self.num_heads
         axes = len(self.position_axes)
         require(axes >= 1, "model.position_axes", list(self.position_axes), "a list of at least one axis name")
-        require(self.head_dim % 2 == 0 and self.head_dim // 2 >= axes, "model.head_dim", self.head_dim,
-                 f"even and at least {2 * axes}")  # fmt: skip
+        require(head_dim % 2 == 0 and head_dim // 2 >= axes, "model.head_dim", head_dim,
+                f"even and at least {2 * axes}")  # fmt: skip
+        self._fill(num_kv_heads=groups, head_dim=head_dim)
         self._fill_towers()
         self._check_modalities()
         self._check_untied()

@@ -193,8 +193,8 @@ def _take(
 
 def _alike(saved: ModelConfig, config: ModelConfig, modality: str) -> bool:
     """Whether both models have the modality, as the same kind of data."""
-    both = [c.modalities.get(modality) for c in (saved, config)]
-    return all(both) and both[0].objective == both[1].objective
+    theirs, mine = saved.modalities.get(modality), config.modalities.get(modality)
+    return theirs is not None and mine is not None and theirs.objective == mine.objective
 
 
 def _rows(saved: ModelConfig, config: ModelConfig) -> list[tuple[range, range]]:
