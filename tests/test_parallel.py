@@ -30,7 +30,12 @@ FOUR = {
 MOE = {"ffn": "moe", "num_experts": 4, "top_k": 2}
 MODELS = {
     "tokens only": {"mel": False},
-    "post norm, biases, no norm of heads": {"norm_order": "post", "qkv_bias": True, "qk_norm": False},
+    "post norm, biases, no norm of heads, towers that are called like weights": {
+        "norm_order": "post",
+        "qkv_bias": True,
+        "qk_norm": False,
+        "names": {"text": "gate", "image": "keys", "speech": "norm", "mel": "o"},
+    },
     "dense": {"untied": []},
     "one ffn each": {"untied": ["ffn"]},
     "tied embeddings": {"tie_embeddings": True},
@@ -74,10 +79,11 @@ def config_for(
     vocab_size=0,
     train=None,
     training=None,
+    names=None,
     **model,
 ):
     """Return a small run of text, image and speech, and of mel spectrograms by diffusion."""
-    records = modalities(mel=mel, later_sees=later_sees, attention=attention)
+    records = modalities(mel=mel, towers=names, later_sees=later_sees, attention=attention)
     for name in ("text", "image", "speech"):
         records[name] = dataclasses.replace(records[name], vocab_size=vocab_size if name == "text" else 0)
     shape = {"width": 16, "num_layers": 2, "num_heads": 8, "num_kv_heads": 4, "head_dim": 4, "ffn_width": 24}
