@@ -1,4 +1,4 @@
-"""Documents, and the packed batch that the model reads: what they hold, and how one becomes the other.
+"""The packed batch that the model reads, and how documents become one.
 
 Shapes: T tokens of a batch in sequence order, N_k rows of tower k (padded), R = sum of N_k rows in tower order,
 A position axes, C latent channels, n targets or latent tokens.
@@ -18,53 +18,8 @@ from torch import Tensor
 
 from plait.layout import IdLayout
 from plait.model_config import ModelConfig
+from plait.parts import Document, Part, as_given
 from plait.spans import Span, towers_of
-
-
-@dataclass
-class Part:
-    """One encoded piece of a document."""
-
-    modality: str
-    ids: np.ndarray | None = None
-    """Local ids of the codec, [n] (discrete)."""
-    latents: np.ndarray | None = None
-    """Latents, [n, C] (continuous)."""
-    grid: tuple[int, ...] = ()
-    """Extent in space, such as (rows, columns); their product is n."""
-    role: str = "generation"
-    """understanding or generation, as `role_of` says; a routing key where the config says so."""
-    loss: float = 1.0
-    """Weight of these tokens as targets; 0 where they are no targets."""
-
-    def __len__(self) -> int:
-        return len(self.ids) if self.ids is not None else len(self.latents)
-
-
-def role_of(*, given: bool, loss: float = 1.0) -> str:
-    """THE rule of roles: a part is generation where it carries loss or is being made, else understanding.
-
-    ``given`` is what a task or a prompt gives, so that something else follows from it. What a task gives is
-    understanding even where next-token losses count its ids too, as they do in Chameleon: it goes the way that a prompt
-    goes.
-    """
-    return "understanding" if given or not loss else "generation"
-
-
-def as_given(parts: Sequence[Part]) -> list[Part]:
-    """Return parts as a prompt holds them."""
-    return [replace(part, role=role_of(given=True, loss=part.loss)) for part in parts]
-
-
-@dataclass
-class Document:
-    """Parts in order, and who they are. `index` and `epoch` key every random draw about the document."""
-
-    parts: list[Part]
-    index: int = 0
-    epoch: int = 0
-    task: str = ""
-    meta: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -229,6 +184,15 @@ def spell(document: Document, config: ModelConfig, *, close: bool = True, noised
             runs += _latent_runs(part, later_sees, noised, last)
         runs.append(closing)
     return runs + ([_delimiter(layout, layout.eos)] if close else [])
+
+
+def spell_prompt(given: Sequence[Part], config: ModelConfig, made: Sequence[Part] = ()) -> list[Run]:
+    """Write what generation goes on from: parts that are given, and parts that were made after them.
+
+    Training writes the same for a document in which they stand before what follows.
+    """
+    document = Document([*as_given(given), *made])
+    return [run for run in spell(document, config, close=False, noised=False) if len(run)]
 
 
 def _ids_run(part: Part, layout: IdLayout) -> Run:

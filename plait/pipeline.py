@@ -1,167 +1,25 @@
-"""A trained run as one object: media in, media out. `plait.load(run).generate("a fox on a blue background", ...)`."""
+"""A run's model and codecs from its folder. `plait.load(run).generate("a fox on a blue background", ...)`."""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from plait.batch import Part
-from plait.codecs import Codec, Media, fixed_grids, load_codec
-from plait.config import DiffusionConfig, GenerateConfig, RunConfig, SamplingConfig
+from plait.codecs import Codec, load_codec
+from plait.config import RunConfig
 from plait.config_file import load as load_config_file
 from plait.data.shards import read_index
 from plait.data.sources import folders
-from plait.errors import CheckpointError, ConfigError, require, unknown
-from plait.files import atomic_file
-from plait.generate import Request, Result, generate
-from plait.model.mot import MixtureOfTransformers
+from plait.errors import CheckpointError
+from plait.generate.pipeline import Pipeline, Sample, save_media
+from plait.generate.prompts import MediaPart
 from plait.model.pretrained import load_pretrained
 from plait.train import checkpoint
 from plait.train.engine import pick_device
 
-MediaPart = tuple[str, Media]
-"""A modality and one raw item."""
-
-
-@dataclass
-class Sample:
-    """One generated sample as media: what was given, what was made, and how."""
-
-    prompt: list[MediaPart]
-    output: list[MediaPart]
-    result: Result
-    codecs: dict[str, Codec]
-
-    @property
-    def task(self) -> str:
-        """What was given and asked for, such as ``text>image``; ``free`` where the model chose."""
-        return ">".join([*(m for m, _ in self.prompt), self.result.request.output or "free"])
-
-    def save(self, folder: Path, name: str, truth: Sequence[MediaPart] = ()) -> dict[str, Any]:
-        """Write the media as files below ``folder`` and return the sample's record."""
-        request = self.result.request
-        record = {
-            "id": name,
-            "task": self.task,
-            "prompt": [self._save_part(folder, f"{name}-prompt{i}", p) for i, p in enumerate(self.prompt)],
-            "output": [self._save_part(folder, f"{name}-output{i}", p) for i, p in enumerate(self.output)],
-            "stopped": self.result.stopped,
-            "seed": request.seed,
-            "number": request.number,
-            "sampling": {
-                m: asdict(s) for m, s in request.sampling.items() if m in {p.modality for p in self.result.parts}
-            },
-        }
-        if truth:
-            record["truth"] = [self._save_part(folder, f"{name}-truth{i}", p) for i, p in enumerate(truth)]
-        return record
-
-    def _save_part(self, folder: Path, name: str, part: MediaPart) -> dict[str, str]:
-        return save_media(self.codecs[part[0]], part, folder, name)
-
-
-def save_media(codec: Codec, part: MediaPart, folder: Path, name: str) -> dict[str, str]:
-    """Write one item below ``folder`` (text stays in the record) and return its entry for a JSON record."""
-    modality, media = part
-    if codec.key == "text":
-        return {"modality": modality, "text": media}
-    path = folder / modality / f"{name}{codec.suffix}"
-    with atomic_file(path) as temporary:
-        renamed = temporary.with_suffix(codec.suffix)  # writers look at the suffix
-        codec.write(media, renamed)
-        renamed.replace(temporary)
-    return {"modality": modality, "file": str(path.relative_to(folder))}
-
-
-class Pipeline:
-    """A model with its codecs. Modalities and their codecs are those of the prepared data it was trained on."""
-
-    def __init__(self, model: MixtureOfTransformers, codecs: dict[str, Codec], config: GenerateConfig,
-                 diffusion: DiffusionConfig | None = None):  # fmt: skip
-        self.model, self.codecs, self.config, self.diffusion = model, codecs, config, diffusion
-
-    @property
-    def grids(self) -> dict[str, tuple[int, ...]]:
-        """Extent of one generated item, for modalities where it is fixed."""
-        chosen = {name: tuple(grid) for name, grid in self.config.grids.items()}
-        return fixed_grids(self.codecs) | chosen
-
-    def encode(self, media: Sequence[MediaPart]) -> list[Part]:
-        """Encode media in order."""
-        parts = []
-        for modality, item in media:
-            encoded = self.codecs[modality].encode([item])[0]
-            parts.append(Part(modality, encoded.ids, encoded.latents, encoded.grid, role="understanding"))
-        return parts
-
-    def decode(self, parts: Sequence[Part]) -> list[MediaPart]:
-        """Decode parts in order."""
-        return [(p.modality, self.codecs[p.modality].decode([p])[0]) for p in parts]
-
-    def read(self, parts: str | Sequence[dict[str, Any]], base: Path = Path()) -> list[MediaPart]:
-        """Read a prompt: a text, or manifest parts such as ``{"image": "fox.png"}``."""
-        host = self.model.config.layout.host
-        if isinstance(parts, str):
-            return [(host, parts)] if parts else []
-        keys = {codec.key: name for name, codec in self.codecs.items()}
-        media = []
-        for part in parts:
-            require(isinstance(part, dict) and len(part) == 1, "prompt", part, 'a part such as {"text": "a fox"}')
-            ((key, value),) = part.items()
-            name = keys.get(key, key)
-            if name not in self.codecs:
-                raise ConfigError(unknown("prompt", key, keys))
-            media.append((name, self.codecs[name].read(value, base)))
-        return media
-
-    def generate(
-        self,
-        prompts: str | Sequence[str | Sequence[dict[str, Any]]] = "",
-        output: str | None = None,
-        *,
-        seed: int = 0,
-        sampling: dict[str, SamplingConfig] | None = None,
-        max_tokens: dict[str, int] | None = None,
-        grids: dict[str, tuple[int, ...]] | None = None,
-    ) -> list[Sample]:
-        """Generate one sample for each prompt (a text, or a list of parts).
-
-        ``output`` is the modality that shall follow; None lets the model open and close spans itself. ``grids`` sets
-        the extent of latents, in tokens.
-        """
-        prompts = [prompts] if isinstance(prompts, str) else prompts
-        media = [self.read(p) for p in prompts]
-        return self.generate_from_media(media, [output] * len(media), seed=seed, sampling=sampling,
-                                        max_tokens=max_tokens, grids=grids)  # fmt: skip
-
-    def generate_from_media(
-        self,
-        media: Sequence[Sequence[MediaPart]],
-        outputs: Sequence[str | None],
-        *,
-        seed: int = 0,
-        sampling: dict[str, SamplingConfig] | None = None,
-        max_tokens: dict[str, int] | None = None,
-        grids: dict[str, tuple[int, ...]] | None = None,
-        num_snapshots: int = 0,
-        on_result: Callable[[Result], None] | None = None,
-    ) -> list[Sample]:
-        """Generate one sample for each list of media, with its output modality."""
-        sampling = self.config.sampling | (sampling or {})
-        longest = self.config.max_tokens | (max_tokens or {})
-        requests = [Request(self.encode(m), o, sampling, longest, grids or {}, seed=seed, number=i,
-                            num_snapshots=num_snapshots)
-                    for i, (m, o) in enumerate(zip(media, outputs, strict=True))]  # fmt: skip
-        results = generate(self.model, requests, grids=self.grids, max_rows=self.config.batch_size,
-                           max_length=self.model.config.max_positions, diffusion=self.diffusion,
-                           precision=self.config.precision, on_result=on_result,
-                           page_size=self.config.page_size if self.config.cache == "paged" else 0,
-                           cache_tokens=self.config.cache_tokens, cuda_graphs=self.config.cuda_graphs,
-                           speculate=self.config.speculate)  # fmt: skip
-        return [Sample(list(m), self.decode(r.parts), r, self.codecs) for m, r in zip(media, results, strict=True)]
+__all__ = ["MediaPart", "Pipeline", "Sample", "documents_as_media", "load", "load_codecs", "load_run", "run_config",
+           "save_media"]  # fmt: skip
 
 
 def load(run: str | Path, *, device: str = "auto") -> Pipeline:

@@ -14,7 +14,8 @@ import yaml
 
 from plait.config import RunConfig
 from plait.config_file import to_dict
-from plait.data.prepare import prepare, raw_source
+from plait.data.origins import remade
+from plait.data.prepare import prepare
 from plait.data.raw import RawDocument
 from plait.data.shards import read_index
 from plait.data.sources import validation_splits
@@ -76,16 +77,22 @@ def prepare_step(config: RunConfig, progress: Progress, *, restart: bool = False
 
 
 def judge_step(config: RunConfig, progress: Progress) -> dict[str, float]:
-    """Let the judges compare the codecs' round trip with the originals, once; kept beside the prepared data."""
+    """Let the judges compare the codecs' round trip with the originals, once; kept beside the prepared data.
+
+    There is something to judge where the source of the data knows what is true of its documents.
+    """
     path = Path(config.data.path) / "judges.json"
     splits, count = validation_splits(config), config.evaluate.judged
     codecs = load_codecs(config)
     key = {"codecs": [c["fingerprint"] for c in read_index(config.data.path)["modalities"].values()], "count": count}
     if path.exists() and read_json(path, "judges").get("key") == key:
         return read_json(path, "judges")["figures"]
-    rows = raw_source(config).read(splits[0], 0, count) if splits and count else []
-    documents = [r for r in rows if isinstance(r, RawDocument) and "caption" in r.meta]
-    figures = judge_codecs(codecs, documents, progress) if documents and available(progress) else {}
+    origin, figures = remade(config.data.path, config.prepare, codecs), {}
+    truths = origin and origin.truths
+    if truths and splits and count:
+        rows = origin.read(splits[0], 0, count)
+        documents = [r for r in rows if isinstance(r, RawDocument) and truths.caption(r.meta)]
+        figures = judge_codecs(codecs, documents, truths, progress) if documents and available(progress) else {}
     write_json(path, {"key": key, "figures": figures})
     return figures
 
@@ -119,9 +126,7 @@ def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:
     with timed(config, "evaluate"):
         pipeline = load_run(config, device=config.train.device)
         device = pipeline.model.device
-        suite = Suite(config, pipeline.model, pipeline.codecs, progress,
-                      lambda: autocast(config.train.precision, device))  # fmt: skip
-        figures = suite.run()
+        figures = Suite(config, pipeline, progress, lambda: autocast(config.train.precision, device)).run()
         write_json(path, {"key": key, "figures": figures})
     return figures
 

@@ -6,7 +6,8 @@ import torch
 from conftest import model_config, random_part
 
 from plait.batch import Document, Part, pack
-from plait.evaluate.text import Said, caption_scores, continuation_scores, forced_choice, interval, read_caption
+from plait.data.scene_truths import Said, caption_scores, read_caption
+from plait.evaluate.text import continuation_scores, forced_choice, interval
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import next_token
 

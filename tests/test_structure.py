@@ -9,25 +9,35 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "plait"
 ORDER = ["errors", "allocation", "layout", "model_config", "run_records", "config", "config_file", "launch", "files",
-         "tensor_header", "tensor_files", "randomness", "spans", "progress", "batch", "model", "objectives", "codecs",
-         "data", "plan", "generate", "evaluate", "train", "compare", "report", "pipeline", "samples", "shipped",
-         "workflow", "inspect", "commands", "cli"]  # fmt: skip
+         "tensor_header", "tensor_files", "randomness", "spans", "progress", "parts", "batch", "model", "objectives",
+         "codecs", "data", "plan", "generate", "evaluate", "train", "compare", "report", "pipeline", "samples",
+         "shipped", "workflow", "inspect", "commands", "cli"]  # fmt: skip
 """A file imports only from its own package and from what stands before it."""
 
 NEVER = {"data": {"model", "objectives"}, "model": {"data", "codecs", "train"}, "objectives": {"data", "codecs"}}
 
 
-def imports(path: Path) -> set[str]:
-    """Return the plait packages that a file imports anywhere."""
+WORLDS = {"data.scenes", "data.scene_truths", "data.drawings", "data.speaker", "data.passages"}
+"""What is known of documents that are drawn and spoken: only they themselves and the one place that opens sources."""
+KNOW_WORLDS = {*WORLDS, "data.origins"}
+
+
+def modules(path: Path) -> set[str]:
+    """Return the modules of plait that a file imports anywhere, with the names that it takes from them."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         names = []
         if isinstance(node, ast.Import):
             names = [a.name for a in node.names]
         elif isinstance(node, ast.ImportFrom):
-            names = [f"{node.module}.{a.name}" if node.module == "plait" else node.module for a in node.names]
-        found |= {n.split(".")[1] for n in names if n and n.startswith("plait.")}
+            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)] if node.module else []
+        found |= {n.removeprefix("plait.") for n in names if n.startswith("plait.")}
     return found
+
+
+def imports(path: Path) -> set[str]:
+    """Return the plait packages that a file imports anywhere."""
+    return {name.split(".")[0] for name in modules(path)}
 
 
 FILES = sorted(p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.stem not in ("__init__", "__main__"))
@@ -39,6 +49,22 @@ def test_imports_go_one_way(path):
     for name in imports(path):
         assert ORDER.index(name) <= ORDER.index(own), f"{own} imports {name}, which stands after it"
         assert name not in NEVER.get(own, ()), f"{own} must never import {name}"
+
+
+def test_one_place_knows_the_kinds_of_sources():
+    """Judges and truths come with the source of the data: evaluation, report and prepare know no scene."""
+    for path in FILES:
+        own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        assert own in KNOW_WORLDS or not modules(path) & WORLDS, own
+    assert modules(ROOT / "data" / "origins.py") & WORLDS == {"data.scenes"}
+
+
+def test_one_place_says_which_role_a_part_has():
+    """Roles are never spelt out where parts are made: `plait.parts.role_of` decides."""
+    for path in FILES:
+        roles = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.keyword) and n.arg == "role"]
+        spelt = [n for n in roles if isinstance(n.value, ast.Constant | ast.IfExp)]
+        assert not spelt, path
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

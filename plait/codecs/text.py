@@ -10,7 +10,7 @@ import numpy as np
 
 from plait.codecs import saved
 from plait.codecs.base import Codec, Encoded, Progress
-from plait.errors import CheckpointError, ConfigError, DataError, ResourceError, require
+from plait.errors import CheckpointError, ConfigError, DataError, ResourceError, printable, require
 from plait.files import atomic_file
 
 _BYTES = 256
@@ -47,11 +47,7 @@ class _TextCodec(Codec):
             raise DataError(f"text: {value!r} is not allowed, it must be text")
         if not value:
             raise DataError("text: it is empty")
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # a lone surrogate, from a "\\ud800" in JSON
-            raise DataError(f"text: {value[:40]!r} is not valid Unicode ({error.reason})") from None
-        return value
+        return _check_unicode(value)
 
     def write(self, media: str, path: Path) -> None:
         Path(path).write_text(media + "\n", encoding="utf-8")
@@ -92,7 +88,7 @@ class BytePairCodec(_TextCodec):
         progress(1.0, f"{tokenizer.get_vocab_size()} of {self.vocab_size} ids in use")
 
     def encode(self, media: Sequence[str]) -> list[Encoded]:
-        rows = self.tokenizer.encode_batch_fast(list(media))
+        rows = self.tokenizer.encode_batch_fast([_check_unicode(text) for text in media])
         return [Encoded(ids=np.array(row.ids, np.int32)) for row in rows]
 
     def decode(self, encoded: Sequence[Encoded]) -> list[str]:
@@ -146,7 +142,8 @@ class PretrainedTokenizerCodec(_TextCodec):
         self.vocab_size = len(self.tokenizer)
 
     def encode(self, media: Sequence[str]) -> list[Encoded]:
-        rows = self.tokenizer(list(media), add_special_tokens=False)["input_ids"] if len(media) else []
+        texts = [_check_unicode(text) for text in media]
+        rows = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
         return [Encoded(ids=np.array(row, np.int32)) for row in rows]
 
     def decode(self, encoded: Sequence[Encoded]) -> list[str]:
@@ -169,6 +166,17 @@ class PretrainedTokenizerCodec(_TextCodec):
     @classmethod
     def from_pretrained(cls, folder: Path) -> "PretrainedTokenizerCodec":
         return saved.read_copy(cls, folder)[0]
+
+
+def _check_unicode(text: str) -> str:
+    """Return a text; raises DataError for half of a surrogate pair, such as a "\\ud800" in JSON leaves behind."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        shown = printable(text[max(0, error.start - 20) : error.start + 20])
+        reason = f"half of a surrogate pair at character {error.start + 1}"
+        raise DataError(f"text: '{shown}' is not valid Unicode ({reason})") from None
+    return text
 
 
 def _tokenizers():

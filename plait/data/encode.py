@@ -14,44 +14,25 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from plait.batch import Document, Part
 from plait.codecs import CODECS, Codec, Encoded, codec_class, load_codec
-from plait.config import PrepareConfig
 from plait.data.account import ShardAccount
 from plait.data.formats import open_rows
 from plait.data.manifest import ManifestSource, known_keys
-from plait.data.raw import BrokenRow, RawDocument, RawSource
-from plait.data.rows import RowIndex, scan
+from plait.data.origins import Setup, open_source
+from plait.data.raw import ROWS_AT_ONCE, BrokenRow, RawDocument, RawSource
+from plait.data.rows import scan
 from plait.data.shards import shard_name, write_shard
 from plait.data.tables import MAX_GRID_AXES, save_table
 from plait.errors import ConfigError, DataError, ResourceError
 from plait.files import atomic_folder, clear_disk_errors, write_json
 from plait.progress import Bar
 
-ROWS_AT_ONCE = 64
-"""Rows that are read and encoded together."""
-
 _GRACE_SECONDS = 2.0  # for what is under way when everything is stopped
-
-
-@dataclass
-class Setup:
-    """What a worker has to know."""
-
-    folder: Path
-    """The prepared folder, absolute."""
-    prepare: PrepareConfig
-    seed: int
-    modalities: dict[str, tuple[str, dict]]
-    """Codec and its options for each modality."""
-    files: list[str] = field(default_factory=list)
-    """The manifests' files, absolute; empty for the scenes."""
-    registry: dict[str, str] = field(default_factory=lambda: dict(CODECS))
-    """Codecs known here: a codec registered at run time is known to the workers too."""
 
 
 def codec_folder(folder: Path, modality: str) -> Path:
@@ -62,11 +43,6 @@ def codec_folder(folder: Path, modality: str) -> Path:
 def work_file(folder: Path, split: str, number: int) -> Path:
     """Return the note that a shard is done; it goes once everything is."""
     return folder / "work" / f"{split}-{number:05d}.json"
-
-
-def rows_folder(folder: Path) -> Path:
-    """Return where a prepared folder says which rows its manifests have."""
-    return folder / "rows"
 
 
 def table_file(folder: Path, split: str, number: int) -> Path:
@@ -89,23 +65,6 @@ def build_codecs(modalities: dict[str, tuple[str, dict]]) -> dict[str, Codec]:
                     f"which model.modalities.{other} reads already, each modality needs a key of its own"
                 )
     return codecs
-
-
-def open_source(setup: Setup, codecs: dict[str, Codec], keys: Sequence[str] | None = None) -> RawSource:
-    """Open the raw documents; ``keys`` names the parts that are wanted (all that the codecs read, if None)."""
-    keys = [codec.key for codec in codecs.values()] if keys is None else keys
-    if setup.files:
-        return ManifestSource(setup.files, setup.prepare, codecs, RowIndex(rows_folder(setup.folder)))
-    from plait.data.scenes import PARTS, SceneSource
-
-    for name, codec in codecs.items():
-        if codec.key not in PARTS:
-            raise ConfigError(
-                f"model.modalities.{name}.codec: {codec.name!r} reads the parts {codec.key!r}, "
-                f"the scenes have {', '.join(PARTS)}"
-            )
-    rate = next((c.sample_rate for c in codecs.values() if c.key == "audio"), Codec.sample_rate)
-    return SceneSource(setup.prepare, setup.seed, parts=keys, sample_rate=rate)
 
 
 class Workers:

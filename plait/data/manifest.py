@@ -53,6 +53,11 @@ class ManifestSource:
         """Return the number of rows of each split."""
         return self._index.splits()
 
+    @property
+    def truths(self) -> None:
+        """A user's documents may say anything in their meta: nothing is known to be true of them."""
+        return None
+
     def broken(self, split: str, row: int, reason: str) -> BrokenRow:
         """Return a row of a split as a broken one."""
         (place,) = self._index.locate(split, row, row + 1)

@@ -24,8 +24,6 @@ from plait.codecs import Codec, load_codec
 from plait.config import RunConfig
 from plait.data.account import account_lines, account_of, report_of
 from plait.data.encode import (
-    ROWS_AT_ONCE,
-    Setup,
     Workers,
     build_codecs,
     codec_folder,
@@ -34,19 +32,18 @@ from plait.data.encode import (
     make_codec,
     measure_quality,
     num_cores,
-    open_source,
-    rows_folder,
     save_codec,
     scan_file,
     table_file,
 )
 from plait.data.formats import open_rows
 from plait.data.manifest import known_keys
+from plait.data.origins import SCENES, SETTINGS_NAME, Setup, open_source, rows_folder
 from plait.data.places import expand, fingerprint
-from plait.data.raw import BrokenRow, RawSource
+from plait.data.raw import ROWS_AT_ONCE, BrokenRow, RawSource
 from plait.data.rows import FILES_NAME, join, scanned, scans_of, sources_of
 from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION, split_record, write_index
-from plait.data.sources import SETTINGS_NAME, data_seed
+from plait.data.sources import data_seed
 from plait.data.tables import Table, load_table
 from plait.data.targets import too_long_item
 from plait.errors import CheckpointError, ConfigError, DataError, require
@@ -83,14 +80,8 @@ def raw_source(config: RunConfig) -> RawSource:
 
 def _setup(config: RunConfig) -> Setup:
     modalities = {name: (m.codec, m.codec_options) for name, m in config.modalities.items()}
-    files = [] if config.prepare.source == "scenes" else expand(sources_of(config.prepare.source))
+    files = [] if config.prepare.source == SCENES else expand(sources_of(config.prepare.source))
     return Setup(Path(config.data.path).absolute(), config.prepare, config.seed, modalities, files)
-
-
-def drawn_scenes(config: RunConfig) -> bool:
-    """Say whether the run's prepared data are scenes, which can be drawn again."""
-    made = (_read_json(Path(config.data.path) / SETTINGS_NAME) or {}).get("prepare.source", "")
-    return made == config.prepare.source == "scenes" and not config.data.sources
 
 
 class _Bars:
@@ -217,7 +208,7 @@ class _Preparation:
         names += manifests if self.setup.files else ["documents", "validation_documents", "image_size"]
         settings = {f"prepare.{name}": getattr(self.options, name) for name in names}
         # by content, so that a manifest may move together with its media
-        settings["prepare.source"] = f"manifest {fingerprint(self.setup.files)}" if self.setup.files else "scenes"
+        settings["prepare.source"] = f"manifest {fingerprint(self.setup.files)}" if self.setup.files else SCENES
         settings |= {"schema_version": SHARD_SCHEMA_VERSION, "seed": self.config.seed}
         settings["model.modalities"] = list(self.setup.modalities)
         for name, (codec, options) in self.setup.modalities.items():
@@ -370,7 +361,7 @@ def _check(config: RunConfig) -> None:
     options = config.prepare
     sources = sources_of(options.source)
     require(bool(sources) and all(sources), "prepare.source", options.source, "'scenes' or the path of a manifest")
-    alone = options.source == "scenes" or "scenes" not in sources
+    alone = options.source == SCENES or SCENES not in sources
     require(alone, "prepare.source", options.source, "'scenes' alone, or manifests")
     require(0 <= options.validation_share < 1, "prepare.validation_share", options.validation_share, "in [0, 1)")
     for name in ("documents", "codec_documents", "shard_documents", "image_size"):

@@ -1,10 +1,13 @@
-"""Raw documents, before encoding: what the scenes and a user's manifest both yield to `plait prepare`."""
+"""Raw documents, before encoding: what every source yields to `plait prepare`, and what it knows to be true of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
+
 from plait.codecs.base import Media
+from plait.errors import DataError
 
 FIELDS = ("parts", "meta")
 """What a row has."""
@@ -59,6 +62,54 @@ class RawSource(Protocol):
 
     def read(self, split: str, start: int, stop: int) -> Iterator[RawDocument | BrokenRow]:
         """Read rows [start, stop) of a split."""
+
+    @property
+    def truths(self) -> "Truths | None":
+        """What the source knows to be true of its documents; None where it knows nothing."""
+
+
+class Truths(Protocol):
+    """What a source knows to be true of its documents: what evaluation holds a model's captions, images and speech
+    against. ``meta`` is what the source wrote beside a document (`RawDocument.meta`)."""
+
+    def caption(self, meta: dict[str, Any]) -> str:
+        """Return the sentence that says what a document shows, which its speech speaks; "" where there is none."""
+
+    def scores(self, said: Sequence[str], metas: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """Return the shares of captions that are right in "object" (the first thing shown), and in what else is."""
+
+    @property
+    def num_names(self) -> int:
+        """Names among which training shows things: guessing one is right once in so many."""
+
+    def thing(self, meta: dict[str, Any]) -> str:
+        """Return the one thing that a document shows; "" where it shows several, or none."""
+
+    def things(self) -> list[str]:
+        """Return all things that there are."""
+
+    def reference(self, thing: str, size: int) -> np.ndarray:
+        """Return an image of a thing, uint8 [size, size, 3]."""
+
+    def openings(self, metas: Sequence[dict[str, Any]], count: int, seed: int) -> tuple[list[str], np.ndarray]:
+        """Return how captions begin that name ``count`` things, and which is true of each document of one thing."""
+
+
+ROWS_AT_ONCE = 64
+"""Rows that are read together."""
+
+
+def raw_documents(source: RawSource, split: str, numbers: Sequence[int]) -> list[RawDocument]:
+    """Return documents of a split, given by number in any order. Raises DataError where one is broken."""
+    found: dict[int, RawDocument | BrokenRow] = {}
+    for first in sorted({n - n % ROWS_AT_ONCE for n in numbers}):
+        last = max(n for n in numbers if n < first + ROWS_AT_ONCE) + 1
+        found |= dict(enumerate(source.read(split, first, last), start=first))
+    documents = [found[n] for n in numbers]
+    for row in documents:
+        if isinstance(row, BrokenRow):
+            raise DataError(f"data: row {row.line} of {split} is broken ({row.reason}), prepare the data again")
+    return documents
 
 
 def raw_items(source: RawSource, split: str, key: str) -> Iterator[Media]:

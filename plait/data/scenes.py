@@ -20,7 +20,7 @@ from plait.config import PrepareConfig
 from plait.data import speaker
 from plait.data.drawings import Concept, all_concepts, placed, rasterize, split_concepts
 from plait.data.passages import Passage, first_passages
-from plait.data.raw import RawDocument
+from plait.data.raw import RawDocument, Truths
 from plait.errors import ResourceError
 from plait.randomness import generator, uniforms
 
@@ -122,6 +122,13 @@ class SceneSource:
     def splits(self) -> dict[str, int]:
         """Return the number of documents of each split."""
         return dict(self._rows)
+
+    @property
+    def truths(self) -> Truths:
+        """What is true of the scenes; passages have no truths."""
+        from plait.data.scene_truths import SceneTruths
+
+        return SceneTruths(self.seed)
 
     def _draw_passages(self, prepare: PrepareConfig) -> dict[str, dict[int, Passage]]:
         """Return the documents of each split that are passages."""

@@ -8,18 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-from plait.batch import Document, Part, role_of
+from plait.batch import Document, Part
 from plait.config import AS_WRITTEN_TASK, RunConfig, SourceConfig
+from plait.data.origins import SETTINGS_NAME
 from plait.data.packing import EDGES, PartSize
 from plait.data.shards import ShardSource, read_index, table_name
 from plait.data.tables import PartTable
 from plait.errors import ConfigError, DataError, unknown
 from plait.files import read_json
 from plait.model_config import ModalityConfig, ModelConfig
+from plait.parts import role_of
 from plait.randomness import uniforms
-
-SETTINGS_NAME = "settings.json"
-"""What a prepared folder was made with."""
 
 AS_WRITTEN = -1
 """The task of documents whose parts stay as written."""
@@ -285,6 +284,11 @@ class TaskSource:
             mentions = self.tasks[task]
             names = [name for k, name in enumerate(mentions) if self._keeps(mentions, k, dropped)]
         return Document(parts, index=written.index, task=">".join(names), meta=written.meta)
+
+    def serves(self, documents: np.ndarray) -> np.ndarray:
+        """Say for each document [n] and task [tasks, as_written left out] whether it has the task's parts."""
+        bits = self.eligible(self.source.parts(documents))
+        return (bits[:, None] >> np.arange(len(self.tasks)) & 1).astype(bool)
 
     def eligible(self, table: PartTable) -> np.ndarray:
         """Return for each document [n] the bits of the tasks that it has the parts for."""

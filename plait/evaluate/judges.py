@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plait.codecs import Codec, Media
 from plait.data.encode import num_cores
-from plait.data.raw import RawDocument
+from plait.data.raw import RawDocument, Truths
 from plait.errors import ResourceError
 from plait.evaluate.text import interval
 from plait.progress import Progress
@@ -27,7 +27,9 @@ NUM_CONCEPTS = 400
 """Concepts that the picture judge chooses among."""
 
 
-def judge_codecs(codecs: dict[str, Codec], documents: Sequence[RawDocument], progress: Progress) -> dict[str, float]:
+def judge_codecs(
+    codecs: dict[str, Codec], documents: Sequence[RawDocument], truths: Truths, progress: Progress
+) -> dict[str, float]:
     """Return <modality>_codec_recognised or _judge_top1, relative to the originals, and the originals' own figures."""
     figures: dict[str, float] = {}
     for name, codec in codecs.items():
@@ -36,10 +38,10 @@ def judge_codecs(codecs: dict[str, Codec], documents: Sequence[RawDocument], pro
         pairs = [(dict(d.parts)[codec.key], d.meta) for d in documents if codec.key in dict(d.parts)]
         if not pairs:
             continue
-        media, truths = [m for m, _ in pairs], [t for _, t in pairs]
+        media, metas = [m for m, _ in pairs], [t for _, t in pairs]
         again = codec.decode(codec.encode(media))
         with progress.stage(f"judge of {name}", total=2) as bar:
-            judge = media_judge(codec, media, truths)
+            judge = media_judge(codec, media, metas, truths)
             originals = judge(media)
             bar.advance(1, "originals")
             copies = judge(again)
@@ -64,12 +66,14 @@ class Judged(NamedTuple):
         return cls(float(np.mean(hits)) if len(hits) else 0.0, len(hits))
 
 
-def media_judge(codec: Codec, media: Sequence[Media], truths: Sequence[dict]) -> Callable[[Sequence[Media]], Judged]:
-    """Return the judge of pictures or sound of these scenes, for ``media`` and others of their size."""
+def media_judge(
+    codec: Codec, media: Sequence[Media], metas: Sequence[dict], truths: Truths
+) -> Callable[[Sequence[Media]], Judged]:
+    """Return the judge of images or sound of these documents, for ``media`` and others of their size."""
     if codec.key == "audio":
-        captions = [t["caption"] for t in truths]
+        captions = [truths.caption(meta) for meta in metas]
         return lambda clips: judge_speech(clips, captions, codec.sample_rate)
-    return PictureJudge(truths, media[0].shape[0])
+    return PictureJudge(truths, metas, media[0].shape[0])
 
 
 def judge_speech(clips: Sequence[Media], captions: Sequence[str], sample_rate: int) -> Judged:
@@ -90,27 +94,26 @@ def _hits(clips: Sequence[Media], captions: Sequence[str], sample_rate: int) -> 
 
 
 class PictureJudge:
-    """Says how many one-drawing pictures have the true one as their nearest of NUM_CONCEPTS reference drawings.
+    """Says how many images of one thing have the true one as their nearest of NUM_CONCEPTS reference images.
 
-    References are drawn as large as the pictures, on white. Each picture's are the true one and NUM_CONCEPTS - 1 others
-    that are drawn for it. Scenes of several drawings are left out.
+    References are as large as the images. Each image's are the true one and NUM_CONCEPTS - 1 others that are drawn for
+    it. Documents that show several things, or none, are left out.
     """
 
-    def __init__(self, truths: Sequence[dict], size: int):
-        from plait.data.drawings import all_concepts
-        from plait.data.scenes import reference
+    def __init__(self, truths: Truths, metas: Sequence[dict], size: int):
         from plait.evaluate.image import FeatureJudge
 
-        self.single = [i for i, t in enumerate(truths) if len(t["objects"]) == 1]
-        names = [truths[i]["objects"][0]["concept"] for i in self.single]
+        shown = [truths.thing(meta) for meta in metas]
+        self.single = [i for i, thing in enumerate(shown) if thing]
+        names = [shown[i] for i in self.single]
         codes = list(dict.fromkeys(names))
-        others = [c.code for c in all_concepts() if c.code not in codes]
+        others = [thing for thing in truths.things() if thing not in codes]
         order = generator(0, "picture judge: other concepts").permutation(len(others))
         codes += [others[i] for i in order[: max(0, NUM_CONCEPTS - len(codes))]]
         self.truth = [codes.index(name) for name in names]
         self.features = FeatureJudge().features
-        """Of pictures: [B, D]."""
-        self.references = self.features([reference(code, size) for code in codes])
+        """Of images: [B, D]."""
+        self.references = self.features([truths.reference(code, size) for code in codes])
 
     def __call__(self, pictures: Sequence[Media]) -> Judged:
         return self.judge(self.features(pictures))
@@ -130,16 +133,21 @@ class PictureJudge:
 
 
 def picture_figures(
-    made: Sequence[Media], truths: Sequence[dict], real: Sequence[Media], others: Sequence[Media], codec: Codec
+    made: Sequence[Media],
+    metas: Sequence[dict],
+    truths: Truths,
+    real: Sequence[Media],
+    others: Sequence[Media],
+    codec: Codec,
 ) -> dict[str, float]:
     """Return how often generated pictures are named rightly, and their Fréchet distance to ``others``, real pictures.
 
-    Beside them the same figures of ``real`` pictures of the same scenes and of the codec's round trip of them, and the
-    distance of blurred ones.
+    Beside them the same figures of ``real`` pictures of the same documents and of the codec's round trip of them, and
+    the distance of blurred ones.
     """
     from plait.evaluate.image import blurred, frechet_distance
 
-    judge = PictureJudge(truths, made[0].shape[0])
+    judge = PictureJudge(truths, metas, made[0].shape[0])
     target = judge.features(others)
     sets = {"": made, "real": real, "codec": codec.decode(codec.encode(real)), "blurred": [blurred(p) for p in real]}
     features = {name: judge.features(pictures) for name, pictures in sets.items()}

@@ -1,65 +1,15 @@
-"""Captions against the known truth: objects, colours, relations, and forced choice among many names.
-
-A caption of the scenes reads "a fox left of a red apple on a blue background". What a caption says is read back by
-the scenes' own grammar, so a score counts exact names, not similar words.
-"""
+"""Captions: scores of candidates, forced choice among many names, and intervals of shares."""
 
 import math
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from plait.batch import Document, Part, Run, assemble, spell
+from plait.batch import Part, Run, assemble, spell_prompt
 from plait.model.mot import MixtureOfTransformers
+from plait.parts import role_of
 from plait.randomness import generator
-
-_CAPTION = re.compile(r"^(?P<what>.*) on an? (?P<background>\w+) background$")
-_ARTICLE = re.compile(r"^(an?|the) ")
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a caption says: names in order, the relation of the first two, and the ground's colour."""
-
-    objects: tuple[str, ...]
-    relation: str | None
-    background: str | None
-
-
-def read_caption(caption: str, relations: Sequence[str]) -> Said:
-    """Read a caption by the grammar of the scenes; what does not fit becomes one object name."""
-    match = _CAPTION.match(caption.strip().lower())
-    what, background = (match["what"], match["background"]) if match else (caption.strip().lower(), None)
-    for relation in relations:
-        left, found, right = what.partition(f" {relation} ")
-        if found:
-            return Said((_bare(left), _bare(right)), relation, background)
-    return Said(tuple(_bare(n) for n in re.split(r", (?=an? )| and (?=an? )", what)), None, background)
-
-
-def _bare(name: str) -> str:
-    return _ARTICLE.sub("", name.strip())
-
-
-def caption_scores(captions: Sequence[str], truths: Sequence[dict], relations: Sequence[str]) -> dict[str, float]:
-    """Return shares over captions and their scenes' truths (`Scene.meta`).
-
-    object: the first drawing's name is among those said. colour: the ground's colour. relation: of scenes that have
-    one. exact: the whole caption.
-    """
-    hits: dict[str, list[bool]] = {"object": [], "colour": [], "relation": [], "exact": []}
-    for caption, truth in zip(captions, truths, strict=True):
-        said = read_caption(caption, relations)
-        true = read_caption(truth["caption"], relations)
-        hits["object"].append(true.objects[0] in said.objects)
-        hits["colour"].append(said.background == true.background)
-        hits["exact"].append(said == true)
-        if true.relation:
-            hits["relation"].append(said.relation == true.relation)
-    return {name: float(np.mean(h)) for name, h in hits.items() if h}
 
 
 @torch.no_grad()
@@ -72,7 +22,7 @@ def continuation_scores(
     """
     lengths = np.array([len(c) for c in continuations])
     order = np.argsort(lengths, kind="stable")
-    start = assemble([spell(Document(prompt), model.config, close=False, noised=False)], model.config)
+    start = assemble([spell_prompt(prompt, model.config)], model.config)
     cache = model.new_cache(min(chunk, len(order)), start.num_tokens + int(lengths.max()))
     moved = start.to(model.device)
     hidden = model(moved, cache.step(moved, [cache.add_row()]))
@@ -95,7 +45,7 @@ def _chunk_scores(model, cache, first, start, continuations) -> np.ndarray:
     padded += offset
     lengths = torch.tensor([len(c) for c in continuations])
     rows = cache.spread(0, len(continuations))
-    batch = assemble([[Run(layout.host, ids)] for ids in padded], model.config,
+    batch = assemble([[Run(layout.host, ids, role=role_of(given=False))] for ids in padded], model.config,
                      first_positions=start.next_positions * len(rows)).to(model.device)  # fmt: skip
     log_p = _log_probabilities(model, model(batch, cache.step(batch, rows)), batch)
     log_p = log_p.unflatten(0, (len(rows), longest))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.batch import Batch, Document, Part, Run, assemble, position_after, role_of, spell
+from plait.batch import Batch, Part, Run, assemble, position_after, spell_prompt
 from plait.config import DiffusionConfig
 from plait.errors import ResourceError, require
 from plait.generate import denoising, prefixes
@@ -32,6 +32,7 @@ from plait.generate.waves import Canvas
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pages import PagedKVCache
 from plait.model.precision import autocast
+from plait.parts import role_of
 
 __all__ = ["Generator", "generate", "guided"]
 
@@ -132,7 +133,7 @@ class Generator:
         self.check(request)
         require(request.max_branches <= self.max_branches, "generate: branches of guidance", request.max_branches,
                 f"at most max_branches ({self.max_branches}) of this generator")  # fmt: skip
-        row = Row(self._next_id, request, self._spelt(request.prompt), self._slots_for(request))
+        row = Row(self._next_id, request, spell_prompt(request.prompt, self.model.config), self._slots_for(request))
         size, needed = self.page_size, self._pages(row.slots)
         require(needed <= self.most_pages, "generate: tokens that a request may need in the cache", needed * size,
                 f"at most {self.most_pages * size}; raise generate.cache_tokens or lower max_tokens")  # fmt: skip
@@ -302,13 +303,13 @@ class Generator:
         row.num_spans += 1
         record, s = self.model.config.modalities[modality], row.request.sampling_of(modality)
         row.races = self.speculate > 0 and modality in self.grids and record.objective == "next_token"
-        given = [*row.request.prompt, *row.parts]
-        media = [p for p in given if p.modality != self.layout.host]
-        branches = []
+        prompt, host, branches = row.request.prompt, self.layout.host, []
+        media, made = ([p for p in parts if p.modality != host] for parts in (prompt, row.parts))
         if s.guidance != 1.0 or s.media_guidance != 1.0:
-            apart = s.media_guidance != 1.0 and 0 < len(media) < len(given)
-            branches = [media, []] if apart else [[]]
-        row.streams += [Stream(row, self._spelt(parts)) for parts in branches]
+            branches = [spell_prompt([], self.model.config)]
+            if s.media_guidance != 1.0 and 0 < len(media) + len(made) < len(prompt) + len(row.parts):
+                branches = [spell_prompt(media, self.model.config, made), *branches]
+        row.streams += [Stream(row, runs) for runs in branches]
         for stream in row.streams:
             stream.pending.append(one(self.layout.host, self.layout.opening[modality]))
         for stream in row.streams[1:]:
@@ -361,10 +362,6 @@ class Generator:
             self._release(stream)
         self.rows.remove(row)
         return Result(row.request, row.parts, stopped, row.snapshots)
-
-    def _spelt(self, parts: Sequence[Part]) -> list[Run]:
-        runs = spell(Document(list(parts)), self.model.config, close=False, noised=False)
-        return [run for run in runs if len(run)]
 
     def _in_space(self, row: Row) -> bool:
         """Whether ids of the open span have positions in a grid."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from plait.batch import Document, Part, as_given, spell
+from plait.batch import Part, spell_prompt
 from plait.config import DiffusionConfig, SamplingConfig, check_sampler
 from plait.errors import ConfigError, require, unknown
 from plait.model_config import ModelConfig
+from plait.parts import as_given
 
 PLAIN = SamplingConfig()
 
@@ -85,7 +86,7 @@ def check_request(
         if records[name].objective == "diffusion":
             check_sampler(diffusion, s.sampler, s.steps, f"generate.sampling.{name}")
     _check_prompt(request, config)
-    length = sum(len(run) for run in spell(Document(request.prompt), config, close=False, noised=False))
+    length = sum(len(run) for run in spell_prompt(request.prompt, config))
     require(length < max_length, "generate: the prompt's length", length, f"below {max_length} tokens")
     name = request.output
     if name and records[name].objective == "diffusion":
@@ -144,7 +145,7 @@ def is_number(value: object, where: str) -> None:
 def is_integer(value: object, where: str, least: int | None = None) -> None:
     """Raise a ConfigError unless a value is an integer, and not below ``least``."""
     fine = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    allowed = "an integer" if least is None else f"an integer of {least} or more"
+    allowed = "an integer" if least is None else f"an integer, at least {least}"
     require(fine and (least is None or value >= least), where, value, allowed)
 
 

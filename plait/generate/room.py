@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from plait.batch import Document, Part, spell
+from plait.batch import Part, spell_prompt
 from plait.generate.request import Request
 from plait.model_config import ModelConfig
 
@@ -68,4 +68,4 @@ def most_tokens(request: Request, config: ModelConfig, *, grids: dict[str, tuple
 
 def prompt_length(parts: Sequence[Part], config: ModelConfig) -> int:
     """Return the tokens of a prompt, <bos> and delimiters included."""
-    return sum(len(run) for run in spell(Document(list(parts)), config, close=False, noised=False))
+    return sum(len(run) for run in spell_prompt(parts, config))

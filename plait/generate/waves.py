@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.batch import Part, Run, role_of
+from plait.batch import Part, Run
 from plait.objectives.samplers import Denoiser
+from plait.parts import role_of
 
 
 class Canvas:

@@ -1,0 +1,156 @@
+"""A trained model with its codecs: media in, media out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from plait.batch import Part
+from plait.codecs import Codec, fixed_grids
+from plait.config import DiffusionConfig, GenerateConfig, SamplingConfig
+from plait.errors import require
+from plait.files import atomic_file
+from plait.generate.engine import generate
+from plait.generate.prompts import MediaPart, Prompt, read_prompt
+from plait.generate.request import Request, Result
+from plait.model.mot import MixtureOfTransformers
+from plait.parts import as_given
+
+
+@dataclass
+class Sample:
+    """One generated sample as media: what was given, what was made, and how."""
+
+    prompt: list[MediaPart]
+    output: list[MediaPart]
+    result: Result
+    codecs: dict[str, Codec]
+
+    @property
+    def task(self) -> str:
+        """What was given and asked for, such as ``text>image``; ``free`` where the model chose."""
+        return ">".join([*(m for m, _ in self.prompt), self.result.request.output or "free"])
+
+    def save(self, folder: Path, name: str, truth: Sequence[MediaPart] = ()) -> dict[str, Any]:
+        """Write the media as files below ``folder`` and return the sample's record."""
+        request = self.result.request
+        record = {
+            "id": name,
+            "task": self.task,
+            "prompt": [self._save_part(folder, f"{name}-prompt{i}", p) for i, p in enumerate(self.prompt)],
+            "output": [self._save_part(folder, f"{name}-output{i}", p) for i, p in enumerate(self.output)],
+            "stopped": self.result.stopped,
+            "seed": request.seed,
+            "number": request.number,
+            "sampling": {
+                m: asdict(s) for m, s in request.sampling.items() if m in {p.modality for p in self.result.parts}
+            },
+        }
+        if truth:
+            record["truth"] = [self._save_part(folder, f"{name}-truth{i}", p) for i, p in enumerate(truth)]
+        return record
+
+    def _save_part(self, folder: Path, name: str, part: MediaPart) -> dict[str, str]:
+        return save_media(self.codecs[part[0]], part, folder, name)
+
+
+def save_media(codec: Codec, part: MediaPart, folder: Path, name: str) -> dict[str, str]:
+    """Write one item below ``folder`` (text stays in the record) and return its entry for a JSON record."""
+    modality, media = part
+    if codec.key == "text":
+        return {"modality": modality, "text": media}
+    path = folder / modality / f"{name}{codec.suffix}"
+    with atomic_file(path) as temporary:
+        renamed = temporary.with_suffix(codec.suffix)  # writers look at the suffix
+        codec.write(media, renamed)
+        renamed.replace(temporary)
+    return {"modality": modality, "file": str(path.relative_to(folder))}
+
+
+class Pipeline:
+    """A model with its codecs. Modalities and their codecs are those of the prepared data it was trained on."""
+
+    def __init__(self, model: MixtureOfTransformers, codecs: dict[str, Codec], config: GenerateConfig,
+                 diffusion: DiffusionConfig | None = None):  # fmt: skip
+        self.model, self.codecs, self.config, self.diffusion = model, codecs, config, diffusion
+
+    @property
+    def grids(self) -> dict[str, tuple[int, ...]]:
+        """Extent of one generated item, for modalities where it is fixed."""
+        chosen = {name: tuple(grid) for name, grid in self.config.grids.items()}
+        return fixed_grids(self.codecs) | chosen
+
+    def encode(self, media: Sequence[MediaPart]) -> list[Part]:
+        """Encode media in order."""
+        parts = []
+        for modality, item in media:
+            encoded = self.codecs[modality].encode([item])[0]
+            parts.append(Part(modality, encoded.ids, encoded.latents, encoded.grid))
+        return as_given(parts)
+
+    def decode(self, parts: Sequence[Part]) -> list[MediaPart]:
+        """Decode parts in order."""
+        return [(p.modality, self.codecs[p.modality].decode([p])[0]) for p in parts]
+
+    def read(self, prompt: Prompt, base: Path = Path()) -> list[MediaPart]:
+        """Read a prompt (plait.generate.prompts says what one may be); paths in parts are relative to ``base``."""
+        return read_prompt(prompt, self.codecs, self.model.config.layout.host, base)
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt] = "",
+        output: str | None = None,
+        *,
+        seed: int = 0,
+        sampling: dict[str, SamplingConfig] | None = None,
+        max_tokens: dict[str, int] | None = None,
+        grids: dict[str, tuple[int, ...]] | None = None,
+    ) -> list[Sample]:
+        """Generate one sample for each prompt: a list holds prompts, anything else is one prompt by itself.
+
+        A prompt is a text, a `Path` (of an image, a recording or a text, whatever the file is), a PIL image, an array
+        (image: uint8 [H, W, 3], [H, W, 4] or grey [H, W]; sound: float32 [samples] at the speech codec's
+        ``sample_rate``), a part such as ``{"image": "fox.png"}``, or a list of such. ``output`` is the modality that
+        shall follow; None lets the model open and close spans itself. ``grids`` sets the extent of latents, in tokens.
+        Raises ConfigError and DataError.
+        """
+        prompts = list(prompts) if isinstance(prompts, list | tuple) else [prompts]
+        media = [self.read(p) for p in prompts]
+        return self.generate_from_media(media, [output] * len(media), seed=seed, sampling=sampling,
+                                        max_tokens=max_tokens, grids=grids)  # fmt: skip
+
+    def generate_from_media(self, media: Sequence[Sequence[MediaPart]], outputs: Sequence[str | None],
+                            **settings: Any) -> list[Sample]:  # fmt: skip
+        """Generate one sample for each list of media, with its output; ``settings`` are those of `complete`."""
+        results = self.complete([self.encode(m) for m in media], outputs, **settings)
+        return [Sample(list(m), self.decode(r.parts), r, self.codecs) for m, r in zip(media, results, strict=True)]
+
+    def complete(
+        self,
+        prompts: Sequence[Sequence[Part]],
+        outputs: Sequence[str | None],
+        *,
+        seed: int = 0,
+        sampling: dict[str, SamplingConfig] | None = None,
+        max_tokens: dict[str, int] | None = None,
+        grids: dict[str, tuple[int, ...]] | None = None,
+        num_snapshots: int = 0,
+        on_result: Callable[[Result], None] | None = None,
+    ) -> list[Result]:
+        """Generate what follows each encoded prompt: THE way to generate, with the run's own settings of generation."""
+        settings = {"sampling": self.config.sampling | _mapping("sampling", sampling),
+                    "max_tokens": self.config.max_tokens | _mapping("max_tokens", max_tokens),
+                    "grids": _mapping("grids", grids), "seed": seed, "num_snapshots": num_snapshots}  # fmt: skip
+        requests = [Request(list(p), o, number=i, **settings)
+                    for i, (p, o) in enumerate(zip(prompts, outputs, strict=True))]  # fmt: skip
+        return generate(self.model, requests, grids=self.grids, max_rows=self.config.batch_size,
+                        max_length=self.model.config.max_positions, diffusion=self.diffusion,
+                        precision=self.config.precision, on_result=on_result,
+                        page_size=self.config.page_size if self.config.cache == "paged" else 0,
+                        cache_tokens=self.config.cache_tokens, cuda_graphs=self.config.cuda_graphs,
+                        speculate=self.config.speculate)  # fmt: skip
+
+
+def _mapping(name: str, given: dict[str, Any] | None) -> dict[str, Any]:
+    require(given is None or isinstance(given, dict), f"generate.{name}", given, "a mapping by modality")
+    return given or {}

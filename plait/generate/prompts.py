@@ -1,0 +1,158 @@
+"""What a prompt may be, and how it becomes media: texts, files, PIL images, arrays, and manifest parts.
+
+A file is taken by what it is: the codec that can read it says of which modality it is. An image without a file goes
+through the same reading as a file with the same pixels, so that modes, transparency and orientation come out alike.
+"""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from plait.codecs import Codec, Media
+from plait.errors import ConfigError, DataError, PlaitError, ResourceError, printable, require, unknown
+
+MediaPart = tuple[str, Media]
+"""A modality and one raw item."""
+
+Prompt = Any
+"""A text, a Path, a PIL image, an array, a part ({key: value}), or a sequence of those that stand one after another."""
+
+IMAGE = "uint8 [height, width, 3], with a fourth channel for opacity, or grey [height, width]"
+SOUND = "float32 [samples]"
+
+_LONGEST_SHOWN = 60
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+_TIFF_MODES = ("I", "F", "CMYK", "YCbCr", "LAB")
+
+
+def read_prompt(prompt: Prompt, codecs: dict[str, Codec], host: str, base: Path = Path()) -> list[MediaPart]:
+    """Read a prompt as media, in order. Raises ConfigError for what is no prompt, DataError for what cannot be read."""
+    items = prompt if isinstance(prompt, list | tuple) else [prompt]
+    # an empty text is an empty prompt
+    return [_read(item, codecs, host, base) for item in items if not (isinstance(item, str) and not item)]
+
+
+def _read(item: Any, codecs: dict[str, Codec], host: str, base: Path) -> MediaPart:
+    if isinstance(item, str):
+        return _read_value(codecs[host].key, item, codecs, base)
+    if isinstance(item, Path):
+        return _read_file(base / item, codecs, host)
+    if isinstance(item, np.ndarray):
+        is_sound = item.dtype.kind == "f" and item.ndim == 1
+        require(is_sound or item.dtype == np.uint8, "prompt", Shown(item), f"{IMAGE} (an image), or {SOUND} (sound)")
+        return _read_value("audio" if is_sound else "image", item, codecs, base)
+    if _is_image(item):
+        return _read_value("image", item, codecs, base)
+    one_key = isinstance(item, dict) and len(item) == 1
+    require(one_key, "prompt", Shown(item), 'a text, a Path, an image, an array, or a part such as {"text": "a fox"}')
+    ((key, value),) = item.items()
+    return _read_value(key, value, codecs, base)
+
+
+def _read_value(key: str, value: Any, codecs: dict[str, Codec], base: Path) -> MediaPart:
+    """Read a value of a manifest key, or of a modality's name."""
+    by_key = {codec.key: name for name, codec in codecs.items()}
+    name = by_key.get(key, key)
+    if name not in codecs:
+        raise ConfigError(unknown("prompt", key, by_key))
+    codec = codecs[name]
+    if codec.key == "image" and (_is_image(value) or isinstance(value, np.ndarray)):
+        return name, codec.read_bytes(*_image_bytes(value))
+    if codec.key == "audio" and isinstance(value, np.ndarray):
+        return name, _sound(value, codec.sample_rate)
+    if isinstance(value, bytes):
+        return name, codec.read_bytes(value)
+    if isinstance(value, Path):
+        require(codec.names_files, f"prompt ({key})", Shown(value), "the item itself, or a Path without a key")
+        value = str(value)
+    require(isinstance(value, str) or not codec.names_files, f"prompt ({key})", Shown(value),
+            "the path of a file, its bytes, an image or an array")  # fmt: skip
+    require(not isinstance(value, np.ndarray) and not _is_image(value), f"prompt ({key})", Shown(value),
+            f"an item of {name!r}")  # fmt: skip
+    return name, codec.read(value, base)
+
+
+def _read_file(path: Path, codecs: dict[str, Codec], host: str) -> MediaPart:
+    """Read a file by what it is: as the first modality that can, or else as text."""
+    if not path.is_file():
+        raise DataError(f"prompt: there is no file {str(path)!r}")
+    reasons = []
+    for name, codec in codecs.items():
+        if codec.names_files:
+            try:
+                return name, codec.read(path.name, path.parent)
+            except ResourceError:
+                raise  # a missing package is no fault of the file
+            except PlaitError as error:
+                reasons.append(str(error))
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-8-sig")
+        if "\0" not in text:
+            return host, codecs[host].read(text, path.parent)
+    except UnicodeDecodeError:
+        pass
+    found = "; ".join(reasons) or "this model reads text alone"
+    raise DataError(f"prompt: {str(path)!r} is neither text in UTF-8 nor media that this model reads ({found})")
+
+
+def _is_image(value: Any) -> bool:
+    """Say whether a value is a PIL image, without importing PIL where none can be."""
+    return any(cls.__module__ == "PIL.Image" and cls.__name__ == "Image" for cls in type(value).__mro__)
+
+
+def _image_bytes(value: Any) -> tuple[bytes, str]:
+    """Return a PIL image, or an array, as a file with the same pixels, and the file's name."""
+    if isinstance(value, np.ndarray):
+        channels = value.shape[2] if value.ndim == 3 else 1
+        fine = value.dtype == np.uint8 and value.ndim in (2, 3) and channels in (1, 2, 3, 4) and value.size
+        require(bool(fine), "prompt (image)", Shown(value), IMAGE)
+        from PIL import Image
+
+        value = Image.fromarray(value[:, :, 0] if value.ndim == 3 and channels == 1 else value)
+    if value.mode not in (*_PNG_MODES, *_TIFF_MODES):
+        value = value.convert("RGBA")
+    kind = "PNG" if value.mode in _PNG_MODES else "TIFF"
+    buffer = io.BytesIO()
+    try:
+        value.save(buffer, kind, exif=value.getexif())
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"prompt (image): a PIL image of mode {value.mode!r} cannot be read ({error})") from None
+    return buffer.getvalue(), f"prompt.{kind.lower()}"
+
+
+def _sound(value: np.ndarray, rate: int) -> np.ndarray:
+    fine = value.dtype.kind == "f" and value.ndim == 1 and value.size
+    require(bool(fine), "prompt (audio)", Shown(value), f"{SOUND}, {rate:,} of them a second")
+    require(bool(np.isfinite(value).all()), "prompt (audio)", Shown(value), "finite numbers")
+    return value.astype(np.float32)
+
+
+class Shown:
+    """A value as errors show it: short, and arrays by their type and shape."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __repr__(self) -> str:
+        return _shown(self.value)
+
+
+def _shown(value: Any) -> str:
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape is not None and dtype is not None:
+        return f"an array of {dtype} {list(shape)}"
+    if isinstance(value, str | bytes | int | float | None):
+        text = repr(value if not isinstance(value, str | bytes) else value[:_LONGEST_SHOWN])
+    elif isinstance(value, Path):
+        text = repr(str(value))
+    elif isinstance(value, dict):
+        text = "{" + ", ".join(f"{_shown(k)}: {_shown(v)}" for k, v in list(value.items())[:4]) + "}"
+    elif isinstance(value, Sequence):
+        text = f"a {type(value).__name__} of {len(value)}"
+    else:
+        text = f"a {type(value).__name__}"
+    return printable(text) if len(text) <= 2 * _LONGEST_SHOWN else printable(text[: 2 * _LONGEST_SHOWN]) + "..."
