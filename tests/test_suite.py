@@ -1,0 +1,205 @@
+"""The suite of `plait evaluate`: a model that copies the truth scores the ceiling, one that copies another's zero."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from fake_data import FakeImage, FakeOptions, FakeSpeech, FakeText, run_config, write_folder
+
+from plait.batch import Document, Part, spell, spell_prompt
+from plait.codecs.base import Encoded
+from plait.config import EvaluateConfig, GenerateConfig
+from plait.data.raw import RawDocument
+from plait.data.sources import resolve_vocabulary
+from plait.evaluate import image, judges, suite
+from plait.evaluate.suite import Suite
+from plait.generate import Generator
+from plait.generate.pipeline import Pipeline
+from plait.model.mot import MixtureOfTransformers
+from plait.model_config import ModelConfig
+from plait.progress import QuietProgress
+
+THINGS = ["fox", "owl", "key", "apple", "sun", "boat", "tree"]
+SIDE = 4
+
+
+class Text(FakeText):
+    def decode(self, encoded):
+        return [bytes(e.ids.astype(np.uint8)).decode() for e in encoded]
+
+
+class Image(FakeImage):
+    default_grid = (SIDE, SIDE)
+
+    def decode(self, encoded):
+        return [np.repeat(e.ids.reshape(SIDE, SIDE, 1).astype(np.uint8) * 4, 3, axis=2) for e in encoded]
+
+    def encode(self, media):
+        return [Encoded(m[:, :, 0].astype(np.int32).ravel() // 4, grid=(SIDE, SIDE)) for m in media]
+
+
+CODECS = {"text": Text(FakeOptions()), "image": Image(FakeOptions(SIDE)), "speech": FakeSpeech(FakeOptions())}
+CODECS["image"].mean = 0.0
+
+
+def drawn(thing: str) -> np.ndarray:
+    ids = np.random.default_rng(THINGS.index(thing)).integers(0, 64, (SIDE, SIDE, 1))
+    return np.repeat(ids.astype(np.uint8) * 4, 3, axis=2)
+
+
+def caption(i: int) -> str:
+    return f"a {THINGS[i]} on a blue ground"
+
+
+def document(i: int) -> Document:
+    """Return a caption, an image of ids, and speech, whose ids spell the caption."""
+    said = np.frombuffer(caption(i).encode(), np.uint8).astype(np.int32)
+    (shown,) = CODECS["image"].encode([drawn(THINGS[i])])
+    parts = [Part("text", said), Part("image", shown.ids, grid=shown.grid), Part("speech", said)]
+    return Document(parts, meta={"caption": caption(i), "shows": THINGS[i]})
+
+
+class Truths:
+    """What the source of these documents knows."""
+
+    num_names = len(THINGS)
+
+    def caption(self, meta):
+        return meta.get("caption", "")
+
+    def scores(self, said, metas):
+        pairs = list(zip(said, metas, strict=True))
+        return {"object": float(np.mean([m["shows"] in s for s, m in pairs])),
+                "exact": float(np.mean([m["caption"] == s for s, m in pairs]))}  # fmt: skip
+
+    def thing(self, meta):
+        return meta.get("shows", "")
+
+    def things(self):
+        return THINGS
+
+    def reference(self, thing, size):
+        return drawn(thing)
+
+    def openings(self, metas, count, seed):
+        return [f"a {thing} on" for thing in THINGS], np.array([THINGS.index(m["shows"]) for m in metas])
+
+
+class Origin:
+    """A source that makes the documents again."""
+
+    truths = Truths()
+
+    def splits(self):
+        return {"train": len(THINGS), "seen": len(THINGS)}
+
+    def read(self, split, start, stop):
+        for i in range(start, min(stop, len(THINGS))):
+            yield RawDocument([("text", caption(i)), ("image", drawn(THINGS[i]))], {"caption": caption(i)})
+
+
+class Planted(MixtureOfTransformers):
+    """Knows what follows each part of a document, and reads what came before out of the cache, where it wrote it."""
+
+    def __init__(self, config, turn: int = 0):
+        super().__init__(config)
+        self.follows: dict[tuple, int] = {}
+        for i in range(len(THINGS)):
+            for given in document(i).parts:
+                for made in document((i + turn) % len(THINGS)).parts:
+                    self._learn(given, made)
+        with torch.no_grad():
+            weight = self.head["shared"].weight
+            weight.copy_(torch.eye(*weight.shape))
+
+    def _learn(self, given: Part, made: Part) -> None:
+        before = [int(i) for run in spell_prompt([given], self.config) for i in run.ids]
+        after = [int(i) for run in spell(Document([made]), self.config)[1:] for i in run.ids]
+        for n, token in enumerate(after):
+            if token not in self.config.layout.opening.values():  # which span opens is what is asked for
+                self.follows[(*before, *after[:n])] = token
+
+    def forward(self, batch, cache=None):
+        histories = np.split(batch.ids.numpy(), np.cumsum(batch.lengths)[:-1])
+        if cache is not None:
+            histories = self._histories(batch, cache)
+        hidden = torch.zeros(batch.num_tokens, self.config.width)
+        at = 0
+        for history, count in zip(histories, batch.lengths, strict=True):
+            for n in range(len(history) - count, len(history)):
+                hidden[at, self.follows.get(tuple(history[: n + 1].tolist()), 0)] = 100.0
+                at += 1
+        return list(hidden[batch.routing.to_towers].split(batch.routing.padded_sizes))
+
+    def _histories(self, batch, step) -> list[np.ndarray]:
+        cache, c = step.cache, self.config
+        new = batch.ids.float()[:, None, None].expand(-1, c.num_kv_heads, c.head_dim)
+        step.attend(0, new.repeat_interleave(c.num_heads // c.num_kv_heads, 1), new, new)
+        rows = [row for row, _ in step.kept] or list(range(len(batch.lengths)))
+        ends = [cache.lengths[row] + n for row, n in zip(rows, batch.lengths, strict=True)]
+        step.commit()
+        return [cache.span(0, cache.locate(row, end), 0, end)[0][:, 0, 0].long().numpy()
+                for row, end in zip(rows, ends, strict=True)]  # fmt: skip
+
+
+class Pixels:
+    """An image's features are its pixels."""
+
+    def features(self, pictures):
+        return torch.stack([torch.from_numpy(p[:, :, 0].ravel().astype(np.float32)) for p in pictures])
+
+
+def heard(clips, captions, sample_rate):
+    return [bytes(clip.astype(np.uint8)).decode() == c for clip, c in zip(clips, captions, strict=True)]
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    documents = [document(i) for i in range(len(THINGS))]
+    # one that lacks parts, and one of which nothing is known, are passed over
+    lacking = Document([Part("text", np.arange(3))], meta={"caption": "a fox"})
+    documents[2:2] = [lacking, dataclasses.replace(document(1), meta={})]
+    folder = write_folder(tmp_path / "data", {"train": documents, "seen": documents})
+    config = run_config(folder, tasks={"text,image": 1.0, "image,text": 1.0})
+    config.model = ModelConfig(modalities=config.model.modalities, width=512, num_heads=2, num_layers=1)
+    config = resolve_vocabulary(config)
+    config.generate = GenerateConfig(batch_size=4, max_tokens={"text": 40, "speech": 40})
+    config.evaluate = EvaluateConfig(batches=1)
+    monkeypatch.setattr(suite, "remade", lambda *a: Origin())
+    monkeypatch.setattr(suite, "raw_documents", lambda origin, split, numbers: list(origin.read(split, 0, 99)))
+    monkeypatch.setattr(suite, "available", lambda progress: True)
+    monkeypatch.setattr(image, "FeatureJudge", Pixels)
+    monkeypatch.setattr(judges, "_hits", heard)
+    return config
+
+
+def figures_of(config, turn: int) -> dict[str, float]:
+    pipeline = Pipeline(Planted(config.model, turn), CODECS, config.generate, config.diffusion)
+    return Suite(config, pipeline, QuietProgress()).run()
+
+
+SHARES = ["caption_object_accuracy", "caption_exact_accuracy", "caption_speech_object_accuracy",
+          "caption_speech_exact_accuracy", "caption_choice_accuracy", "caption_speech_choice_accuracy",
+          "image_object_accuracy", "speech_recognised"]  # fmt: skip
+
+
+def test_a_model_that_copies_the_truth_scores_the_ceiling(config, monkeypatch):
+    rows, start = [], Generator.__init__
+    monkeypatch.setattr(Generator, "__init__", lambda self, *a, **k: rows.append(k["max_rows"]) or start(self, *a, **k))
+    figures = figures_of(config, 0)
+    assert {name: figures[name] for name in SHARES} == dict.fromkeys(SHARES, 1.0)
+    assert figures["caption_object_chance"] == 1 / len(THINGS) and figures["image_object_trials"] == len(THINGS)
+    assert figures["image_frechet"] == pytest.approx(0, abs=1e-3) and figures["image_object_codec"] == 1.0
+    assert set(rows) == {4}  # as many together as the run's config says
+
+
+def test_a_model_that_copies_another_documents_truth_scores_zero(config):
+    figures = figures_of(config, 1)
+    assert {name: figures[name] for name in SHARES} == dict.fromkeys(SHARES, 0.0)
+
+
+def test_a_source_that_knows_nothing_is_asked_nothing(config, monkeypatch):
+    """Rows whose meta happens to have a caption, as img2dataset writes one, are no scenes."""
+    monkeypatch.undo()
+    assert all(name.startswith(("val_loss/", "task_loss/", "perplexity/")) for name in figures_of(config, 0))
