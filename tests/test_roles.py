@@ -181,13 +181,15 @@ def test_what_follows_a_made_image_sees_what_training_saw(name):
     assert layout.closing["image"] in anew.ids
 
 
-def test_made_ids_take_the_way_of_generation():
+@pytest.mark.parametrize("axes", [["time"], ["time", "row", "column"]], ids=len)
+def test_made_ids_take_the_way_of_generation(axes):
     """Ids under way, and ids that stand in the prompt, are told apart where towers go by role."""
     config = small("bagel_like").model
     image = dataclasses.replace(config.modalities["image"], objective="next_token", attention="causal", vocab_size=16,
                                 codec="", latent_channels=0, later_sees="noised", place_embedding=False, patch_size=0,
-                                codec_options={})  # fmt: skip
-    config = dataclasses.replace(config, modalities=config.modalities | {"image": image})
+                                codec_options={}, tower="understanding",
+                                tower_by_role={"generation": "generation"})  # fmt: skip
+    config = dataclasses.replace(config, modalities=config.modalities | {"image": image}, position_axes=axes)
     generator = Generator(MixtureOfTransformers(config).requires_grad_(False), grids={"image": GRID})
     generator.add(Request([Part("image", np.arange(6), grid=GRID)], "image"))
     seen = []

@@ -400,8 +400,7 @@ def generate(
     ``settings`` are further ones of `Generator`.
     """
     requests = list(requests)
-    branches = max((r.max_branches for r in requests), default=1)
-    engine = Generator(model, grids=grids, max_rows=max_rows, max_length=max_length, max_branches=branches, **settings)
+    engine = Generator(model, grids=grids, max_rows=max_rows, max_length=max_length, **settings)
     for request in requests:  # one that cannot be made is refused before any is
         engine.check(request)
     engine.reserve(requests)
