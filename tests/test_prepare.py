@@ -26,7 +26,7 @@ from plait.data.prepare import prepare, spread_blocks
 from plait.data.shards import ShardSource, read_index
 from plait.errors import ConfigError, DataError, ResourceError
 from plait.model_config import ModalityConfig, ModelConfig
-from plait.progress import Bar
+from plait.progress import Bar, QuietProgress
 from plait.run_records import ModalitySettings
 
 ROWS = 150
@@ -378,3 +378,35 @@ def test_with_the_real_codecs(tmp_path):
     assert figures["broken_rows"] == 3 and figures["image_codec_psnr"] > 0
     batch, _ = next(iter(Loader(config)))
     assert {p.modality for d in batch.documents for p in d.parts} == {"text", "image", "speech"}
+
+
+def test_a_caption_in_the_meta_makes_no_scene_of_a_row(tmp_path, manifest, monkeypatch):
+    """img2dataset writes one beside every image: judges, which know scenes, have nothing to say about it."""
+    from plait import workflow
+
+    rows = [json.loads(line) | {"meta": {"caption": "a fox"}} for line in manifest.read_text().splitlines()]
+    path = manifest.with_name("captioned.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_for(tmp_path / "data", path)
+    monkeypatch.setattr(workflow, "available", None)  # nobody asks whether judges are there
+    prepare(config)
+    assert workflow.judge_step(config, QuietProgress()) == {}
+    assert json.loads((tmp_path / "data" / "judges.json").read_text())["figures"] == {}
+
+
+def test_parts_without_loss_stay_so_all_the_way(tmp_path, manifest):
+    """``loss: false`` in a manifest is understanding in training: seen clean, and never a target."""
+    rows = [{"parts": [{"image": "0.png", "loss": False}, {"text": f"about {i}", "loss": True}]} for i in range(40)]
+    rows.append({"parts": [{"text": "a", "loss": "no"}]})
+    path = manifest.with_name("given.jsonl")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = config_for(tmp_path / "data", path, validation_share=0.0, max_broken_share=0.1)
+    prepare(config)
+    assert json.loads((tmp_path / "data" / "broken.jsonl").read_text())["reason"] == (
+        'part 1 has the loss "no", it must be true or false'
+    )
+    document = ShardSource(tmp_path / "data", "train").document(0)
+    assert [(p.role, p.loss) for p in document.parts] == [("understanding", 0.0), ("generation", 1.0)]
+    batch, _ = next(iter(Loader(config)))
+    names = list(config.model.modalities)
+    assert batch.counts[names.index("image")] == 0 < batch.counts[names.index("text")]

@@ -9,7 +9,7 @@ from fake_data import FakeImage, FakeOptions, FakeSpeech, FakeText, run_config, 
 
 from plait.batch import Document, Part, spell, spell_prompt
 from plait.codecs.base import Encoded
-from plait.config import EvaluateConfig, GenerateConfig
+from plait.config import EvaluateConfig, GenerateConfig, SamplingConfig
 from plait.data.raw import RawDocument
 from plait.data.sources import resolve_vocabulary
 from plait.evaluate import image, judges, suite
@@ -26,7 +26,7 @@ SIDE = 4
 
 class Text(FakeText):
     def decode(self, encoded):
-        return [bytes(e.ids.astype(np.uint8)).decode() for e in encoded]
+        return [bytes(e.ids.astype(np.uint8)).decode(errors="replace") for e in encoded]
 
 
 class Image(FakeImage):
@@ -197,6 +197,19 @@ def test_a_model_that_copies_the_truth_scores_the_ceiling(config, monkeypatch):
 def test_a_model_that_copies_another_documents_truth_scores_zero(config):
     figures = figures_of(config, 1)
     assert {name: figures[name] for name in SHARES} == dict.fromkeys(SHARES, 0.0)
+
+
+def test_an_image_of_any_number_of_ids_comes_back_whole(config):
+    """As many positions as the model has, and the extent that the run's config says."""
+    config.generate.grids, config.generate.speculate = {"image": [34, 34]}, 128
+    config.generate.sampling = {"image": SamplingConfig(temperature=0)}
+    config.model = ModelConfig(modalities=config.model.modalities, width=8, num_heads=1, num_layers=1)
+    model = MixtureOfTransformers(config.model)
+    model.head["shared"].weight.data.zero_()  # one id after the other is the same, so that all guesses are right
+    codecs = CODECS | {"image": FakeImage(FakeOptions())}  # which decodes nothing
+    pipeline = Pipeline(model, codecs, config.generate, config.diffusion)
+    (made,) = Suite(config, pipeline, QuietProgress()).complete([document(0)], "text", "image", "")
+    assert made.shape == (34 * 34,)
 
 
 def test_a_source_that_knows_nothing_is_asked_nothing(config, monkeypatch):
