@@ -20,6 +20,7 @@ from plait.generate import Generator, Request, engine
 from plait.generate.pipeline import Pipeline
 from plait.model.mask import dense_mask, segments
 from plait.model.mot import MixtureOfTransformers
+from plait.model_config import ModalityConfig
 from plait.parts import as_given, role_of
 from plait.progress import QuietProgress
 from plait.shipped import config_path
@@ -35,7 +36,7 @@ def part(config: RunConfig, name: str, seed: int) -> Part:
     rng, modality = np.random.default_rng(seed), config.model.modalities[name]
     if modality.objective == "diffusion":
         return Part(name, latents=rng.standard_normal((6, modality.latent_channels or 8)).astype(np.float32), grid=GRID)
-    grid = GRID if modality.codec.startswith("image") else ()
+    grid = GRID if config.modalities[name].codec.startswith("image") else ()
     return Part(name, rng.integers(0, 200, 6).astype(np.int32), grid=grid)
 
 
@@ -58,7 +59,8 @@ def config(request, tmp_path):
     records = {}
     for name, m in config.model.modalities.items():
         ids = m.objective == "next_token"
-        records[name] = {"codec": m.codec, "key": name, "vocab_size": (m.vocab_size or 256) * ids, "default_grid": [],
+        records[name] = {"codec": config.modalities[name].codec, "key": name, "default_grid": [],
+                         "vocab_size": (m.vocab_size or 256) * ids,
                          "latent_channels": 0 if ids else m.latent_channels or 8, "patch_size": m.patch_size or 1,
                          "fingerprint": ""}  # fmt: skip
     names = [*config.model.modalities] * 2
@@ -185,11 +187,8 @@ def test_what_follows_a_made_image_sees_what_training_saw(name):
 def test_made_ids_take_the_way_of_generation(axes):
     """Ids under way, and ids that stand in the prompt, are told apart where towers go by role."""
     config = small("bagel_like").model
-    image = dataclasses.replace(config.modalities["image"], objective="next_token", attention="causal", vocab_size=16,
-                                codec="", latent_channels=0, later_sees="noised", place_embedding=False, patch_size=0,
-                                codec_options={}, tower="understanding",
-                                tower_by_role={"generation": "generation"})  # fmt: skip
-    config = dataclasses.replace(config, modalities=config.modalities | {"image": image}, position_axes=axes)
+    image = ModalityConfig(vocab_size=16, tower="understanding", tower_by_role={"generation": "generation"})
+    config = dataclasses.replace(config, modalities={**config.modalities, "image": image}, position_axes=axes)
     generator = Generator(MixtureOfTransformers(config).requires_grad_(False), grids={"image": GRID})
     generator.add(Request([Part("image", np.arange(6), grid=GRID)], "image"))
     seen = []
