@@ -85,7 +85,8 @@ class DataConfig:
     """What happens to a longer document; counted in either case."""
     tasks: dict[str, float] = field(default_factory=dict)
     """Weights of part orders, such as "text,image": the modalities given first, the last one predicted from them.
-    "as_written" is all parts in their order, each predicted from those before; empty: that alone."""
+    "as_written" is all parts in their order, each predicted from those before but for those that carry no loss; empty:
+    that alone."""
     drop_condition: float = 0.1
     """Rate at which all parts before the last are dropped, for classifier-free guidance."""
     drop_host: float = 0.0
@@ -293,12 +294,13 @@ class GenerateConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass."""
     cache: Literal["static", "paged"] = "static"
-    """static: room for the longest sequence in every row. paged: rows take pages as they grow, and share those of
-    what they begin with; it holds long and short sequences in less memory, and reads them a little slower."""
+    """Both are as large as the requests at hand need. static: room for the longest of them in every row. paged: rows
+    take pages as they grow, and share those of what they begin with; it holds long and short sequences in less memory,
+    and reads them a little slower."""
     page_size: int = 16
     """Tokens in one page (paged)."""
     cache_tokens: int = 0
-    """Tokens that the pages of all requests hold together (paged); 0 means as many as the static cache."""
+    """Most tokens that the pages of all requests hold together (paged): others wait; 0 means as many as needed."""
     cuda_graphs: bool = False
     """Launch each step of decoding as one CUDA graph, on CUDA devices."""
     speculate: int = 0

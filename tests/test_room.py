@@ -12,6 +12,7 @@ from plait.config import SamplingConfig
 from plait.config_file import load
 from plait.errors import ConfigError
 from plait.generate import Generator, Request, generate
+from plait.generate.graphs import Graphs
 from plait.generate.room import Room, most_tokens
 from plait.shipped import config_path
 
@@ -78,3 +79,25 @@ def test_a_request_that_cannot_be_made_is_refused_before_any_is(monkeypatch):
         ConfigError, match=r"generate\.max_tokens\.text: 0 is not allowed, it must be an integer, at least 1"
     ):
         generate(build(), [Request([], "text"), Request([], "text", max_tokens={"text": 0})], grids=GRIDS)
+
+
+def test_graphs_of_a_cache_that_grew_are_captured_anew():
+    """They know where the cache was: none may be replayed once it was moved."""
+    model, captured = build(), []
+    engine = Generator(model, grids=GRIDS, max_rows=2, max_length=64)
+
+    def capture(function):
+        captured.append(engine.cache.keys.data_ptr())
+        return lambda: None, function()
+
+    engine._decoder.pad = True
+    engine._graphs = engine._decoder.run = Graphs(engine._decoder.forward, capture)
+    engine.add(Request([], "text", {}, {"text": 30}, number=0))
+    engine.step()
+    engine.step()
+    assert len(captured) == len(engine._graphs.captured) > 0
+    engine.add(Request([Part("text", np.arange(9))], "text", {}, {"text": 40}, number=1))
+    assert not engine._graphs.captured
+    engine.step()
+    engine.step()
+    assert captured[-1] == engine.cache.keys.data_ptr() != captured[0]
