@@ -380,33 +380,38 @@ def test_with_the_real_codecs(tmp_path):
     assert {p.modality for d in batch.documents for p in d.parts} == {"text", "image", "speech"}
 
 
-def test_a_caption_in_the_meta_makes_no_scene_of_a_row(tmp_path, manifest, monkeypatch):
-    """img2dataset writes one beside every image: judges, which know scenes, have nothing to say about it."""
-    from plait import workflow
-
-    rows = [json.loads(line) | {"meta": {"caption": "a fox"}} for line in manifest.read_text().splitlines()]
-    path = manifest.with_name("captioned.jsonl")
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = config_for(tmp_path / "data", path)
-    monkeypatch.setattr(workflow, "available", None)  # nobody asks whether judges are there
-    prepare(config)
-    assert workflow.judge_step(config, QuietProgress()) == {}
-    assert json.loads((tmp_path / "data" / "judges.json").read_text())["figures"] == {}
-
-
-def test_parts_without_loss_stay_so_all_the_way(tmp_path, manifest):
-    """``loss: false`` in a manifest is understanding in training: seen clean, and never a target."""
-    rows = [{"parts": [{"image": "0.png", "loss": False}, {"text": f"about {i}", "loss": True}]} for i in range(40)]
+@pytest.fixture(scope="module")
+def given(tmp_path_factory, manifest) -> RunConfig:
+    """Return a run on rows whose images carry no loss, and whose meta has a caption, as img2dataset writes one."""
+    rows = [{"parts": [{"image": "0.png", "loss": False}, {"text": f"about {i}", "loss": True}],
+             "meta": {"caption": "a fox"}} for i in range(40)]  # fmt: skip
     rows.append({"parts": [{"text": "a", "loss": "no"}]})
     path = manifest.with_name("given.jsonl")
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = config_for(tmp_path / "data", path, validation_share=0.0, max_broken_share=0.1)
-    prepare(config)
-    assert json.loads((tmp_path / "data" / "broken.jsonl").read_text())["reason"] == (
-        'part 1 has the loss "no", it must be true or false'
-    )
-    document = ShardSource(tmp_path / "data", "train").document(0)
+    folder = tmp_path_factory.mktemp("given")
+    config = config_for(folder / "data", path, ("text", "image"), max_broken_share=0.1)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, place in CODEC_NAMES.items():
+            patch.setitem(CODECS, name, place)
+        prepare(config)
+    return config
+
+
+def test_a_caption_in_the_meta_makes_no_scene_of_a_row(given, monkeypatch):
+    """Judges, which know scenes, have nothing to say about it, and are not even asked whether they are there."""
+    from plait import workflow
+
+    monkeypatch.setattr(workflow, "available", None)
+    assert workflow.judge_step(given, QuietProgress()) == {}
+
+
+def test_parts_without_loss_stay_so_all_the_way(given):
+    """``loss: false`` in a manifest is understanding in training: seen clean, and never a target."""
+    folder = Path(given.data.path)
+    broken = json.loads((folder / "broken.jsonl").read_text())["reason"]
+    assert broken == 'part 1 has the loss "no", it must be true or false'
+    document = ShardSource(folder, "train").document(0)
     assert [(p.role, p.loss) for p in document.parts] == [("understanding", 0.0), ("generation", 1.0)]
-    batch, _ = next(iter(Loader(config)))
-    names = list(config.model.modalities)
+    batch, _ = next(iter(Loader(given)))
+    names = list(given.model.modalities)
     assert batch.counts[names.index("image")] == 0 < batch.counts[names.index("text")]

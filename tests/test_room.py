@@ -18,7 +18,7 @@ from plait.shipped import config_path
 
 
 def test_one_guided_prompt_of_a_large_model_takes_what_it_needs():
-    """By arithmetic: 134 GB of bfloat16 before, for rows that nobody asked for and positions that nobody reaches."""
+    """By arithmetic: 137 GB of bfloat16 before, for rows that nobody asked for and positions that nobody reaches."""
     config = load(config_path("mot_7b"), [f"model.modalities.{n}.vocab_size=65536" for n in ("text", "image")])
     grids = {"image": (32, 32)}
     sampling = {"image": SamplingConfig(guidance=3.0)}
