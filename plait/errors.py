@@ -1,7 +1,9 @@
 """Errors that a user can cause, each one sentence, and the exit codes that scripts can read."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import PurePath
+from typing import Any
 
 
 class PlaitError(Exception):
@@ -56,3 +58,33 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
     """Raise a ConfigError that says what ``field`` may be, unless the condition holds."""
     if not condition:
         raise ConfigError(f"{field}: {value!r} is not allowed, it must be {allowed}")
+
+
+LONGEST_SHOWN = 60
+
+
+class Shown:
+    """A value that a caller gave, as errors show it: short, and arrays by their type and shape."""
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __repr__(self) -> str:
+        return _shown(self.value)
+
+
+def _shown(value: Any) -> str:
+    shape, dtype = getattr(value, "shape", ()), getattr(value, "dtype", None)
+    if shape and dtype is not None:
+        return f"an array of {dtype} {list(shape)}"
+    if isinstance(value, str | bytes | int | float | None) or dtype is not None:
+        text = repr(value if not isinstance(value, str | bytes) else value[:LONGEST_SHOWN])
+    elif isinstance(value, PurePath):
+        text = repr(str(value))
+    elif isinstance(value, dict):
+        text = "{" + ", ".join(f"{_shown(k)}: {_shown(v)}" for k, v in list(value.items())[:4]) + "}"
+    elif isinstance(value, Sequence):
+        text = f"a {type(value).__name__} of {len(value)}"
+    else:
+        text = f"a {type(value).__name__}"
+    return printable(text) if len(text) <= 2 * LONGEST_SHOWN else printable(text[: 2 * LONGEST_SHOWN]) + "..."

@@ -137,7 +137,9 @@ def test_sampling_takes_numbers_alone(pipeline, name):
     *(({"seed": v}, "seed") for v in (1.5, math.nan, "1", None, True)),
     *(({"max_tokens": {"text": v}}, "max_tokens.text") for v in (0, -1, 1.5, math.nan, math.inf, "9", None, True)),
     *(({"grids": {"mel": v}}, "grids.mel") for v in ((0, 1), (-1, 2), (1.5, 2), (math.nan,), ("2", 2), (), 4, "4")),
-    ({"max_tokens": 9}, "max_tokens"), ({"grids": [2, 2]}, "grids"), ({"sampling": 1.0}, "sampling"),
+    ({"seed": np.zeros(999)}, "seed"), ({"sampling": np.zeros(999)}, "sampling"),
+    ({"grids": {"mel": np.ones((99, 99))}}, "grids.mel"), ({"max_tokens": 9}, "max_tokens"),
+    ({"grids": [2, 2]}, "grids"), ({"sampling": 1.0}, "sampling"),
     ({"sampling": {"text": {"top_k": 1}}}, "sampling.text"), ({"grids": {"image": (2, 2)}}, "grids.image"),
     ({"max_tokens": {"texts": 3}}, "max_tokens"), ({"sampling": {"texts": SamplingConfig()}}, "sampling"),
 ])  # fmt: skip

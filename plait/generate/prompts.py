@@ -5,14 +5,13 @@ through the same reading as a file with the same pixels, so that modes, transpar
 """
 
 import io
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from plait.codecs import Codec, Media
-from plait.errors import ConfigError, DataError, PlaitError, ResourceError, printable, require, unknown
+from plait.errors import ConfigError, DataError, PlaitError, ResourceError, Shown, require, unknown
 
 MediaPart = tuple[str, Media]
 """A modality and one raw item."""
@@ -23,7 +22,6 @@ Prompt = Any
 IMAGE = "uint8 [height, width, 3], with a fourth channel for opacity, or grey [height, width]"
 SOUND = "float32 [samples]"
 
-_LONGEST_SHOWN = 60
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 _TIFF_MODES = ("I", "F", "CMYK", "YCbCr", "LAB")
 
@@ -129,30 +127,3 @@ def _sound(value: np.ndarray, rate: int) -> np.ndarray:
     require(bool(fine), "prompt (audio)", Shown(value), f"{SOUND}, {rate:,} of them a second")
     require(bool(np.isfinite(value).all()), "prompt (audio)", Shown(value), "finite numbers")
     return value.astype(np.float32)
-
-
-class Shown:
-    """A value as errors show it: short, and arrays by their type and shape."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __repr__(self) -> str:
-        return _shown(self.value)
-
-
-def _shown(value: Any) -> str:
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if shape is not None and dtype is not None:
-        return f"an array of {dtype} {list(shape)}"
-    if isinstance(value, str | bytes | int | float | None):
-        text = repr(value if not isinstance(value, str | bytes) else value[:_LONGEST_SHOWN])
-    elif isinstance(value, Path):
-        text = repr(str(value))
-    elif isinstance(value, dict):
-        text = "{" + ", ".join(f"{_shown(k)}: {_shown(v)}" for k, v in list(value.items())[:4]) + "}"
-    elif isinstance(value, Sequence):
-        text = f"a {type(value).__name__} of {len(value)}"
-    else:
-        text = f"a {type(value).__name__}"
-    return printable(text) if len(text) <= 2 * _LONGEST_SHOWN else printable(text[: 2 * _LONGEST_SHOWN]) + "..."
