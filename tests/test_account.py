@@ -6,6 +6,7 @@ import json
 import queue
 import tarfile
 import threading
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from fake_data import CODEC_NAMES, FakeImage, FakeOptions, FakeSpeech, FakeText
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from test_manifest import read_all
 from test_prepare import config_for, fake_codecs  # noqa: F401  (a fixture)
 from test_prepare_inputs import add, flac, png
@@ -22,8 +24,9 @@ from test_prepare_inputs import add, flac, png
 from plait.codecs import CODECS
 from plait.config import PrepareConfig
 from plait.data import encode
-from plait.data.account import account_lines, account_of
+from plait.data.account import ShardAccount, account_lines, account_of
 from plait.data.encode import Setup, codec_folder, encode_shard, finished_shard, rows_folder, save_codec, scan_file
+from plait.data.formats import open_rows
 from plait.data.prepare import prepare
 from plait.data.raw import BrokenRow
 from plait.data.rows import RowIndex, join, scans_of
@@ -244,8 +247,58 @@ def test_captions_beside_images_are_text_or_it_is_said(tmp_path):
                for line in lines)  # fmt: skip
 
 
+def test_frames_and_profiles_that_are_left_out_are_counted(tmp_path):
+    from plait.codecs.pictures import read_picture
+
+    class RealImage(FakeImage):
+        def read(self, value, base):
+            return read_picture(value, base, 8)
+
+    first, second = (Image.new("RGB", (9, 9), colour) for colour in ("red", "blue"))
+    first.save(tmp_path / "a.gif", save_all=True, append_images=[second])
+    first.save(tmp_path / "a.tif", save_all=True, append_images=[second])
+    first.save(tmp_path / "b.png", icc_profile=b"any")
+    rows = [{"parts": [{"image": name}, {"image": "a.gif"}]} for name in ("a.tif", "b.png", "gone.png")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    found = read_all(tmp_path / "a.jsonl", codecs={"image": RealImage(FakeOptions())})["train"]
+    counted = ShardAccount()
+    for row in found:
+        counted.add(0, row, ["image"], broken=isinstance(row, BrokenRow))
+    frames, profiles = counted.files["0"]["remarks"].values()
+    assert (frames, profiles, counted.files["0"]["broken"]) == (3, 1, 1)
+
+
+def test_what_a_codec_cannot_encode_is_a_broken_row(tmp_path):
+    class Odd(FakeText):
+        def encode(self, media):
+            if "odd" in media:
+                raise RuntimeError("shapes differ\nin the network")
+            return super().encode(media)
+
+    results = encode._encode_items(Odd(FakeOptions()), ["a", "odd", "b"])
+    assert results[1] == "it cannot be encoded: RuntimeError: shapes differ" and len(results[2].ids) == 1
+
+
+def test_the_index_of_a_tar_holds_little(tmp_path):
+    """All headers are read before a sample is, and none of them is kept."""
+
+    def peak(samples: int) -> int:
+        with tarfile.open(tmp_path / "a.tar", "w") as tar:
+            for suffix in ("txt", "cls"):
+                for i in range(samples):
+                    add(tar, f"{i:06d}.{suffix}", b"text")
+        rows = open_rows(str(tmp_path / "a.tar"), {}, ["text"])
+        tracemalloc.start()
+        assert sum(1 for _ in rows.rows()) == samples
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(900) - peak(100) < 2 * 800 * 200  # bytes of a stretch, of which each sample has two
+
+
 def test_an_account_that_does_not_close_stops(tmp_path):
     scan = {"train": 2, "validation": 0, "given": {"text": 2}, "account": {"form": "JSON lines"}}
-    note = {"files": {"0": {"stored": 1, "broken": 0, "parts": {"text": 1}, "left out": {}}}}
+    note = {"files": {"0": {"stored": 1, "broken": 0, "parts": {"text": 1}, "left out": {}, "remarks": {}}}}
     with pytest.raises(DataError, match=r"has 2 rows, of which 1 were stored and 0 are broken: it changed"):
         account_of(["a.jsonl"], [scan], [note])

@@ -1,19 +1,43 @@
 """What every codec is: its manifest key, reading, writing and showing media, encoding and decoding."""
 
+import contextlib
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from plait.codecs.signatures import HEAD, kind_of
 from plait.config_file import from_dict
 from plait.errors import DataError
 
 Media = Any
 """Raw media as its codec knows it: str; image uint8 [H, W, 3]; audio float32 [samples] at the codec's rate."""
+
+_remarks: ContextVar[list[str] | None] = ContextVar("remarks", default=None)
+
+
+def remark(text: str) -> None:
+    """Say that a rule left something of the item being read out, such as an image's other frames: it is counted."""
+    said = _remarks.get()
+    if said is not None:
+        said.append(text)
+
+
+@contextlib.contextmanager
+def remarks() -> Iterator[list[str]]:
+    """Collect the remarks of the items that are read within."""
+    said: list[str] = []
+    token = _remarks.set(said)
+    try:
+        yield said
+    finally:
+        _remarks.reset(token)
+
 
 Progress = Callable[[float, str], None]
 """Called with the share done (0 to 1) and a short text, such as the current loss."""
@@ -103,7 +127,9 @@ class Codec(ABC):
             try:
                 return self.read(data.decode("utf-8-sig"), Path())
             except UnicodeDecodeError as error:
-                raise DataError(f"{name!r} is not UTF-8 (at byte {error.start + 1})") from None
+                kind = kind_of(data[:HEAD])
+                what = f"it is {kind.name}" if kind else f"at byte {error.start + 1}"
+                raise DataError(f"{name!r} is not UTF-8 ({what})") from None
         with tempfile.TemporaryDirectory(prefix="plait-") as folder:
             file = "item" + "".join(c for c in Path(name).suffix[:8] if c == "." or c.isalnum())
             (Path(folder) / file).write_bytes(data)

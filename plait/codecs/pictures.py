@@ -1,6 +1,7 @@
 """Pictures as the image codecs know them: reading, resizing, writing, and showing in a page."""
 
 import base64
+import contextlib
 import io
 import math
 import warnings
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.codecs.base import Codec
+from plait.codecs.base import Codec, remark
 from plait.codecs.image_modes import as_rgb
 from plait.codecs.signatures import unreadable
 from plait.errors import DataError, ResourceError
@@ -56,6 +57,11 @@ def read_picture(value: Any, base: Path, size: int, *, multiple: int = 0) -> np.
                 picture = as_rgb(file)
             except DataError as error:
                 raise DataError(f"image: {str(path)!r} {error}") from None
+            with contextlib.suppress(Exception):  # of damaged frames that are not read
+                if getattr(file, "is_animated", False):
+                    remark("images with more frames or pages, of which the first is read")
+            if file.info.get("icc_profile"):
+                remark("images with a colour profile (ICC), which is not applied")
     except FileNotFoundError:
         raise DataError(f"image: there is no file {str(path)!r}") from None
     except DataError:

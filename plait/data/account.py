@@ -29,13 +29,15 @@ class ShardAccount:
     def __init__(self) -> None:
         self.files: dict[str, dict[str, Any]] = {}
 
-    def add(self, file: int, keys: Sequence[str], mine: Sequence[str], *, broken: bool) -> None:
-        """Count a row whose parts have ``keys``, of which the codecs read ``mine``."""
-        found = self.files.setdefault(str(file), {"stored": 0, "broken": 0, "parts": {}, "left out": {}})
+    def add(self, file: int, row: Any, mine: Sequence[str], *, broken: bool) -> None:
+        """Count a row: a RawDocument, of whose parts the codecs read those of the keys ``mine``, or a broken one."""
+        empty: dict[str, Any] = {"stored": 0, "broken": 0, "parts": Counter(), "left out": Counter()}
+        found = self.files.setdefault(str(file), empty | {"remarks": Counter()})
         found["broken" if broken else "stored"] += 1
-        for key in () if broken else keys:
-            counts = found["parts" if key in mine else "left out"]
-            counts[key] = counts.get(key, 0) + 1
+        if not broken:
+            for key, _ in row.parts:
+                found["parts" if key in mine else "left out"][key] += 1
+            found["remarks"].update(row.remarks)
 
 
 def account_of(files: Sequence[str], scans: Sequence[Mapping[str, Any]], notes: Sequence[Mapping]) -> list[dict]:
@@ -44,7 +46,9 @@ def account_of(files: Sequence[str], scans: Sequence[Mapping[str, Any]], notes: 
     for number, (place, scan) in enumerate(zip(files, scans, strict=True)):
         mine = [note["files"][str(number)] for note in notes if str(number) in note["files"]]
         stored, broken = (sum(note[k] for note in mine) for k in ("stored", "broken"))
-        parts, left_out = (sum((Counter(note[k]) for note in mine), Counter()) for k in ("parts", "left out"))
+        parts, left_out, remarks = (
+            sum((Counter(note[k]) for note in mine), Counter()) for k in ("parts", "left out", "remarks")
+        )
         rows = scan["train"] + scan["validation"]
         given = Counter(scan["given"])
         if rows != stored + broken or (parts + left_out) - given:
@@ -58,7 +62,7 @@ def account_of(files: Sequence[str], scans: Sequence[Mapping[str, Any]], notes: 
             for key, n in sorted(given.items())
         }  # fmt: skip
         counts = {"file": place.rsplit("/", 1)[-1], "rows": rows, "stored": stored, "broken": broken, "parts": by_key}
-        found.append(counts | scan["account"])
+        found.append(counts | scan["account"] | {"remarks": dict(sorted(remarks.items()))})
     return found
 
 
@@ -97,6 +101,7 @@ def _line(entry: Mapping[str, Any]) -> str:
         said += [f"{_listed(columns[k])} {'is' if k == 'meta' else 'are'} {k}" for k in ("meta", "left out")
                  if columns[k]]  # fmt: skip
     said += [f"{entry[k]:,} {k}" for k in ("empty cells", "blank lines") if entry.get(k)]
+    said += [f"{n:,} {text}" for text, n in entry.get("remarks", {}).items()]
     return "; ".join(said)
 
 

@@ -24,6 +24,7 @@ from plait.data.account import ShardAccount
 from plait.data.formats import open_rows
 from plait.data.manifest import ManifestSource, known_keys
 from plait.data.origins import Setup, open_source
+from plait.data.places import reason_of
 from plait.data.raw import ROWS_AT_ONCE, BrokenRow, RawDocument, RawSource
 from plait.data.rows import scan
 from plait.data.shards import shard_name, write_shard
@@ -192,7 +193,7 @@ def encode_shard(split: str, number: int, start: int, stop: int, records: dict[s
         lines = [row.line if isinstance(row, BrokenRow) else None for row in rows]
         for k, result in enumerate(_encode_rows(rows)):
             is_broken = isinstance(result, BrokenRow)
-            account.add(files[k], [] if is_broken else [key for key, _ in rows[k].parts], mine, broken=is_broken)
+            account.add(files[k], rows[k], mine, broken=is_broken)
             if is_broken:
                 broken.append(result if lines[k] else _located(result.reason, split, at + k))
             else:
@@ -348,9 +349,12 @@ def _encode_items(codec: Codec, items: list) -> list[Encoded | str]:
         return []
     try:
         return list(codec.encode(items))
-    except DataError as error:
+    except (ConfigError, ResourceError):
+        raise  # no fault of the items
+    except Exception as error:  # networks fail in many ways on odd items, and one item must not end all
         if len(items) == 1:
-            return [str(error)]
+            kind = "" if isinstance(error, DataError) else f"it cannot be encoded: {type(error).__name__}: "
+            return [kind + reason_of(error)]
         return [result for item in items for result in _encode_items(codec, [item])]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.codecs import CODECS, Codec, codec_class
+from plait.codecs.base import remarks
 from plait.config import PrepareConfig
 from plait.data.foreign import about_row
 from plait.data.formats import Rows, open_rows
@@ -82,15 +83,16 @@ class ManifestSource:
     def _document(self, row: Any, place: str) -> RawDocument:
         parts, meta = _check(row)
         media, without_loss = [], set()
-        for k, part in enumerate(parts, start=1):
-            key, value, loss = _part(k, part)
-            media.append((key, self._read_part(k, key, value, place)))
-            if not loss:
-                without_loss.add(k - 1)
+        with remarks() as said:
+            for k, part in enumerate(parts, start=1):
+                key, value, loss = _part(k, part)
+                media.append((key, self._read_part(k, key, value, place)))
+                if not loss:
+                    without_loss.add(k - 1)
         if not any(key in self._readers for key, _ in media):
             keys = ", ".join(dict.fromkeys(key for key, _ in media))
             raise BadRow(f"none of its parts ({keys}) is of a kind that this model reads ({', '.join(self._readers)})")
-        return RawDocument(media, meta, frozenset(without_loss))
+        return RawDocument(media, meta, frozenset(without_loss), said)
 
     def _read_part(self, k: int, key: str, value: Any, place: str) -> Any:
         if key not in self._readers:

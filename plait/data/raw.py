@@ -30,6 +30,8 @@ class RawDocument:
     """What is known of it, in plain JSON types."""
     without_loss: frozenset[int] = frozenset()
     """Places of the parts that are no targets (``loss: false`` in a manifest)."""
+    remarks: list[str] = field(default_factory=list)
+    """What was left out of its items by a rule, such as an image's other frames."""
 
 
 @dataclass

@@ -4,7 +4,7 @@ A part that is kept whole, such as an image, and longer than a document may be s
 all parts of a modality, or there are none, its tower would never be trained, without a word.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -45,6 +45,17 @@ def _is_predicted(name: str, config: RunConfig) -> bool:
     return any(
         task == AS_WRITTEN_TASK or name in task.split(",") for task, weight in config.data.tasks.items() if weight
     )
+
+
+def skipped(counts: Mapping[str, int], config: RunConfig) -> list[str]:
+    """Say at the end of a run what of its data stood in no batch because it was too long; ``counts`` are a loader's."""
+    if not counts["parts_skipped"]:
+        return []
+    limit, policy = document_limit(config), config.data.too_long
+    return [
+        f"{counts['parts_skipped']:,} parts stood in no batch: their documents have more than {limit:,} tokens "
+        f"(data.too_long: {policy}); data.batch_tokens, data.max_document_tokens and model.max_positions set this limit"
+    ]
 
 
 def too_long_item(name: str, tokens: int, config: RunConfig) -> str:

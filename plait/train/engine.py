@@ -21,9 +21,9 @@ from torch import Tensor
 from plait.batch import Batch
 from plait.config import RunConfig
 from plait.config_file import dotted, to_dict
-from plait.data.loader import Loader, document_limit
+from plait.data.loader import Loader
 from plait.data.sources import resolve_vocabulary, validation_splits
-from plait.data.targets import check_targets
+from plait.data.targets import check_targets, skipped
 from plait.errors import PlaitError, ResourceError
 from plait.evaluate.losses import split_losses
 from plait.model.init_from import start_model, start_towers
@@ -191,18 +191,9 @@ class Trainer:
             log.drop_after(self.state.step)
             if not self.finished:
                 self._loop(log)
-                self._say_skipped()
+                for line in skipped(self.state.loader["counts"], self.config):
+                    self.progress.print(line)
         return self.model
-
-    def _say_skipped(self) -> None:
-        """Say at the end what of the data stood in no batch because it was too long."""
-        counts = self.state.loader["counts"] if self.state.loader else {}
-        if counts.get("parts_skipped"):
-            data = self.config.data
-            self.progress.print(
-                f"{counts['parts_skipped']:,} parts stood in no batch, documents were longer than they may be "
-                f"({document_limit(self.config):,} tokens, data.too_long: {data.too_long}); see data.batch_tokens"
-            )
 
     def _loop(self, log: MetricsLog) -> None:
         train = self.config.train
