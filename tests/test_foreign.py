@@ -10,6 +10,7 @@ import subprocess
 import sys
 import zipfile
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.feather
 import pytest
@@ -52,12 +53,6 @@ def test_utf_16(tmp_path, encoding):
 
 
 def test_packed_files_and_files_of_other_programs(tmp_path):
-    line = json.dumps(ROW).encode() + b"\n"
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(line))
-    sentence = refused(tmp_path / "a.jsonl.gz")
-    assert "is a gzip file, no manifest; unpack it: gunzip -k" in sentence
-    convert(sentence, tmp_path)
-    assert len(read_all(tmp_path / "a.jsonl")["train"]) == 1
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as file:
         file.writestr("a.txt", "text")
     assert "is a zip archive" in refused(tmp_path / "b.zip")
@@ -76,6 +71,34 @@ def test_packed_files_and_files_of_other_programs(tmp_path):
     for name, (data, text) in files.items():
         (tmp_path / name).write_bytes(data)
         assert text in refused(tmp_path / name), name
+
+
+@pytest.mark.parametrize("spacing", [500, 1 << 22])
+@pytest.mark.parametrize("streams", [1, 3])
+def test_packed_lines_are_read_at_their_places(tmp_path, monkeypatch, spacing, streams):
+    monkeypatch.setattr("plait.data.gzip_file._SPACING", spacing)
+    monkeypatch.setattr("plait.data.gzip_file._MAX_POINTS", 8)
+    monkeypatch.setattr("plait.data.gzip_file._BLOCK", 256)
+    monkeypatch.setattr("plait.data.gzip_file._CHUNK", 64)
+    rng = np.random.default_rng(0)
+    rows = [{"parts": [{"text": str(rng.integers(0, 10**9, rng.integers(1, 30)))}]} for _ in range(90)]
+    cuts = np.array_split(np.arange(90), streams)
+    packed = [gzip.compress("".join(json.dumps(rows[i]) + "\n" for i in cut).encode()) for cut in cuts]
+    (tmp_path / "a.jsonl.gz").write_bytes(b"".join(packed) + bytes(70))
+    source = open_source(tmp_path / "a.jsonl.gz")
+    assert source.splits()["train"] == 90
+    for start in (80, 3, 40, 0, 89):
+        found = list(source.read("train", start, start + 5))
+        assert [d.parts[0][1] for d in found] == [row["parts"][0]["text"] for row in rows[start : start + 5]]
+    for data, text in ((packed[-1][:-20], "is cut short"), (packed[0][:60] + b"x" * 60, "is damaged")):
+        (tmp_path / "b.jsonl.gz").write_bytes(data)
+        assert text in refused(tmp_path / "b.jsonl.gz")
+    (tmp_path / "c.gz").write_bytes(gzip.compress(b"PAR1" + bytes(99)))
+    assert "is packed (gzip)" in refused(tmp_path / "c.gz")
+    (tmp_path / "d.gz").write_bytes(gzip.compress(b"<html></html>"))
+    assert "an HTML page" in refused(tmp_path / "d.gz")
+    (tmp_path / "e.gz").write_bytes(gzip.compress(json.dumps(rows, indent=1).encode()))
+    assert len(read_all(tmp_path / "e.gz")["train"]) == 90
 
 
 @pytest.mark.parametrize("kind", ["feather", "csv", "tsv", "text"])

@@ -4,6 +4,7 @@ FUZZ_EXAMPLES=5000 in the environment searches longer than every run does.
 """
 
 import ast
+import gzip
 import io
 import json
 import os
@@ -300,10 +301,13 @@ def good_files(tmp_path_factory):
     wave = io.BytesIO()
     soundfile.write(wave, np.sin(np.arange(800) / 9), 8000, format="WAV")
     found = {name: (folder / name).read_bytes() for name in ("a.tar", "b.parquet", "c.parquet")}
+    rows = [{"parts": [{"text": "a [b] {c} \\" + '"' * k}], "meta": {"k": [k]}} for k in range(9)]
+    found["g.json"] = json.dumps(rows, indent=1).encode()
+    found["h.jsonl.gz"] = gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode())
     return found | {"d.png": png(1), "e.wav": wave.getvalue(), "f.flac": flac(1)}
 
 
-@pytest.mark.parametrize("name", ["a.tar", "b.parquet", "c.parquet"])
+@pytest.mark.parametrize("name", ["a.tar", "b.parquet", "c.parquet", "g.json", "h.jsonl.gz"])
 @given(harm=HARM, cut=CUT)
 @FUZZ
 def test_damaged_manifests_are_rows_or_sentences(tmp_path, good_files, name, harm, cut):

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from plait.errors import DataError
+from plait.errors import DataError, printable
 
 _SHOWN_FILES = 8
 _SHOWN_NAMES = 12
@@ -61,7 +61,13 @@ def account_of(files: Sequence[str], scans: Sequence[Mapping[str, Any]], notes: 
                   "in broken rows": n - parts[key] - left_out[key]}
             for key, n in sorted(given.items())
         }  # fmt: skip
-        counts = {"file": place.rsplit("/", 1)[-1], "rows": rows, "stored": stored, "broken": broken, "parts": by_key}
+        counts = {
+            "file": printable(place.rsplit("/", 1)[-1]),
+            "rows": rows,
+            "stored": stored,
+            "broken": broken,
+            "parts": by_key,
+        }
         found.append(counts | scan["account"] | {"remarks": dict(sorted(remarks.items()))})
     return found
 
@@ -76,7 +82,7 @@ def account_lines(account: Sequence[Mapping[str, Any]], modalities: Mapping[str,
     for name, key in modalities.items():
         if account and not any(entry["parts"].get(key, {}).get("stored") for entry in account):
             lines.append(f"{name}: no part {key!r} is in any of the sources{_instead(account)}")
-    return lines
+    return [printable(line) for line in lines]
 
 
 def _line(entry: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
 from plait.data.foreign import refuse_file
+from plait.data.gzip_file import MAGIC, GzipFile
 from plait.data.json_values import JsonValues, parse
 from plait.data.parquet_rows import Parquet
 from plait.data.places import MAX_ITEM_BYTES, open_place, reason_of
@@ -44,6 +45,11 @@ def open_rows(place: str, columns: dict[str, str], keys: Sequence[str]) -> Rows:
         return Parquet(file, place, columns, keys)
     if head[257:262] == b"ustar" or place.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         return _Tar(TarFile(file, place), columns, keys)
+    if head[:2] == MAGIC:
+        file = GzipFile(file, place)
+        head = file.read(_HEAD)
+        if head[:4] == b"PAR1" or head[257:262] == b"ustar":
+            raise DataError(f"prepare.source: {place!r} is packed (gzip), only lines of JSON may be; unpack it")
     refuse_file(head, place)
     return JsonValues(file) if JsonValues.fits(head) else _JsonLines(file)
 
