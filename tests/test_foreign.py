@@ -16,7 +16,9 @@ import pyarrow.feather
 import pytest
 from fake_data import FakeImage, FakeOptions, FakeText
 from test_manifest import media, open_source, read_all, write  # noqa: F401  (a fixture)
+from test_prepare import config_for, fake_codecs  # noqa: F401  (a fixture)
 
+from plait.data.prepare import prepare
 from plait.data.raw import BrokenRow
 from plait.errors import DataError
 
@@ -135,6 +137,16 @@ def test_json_of_every_layout_is_read(tmp_path, monkeypatch, kind, block):
     assert [(d.parts, d.meta) for d in rows] == [([("text", "žluťoučký")], {"a": 1})] * 3
 
 
+def test_many_rows_with_one_reason_are_one_reason(tmp_path):
+    """The reasons that are shown differ: the line that converts a file stands there once."""
+    rows = [{"image": "a.png", "caption": "a"}] * 5 + [{"parts": 7}]
+    path = write(tmp_path, rows)
+    with pytest.raises(DataError) as error:
+        prepare(config_for(tmp_path / "data", path, ("text",), validation_share=0.0))
+    assert str(error.value).count("convert the file") == 1 and "line 1: the row" in str(error.value)
+    assert "line 6: the row has 7 as 'parts'" in str(error.value)
+
+
 def test_a_broken_item_of_an_array_is_one_broken_row(tmp_path):
     items = [json.dumps(ROW), '{"parts": [{"text": "a" "b"}]}', '"[}]{"', "7", json.dumps(ROW), '{"parts": [']
     (tmp_path / "a.json").write_text("[" + ",\n".join(items))
@@ -214,6 +226,7 @@ def test_a_folder_of_images_and_texts_is_joined_by_the_line_that_is_given(media)
     subprocess.run(line, shell=True, check=True)
     rows = read_all(media / "10_fox.tar")["train"]
     assert sorted(d.parts[0][1] for d in rows) == ["fox 0", "fox 1", "fox 2"] and all(len(d.parts) == 2 for d in rows)
+    os.symlink("loop.png", folder / "loop.png")
     (folder / "metadata.jsonl").write_text("{}")
     with pytest.raises(DataError, match=r"it holds 'metadata\.jsonl', name that"):
         read_all(folder)

@@ -103,7 +103,7 @@ def _python(module: str, call: str, place: str, more: str = "") -> str:
 def about_folder(folder: str) -> str:
     """Say what a folder that was given as a source holds, and how it becomes one."""
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())[:10_000]
+        names = sorted(name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name)))
     except OSError:
         return ""
     by_suffix: dict[str, int] = {}

@@ -49,14 +49,12 @@ class JsonValues:
         return first.startswith(b"[") or first == b"{"
 
     def rows(self) -> Iterator[tuple[int, int, Any]]:
-        """Yield (place, line from 1, row or BadRow)."""
-        line, counted = 1, 0
-        for start, stop in self._values(0, in_array=False):
-            line, counted = line + self._count_lines(counted, start), start
+        """Yield (place, number from 1, row or BadRow)."""
+        for number, (start, stop) in enumerate(self._values(0, in_array=False), start=1):
             try:
-                yield start, line, self._parsed(start, stop)
+                yield start, number, self._parsed(start, stop)
             except BadRow as error:
-                yield start, line, error
+                yield start, number, error
 
     def row(self, place: int) -> Any:
         """Return the row at a place; raises BadRow."""
@@ -70,14 +68,6 @@ class JsonValues:
             raise BadRow(f"the value has more than {MAX_ITEM_BYTES:,} bytes")
         self._file.seek(start)
         return parse(self._file.read(stop - start), "the value")
-
-    def _count_lines(self, start: int, stop: int) -> int:
-        self._file.seek(start)
-        lines = 0
-        while start < stop and (block := self._file.read(min(_BLOCK, stop - start))):
-            lines += block.count(b"\n")
-            start += len(block)
-        return lines
 
     def _values(self, at: int, *, in_array: bool) -> Iterator[tuple[int, int]]:
         """Yield where each value begins and ends, from a byte on; what stands between values is one as well."""

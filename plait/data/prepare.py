@@ -303,7 +303,10 @@ class _Preparation:
         rows = sum(self.rows.values())
         if len(broken) <= self.options.max_broken_share * rows:
             return
-        shown = [(f"{row['file']} " if "file" in row else "", row) for row in broken[:_BROKEN_SHOWN]]
+        unlike: dict[str, dict] = {}  # the first row of each reason
+        for row in broken:
+            unlike.setdefault(row["reason"], row)
+        shown = [(f"{row['file']} " if "file" in row else "", row) for row in [*unlike.values()][:_BROKEN_SHOWN]]
         first = "; ".join(f"{file}line {row['line']}: {row['reason']}" for file, row in shown)
         counted = f"{'at least ' if some else ''}{len(broken)} of {rows} rows ({len(broken) / rows:.1%})"
         raise DataError(
