@@ -25,8 +25,9 @@ from plait.codecs import CODECS
 from plait.config import PrepareConfig
 from plait.data import encode
 from plait.data.account import ShardAccount, account_lines, account_of
-from plait.data.encode import Setup, codec_folder, encode_shard, finished_shard, rows_folder, save_codec, scan_file
+from plait.data.encode import codec_folder, encode_shard, finished_shard, save_codec, scan_file
 from plait.data.formats import open_rows
+from plait.data.origins import Setup, rows_folder
 from plait.data.prepare import prepare
 from plait.data.raw import BrokenRow
 from plait.data.rows import RowIndex, join, scans_of

@@ -90,7 +90,7 @@ def test_a_modality_that_no_document_has(tmp_path):
     config = resolve_vocabulary(run_config(folder, ("text", "image")))
     with pytest.raises(DataError, match=r"no document of .* has a part 'image'.*loss_weight: 0"):
         check_targets(config)
-    config.model.modalities["image"].loss_weight = 0.0
+    config.modalities["image"].loss_weight = 0.0
     assert check_targets(config) == []
 
 

@@ -25,7 +25,7 @@ def check_targets(config: RunConfig) -> list[str]:
     soon as every modality was found to have a target: data that are as they should be are read no further. ``config``
     has its vocabularies resolved.
     """
-    missing = {name for name, record in config.model.modalities.items() if record.loss_weight > 0}
+    missing = {name for name, record in config.modalities.items() if record.loss_weight > 0}
     sources = open_task_sources(config, "train", config.data.tasks)
     for source in sources:
         for start in range(0, len(source), _AT_ONCE):
@@ -60,7 +60,7 @@ def skipped(counts: Mapping[str, int], config: RunConfig) -> list[str]:
 
 def too_long_item(name: str, tokens: int, config: RunConfig) -> str:
     """Say that items of ``tokens`` tokens of a modality do not fit in a document of this run; "" where they do."""
-    record, limit = config.model.modalities[name], document_limit(config)
+    record, limit = config.modalities[name], document_limit(config)
     is_host = name == config.model.layout.host
     needed = tokens + EDGES + (0 if is_host else 2)
     if needed <= limit or record.loss_weight == 0:
