@@ -3,6 +3,7 @@
 import pytest
 import torch
 from conftest import model_config
+from test_parts import triples
 
 from plait.errors import CheckpointError
 from plait.model.init_from import start_model, start_towers
@@ -134,15 +135,17 @@ def test_a_tower_of_several_by_name(tmp_path):
         start_towers(model, {"gate": str(tmp_path)})
 
 
-def test_names_of_towers_do_not_matter(tmp_path):
-    """A tower `gate` beside `text` takes its own weights only, whatever the weights are called."""
-    names = ("text", "gate", "o")
-    dense = MixtureOfTransformers(of(dict.fromkeys(names, 7), tower="norm"), seed=3)
-    save_pretrained(dense, tmp_path)
-    model, fresh = (MixtureOfTransformers(of(dict.fromkeys(names, 7))) for _ in range(2))
-    start_towers(model, {"gate": str(tmp_path)})
-    for (part, p), before in zip(model.weights(), fresh.parameters(), strict=True):
-        assert torch.equal(p, before) == (part.tower in ("text", "o") or bool((before == 1).all())), part.name
+@pytest.mark.parametrize("untied", [["qkv", "o", "ffn", "norm"], ["ffn"]], ids=["all", "ffn"])
+def test_names_of_towers_do_not_matter(tmp_path, untied):
+    """A tower `gate` beside `text` takes its own weights and the shared ones only, whatever the weights are called."""
+    for number, names in enumerate([("text", "gate", "o"), *triples()[::5]]):
+        dense = MixtureOfTransformers(of(dict.fromkeys(names, 7), tower=names[2]), seed=3)
+        save_pretrained(dense, tmp_path / str(number))
+        model, fresh = (MixtureOfTransformers(of(dict.fromkeys(names, 7), untied=untied)) for _ in range(2))
+        start_towers(model, {names[1]: str(tmp_path / str(number))})
+        for (part, p), before in zip(model.weights(), fresh.parameters(), strict=True):
+            same = part.trait.start == "ones" or part.tower in (names[0], names[2])
+            assert torch.equal(p, before) == same, (names, part.name)
 
 
 def test_a_whole_model_is_one_of_the_same_ids_and_heads(tmp_path):
