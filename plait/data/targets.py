@@ -60,10 +60,10 @@ def skipped(counts: Mapping[str, int], config: RunConfig) -> list[str]:
 
 def too_long_item(name: str, tokens: int, config: RunConfig) -> str:
     """Say that items of ``tokens`` tokens of a modality do not fit in a document of this run; "" where they do."""
-    record, limit = config.modalities[name], document_limit(config)
+    limit = document_limit(config)
     is_host = name == config.model.layout.host
     needed = tokens + EDGES + (0 if is_host else 2)
-    if needed <= limit or record.loss_weight == 0:
+    if needed <= limit or config.modalities[name].loss_weight == 0:
         return ""
     return (
         f"{name}: an item has {tokens:,} tokens and needs documents of {needed:,}, but at most {limit:,} are allowed; "
