@@ -168,6 +168,8 @@ class SampleSet:
         return [remade(source.folder, self.config.prepare, self.pipeline.codecs) for source in self.sources]
 
     def _generate(self, title: str, asked: list[Asked], **settings: Any) -> list[Sample]:
+        if not asked:
+            return []
         given, outputs = [a.given for a in asked], [a.output for a in asked]
         with self.progress.stage(title, total=len(asked)) as bar:
             return self.pipeline.generate_from_media(
