@@ -7,7 +7,10 @@ import sys
 
 from plait import commands
 from plait.allocation import keep_freed_memory
-from plait.errors import ConfigError, PlaitError, nearest
+from plait.arguments import Parser, like, read_number, real, split, whole
+from plait.bounds import Bounds
+from plait.config import SamplingConfig
+from plait.errors import ConfigError, PlaitError
 from plait.launch import STOPPED, launch
 
 DESCRIPTION = """Mixture-of-Transformers: text, images and speech, each with parameters of its own,
@@ -28,12 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
     parser = _parser()
-    chosen, rest = parser.parse_known_args(arguments)
-    if not getattr(chosen, "command", None):
-        parser.print_help()
-        return 0
     try:
-        chosen.overrides = _overrides(rest) if chosen.takes_settings else _refuse(rest, parser, chosen.command)
+        words, settings = split(list(sys.argv[1:] if arguments is None else arguments), parser.commands)
+        chosen = parser.parse_args(words)
+        if not chosen.command:
+            parser.print_help()
+            return 0
+        chosen.overrides = settings
         _check_launch(chosen.command)
         return chosen.run(chosen) or 0
     except KeyboardInterrupt:
@@ -58,40 +62,17 @@ def _check_launch(command: str) -> None:
         raise ConfigError(f"command line: plait {command} runs in one process, only plait train runs under {found.by}")
 
 
-def _overrides(rest: list[str]) -> list[str]:
-    """Turn ``--a.b value`` and ``--a.b=value`` into ``a.b=value``."""
-    found, i = [], 0
-    while i < len(rest):
-        word = rest[i]
-        if not word.startswith("--"):
-            raise ConfigError(f"command line: {word!r} is neither a setting (--dotted.key value) nor a known argument")
-        if "=" in word:
-            found.append(word[2:])
-        else:
-            if i + 1 == len(rest):
-                raise ConfigError(f"command line: the setting {word!r} has no value")
-            i += 1
-            found.append(f"{word[2:]}={rest[i]}")
-        i += 1
-    return found
-
-
-def _refuse(rest: list[str], parser: argparse.ArgumentParser, command: str) -> list[str]:
-    if rest:
-        known = [o for a in parser._subparsers._group_actions[0].choices[command]._actions for o in a.option_strings]
-        raise ConfigError(f"command line: plait {command} knows no {rest[0]!r}{nearest(rest[0], known)}")
-    return []
-
-
-def _parser() -> argparse.ArgumentParser:
+def _parser() -> Parser:
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("plait", description=DESCRIPTION, epilog=EXIT_CODES, formatter_class=form)
+    parser = Parser("plait", description=DESCRIPTION, epilog=EXIT_CODES, formatter_class=form)
     subparsers = parser.add_subparsers(dest="command", metavar="command", title="commands")
 
-    def add(name: str, run, text: str, *, settings: bool, epilog: str = "") -> argparse.ArgumentParser:
+    def add(name: str, run, text: str, *, settings: bool, epilog: str = "") -> Parser:
         epilog = "\n\n".join(filter(None, [epilog, OVERRIDES if settings else ""]))
         command = subparsers.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=form)
-        command.set_defaults(run=run, takes_settings=settings)
+        command.set_defaults(run=run)
+        command.takes_settings = settings
+        parser.commands[name] = command
         return command
 
     quick = add("quickstart", commands.quickstart,
@@ -130,9 +111,13 @@ def _parser() -> argparse.ArgumentParser:
                settings=False, epilog=EXPORT_EXAMPLES)  # fmt: skip
     step.add_argument("run_folder", metavar="run", help="the run's folder")
     step.add_argument("--out", default="", help="folder to write (default: <run>/exported/step-...)")
-    step.add_argument("--step", type=int, help="take the checkpoint of this step (default: the newest whole one)")
+    step.add_argument(
+        "--step",
+        type=whole(at_least=0),
+        help="take the checkpoint of this step (default: the newest whole one)",
+    )
     step.add_argument("--ema", action="store_true", help="take the averaged weights (train.ema)")
-    step.add_argument("--file-gb", type=float, default=5.0, metavar="GB",
+    step.add_argument("--file-gb", type=real(above=0), default=5.0, metavar="GB",
                       help="begin another file where one would be larger, in GB of 1e9 bytes (default: 5)")  # fmt: skip
 
     step = add(
@@ -140,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     step.add_argument("config", help="the run's YAML file or folder")
     step.add_argument("--split", default="train", help="split to read (default: train)")
-    step.add_argument("--documents", type=int, default=3, help="documents to show (default: 3)")
+    step.add_argument("--documents", type=whole(at_least=0), default=3, help="documents to show (default: 3)")
     step.add_argument("--mask", default="", metavar="FILE.png", help="also draw the batch's mask and towers")
 
     step = add("compare", commands.compare,
@@ -165,7 +150,12 @@ def _parser() -> argparse.ArgumentParser:
                       "write the verdicts on the claims of FOLDER/claims.yaml into FOLDER/results.md")  # fmt: skip
     step.add_argument("--from-logs", nargs="+", default=[], metavar="LOG.jsonl",
                       help="in place of a study: match logs of any trainer with the first one")  # fmt: skip
-    step.add_argument("--warmup", type=int, default=0, help="steps whose losses are no levels (logs; default: 0)")
+    step.add_argument(
+        "--warmup",
+        type=whole(at_least=0),
+        default=0,
+        help="steps whose losses are no levels (logs; default: 0)",
+    )
 
     step = add("plan", commands.plan,
                "sizes, FLOPs, memory, messages and time of a run on some GPUs, and the layout to take; "
@@ -231,10 +221,7 @@ def _listed(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
-    try:
-        return [int(word) for word in _listed(text)]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not allowed, it must be whole numbers, such as 0,1") from None
+    return [read_number(word, kind=int) for word in _listed(text)]
 
 
 class _PromptPart(argparse.Action):
@@ -251,17 +238,23 @@ def _generate_arguments(step: argparse.ArgumentParser) -> None:
         step.add_argument(f"--{key}", action=_PromptPart, metavar=text.upper().replace(" ", "_"),
                           help=f"prompt part: {text}; parts may be given in any order and number")  # fmt: skip
     step.add_argument("--output", default=None, help="modality to generate (default: whatever the model opens)")
-    step.add_argument("--count", type=int, default=1, help="samples (default: 1)")
-    step.add_argument("--seed", type=int, default=0, help="the same seed gives the same samples (default: 0)")
-    step.add_argument("--temperature", type=float, help="0 is greedy")
-    step.add_argument("--top-k", type=int, help="keep the k likeliest ids")
-    step.add_argument("--top-p", type=float, help="keep the likeliest ids that make up this probability")
-    step.add_argument("--guidance", type=float, help="classifier-free guidance; 1 is none")
-    step.add_argument("--media-guidance", type=float, help="guidance by the given pictures or sounds apart; 1 is none")
-    step.add_argument("--steps", type=int, help="denoising steps (latents)")
+    step.add_argument("--count", type=whole(at_least=1), default=1, help="samples (default: 1)")
+    step.add_argument("--seed", type=whole(), default=0, help="the same seed gives the same samples (default: 0)")
+    step.add_argument("--temperature", type=like(SamplingConfig, "temperature"), help="0 is greedy")
+    step.add_argument("--top-k", type=like(SamplingConfig, "top_k"), help="keep the k likeliest ids")
+    step.add_argument(
+        "--top-p", type=like(SamplingConfig, "top_p"), help="keep the likeliest ids that make up this probability"
+    )
+    step.add_argument("--guidance", type=like(SamplingConfig, "guidance"), help="classifier-free guidance; 1 is none")
+    step.add_argument(
+        "--media-guidance",
+        type=like(SamplingConfig, "media_guidance"),
+        help="guidance by the given pictures or sounds apart; 1 is none",
+    )
+    step.add_argument("--steps", type=like(SamplingConfig, "steps"), help="denoising steps (latents)")
     step.add_argument("--sampler", help="auto, or one that fits diffusion.process, such as ddim or euler (latents)")
     step.add_argument("--grid", metavar="ROWSxCOLUMNS", help="extent of a picture's latents, in tokens, such as 8x12")
-    step.add_argument("--max-tokens", type=int, help="longest text or speech, in tokens")
+    step.add_argument("--max-tokens", type=whole(at_least=1), help="longest text or speech, in tokens")
     step.add_argument("--out", default="", help="folder for PNG, WAV and samples.jsonl (default: <run>/generated)")
     step.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
 
@@ -269,21 +262,25 @@ def _generate_arguments(step: argparse.ArgumentParser) -> None:
 def _plan_arguments(step: argparse.ArgumentParser) -> None:
     step.add_argument("config", help="the run's YAML file or folder, or a shipped config's name")
     for name, kind, text in (
-        ("gpus", int, "GPUs in all (default: 8)"),
-        ("memory", float, "GB of one GPU, 1e9 bytes each (default: 80)"),
-        ("node", int, "GPUs in one machine (default: 8)"),
-        ("reserve", float, "share of the memory to leave free, for libraries and fragments (default: 0.1)"),
-        ("peak", float, "TFLOP/s of one GPU (default: an H100 SXM's, by train.precision)"),
-        ("mfu", float, "share of the peak that computing reaches (default: 0.4)"),
-        ("node-bandwidth", float, "GB/s that a GPU sends within its machine (default: 450)"),
-        ("bandwidth", float, "GB/s that a GPU sends to other machines (default: 50)"),
+        ("gpus", whole(at_least=1), "GPUs in all (default: 8)"),
+        ("memory", real(above=0), "GB of one GPU, 1e9 bytes each (default: 80)"),
+        ("node", whole(at_least=1), "GPUs in one machine (default: 8)"),
+        (
+            "reserve",
+            real(at_least=0, below=1),
+            "share of the memory to leave free, for libraries and fragments (default: 0.1)",
+        ),
+        ("peak", real(at_least=0), "TFLOP/s of one GPU (default: an H100 SXM's, by train.precision)"),
+        ("mfu", real(above=0), "share of the peak that computing reaches (default: 0.4)"),
+        ("node-bandwidth", real(above=0), "GB/s that a GPU sends within its machine (default: 450)"),
+        ("bandwidth", real(above=0), "GB/s that a GPU sends to other machines (default: 50)"),
     ):
         step.add_argument(f"--{name}", type=kind, metavar="N", help=text)
-    step.add_argument("--tokens", type=int, default=0, metavar="N",
+    step.add_argument("--tokens", type=whole(at_least=0), default=0, metavar="N",
                       help="tokens in one step (default: the config's, or its batches on each GPU)")  # fmt: skip
     step.add_argument("--mix", type=_weights, default={}, metavar="NAME=SHARE,...",
                       help="shares of tokens by modality in documents that are made up (default: alike)")  # fmt: skip
-    step.add_argument("--document-tokens", type=int, default=0, metavar="N",
+    step.add_argument("--document-tokens", type=whole(at_least=0), default=0, metavar="N",
                       help="length of documents that are made up (default: the config's longest)")  # fmt: skip
     step.add_argument("--all", action="store_true", help="show every layout, not the best ten")
     step.add_argument("--json", action="store_true", help="print the whole plan as JSON instead")
@@ -291,7 +288,7 @@ def _plan_arguments(step: argparse.ArgumentParser) -> None:
 
 def _weights(text: str) -> dict[str, float]:
     pairs = [word.partition("=") for word in _listed(text)]
-    return {name: float(share) for name, _, share in pairs}
+    return {name: read_number(share, kind=float, bounds=Bounds(at_least=0)) for name, _, share in pairs}
 
 
 if __name__ == "__main__":

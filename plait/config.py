@@ -1,10 +1,9 @@
 """Every setting of a run, as dataclasses that check themselves. `plait.config_file` reads them from YAML."""
 
-import dataclasses
-import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
+from plait.bounds import Checked, bounded
 from plait.errors import ConfigError, require, unknown
 from plait.model_config import ModelConfig
 from plait.run_records import ModalitySettings, TowerSettings, records_of
@@ -23,8 +22,10 @@ SAMPLERS = {
 
 
 @dataclass
-class PrepareConfig:
+class PrepareConfig(Checked):
     """Raw media to encoded shards (plait prepare)."""
+
+    SECTION: ClassVar[str] = "prepare"
 
     source: str | list[str] = "scenes"
     """"scenes" (drawn from OpenMoji and spoken by eSpeak), or manifests: JSONL, Parquet or WebDataset tars, as a path,
@@ -34,35 +35,37 @@ class PrepareConfig:
     text}. Empty: those with well-known names."""
     allow_outside: bool = False
     """Let manifests name media outside of their own folder: absolute paths, "..", links that lead out, addresses."""
-    documents: int = 16000
+    documents: int = bounded(16000, at_least=1)
     """Training documents to draw (scenes)."""
-    validation_documents: int = 400
+    validation_documents: int = bounded(400, at_least=0)
     """Documents in each validation split (scenes)."""
-    validation_share: float = 0.02
+    validation_share: float = bounded(0.02, at_least=0, below=1)
     """Share of documents held out for validation (manifest), chosen by a hash of their content."""
-    passages: float = 0.0
+    passages: float = bounded(0.0, at_least=0, below=1)
     """Share of the training documents that are passages of Python's own library, text alone, in place of scenes."""
-    image_size: int = 32
+    image_size: int = bounded(32, at_least=1)
     """Side of a drawn scene, in pixels (scenes)."""
     codecs_from: str = ""
     """A prepared folder whose codecs are used, so that both can be mixed. Empty: codecs are made here."""
-    codec_documents: int = 3000
+    codec_documents: int = bounded(3000, at_least=1)
     """Documents that the codecs are trained on."""
-    codec_minutes: float = 2.5
-    """Time each trained codec may take, on this machine's cores."""
-    max_broken_share: float = 0.05
+    codec_minutes: float = bounded(2.5, at_least=0)
+    """Time each trained codec may take, on this machine's cores, where its own options give no steps."""
+    max_broken_share: float = bounded(0.05, at_least=0, at_most=1)
     """More broken rows than this share stop the run (manifest)."""
-    num_workers: int = 0
+    num_workers: int = bounded(0, at_least=0)
     """Worker processes; 0 means one for each core. The result does not depend on it."""
-    shard_documents: int = 2048
+    shard_documents: int = bounded(2048, at_least=1)
     """Documents in one shard."""
 
 
 @dataclass
-class SourceConfig:
+class SourceConfig(Checked):
     """One of several prepared folders that are mixed."""
 
-    weight: float = 1.0
+    SECTION: ClassVar[str] = "data.sources"
+
+    weight: float = bounded(1.0, above=0)
     """Its share of the documents, relative to the other sources'."""
     when_exhausted: Literal["repeat", "stop", "drop"] = "repeat"
     """What happens once all its documents came: it begins again in a new order (repeat), all data end where it would
@@ -70,185 +73,178 @@ class SourceConfig:
 
 
 @dataclass
-class DataConfig:
+class DataConfig(Checked):
     """From encoded shards to packed batches."""
+
+    SECTION: ClassVar[str] = "data"
 
     path: str = ""
     """Folder made by plait prepare. Empty: the run's own `data` folder."""
-    sources: dict[str, float | SourceConfig] = field(default_factory=dict)
+    sources: dict[str, float | SourceConfig] = bounded(dict, above=0)
     """More prepared folders, mixed in place of `path`: the weight of each, or {weight: ..., when_exhausted: ...}."""
-    batch_tokens: int = 4096
+    batch_tokens: int = bounded(4096, at_least=1)
     """Tokens in one packed batch."""
-    max_document_tokens: int = 0
-    """Longest document; 0 means batch_tokens."""
+    max_document_tokens: int = bounded(0, at_least=0)
+    """Longest document; 0 means batch_tokens, or model.max_positions where that is less."""
     too_long: Literal["split", "truncate", "skip"] = "split"
     """What happens to a longer document; counted in either case."""
-    tasks: dict[str, float] = field(default_factory=dict)
+    tasks: dict[str, float] = bounded(dict, at_least=0)
     """Weights of part orders, such as "text,image": the modalities given first, the last one predicted from them.
     "as_written" is all parts in their order, each predicted from those before but for those that carry no loss; empty:
     that alone."""
-    drop_condition: float = 0.1
+    drop_condition: float = bounded(0.1, at_least=0, below=1)
     """Rate at which all parts before the last are dropped, for classifier-free guidance."""
-    drop_host: float = 0.0
+    drop_host: float = bounded(0.0, at_least=0, below=1)
     """Rate at which the first modality's parts before the last are dropped and others kept, for guidance by each."""
-    pad_rows_to: int = 32
+    pad_rows_to: int = bounded(32, at_least=1)
     """Every tower's rows are padded to a multiple of this, so that sizes rarely change."""
-    num_workers: int = 1
-    """Loader threads that pack ahead."""
-
-    def __post_init__(self):
-        for folder, source in self.sources.items():
-            weight = source.weight if isinstance(source, SourceConfig) else source
-            require(weight > 0, f"data.sources ({folder!r})", weight, "above 0")
+    num_workers: int = bounded(1, at_least=0)
+    """Loader threads that pack ahead; 0 packs in the training thread."""
 
 
 @dataclass
-class TrainConfig:
+class TrainConfig(Checked):
     """The training loop."""
 
-    steps: int = 1000
+    SECTION: ClassVar[str] = "train"
+
+    steps: int = bounded(1000, at_least=1)
     """Optimizer steps."""
-    minutes: float = 0.0
-    """If above 0, the schedule is fitted to this time instead: `steps` is set after the first steps are timed."""
-    accumulate: int = 1
+    minutes: float = bounded(0.0, at_least=0)
+    """If above 0, train for this long and not for `steps`: the decay of the learning rate follows the elapsed time, the
+    warm-up still counts steps."""
+    accumulate: int = bounded(1, at_least=1)
     """Batches per optimizer step, of each rank. On a CPU they are computed side by side, on a core each."""
-    global_batch_tokens: int = 0
+    global_batch_tokens: int = bounded(0, at_least=0)
     """Tokens per optimizer step, of all ranks together: `accumulate` follows from it, data.batch_tokens and the number
     of ranks, so that a step is the same on any number of them. 0: `accumulate` says."""
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """muon: Muon for the matrices of the blocks, AdamW for the rest, by one learning rate (arXiv 2502.16982). It wants
-    fewer steps, and its own work does not grow with the batch: a third of a step of 1,024 tokens on a CPU."""
-    learning_rate: float = 1e-3
+    """muon: Muon for the matrices of the blocks, AdamW for the rest, by one learning rate (arXiv 2502.16982). Its
+    own work does not grow with the batch, so its share of a step falls as batches grow."""
+    learning_rate: float = bounded(1e-3, above=0)
     """Peak learning rate."""
-    final_learning_rate: float = 0.0
+    final_learning_rate: float = bounded(0.0, at_least=0)
     """Learning rate at the last step."""
-    warmup_steps: int = 100
+    warmup_steps: int = bounded(100, at_least=0)
     """Linear warm-up."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     """Decay after the warm-up."""
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    betas: list[float] = bounded(lambda: [0.9, 0.95], at_least=0, below=1)
     """AdamW's betas."""
-    eps: float = 1e-8
+    eps: float = bounded(1e-8, above=0)
     """AdamW's epsilon."""
-    weight_decay: float = 0.1
-    """Decay of weights, on matrices only."""
-    clip: float = 1.0
+    weight_decay: float = bounded(0.1, at_least=0)
+    """Decay of the blocks' and heads' matrices; embeddings, norms and biases do not decay."""
+    clip: float = bounded(1.0, above=0)
     """Largest gradient norm."""
-    z_loss: float = 1e-5
+    z_loss: float = bounded(1e-5, at_least=0)
     """Weight of log^2 Z (Chameleon)."""
     normalize: Literal["all_tokens", "per_modality"] = "all_tokens"
-    """all_tokens: one mean over all discrete tokens (Chameleon). per_modality: a mean for each, then the weights.
-    Diffusion losses are always a mean over images."""
+    """all_tokens: one mean over all discrete tokens (Chameleon). per_modality: a mean for each of them.
+    A diffusion loss is always a mean over its items (images, clips). The losses are then added by `loss_weight`."""
     precision: Literal["float32", "bfloat16", "float8"] = "float32"
     """Precision of the forward pass; parameters stay in float32. float8 is that of large products, the rest is bfloat16
     (CUDA from compute capability 8.9 on, with torchao)."""
     compile: bool = False
     """torch.compile each block."""
-    ema: float = 0.0
+    ema: float = bounded(0.0, at_least=0, below=1)
     """Decay of averaged weights, which samples and figures are made with; 0 keeps none."""
     checkpoint_activations: Literal["none", "full", "selective"] = "none"
     """What is computed again in the backward pass to save memory: nothing, each block, or what of it costs little."""
     device: str = "auto"
-    """auto, cpu, cuda, cuda:0, mps."""
+    """cpu, cuda, cuda:0, mps, or auto: CUDA where there is a GPU, else the CPU. Apple's mps is used only where it is
+    named, as no test runs on it."""
     init_from: str = ""
-    """A checkpoint or saved model of the same architecture and ids to start from (weights only)."""
-    log_every: int = 10
+    """A checkpoint or saved model of plait's own, of the same architecture and ids, to start from (weights only).
+    Other formats are not read."""
+    log_every: int = bounded(10, at_least=1)
     """Steps between log lines."""
-    validate_every: int = 250
+    validate_every: int = bounded(250, at_least=1)
     """Steps between validations."""
-    validation_batches: int = 8
-    """Packed batches per validation split and task while training."""
-    sample_every: int = 0
+    validation_batches: int = bounded(8, at_least=0)
+    """Packed batches per validation split and task while training; 0 validates not at all."""
+    sample_every: int = bounded(0, at_least=0)
     """Steps between samples; 0 means none while training."""
-    checkpoint_every: int = 250
+    checkpoint_every: int = bounded(250, at_least=1)
     """Steps between checkpoints."""
-    checkpoint_seconds: float = 60.0
-    """Also write one after this many seconds."""
-    keep_checkpoints: int = 2
+    checkpoint_seconds: float = bounded(60.0, at_least=0)
+    """Also write one after this many seconds; 0 never."""
+    keep_checkpoints: int = bounded(2, at_least=1)
     """Newest checkpoints kept."""
-    keep_every: int = 0
+    keep_every: int = bounded(0, at_least=0)
     """Also keep those of steps that are a multiple of this; 0 keeps none besides the newest."""
-    max_bad_steps: int = 10
+    max_bad_steps: int = bounded(10, at_least=0)
     """Steps with a loss or gradient that is not finite are skipped and counted; more than this stop the run."""
-    watchdog_seconds: float = 1800.0
+    watchdog_seconds: float = bounded(1800.0, at_least=0)
     """With several ranks: a rank that makes no progress for so long is named, and all end; 0 never. It must be longer
     than a validation, and than the samples that rank 0 makes."""
     trackers: list[str] = field(default_factory=list)
     """Also log to: tensorboard, wandb, trackio."""
-    peak_tflops: float = 0.0
+    peak_tflops: float = bounded(0.0, at_least=0)
     """What one device can do, in TFLOP/s, for the share of it that is logged (mfu); 0: by the data sheet of a known GPU
     in bfloat16, else mfu is null."""
 
-    def __post_init__(self):
-        for name in ("steps", "accumulate", "log_every", "validate_every", "checkpoint_every", "keep_checkpoints"):
-            require(getattr(self, name) >= 1, f"train.{name}", getattr(self, name), "at least 1")
-        for name in ("learning_rate", "eps", "clip"):
-            require(0 < getattr(self, name) < math.inf, f"train.{name}", getattr(self, name), "above 0")
-        for f in dataclasses.fields(self):
-            value = getattr(self, f.name)
-            if isinstance(value, int | float):
-                require(0 <= value < math.inf, f"train.{f.name}", value, "0 or more")
-        require(self.ema < 1, "train.ema", self.ema, "in [0, 1)")
-        require(len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "train.betas", self.betas,
-                "two numbers in [0, 1)")  # fmt: skip
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.betas) == 2, "train.betas", self.betas, "two numbers in [0, 1)")
 
 
 @dataclass
-class ParallelConfig:
+class ParallelConfig(Checked):
     """How the ranks of a launch share the work: replicate x shard x context x tensor of them. One process needs none.
 
     docs/parallel.md says which to choose.
     """
 
-    shard: int = 0
+    SECTION: ClassVar[str] = "parallel"
+
+    shard: int = bounded(0, at_least=0)
     """Ranks that share one copy of weights and optimizer, each with batches of its own (FSDP). 0: all that are left."""
-    replicate: int = 1
+    replicate: int = bounded(1, at_least=1)
     """Copies of what `shard` ranks share, such as one for each machine (HSDP)."""
-    context: int = 1
+    context: int = bounded(1, at_least=1)
     """Ranks that share the tokens of one batch: rows everywhere, heads in attention. For long sequences."""
-    tensor: int = 1
+    tensor: int = bounded(1, at_least=1)
     """Ranks that share every matrix of every tower: heads, hidden sizes, the ids. Within one machine."""
 
 
 @dataclass
-class DiffusionConfig:
+class DiffusionConfig(Checked):
     """Noise and its schedule, for continuous modalities. t = 0 is clean, t = 1 is noise."""
+
+    SECTION: ClassVar[str] = "diffusion"
 
     process: Literal["ddpm", "flow"] = "ddpm"
     """ddpm: epsilon-prediction, cosine schedule. flow: rectified flow."""
-    num_timesteps: int = 1000
+    num_timesteps: int = bounded(1000, at_least=1)
     """Noise levels of ddpm."""
-    max_level_first: float = 0.5
+    max_level_first: float = bounded(0.5, above=0, at_most=1)
     """Highest noise level of an item with no text before it and another modality to be told from it after it."""
     logit_mean: float = 0.0
     """Mean of logit t (flow)."""
-    logit_std: float = 1.0
+    logit_std: float = bounded(1.0, above=0)
     """Standard deviation of logit t (flow)."""
-    shift: float = 1.0
+    shift: float = bounded(1.0, above=0)
     """Shift of t towards noise (flow)."""
-
-    def __post_init__(self):
-        require(self.num_timesteps >= 1, "diffusion.num_timesteps", self.num_timesteps, "at least 1")
-        require(0 < self.max_level_first <= 1, "diffusion.max_level_first", self.max_level_first, "in (0, 1]")
-        require(self.logit_std > 0, "diffusion.logit_std", self.logit_std, "above 0")
-        require(self.shift > 0, "diffusion.shift", self.shift, "above 0")
 
 
 @dataclass
-class SamplingConfig:
+class SamplingConfig(Checked):
     """How the next id is drawn, or how latents are denoised."""
 
-    temperature: float = 1.0
-    """0 is greedy."""
-    top_k: int = 0
+    SECTION: ClassVar[str] = "generate.sampling"
+
+    temperature: float = bounded(1.0, at_least=0)
+    """How far likelihoods are flattened before a draw; 0 is greedy: the likeliest id."""
+    top_k: int = bounded(0, at_least=0)
     """Keep the k likeliest ids; 0 keeps all."""
-    top_p: float = 1.0
+    top_p: float = bounded(1.0, above=0, at_most=1)
     """Keep the likeliest ids that make up this probability."""
     guidance: float = 1.0
     """Classifier-free guidance: 1 is none."""
     media_guidance: float = 1.0
     """Guidance by what is given besides the first modality, where that is guided apart (InstructPix2Pix, eq. 3)."""
-    steps: int = 50
+    steps: int = bounded(50, at_least=1)
     """Denoising steps (continuous)."""
     sampler: Literal["auto", "ddpm", "ddim", "unipc", "dpm_solver", "sde_dpm_solver", "euler", "heun",
                      "stochastic_euler"] = "auto"  # fmt: skip
@@ -257,12 +253,8 @@ class SamplingConfig:
     way (ddpm, sde_dpm_solver, stochastic_euler) mend errors of the steps before, which a model trained briefly makes.
     stochastic_euler takes all its noise anew in each step (as multistep consistency sampling does, arXiv 2303.01469,
     algorithm 1): cleaner and less various than the data."""
-    shift: float | None = None
+    shift: float | None = bounded(None, above=0)
     """Shift of the noise levels that are visited (flow): above 1 more steps at high noise. Unset: diffusion.shift."""
-
-    def __post_init__(self):
-        if self.shift is not None:
-            require(self.shift > 0, "generate.sampling.shift", self.shift, "above 0")
 
 
 def check_sampler(config: DiffusionConfig, sampler: str, steps: int, where: str) -> None:
@@ -273,23 +265,24 @@ def check_sampler(config: DiffusionConfig, sampler: str, steps: int, where: str)
             raise ConfigError(unknown(f"{where}.sampler", sampler, {"auto"}.union(*SAMPLERS.values())))
         allowed = f"one of {', '.join(known)} where diffusion.process is {config.process!r}"
         require(False, f"{where}.sampler", sampler, allowed)
-    require(steps >= 1, f"{where}.steps", steps, "at least 1")
     if config.process == "ddpm":
         require(steps <= config.num_timesteps, f"{where}.steps", steps,
                 f"at most diffusion.num_timesteps ({config.num_timesteps})")  # fmt: skip
 
 
 @dataclass
-class GenerateConfig:
+class GenerateConfig(Checked):
     """Generation (plait generate)."""
+
+    SECTION: ClassVar[str] = "generate"
 
     sampling: dict[str, SamplingConfig] = field(default_factory=dict)
     """Sampling by modality."""
-    max_tokens: dict[str, int] = field(default_factory=dict)
+    max_tokens: dict[str, int] = bounded(dict, at_least=1)
     """Longest span by modality; images have their own fixed number."""
-    grids: dict[str, list[int]] = field(default_factory=dict)
-    """Extent of a generated item in tokens, such as [8, 12], where it shall not be the codec's own."""
-    batch_size: int = 32
+    grids: dict[str, list[int]] = bounded(dict, at_least=1)
+    """Extent of a generated item of latents in tokens, such as [8, 12], where it shall not be the codec's own."""
+    batch_size: int = bounded(32, at_least=1)
     """Requests decoded together."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Precision of the forward pass."""
@@ -297,44 +290,41 @@ class GenerateConfig:
     """Both are as large as the requests at hand need. static: room for the longest of them in every row. paged: rows
     take pages as they grow, and share those of what they begin with; it holds long and short sequences in less memory,
     and reads them a little slower."""
-    page_size: int = 16
+    page_size: int = bounded(16, at_least=1)
     """Tokens in one page (paged)."""
-    cache_tokens: int = 0
+    cache_tokens: int = bounded(0, at_least=0)
     """Most tokens that the pages of all requests hold together (paged): others wait; 0 means as many as needed."""
     cuda_graphs: bool = False
     """Launch each step of decoding as one CUDA graph, on CUDA devices."""
-    speculate: int = 0
+    speculate: int = bounded(0, at_least=0)
     """Ids of an item of fixed size (an image) that one forward pass tries to find; 0 draws them one by one. Their
     distribution stays the model's, and any number from 1 on finds the same ids. Spans of open length and latents go on
     as they do. It pays where a pass costs little more for its tokens, as with one row on a CPU, and not where many rows
     fill the processor anyway."""
 
-    def __post_init__(self):
-        require(self.page_size >= 1, "generate.page_size", self.page_size, "at least 1")
-        require(self.cache_tokens >= 0, "generate.cache_tokens", self.cache_tokens, "0 or more")
-        require(self.speculate >= 0, "generate.speculate", self.speculate, "0 or more")
-
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(Checked):
     """Evaluation (plait evaluate)."""
 
-    batches: int = 0
+    SECTION: ClassVar[str] = "evaluate"
+
+    batches: int = bounded(0, at_least=0)
     """Packed batches per split and task; 0 means all."""
-    captions: int = 400
-    """Items to caption in each validation split."""
-    choices: int = 150
-    """Items whose caption is also chosen among 400 names."""
-    pictures: int = 200
+    captions: int = bounded(400, at_least=0)
+    """Items to caption in each validation split; 0 leaves it out."""
+    choices: int = bounded(150, at_least=0)
+    """Items whose caption is also chosen among 400 names; 0 leaves it out."""
+    pictures: int = bounded(200, at_least=0)
     """Pictures to generate from captions for the picture judge, and for the Fréchet distance; 0 leaves it out."""
-    clips: int = 100
+    clips: int = bounded(100, at_least=0)
     """Clips to generate from captions for the speech judge; 0 leaves it out."""
-    judged: int = 400
+    judged: int = bounded(400, at_least=0)
     """Held-out documents on which the judges compare the codecs' round trip with the originals; 0 leaves it out."""
 
 
 @dataclass
-class RunConfig:
+class RunConfig(Checked):
     """One run: one YAML file."""
 
     model: ModelConfig
@@ -358,23 +348,16 @@ class RunConfig:
     schema_version: int = SCHEMA_VERSION
     """Version of this file's form."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.modalities = records_of("modalities", self.modalities, self.model.modalities)
         self.towers = records_of("towers", self.towers, self.model.towers)
         self.out = self.out or f"runs/{self.name}"
         self.data.path = self.data.path or f"{self.out}/data"
         require(self.schema_version == SCHEMA_VERSION, "schema_version", self.schema_version, str(SCHEMA_VERSION))
-        require(self.data.batch_tokens >= 1, "data.batch_tokens", self.data.batch_tokens, "at least 1")
-        require(self.data.pad_rows_to >= 1, "data.pad_rows_to", self.data.pad_rows_to, "at least 1")
         dropped = self.data.drop_condition + self.data.drop_host
-        require(0 <= self.data.drop_condition < 1, "data.drop_condition", self.data.drop_condition, "in [0, 1)")
-        require(self.data.drop_host >= 0 and dropped < 1, "data.drop_host", self.data.drop_host,
-                "0 or more, and below 1 together with data.drop_condition")  # fmt: skip
-        require(0 <= self.prepare.max_broken_share <= 1, "prepare.max_broken_share",
-                 self.prepare.max_broken_share, "between 0 and 1")  # fmt: skip
-        require(0 <= self.prepare.passages < 1, "prepare.passages", self.prepare.passages, "in [0, 1)")
-        for task, weight in self.data.tasks.items():
-            require(weight >= 0, f"data.tasks ({task!r})", weight, "0 or more")
+        require(dropped < 1, "data.drop_host", self.data.drop_host, "below 1 together with data.drop_condition")
+        for task in self.data.tasks:
             for name in task.split(",") if task != AS_WRITTEN_TASK else []:
                 if name not in self.model.modalities:
                     raise ConfigError(
@@ -397,12 +380,9 @@ class RunConfig:
         """The towers whose own parameters stay as they are."""
         return [name for name, tower in self.towers.items() if tower.frozen]
 
-    def _check_parallel(self):
+    def _check_parallel(self) -> None:
         """Refuse what no number of ranks could do; plait.train.parallel checks the number."""
         parallel, model = self.parallel, self.model
-        for name in ("replicate", "context", "tensor"):
-            require(getattr(parallel, name) >= 1, f"parallel.{name}", getattr(parallel, name), "at least 1")
-        require(parallel.shard >= 0, "parallel.shard", parallel.shard, "0 or more")
         tensor, together = parallel.tensor, parallel.tensor * parallel.context
         require(model.num_kv_heads % together == 0, "parallel.tensor x parallel.context", together,
                 f"a divisor of model.num_kv_heads ({model.num_kv_heads})")  # fmt: skip

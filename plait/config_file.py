@@ -9,19 +9,23 @@ must import with torch, numpy, safetensors and small pure packages alone.
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from plait.bounds import ANY, MAPPINGS, Bounds, number
 from plait.config import RunConfig
-from plait.errors import ConfigError, require, unknown
+from plait.errors import ConfigError, printable, require, shown, unknown
 from plait.model_config import ModelConfig
 from plait.run_records import RECORDS
 
+Override = str | tuple[str, Any]
+"""``"train.steps=100"``, whose value is read as the setting's type asks, or ``("train.steps", 100)`` as it is."""
 
-def load(path: str | Path, overrides: list[str] = ()) -> RunConfig:
+
+def load(path: str | Path, overrides: Iterable[Override] = ()) -> RunConfig:
     """Read a run's YAML file, lay dotted overrides (``train.steps=100``) over it, check it, and build it."""
     values = read_yaml(path, "config")
     for override in overrides:
@@ -35,7 +39,7 @@ def read_yaml(path: str | Path, what: str) -> dict:
         values = _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
         raise ConfigError(f"{what}: there is no file {str(path)!r}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:  # dates and long numbers: ValueError
         raise ConfigError(f"{what}: {str(path)!r} is not a YAML file ({str(error).splitlines()[0]})") from None
     require(isinstance(values, dict), what, values, "a mapping of settings")
     return values
@@ -54,16 +58,74 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _lay_over(values: dict, override: str) -> None:
-    key, separator, text = override.partition("=")
-    require(bool(separator), "override", override, "of the form key.of.the.setting=value")
+def _lay_over(values: dict, override: Override) -> None:
+    if isinstance(override, str):
+        key, separator, text = override.partition("=")
+        require(bool(separator), "override", override, "of the form key.of.the.setting=value")
+        value = parsed(text, kind_of(RunConfig, key.split(".")), key)
+    else:
+        key, value = override
     *parents, last = key.split(".")
     for parent in parents:
         if values.get(parent) is None:
             values[parent] = {}
         values = values[parent]
-        require(isinstance(values, dict), key, text, f"laid over a mapping, which {parent!r} is not")
-    values[last] = yaml.safe_load(text) if text else ""
+        require(isinstance(values, dict), key, value, f"laid over a mapping, which {parent!r} is not")
+    values[last] = value
+
+
+def kind_of(kind: Any, path: list[str]) -> Any:
+    """Return the annotated type of a setting within a config's type; Any where there is none of that name."""
+    record = RECORDS.get(path[1]) if kind is RunConfig and path[0] == "model" and len(path) > 3 else None
+    if record and path[3] in _names(record):
+        return kind_of(record, path[3:])
+    for name in path:
+        options = [kind, *typing.get_args(kind)] if _is_union(kind) else [kind]
+        inner = next((k for k in options if dataclasses.is_dataclass(k) or typing.get_origin(k) in MAPPINGS), None)
+        if dataclasses.is_dataclass(inner):
+            kind = typing.get_type_hints(inner).get(name, Any)
+        else:
+            kind = typing.get_args(inner)[1] if inner else Any
+    return kind
+
+
+def parsed(text: str, kind: Any, where: str) -> Any:
+    """Return the value that a text of the command line stands for.
+
+    A text setting takes it as it is, so that ``0123``, ``on`` and ``null`` stay texts. Where a text or a list may
+    stand, only what is written as a list is one. Everything else is YAML; in lists and mappings of texts all values
+    are texts.
+    """
+    if _is_text(kind):
+        return text
+    options = typing.get_args(kind) if _is_union(kind) else (kind,)
+    texts_alone = all(map(_holds_texts_alone, options))
+    try:
+        value = yaml.load(text, yaml.BaseLoader if texts_alone else yaml.SafeLoader) if text else ""
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if str in options:
+            return text
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{where}: {shown(text)} is not allowed, it must be YAML ({reason})") from None
+    return text if str in options and not isinstance(value, list | dict) else value
+
+
+def _is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (typing.Union, types.UnionType)
+
+
+def _is_text(kind: Any) -> bool:
+    return kind is str or (
+        typing.get_origin(kind) is Literal and all(isinstance(a, str) for a in typing.get_args(kind))
+    )
+
+
+def _holds_texts_alone(kind: Any) -> bool:
+    """Return whether a type is text, or lists and mappings of nothing else."""
+    inner = [k for k in typing.get_args(kind) if k is not ...]
+    if _is_text(kind):
+        return True
+    return typing.get_origin(kind) in (list, tuple, *MAPPINGS) and all(map(_holds_texts_alone, inner))
 
 
 def from_dict(cls: type, values: dict, where: str = "") -> Any:
@@ -139,27 +201,38 @@ def dotted(values: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _convert(value: Any, kind: Any, where: str) -> Any:
+def _convert(value: Any, kind: Any, where: str, bounds: Bounds = ANY) -> Any:
     """Return ``value`` as the annotated type ``kind``, or raise a ConfigError that names the field."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
     if dataclasses.is_dataclass(kind):
         return _convert_dataclass(value, kind, where)
-    if origin in (typing.Union, types.UnionType):
-        return _convert_union(value, arguments, where)
+    if _is_union(kind):
+        return _convert_union(value, arguments, where, bounds)
     if origin is Literal:
         if value not in arguments:
             raise ConfigError(unknown(where, value, map(str, arguments)))
         return value
     if origin in (list, tuple):
         require(isinstance(value, list), where, value, "a list")
-        return origin(_convert(v, arguments[0], f"{where}[{i}]") for i, v in enumerate(value))
-    if origin in (dict, Mapping):
+        return origin(_convert(v, arguments[0], f"{where}[{i}]", bounds) for i, v in enumerate(value))
+    if origin in MAPPINGS:
         require(isinstance(value, dict), where, value, "a mapping")
         return {str(k): _convert({} if v is None and dataclasses.is_dataclass(arguments[1]) else v, arguments[1],
-                                 f"{where}.{k}") for k, v in value.items()}  # fmt: skip
-    return _convert_scalar(value, kind, where)
+                                 f"{where}.{k}", bounds) for k, v in value.items()}  # fmt: skip
+    if kind in (int, float):
+        return number(_from_text(value) if kind is float else value, kind, where, bounds)
+    require(isinstance(value, kind), where, value, _TYPE_NAMES[kind])
+    return value
+
+
+def _from_text(value: Any) -> Any:
+    """Return the number that a text stands for: YAML reads 1e-3 as a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _convert_dataclass(value: Any, kind: type, where: str) -> Any:
@@ -171,40 +244,27 @@ def _converted(value: Any, kind: type, where: str) -> dict[str, Any]:
     value = {} if value is None else value
     require(isinstance(value, dict), where or "config", value, "a mapping of settings")
     hints = typing.get_type_hints(kind)
-    names = _names(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
     prefix = f"{where}." if where else ""
     for key in value:
-        if key not in names:
-            raise ConfigError(unknown(f"{prefix}{key}", key, names))
-    for f in dataclasses.fields(kind):
+        if key not in _names(kind):
+            raise ConfigError(unknown(f"{prefix}{printable(key)}", key, _names(kind)))
+    for f in fields.values():
         needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if needed and f.name not in value:
             raise ConfigError(f"{prefix}{f.name}: this setting is missing, and it has no default")
-    return {k: _convert(v, hints[k], f"{prefix}{k}") for k, v in value.items()}
+    return {k: _convert(v, hints[k], f"{prefix}{k}", fields[k].metadata.get("bounds", ANY)) for k, v in value.items()}
 
 
-def _convert_union(value: Any, kinds: tuple, where: str) -> Any:
+def _convert_union(value: Any, kinds: tuple, where: str, bounds: Bounds) -> Any:
     if value is None and type(None) in kinds:
         return None
-    kinds = [k for k in kinds if k is not type(None)]
+    kinds = tuple(k for k in kinds if k is not type(None))
     matching = [
         k for k in kinds
         if isinstance(value, dict if dataclasses.is_dataclass(k) else typing.get_origin(k) or k)
     ]  # fmt: skip
-    return _convert(value, (matching or kinds)[0], where)
+    return _convert(value, (matching or kinds)[0], where, bounds)
 
 
-def _convert_scalar(value: Any, kind: type, where: str) -> Any:
-    if isinstance(value, bool) and kind is not bool:
-        raise ConfigError(f"{where}: {value!r} is not allowed, it must be {_TYPE_NAMES[kind]}")
-    if kind is float and isinstance(value, int | str):
-        try:
-            return float(value)  # YAML reads 1e-3 as a string
-        except ValueError:
-            pass
-    if not isinstance(value, kind):
-        raise ConfigError(f"{where}: {value!r} is not allowed, it must be {_TYPE_NAMES[kind]}")
-    return value
-
-
-_TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+_TYPE_NAMES = {bool: "true or false", str: "text"}

@@ -47,17 +47,29 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def shown(value: object) -> str:
+    """Return a value as a sentence shows it: in one line, and cut off where it is long."""
+    try:
+        text = printable(repr(value))
+    except ValueError:  # Python prints no whole number of more than 4,300 digits
+        text = "a number of thousands of digits"
+    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+
+
+LONGEST_VALUE = 300
+
+
 def unknown(field: str, name: object, known: Iterable[str]) -> str:
     """Return the sentence for a name that is not among the known ones."""
     known = sorted(map(printable, known))
     hint = nearest(str(name), known)
-    return f"{field}: unknown name {name!r}, allowed: {', '.join(known) or 'none'}{hint}"
+    return f"{field}: unknown name {shown(name)}, allowed: {', '.join(known) or 'none'}{hint}"
 
 
 def require(condition: bool, field: str, value: object, allowed: str) -> None:
     """Raise a ConfigError that says what ``field`` may be, unless the condition holds."""
     if not condition:
-        raise ConfigError(f"{field}: {value!r} is not allowed, it must be {allowed}")
+        raise ConfigError(f"{field}: {shown(value)} is not allowed, it must be {allowed}")
 
 
 LONGEST_SHOWN = 60

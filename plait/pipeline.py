@@ -1,6 +1,5 @@
 """A run's model and codecs from its folder. `plait.load(run).generate("a fox on a blue background", ...)`."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -34,9 +33,9 @@ def run_config(run: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if not path.is_file():
         raise CheckpointError(f"run: {str(run)!r} holds no config.yaml, so it is not the folder of a run")
     made = load_config_file(path)
-    moved = [f"out={json.dumps(str(run))}"]
+    moved = [("out", str(run))]
     if made.data.path == f"{made.out}/data":
-        moved.append(f"data.path={json.dumps(f'{run}/data')}")
+        moved.append(("data.path", f"{run}/data"))
     return load_config_file(path, [*moved, *overrides])
 
 

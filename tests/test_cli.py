@@ -15,7 +15,7 @@ from plait.cli import main
         (["train", "quickstrat"], 2, "did you mean 'quickstart'?"),
         (["train", "quickstart", "--train.step", "5"], 2, "did you mean 'steps'?"),
         (["train", "quickstart", "--train.steps"], 2, "'--train.steps' has no value"),
-        (["train", "quickstart", "rubbish"], 2, "'rubbish' is neither"),
+        (["train", "quickstart", "rubbish"], 2, "unrecognized arguments: rubbish"),
         (["train", "quickstart", "--out", "{tmp}", "--train.device", "cuda:77"], 5, "'cuda:77' is absent"),
         (["train", "quickstart", "--out", "{tmp}"], 3, "make it with plait prepare"),
         (["generate", "{tmp}", "--text", "a fox"], 4, "holds no config.yaml"),

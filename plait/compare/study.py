@@ -4,14 +4,14 @@ Every arm is the base config with some of the model's settings changed. Data, ba
 evaluation steps are the base's, so that an arm can differ in its model and its learning rate alone.
 """
 
-import json
-import math
+import copy
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from plait.bounds import Checked, bounded, needed
 from plait.compare.curves import TRAINING, VALIDATION
 from plait.config import RunConfig
 from plait.config_file import from_dict, load, read_yaml
@@ -22,8 +22,10 @@ SPLITS = (TRAINING, VALIDATION)
 
 
 @dataclass
-class ArmConfig:
+class ArmConfig(Checked):
     """One model of the comparison."""
+
+    SECTION: ClassVar[str] = "arms"
 
     settings: dict[str, Any] = field(default_factory=dict)
     """Dotted settings of the model that differ from the study's, such as model.untied."""
@@ -35,7 +37,7 @@ class ArmConfig:
     """Try all learning rates of the study's `tuning` and take the best one."""
     learning_rate_of: str = ""
     """The arm whose learning rate this one takes."""
-    learning_rate: float = 0.0
+    learning_rate: float = bounded(0.0, at_least=0)
     """A rate that was found elsewhere. 0, not tuned and of no other arm: train.learning_rate."""
     equal_flops: bool = True
     """Whether a step must cost as much as one of the arm that it is matched with."""
@@ -46,26 +48,32 @@ class ArmConfig:
 
 
 @dataclass
-class BudgetConfig:
+class BudgetConfig(Checked):
     """How long every arm is trained: one of the two."""
 
-    steps: int = 0
+    SECTION: ClassVar[str] = "budget"
+
+    steps: int = bounded(0, at_least=0)
     """Optimizer steps."""
-    flops: float = 0.0
+    flops: float = bounded(0.0, at_least=0)
     """Operations (forward and backward, by formula): an arm gets as many steps as they pay for."""
 
 
 @dataclass
-class TuningConfig:
+class TuningConfig(Checked):
     """The search for each arm's learning rate, by whole runs of its first seed."""
 
-    learning_rates: list[float]
+    SECTION: ClassVar[str] = "tuning"
+
+    learning_rates: list[float] = needed(above=0)
     """Rates to try, at least three."""
 
 
 @dataclass
-class PaperConfig:
+class PaperConfig(Checked):
     """A figure of the paper, to be shown beside what is measured."""
+
+    SECTION: ClassVar[str] = "paper"
 
     claim: str
     """What it says."""
@@ -88,7 +96,7 @@ class PaperConfig:
 
 
 @dataclass
-class StudyConfig:
+class StudyConfig(Checked):
     """A study file."""
 
     base: str
@@ -109,10 +117,10 @@ class StudyConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     """Seeds of initialisation and of the order of data; each seed gives all arms the same data."""
     budget: BudgetConfig = field(default_factory=BudgetConfig)
-    validate_every: int = 50
+    validate_every: int = bounded(50, at_least=1)
     """Steps between evaluations."""
     tuning: TuningConfig | None = None
-    tolerance: float = 0.02
+    tolerance: float = bounded(0.02, at_least=0, below=1)
     """How much operations, and parameters, that are to be equal may differ, as a share."""
     single_pass: bool = True
     """Refuse budgets for which documents would have to be seen twice."""
@@ -122,17 +130,16 @@ class StudyConfig:
     paper: list[PaperConfig] = field(default_factory=list)
     """The paper's own figures."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         require(len(self.arms) > 0, "arms", {}, "a mapping with at least one arm")
         require(bool(re.fullmatch(r"[\w-]+", self.name)), "name", self.name, "letters, digits, _ and -")
         self.out = self.out or f"runs/studies/{self.name}"
         self._known("against", self.against)
         require(bool(self.seeds) and _differ(self.seeds), "seeds", self.seeds, "a list of at least one seed, each once")
         b = self.budget
-        require((b.steps > 0) != (0 < b.flops < math.inf), "budget", {"steps": b.steps, "flops": b.flops},
+        require((b.steps > 0) != (b.flops > 0), "budget", {"steps": b.steps, "flops": b.flops},
                 "either a number of steps or one of flops")  # fmt: skip
-        require(self.validate_every >= 1, "validate_every", self.validate_every, "at least 1")
-        require(0 <= self.tolerance < 1, "tolerance", self.tolerance, "in [0, 1)")
         for key in self.settings:
             require(key not in RESERVED, f"settings.{key}", self.settings[key],
                     "left to the study, which sets it for all arms")  # fmt: skip
@@ -141,8 +148,6 @@ class StudyConfig:
             require(
                 len(rates) >= 3 and _differ(rates), "tuning.learning_rates", rates, "at least three rates, each once"
             )
-            for rate in rates:
-                require(0 < rate < math.inf, "tuning.learning_rates", rate, "above 0")
         for name, arm in self.arms.items():
             self._check_arm(name, arm)
         for family, arms in self.scaling.items():
@@ -152,7 +157,6 @@ class StudyConfig:
         for i, entry in enumerate(self.paper):
             if entry.arm:
                 self._known(f"paper[{i}].arm", entry.arm)
-            require(math.isfinite(entry.value), f"paper[{i}].value", entry.value, "a finite number")
             require(bool(entry.arm) or not entry.score, f"paper[{i}].arm", entry.arm, "named beside a score")
             by_modality = entry.arm and entry.figure and not entry.score
             require(bool(entry.modality) or not by_modality, f"paper[{i}].modality", entry.modality,
@@ -180,9 +184,8 @@ class StudyConfig:
             f"among the seeds of {arm.against!r}, with which it is matched ({', '.join(map(str, others))})",
         )
         is_other = arm.tune or arm.learning_rate_of
-        allowed = arm.learning_rate == 0 if is_other else arm.learning_rate >= 0
-        require(allowed, f"{where}.learning_rate", arm.learning_rate,
-                "above 0, and left out beside tune or learning_rate_of")  # fmt: skip
+        require(not (is_other and arm.learning_rate), f"{where}.learning_rate", arm.learning_rate,
+                "left out beside tune or learning_rate_of")  # fmt: skip
         if arm.tune:
             require(self.tuning is not None, f"{where}.tune", True, "false where the study has no tuning")
             require(not arm.learning_rate_of, f"{where}.learning_rate_of", arm.learning_rate_of,
@@ -227,16 +230,21 @@ class Study:
 
     def base_config(self) -> RunConfig:
         """Return the base with the study's settings: what data are prepared with."""
-        return self._load([], self.out)
+        return self._load({}, self.out)
 
     def run_config(
         self, arm: str, *, seed: int, steps: int, learning_rate: float | None = None, out: Path
     ) -> RunConfig:
         """Return the config of one run; no learning rate is the base's."""
-        own = _overrides(self.config.arms[arm].settings)
-        own += [f"train.steps={steps}", "train.minutes=0", f"train.validate_every={self.config.validate_every}"]
-        own += [f"seed={seed}", f"name={json.dumps(f'{arm}, seed {seed}')}"]
-        own += [f"train.learning_rate={learning_rate!r}"] if learning_rate is not None else []
+        own = self.config.arms[arm].settings | {
+            "train.steps": steps,
+            "train.minutes": 0,
+            "train.validate_every": self.config.validate_every,
+            "seed": seed,
+            "name": f"{arm}, seed {seed}",
+        }
+        if learning_rate is not None:
+            own["train.learning_rate"] = learning_rate
         try:
             config = self._load(own, out)
         except ConfigError as error:
@@ -256,19 +264,9 @@ class Study:
             self.config._known("--arms", name)
         return [name for name in self.config.arms if not names or name in names]
 
-    def _load(self, overrides: list[str], out: Path) -> RunConfig:
-        return load(
-            self.base, [*_overrides(self.config.settings), *self.overrides, *overrides, f"out={json.dumps(str(out))}"]
-        )
-
-
-def _overrides(settings: dict[str, Any]) -> list[str]:
-    try:
-        return [f"{key}={json.dumps(value)}" for key, value in settings.items()]
-    except TypeError:  # YAML has dates and sets as well
-        raise ConfigError(
-            f"settings: {settings} is not allowed, it must be numbers, text, lists and mappings"
-        ) from None
+    def _load(self, own: dict[str, Any], out: Path) -> RunConfig:
+        shared, own = copy.deepcopy((self.config.settings, own))  # a later override is laid over what they hold
+        return load(self.base, [*shared.items(), *self.overrides, *own.items(), ("out", str(out))])
 
 
 def load_study(

@@ -366,11 +366,6 @@ def _check(config: RunConfig) -> None:
     require(bool(sources) and all(sources), "prepare.source", options.source, "'scenes' or the path of a manifest")
     alone = options.source == SCENES or SCENES not in sources
     require(alone, "prepare.source", options.source, "'scenes' alone, or manifests")
-    require(0 <= options.validation_share < 1, "prepare.validation_share", options.validation_share, "in [0, 1)")
-    for name in ("documents", "codec_documents", "shard_documents", "image_size"):
-        require(getattr(options, name) >= 1, f"prepare.{name}", getattr(options, name), "at least 1")
-    for name in ("validation_documents", "num_workers", "codec_minutes"):
-        require(getattr(options, name) >= 0, f"prepare.{name}", getattr(options, name), "at least 0")
 
 
 def _check_vocabulary(name: str, modality: ModalityConfig, codec: Codec) -> None:

@@ -36,7 +36,7 @@ def mean_losses(
     for batch, counts_here in dealt(batches, ranks):
         batch = ranks.part(corrupt(batch, diffusion or DiffusionConfig(), VALIDATION_SEED)).to(model.device)
         with autocast():
-            found = loss_sums(model, model(batch), batch).double().cpu()
+            found = loss_sums(model, model(batch), batch).cpu().double()
         if counts_here:  # not by a factor of 0, which would let a NaN through
             sums += found
             counts += torch.tensor(batch.counts, dtype=torch.float64) * ranks.leads_batch

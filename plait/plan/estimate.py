@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from plait.batch import Batch, pack
+from plait.bounds import Checked, bounded
 from plait.config import RunConfig
-from plait.errors import require
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Layout
 from plait.plan.flops import BACKWARD, idle_parameters, operations, total_operations
@@ -27,32 +27,29 @@ PEAKS = {"float32": 67.0, "bfloat16": 989.0, "float8": 1979.0}
 
 
 @dataclass(frozen=True)
-class Machines:
+class Machines(Checked):
     """What a person states about the machines. The defaults are an H100 SXM's data sheet, and assumptions."""
 
-    gpus: int = 8
-    memory: float = 80.0
+    gpus: int = bounded(8, at_least=1)
+    memory: float = bounded(80.0, above=0)
     """GB (1e9 bytes) of one GPU."""
-    reserve: float = 0.1
+    reserve: float = bounded(0.1, at_least=0, below=1)
     """Share of it that is left for the libraries, and for what the allocator cannot use."""
-    node: int = 8
+    node: int = bounded(8, at_least=1)
     """GPUs in one machine."""
-    peak: float = 0.0
+    peak: float = bounded(0.0, at_least=0)
     """TFLOP/s of one GPU; 0 is that of an H100 in the precision of the run."""
-    mfu: float = 0.4
+    mfu: float = bounded(0.4, above=0)
     """Share of the peak that the model's operations reach between messages."""
-    node_bandwidth: float = 450.0
+    node_bandwidth: float = bounded(450.0, above=0)
     """GB/s that one GPU sends to others in its machine (NVLink 4: 900 GB/s for both directions)."""
-    bandwidth: float = 50.0
+    bandwidth: float = bounded(50.0, above=0)
     """GB/s that one GPU sends to other machines (one 400 Gbit/s port each)."""
 
-    def __post_init__(self):
-        for name in ("gpus", "node"):
-            require(getattr(self, name) >= 1, f"--{name}", getattr(self, name), "at least 1")
-        for name in ("memory", "mfu", "node_bandwidth", "bandwidth"):
-            require(getattr(self, name) > 0, f"--{name.replace('_', '-')}", getattr(self, name), "above 0")
-        require(0 <= self.reserve < 1, "--reserve", self.reserve, "in [0, 1)")
-        require(self.peak >= 0, "--peak", self.peak, "0 or more")
+    @classmethod
+    def where(cls, name: str) -> str:
+        """Return the option of `plait plan` that a field stands for."""
+        return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)

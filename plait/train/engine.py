@@ -54,7 +54,7 @@ class TrainingStopped(PlaitError):
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device a config names; "auto" takes the first accelerator there is."""
+    """Return the device a config names; "auto" is CUDA where there is a GPU, else the CPU (train.device says why)."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
