@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from plait.bounds import ANY, Bounds, number
+from plait.bounds import ANY, Bounds, as_number
 from plait.config import RunConfig
 from plait.errors import ConfigError, nearest
 
@@ -102,6 +102,6 @@ def read_number(text: str, *, kind: type, bounds: Bounds = ANY) -> Any:
     except ValueError:
         value = text
     try:
-        return number(value, kind, "", bounds)
+        return as_number(value, kind, "", bounds)
     except ConfigError as error:
         raise argparse.ArgumentTypeError(str(error).removeprefix(": ")) from None

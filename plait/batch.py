@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plait.bounds import Bounds, as_number
 from plait.layout import IdLayout
 from plait.model_config import ModelConfig
 from plait.parts import Document, Part, as_given
@@ -225,6 +226,7 @@ def _delimiter(layout: IdLayout, token: int, loss: float = 1.0) -> Run:
 
 def pack(documents: Sequence[Document], config: ModelConfig, *, pad_rows_to: int = 32) -> Batch:
     """Build the batch that holds these documents one after another."""
+    pad_rows_to = as_number(pad_rows_to, int, "pad_rows_to", Bounds(at_least=1))
     indices = [d.index for d in documents]
     batch = assemble([spell(d, config) for d in documents], config, pad_rows_to=pad_rows_to, indices=indices)
     batch.documents = list(documents)

@@ -69,7 +69,7 @@ def needed(**limits: float) -> Any:
     return dataclasses.field(metadata={"bounds": Bounds(**limits)})
 
 
-def number(value: Any, kind: type, where: str, bounds: Bounds = ANY) -> Any:
+def as_number(value: Any, kind: type, where: str, bounds: Bounds = ANY) -> Any:
     """Return ``value`` as an int or float (``kind``); raise a ConfigError that names the field ``where`` otherwise.
 
     NumPy's numbers are taken, truth values and text are not, nor is a fraction as a whole number.
@@ -92,7 +92,7 @@ def check_numbers(value: Any, kind: Any, where: str, bounds: Bounds = ANY) -> An
     """Return a value of an annotated type with every number in it checked; whatever holds no numbers stays as it is."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind in (int, float):
-        return number(value, kind, where, bounds)
+        return as_number(value, kind, where, bounds)
     if origin in (typing.Union, types.UnionType):
         if (value is None and type(None) in arguments) or dataclasses.is_dataclass(value):
             return value

@@ -38,7 +38,7 @@ class PrepareConfig(Checked):
     documents: int = bounded(16000, at_least=1)
     """Training documents to draw (scenes)."""
     validation_documents: int = bounded(400, at_least=0)
-    """Documents in each validation split (scenes)."""
+    """Documents in each validation split (scenes); 0: empty splits, so nothing is validated."""
     validation_share: float = bounded(0.02, at_least=0, below=1)
     """Share of documents held out for validation (manifest), chosen by a hash of their content."""
     passages: float = bounded(0.0, at_least=0, below=1)
@@ -126,7 +126,7 @@ class TrainConfig(Checked):
     final_learning_rate: float = bounded(0.0, at_least=0)
     """Learning rate at the last step."""
     warmup_steps: int = bounded(100, at_least=0)
-    """Linear warm-up."""
+    """Steps of the linear warm-up; 0: none."""
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     """Decay after the warm-up."""
     betas: list[float] = bounded(lambda: [0.9, 0.95], at_least=0, below=1)
@@ -174,7 +174,8 @@ class TrainConfig(Checked):
     keep_every: int = bounded(0, at_least=0)
     """Also keep those of steps that are a multiple of this; 0 keeps none besides the newest."""
     max_bad_steps: int = bounded(10, at_least=0)
-    """Steps with a loss or gradient that is not finite are skipped and counted; more than this stop the run."""
+    """Steps with a loss or gradient that is not finite are skipped and counted; more than this stop the run (0: the
+    first one does)."""
     watchdog_seconds: float = bounded(1800.0, at_least=0)
     """With several ranks: a rank that makes no progress for so long is named, and all end; 0 never. It must be longer
     than a validation, and than the samples that rank 0 makes."""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from plait.bounds import ANY, MAPPINGS, Bounds, number
+from plait.bounds import ANY, MAPPINGS, Bounds, as_number
 from plait.config import RunConfig
 from plait.errors import ConfigError, printable, require, shown, unknown
 from plait.model_config import ModelConfig
@@ -222,7 +222,7 @@ def _convert(value: Any, kind: Any, where: str, bounds: Bounds = ANY) -> Any:
         return {str(k): _convert({} if v is None and dataclasses.is_dataclass(arguments[1]) else v, arguments[1],
                                  f"{where}.{k}", bounds) for k, v in value.items()}  # fmt: skip
     if kind in (int, float):
-        return number(_from_text(value) if kind is float else value, kind, where, bounds)
+        return as_number(_from_text(value) if kind is float else value, kind, where, bounds)
     require(isinstance(value, kind), where, value, _TYPE_NAMES[kind])
     return value
 

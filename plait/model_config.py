@@ -7,8 +7,9 @@ here changes once it was checked: `dataclasses.replace` makes, and checks, anoth
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
+from plait.bounds import Checked, bounded
 from plait.errors import ConfigError, require, unknown
 from plait.layout import IdLayout
 
@@ -36,10 +37,11 @@ def fixed(value: Any) -> Any:
     return tuple(fixed(v) for v in value) if isinstance(value, list | tuple) else value
 
 
-class Fixed:
+class Fixed(Checked):
     """A frozen dataclass whose lists and mappings do not change either; it fills its unset fields while it is built."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._fill(**{f.name: fixed(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
 
     def _fill(self, **values: Any) -> None:
@@ -50,6 +52,8 @@ class Fixed:
 @dataclass(frozen=True)
 class ModalityConfig(Fixed):
     """One kind of data that flows through the model."""
+
+    SECTION: ClassVar[str] = "model.modalities"
 
     objective: Literal["next_token", "diffusion"] = "next_token"
     """next_token: discrete ids, cross-entropy. diffusion: continuous latents, denoising."""
@@ -69,11 +73,11 @@ class ModalityConfig(Fixed):
     later_sees: Literal["noised", "clean_copy", "nothing"] = "noised"
     """What later tokens see of a generated span (continuous): the noised tokens themselves (Transfusion), a clean copy
     beside them (BAGEL), or nothing (Cosmos 3)."""
-    vocab_size: int = 0
+    vocab_size: int = bounded(0, at_least=0)
     """Number of ids reserved for the codec (discrete). Training takes the codec's own number where this is 0."""
-    latent_channels: int = 0
+    latent_channels: int = bounded(0, at_least=0)
     """Numbers per token (continuous). Training takes the codec's own where this is 0."""
-    patch_size: int = 0
+    patch_size: int = bounded(0, at_least=0)
     """Latents folded into one token along each side (continuous). Training takes the codec's own where this is 0."""
     patch_network: Literal["linear", "unet"] = "linear"
     """How latents enter and leave the tower: one matrix, or U-Net down and up blocks on the grid of latents."""
@@ -100,15 +104,17 @@ class ModalityConfig(Fixed):
 class TowerConfig(Fixed):
     """One set of parameters. Unset sizes are the model's."""
 
-    width: int | None = None
+    SECTION: ClassVar[str] = "model.towers"
+
+    width: int | None = bounded(None, at_least=1)
     """Size of the hidden state in this tower."""
-    ffn_width: int | None = None
+    ffn_width: int | None = bounded(None, at_least=1)
     """Hidden size of the feed-forward network; of one expert when ffn is moe."""
     ffn: Literal["swiglu", "moe"] = "swiglu"
     """Kind of feed-forward network."""
-    num_experts: int = 4
+    num_experts: int = bounded(4, at_least=1)
     """Experts, when ffn is moe."""
-    top_k: int = 1
+    top_k: int = bounded(1, at_least=1)
     """Experts per token, when ffn is moe (the mean number for expert_choice)."""
     moe_routing: Literal["expert_choice", "token_choice"] = "token_choice"
     """expert_choice sees the whole batch (not causal, cannot generate); token_choice is causal and dropless."""
@@ -118,33 +124,35 @@ class TowerConfig(Fixed):
 class ModelConfig(Fixed):
     """The Mixture-of-Transformers: its modalities, towers and shape (paper, sections 2 and 3)."""
 
+    SECTION: ClassVar[str] = "model"
+
     modalities: Mapping[str, ModalityConfig] = field(default_factory=dict)
     """Modalities in append-only order. The first one hosts the delimiters and is written without them."""
     towers: Mapping[str, TowerConfig] = field(default_factory=dict)
     """Towers by name. One of a modality's own name need not be listed; empty: none that the modalities use need be."""
-    width: int = 256
+    width: int = bounded(256, at_least=1)
     """Size of the hidden state, for towers that set none."""
-    num_layers: int = 4
+    num_layers: int = bounded(4, at_least=1, at_most=10_000)
     """Transformer blocks."""
-    num_heads: int = 8
+    num_heads: int = bounded(8, at_least=1)
     """Attention heads (global: every tower's queries meet in one attention)."""
-    num_kv_heads: int | None = None
+    num_kv_heads: int | None = bounded(None, at_least=1)
     """Key and value heads; fewer than num_heads is grouped-query attention. Unset: num_heads."""
-    head_dim: int | None = None
+    head_dim: int | None = bounded(None, at_least=1)
     """Size of one head. Unset: width / num_heads."""
-    ffn_width: int | None = None
+    ffn_width: int | None = bounded(None, at_least=1)
     """Hidden size of the feed-forward network. Unset: 8/3 of the width, rounded up to 256 (64 below width 256)."""
     norm_order: Literal["pre", "post"] = "pre"
     """pre: x + f(norm(x)). post: x + norm(f(x)), the paper's equations and Chameleon-34B."""
-    norm_eps: float = 1e-5
+    norm_eps: float = bounded(1e-5, above=0)
     """Epsilon of every RMSNorm."""
     qk_norm: bool = True
     """RMSNorm on queries and keys over head_dim, one per tower (Chameleon found it essential)."""
     qkv_bias: bool = False
     """Biases on the query, key and value projections."""
-    rope_theta: float = 10000.0
+    rope_theta: float = bounded(10000.0, above=0)
     """Base of the rotary frequencies."""
-    rope_scaling: float = 1.0
+    rope_scaling: float = bounded(1.0, above=0)
     """Positions are divided by this (linear interpolation for longer contexts)."""
     position_axes: tuple[str, ...] = ("sequence",)
     """Axes of a position: one is the usual RoPE, several (time, height, width) share one frequency ladder in turn
@@ -154,17 +162,12 @@ class ModelConfig(Fixed):
     per layer; layers not named there are shared."""
     tie_embeddings: bool = False
     """Use the embedding table as the output head."""
-    max_positions: int = 8192
+    max_positions: int = bounded(8192, at_least=1)
     """Longest document, in tokens."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(len(self.modalities) > 0, "model.modalities", {}, "a mapping with at least one modality")
-        require(self.num_layers >= 1, "model.num_layers", self.num_layers, "at least 1")
-        require(self.num_heads >= 1, "model.num_heads", self.num_heads, "at least 1")
-        require(self.width >= 1, "model.width", self.width, "at least 1")
-        require(self.rope_scaling > 0, "model.rope_scaling", self.rope_scaling, "above 0")
-        require(self.norm_eps > 0, "model.norm_eps", self.norm_eps, "above 0")
         groups, head_dim = self.num_heads if self.num_kv_heads is None else self.num_kv_heads, self.head_dim
         require(1 <= groups <= self.num_heads and self.num_heads % groups == 0, "model.num_kv_heads", groups,
                 f"a divisor of num_heads ({self.num_heads})")  # fmt: skip
@@ -200,13 +203,11 @@ class ModelConfig(Fixed):
         require(name.isidentifier() and name != "shared", "model.towers", name,
                 "a name of letters, digits and underscores, other than 'shared'")  # fmt: skip
         width = self.width if tower.width is None else tower.width
-        require(width >= 1, f"{where}.width", width, "at least 1")
         ffn_width = tower.ffn_width
         if ffn_width is None:
             ffn_width = self.ffn_width or default_ffn_width(width)
         if tower.ffn == "moe":
-            require(tower.num_experts >= 1, f"{where}.num_experts", tower.num_experts, "at least 1")
-            require(1 <= tower.top_k <= tower.num_experts, f"{where}.top_k", tower.top_k,
+            require(tower.top_k <= tower.num_experts, f"{where}.top_k", tower.top_k,
                     f"between 1 and num_experts ({tower.num_experts})")  # fmt: skip
         return replace(tower, width=width, ffn_width=ffn_width)
 
@@ -219,7 +220,6 @@ class ModelConfig(Fixed):
                          "causal where the objective is next_token (a later id would leak)")  # fmt: skip
             require(i > 0 or m.objective == "next_token", f"{where}.objective", m.objective,
                      "next_token for the first modality, which hosts the delimiters")  # fmt: skip
-            require(m.vocab_size >= 0, f"{where}.vocab_size", m.vocab_size, "0 or more")
             for field_name, keys in (
                 ("attention_by_role", ROLES),
                 ("tower_by_role", ROLES),
@@ -238,7 +238,6 @@ class ModelConfig(Fixed):
                     require(getattr(m, field_name) == plain, f"{where}.{field_name}", getattr(m, field_name),
                             f"{plain!r} where the objective is next_token")  # fmt: skip
             self._check_random(where, m)
-            require(m.patch_size >= 0, f"{where}.patch_size", m.patch_size, "0 or more")
             if m.patch_network == "unet" and m.patch_size and m.latent_channels:
                 require(m.patch_size in (2, 4, 8), f"{where}.patch_size", m.patch_size, "2, 4 or 8 with a U-Net")
                 require(m.latent_channels % m.patch_size**2 == 0, f"{where}.latent_channels", m.latent_channels,

@@ -4,29 +4,33 @@ In YAML these settings stand in the modality's and the tower's own record, in th
 `plait.model_config`; `plait.config_file` sorts them.
 """
 
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from plait.errors import ConfigError, require, unknown
+from plait.bounds import Checked, bounded
+from plait.errors import ConfigError, unknown
 
 
 @dataclass
-class ModalitySettings:
+class ModalitySettings(Checked):
     """What a run says of one modality."""
+
+    SECTION: ClassVar[str] = "model.modalities"
 
     codec: str = ""
     """Name of the codec (see plait/codecs): what turns raw media into ids or latents and back."""
     codec_options: dict[str, Any] = field(default_factory=dict)
     """Settings of that codec; checked by the codec itself."""
-    loss_weight: float = 1.0
+    loss_weight: float = bounded(1.0, at_least=0)
     """Factor of this modality's loss in the total."""
 
 
 @dataclass
-class TowerSettings:
+class TowerSettings(Checked):
     """How a run trains one tower."""
+
+    SECTION: ClassVar[str] = "model.towers"
 
     frozen: bool = False
     """Keep this tower's own parameters fixed."""
@@ -34,9 +38,9 @@ class TowerSettings:
     """A saved model or checkpoint whose only tower, or the one of this name, this one starts from. All that it computes
     with is taken: its own weights, and what towers share with it, embedding and head included. Ids and latents go by
     modality. What does not fit is refused, what is left out or trains from scratch is said."""
-    learning_rate_scale: float = 1.0
+    learning_rate_scale: float = bounded(1.0, at_least=0)
     """Factor of the learning rate for this tower's own parameters."""
-    moe_balance_rate: float = 1e-3
+    moe_balance_rate: float = bounded(1e-3, at_least=0)
     """Step of the expert bias that balances token_choice (arXiv 2408.15664)."""
 
 
@@ -46,10 +50,7 @@ RECORDS: dict[str, type] = {"modalities": ModalitySettings, "towers": TowerSetti
 
 def records_of(section: str, given: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Return a record for each name, those that are not given with their defaults; raises ConfigError."""
-    for name, record in given.items():
+    for name in given:
         if name not in names:
             raise ConfigError(unknown(f"model.{section}", name, names))
-        for number in ("loss_weight", "learning_rate_scale", "moe_balance_rate"):
-            value = getattr(record, number, 0.0)
-            require(0 <= value < math.inf, f"model.{section}.{name}.{number}", value, "0 or more")
     return {name: given.get(name, RECORDS[section]()) for name in names}

@@ -7,13 +7,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from plait.bounds import Bounds, as_number
 from plait.compare.charts import charts
 from plait.compare.curves import LOSS, TRAINING, VAL_LOSS, VALIDATION, Curve, Key, curves_of, is_finite, training_steps
 from plait.compare.figures import draw_figures
 from plait.compare.page import write_page
 from plait.compare.records import Records
 from plait.compare.results import NOTHING, Matched, match_curves, match_row, write_results
-from plait.errors import DataError, printable, require
+from plait.errors import DataError, printable
 from plait.train.metrics import read_metrics
 
 LARGEST = 1e15
@@ -28,7 +29,7 @@ def match_logs(paths: list[str], *, warmup: int = 0) -> Matched:
     """
     if len(paths) < 2:
         raise DataError(f"--from-logs: {len(paths)} logs were given, it must be at least two, the reference first")
-    require(warmup >= 0, "--warmup", warmup, "at least 0")
+    warmup = as_number(warmup, int, "--warmup", Bounds(at_least=0))
     logs = [read_log(path) for path in paths]
     every = max(map(_spacing, logs))
     names = _short_names(paths)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from plait.batch import Batch, Part, Run, assemble, position_after, spell_prompt
+from plait.bounds import Bounds, as_number
 from plait.config import DiffusionConfig
 from plait.errors import ResourceError, require
 from plait.generate import denoising, prefixes
@@ -54,6 +55,11 @@ class Generator:
                  max_length: int = 2048, default_max_tokens: int = 256, max_branches: int = 3,
                  diffusion: DiffusionConfig | None = None, precision: str = "float32", page_size: int = 0,
                  cache_tokens: int = 0, cuda_graphs: bool = False, speculate: int = 0):  # fmt: skip
+        for name, size in (("max_rows", max_rows), ("max_length", max_length), ("max_branches", max_branches),
+                           ("default_max_tokens", default_max_tokens)):  # fmt: skip
+            as_number(size, int, f"generator: {name}", Bounds(at_least=1))
+        for name, size in (("page_size", page_size), ("cache_tokens", cache_tokens), ("speculate", speculate)):
+            as_number(size, int, f"generator: {name}", Bounds(at_least=0))
         self.model, self.grids, self.default_max_tokens = model, grids, default_max_tokens
         self.layout, self.max_rows, self.diffusion = model.config.layout, max_rows, diffusion or DiffusionConfig()
         self.max_branches = max_branches

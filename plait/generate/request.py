@@ -3,10 +3,12 @@
 import math
 import numbers
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
 from plait.batch import Part, spell_prompt
+from plait.bounds import Checked, bounded
 from plait.config import DiffusionConfig, SamplingConfig, check_sampler
 from plait.errors import ConfigError, Shown, require, unknown
 from plait.model_config import ModelConfig
@@ -16,26 +18,28 @@ PLAIN = SamplingConfig()
 
 
 @dataclass
-class Request:
+class Request(Checked):
     """What to generate: a prompt, and the modality that shall follow (None: whatever the model opens itself).
 
     What a prompt holds is given, whoever made it: its parts have that role here (`plait.batch.role_of`).
     """
 
+    SECTION: ClassVar[str] = "generate"
+
     prompt: list[Part] = field(default_factory=list)
     output: str | None = None
     sampling: dict[str, SamplingConfig] = field(default_factory=dict)
     """Sampling by modality of the open span; a missing one is plain sampling."""
-    max_tokens: dict[str, int] = field(default_factory=dict)
+    max_tokens: dict[str, int] = bounded(dict, at_least=1)
     """Longest span by modality (where the modality has no fixed number)."""
-    grids: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    grids: dict[str, tuple[int, ...]] = bounded(dict, at_least=1)
     """Extent of an item by modality, where it shall not be the generator's (continuous)."""
-    max_spans: int = 8
+    max_spans: int = bounded(8, at_least=0)
     """Most spans besides the host's in a free request."""
     seed: int = 0
-    number: int = 0
+    number: int = bounded(0, at_least=0)
     """Which of the requests with this seed it is: (seed, number) fixes its draws, whatever else is in the batch."""
-    num_snapshots: int = 0
+    num_snapshots: int = bounded(0, at_least=0)
     """Moments of the denoising to keep in `Result.snapshots`, evenly spaced, from noise on."""
 
     def __post_init__(self):

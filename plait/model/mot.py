@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.batch import Batch, Latents, Place
+from plait.bounds import as_number
 from plait.model.attention import AttentionPlan
 from plait.model.block import Block, Step, heads_kernel, is_token
 from plait.model.cache import CacheStep, KVCache
@@ -67,7 +68,7 @@ class MixtureOfTransformers(nn.Module):
         """Whether a GPU runs kernels of plait's own where plain torch would do the same."""
         self.parts = {part.name: part for part in self._parts()}
         """What each parameter and saved buffer is, by its name."""
-        self.init_weights(seed)
+        self.init_weights(as_number(seed, int, "seed"))
 
     def _parts(self) -> Iterator[Part]:
         for component in ("embed", "final_norm", *(() if self.config.tie_embeddings else ("head",))):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from plait.batch import Batch, pack
-from plait.bounds import Checked, bounded
+from plait.bounds import Bounds, Checked, as_number, bounded
 from plait.config import RunConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Layout
@@ -126,6 +126,8 @@ def make_plan(
     tokens by modality, and ``document_tokens`` describe documents that are made up; without them the run's own are
     taken where there are any. Raises ConfigError for what cannot be.
     """
+    tokens = as_number(tokens, int, "--tokens", Bounds(at_least=0))
+    document_tokens = as_number(document_tokens, int, "--document-tokens", Bounds(at_least=0))
     config, grids = known_sizes(config)
     documents, text = documents_of_a_batch(config, grids, mix=mix or {}, document_tokens=document_tokens)
     batch = pack(documents, config.model)

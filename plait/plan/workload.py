@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from plait.batch import Document, Part, spell
+from plait.bounds import Bounds, as_number
 from plait.codecs import codec_class
 from plait.config import RunConfig
 from plait.data.loader import Loader
@@ -78,7 +79,7 @@ def shares(config: RunConfig, mix: Mapping[str, float]) -> dict[str, float]:
     for name, weight in mix.items():
         if name not in names:
             raise ConfigError(unknown("--mix", name, names))
-        require(weight >= 0, f"--mix ({name})", weight, "0 or more")
+        as_number(weight, float, f"--mix ({name})", Bounds(at_least=0))
     weights = {name: mix.get(name, 0.0) for name in names} if mix else dict.fromkeys(names, 1.0)
     require(sum(weights.values()) > 0, "--mix", dict(mix), "shares of which one at least is above 0")
     return {name: weight / sum(weights.values()) for name, weight in weights.items() if weight}

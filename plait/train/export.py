@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from plait.errors import CheckpointError, ConfigError, require
+from plait.bounds import Bounds, as_number
+from plait.errors import CheckpointError, ConfigError
 from plait.files import atomic_folder, write_json
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import WEIGHTS, check_tensors, load_config
@@ -36,7 +37,8 @@ def export(
     ``averages`` takes the averaged weights (train.ema). No file is larger than ``file_gb``, unless one tensor is.
     Raises CheckpointError where there is no such checkpoint, and ConfigError for a folder that holds something else.
     """
-    require(file_gb > 0, "--file-gb", file_gb, "above 0")
+    file_gb = as_number(file_gb, float, "--file-gb", Bounds(above=0))
+    step = step if step is None else as_number(step, int, "--step", Bounds(at_least=0))
     found = _checkpoint(Path(run), step)
     source = found / (checkpoint.AVERAGES if averages else WEIGHTS)
     if averages and checkpoint.weights_file(found) != source:
