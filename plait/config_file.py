@@ -93,12 +93,13 @@ def parsed(text: str, kind: Any, where: str) -> Any:
     """Return the value that a text of the command line stands for.
 
     A text setting takes it as it is, so that ``0123``, ``on`` and ``null`` stay texts. Where a text or a list may
-    stand, only what is written as a list is one. Everything else is YAML; in lists and mappings of texts all values
-    are texts.
+    stand, only ``[a, b]`` is a list. Everything else is YAML; in lists and mappings of texts all values are texts.
     """
     if _is_text(kind):
         return text
     options = typing.get_args(kind) if _is_union(kind) else (kind,)
+    if str in options and not text.startswith("["):
+        return text
     texts_alone = all(map(_holds_texts_alone, options))
     try:
         value = yaml.load(text, yaml.BaseLoader if texts_alone else yaml.SafeLoader) if text else ""
@@ -107,7 +108,7 @@ def parsed(text: str, kind: Any, where: str) -> Any:
             return text
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{where}: {shown(text)} is not allowed, it must be YAML ({reason})") from None
-    return text if str in options and not isinstance(value, list | dict) else value
+    return value
 
 
 def _is_union(kind: Any) -> bool:

@@ -5,7 +5,13 @@ import sys
 
 import pytest
 
+from plait import commands
 from plait.cli import main
+from plait.config_file import load
+from plait.errors import ConfigError
+from plait.pipeline import run_config
+from plait.shipped import config_path
+from plait.workflow import start_run
 
 
 @pytest.mark.parametrize(
@@ -56,3 +62,90 @@ def test_help_is_quick_to_import():
     """The help needs no torch."""
     code = "import sys, plait.cli; assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def told(arguments: list[str], monkeypatch) -> tuple:
+    """Return what a command line asks of `plait train` or `plait generate`: its parsed arguments."""
+    seen = []
+    for name in ("train", "generate", "compare"):
+        monkeypatch.setattr(commands, name, seen.append)
+    assert main(arguments) == 0
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--train.steps", "500", "--seed", "-1", "quickstart"],
+        ["quickstart", "--train.steps", "500", "--seed", "-1"],
+        ["--train.steps=500", "quickstart", "--seed=-1"],
+        ["--train.steps", "500", "quickstart", "--seed", "-1"],
+    ],
+)
+def test_settings_may_stand_anywhere(words, monkeypatch):
+    chosen = told(["train", *words], monkeypatch)
+    assert chosen.config == "quickstart" and chosen.overrides == ["train.steps=500", "seed=-1"]
+
+
+def test_values_of_settings_and_options_may_begin_with_a_dash_and_hold_equals_signs(monkeypatch):
+    chosen = told(["train", "--out", "a=b=c", "x.yaml", "--data.path=-1=x"], monkeypatch)
+    assert chosen.overrides == ["out=a=b=c", "data.path=-1=x"]
+    chosen = told(["generate", "--text", "-5 degrees", "run", "--seed", "-3", "--text=--bold"], monkeypatch)
+    assert chosen.prompt == [{"text": "-5 degrees"}, {"text": "--bold"}] and chosen.seed == -3
+    chosen = told(["compare", "--from-logs", "a", "b", "--warmup", "3"], monkeypatch)
+    assert chosen.from_logs == ["a", "b"] and chosen.warmup == 3 and chosen.overrides == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["train", "--restart", "quickstart"], "plait train knows no '--restart'"),
+        (["prepare", "--restrat", "quickstart"], "plait prepare knows no '--restrat'; did you mean '--restart'?"),
+        (["train", "quickstart", "--tran.steps", "5"], "plait train knows no '--tran.steps'; did you mean '--train'?"),
+        (["train", "--train.steps", "--seed", "1", "quickstart"], "'--train.steps' has no value, give --train.steps V"),
+        (["generate", "run", "--count", "many"], "argument --count: 'many' is not allowed, it must be a whole number"),
+        (["trian"], "argument command: invalid choice: 'trian'"),
+        (["train"], "the following arguments are required: config; see plait train --help"),
+        (["compare", "--seed", "0", "chameleon"], None),
+    ],
+)
+def test_unknown_options_are_named(arguments, sentence, capsys):
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("plait: ") and said.count("\n") == 1
+    if sentence:
+        assert said.startswith(f"plait: command line: {sentence}")
+
+
+TEXTS = ["0123", "on", "no", "null", "~", "1e3", "~/x", "2020-01-01", "[a", "'quoted'", "a: b", "", " x ", "=", "-"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_text_settings_take_the_text_as_it_is(text):
+    config = load(config_path("quickstart"), [f"name={text}", f"data.path={text or 'x'}", f"train.device={text}"])
+    assert config.name == text and config.train.device == text and config.data.path == (text or "x")
+    source = load(config_path("quickstart"), [f"prepare.source={text}"]).prepare.source
+    assert source == text
+
+
+def test_other_settings_are_read_as_yaml_by_their_type():
+    settings = ["prepare.source=[a.parquet, on, 012]", "train.trackers=[wandb]", "train.learning_rate=1e-3",
+                "train.compile=on", "model.num_kv_heads=null", "model.untied={0-1: [ffn], 2: [qkv, o]}",
+                "prepare.columns={on: image, 1: text}", "train.schedule=linear",
+                "generate.max_tokens={text: 7}"]  # fmt: skip
+    config = load(config_path("quickstart"), settings)
+    assert config.prepare.source == ["a.parquet", "on", "012"] and config.train.learning_rate == 1e-3
+    assert config.train.compile is True and config.model.num_kv_heads == config.model.num_heads
+    assert config.model.untied_at(0) == {"ffn"} and config.model.untied_at(2) == {"qkv", "o"}
+    assert config.prepare.columns == {"on": "image", "1": "text"} and config.generate.max_tokens == {"text": 7}
+    assert load(config_path("quickstart"), [("name", "on"), ("train.steps", 3)]).train.steps == 3
+    with pytest.raises(ConfigError, match=r"^train\.steps: '\[' is not allowed, it must be YAML"):
+        load(config_path("quickstart"), ["train.steps=["])
+
+
+def test_the_folder_of_a_run_may_have_any_name(tmp_path):
+    for name in ("0123", "on", "a'b", "1e3", "null"):
+        config = load(config_path("quickstart"), [("out", str(tmp_path / name)), ("name", name)])
+        start_run(config)
+        assert run_config(tmp_path / name, [f"out={name}"]).out == name
+        assert run_config(tmp_path / name).out == str(tmp_path / name) and run_config(tmp_path / name).name == name
