@@ -88,6 +88,12 @@ def as_number(value: Any, kind: type, where: str, bounds: Bounds = ANY) -> Any:
     return result
 
 
+def check_sizes(least: int, **sizes: int) -> None:
+    """Check whole-number arguments, by their names, that must be at least ``least``."""
+    for name, size in sizes.items():
+        as_number(size, int, name, Bounds(at_least=least))
+
+
 def check_numbers(value: Any, kind: Any, where: str, bounds: Bounds = ANY) -> Any:
     """Return a value of an annotated type with every number in it checked; whatever holds no numbers stays as it is."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -133,6 +139,6 @@ class Checked:
             object.__setattr__(self, name, value)  # frozen ones too
 
     @classmethod
-    def where(cls, name: str) -> str:
+    def where(cls, field: str) -> str:
         """Return how errors name a field."""
-        return f"{cls.SECTION}.{name}" if cls.SECTION else name
+        return f"{cls.SECTION}.{field}" if cls.SECTION else field

@@ -13,7 +13,7 @@ from conftest import model_config, random_documents
 
 from plait.arguments import Parser
 from plait.batch import pack
-from plait.bounds import Bounds, _holds_numbers, as_number
+from plait.bounds import MAPPINGS, Bounds, _holds_numbers, as_number
 from plait.cli import _parser, main
 from plait.compare.study import StudyConfig
 from plait.config import RunConfig, SamplingConfig
@@ -22,6 +22,7 @@ from plait.errors import ConfigError, PlaitError
 from plait.generate.request import Request
 from plait.model.mot import MixtureOfTransformers
 from plait.plan.estimate import Machines
+from plait.run_records import RECORDS
 from plait.shipped import _field_texts
 from plait.train.export import export
 
@@ -50,8 +51,8 @@ def leaf(kind: Any) -> tuple[type, Any]:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind in (int, float):
         return kind, lambda value: value
-    if origin in (list, tuple, dict):
-        inner, place = leaf(arguments[-1] if origin is dict else arguments[0])
+    if origin in (list, tuple, *MAPPINGS):
+        inner, place = leaf(arguments[1] if origin in MAPPINGS else arguments[0])
         wraps = {
             dict: lambda v: {"text": place(v)},
             list: lambda v: [place(v)] * 2,
@@ -99,7 +100,7 @@ def test_an_object_takes_a_number_or_names_the_field(cls, name, kind, place):
     for value in WRONG[kind]:
         with pytest.raises(ConfigError) as error:
             cls(**(needed(cls) | {name: place(value)}))
-        one_sentence(error.value, name.replace("_", "-") if cls is Machines else name)
+        one_sentence(error.value, name)
     for value in EDGE:
         try:
             made = cls(**(needed(cls) | {name: place(value)}))
@@ -130,7 +131,9 @@ def paths() -> list:
                 found.append(pytest.param(key, number, place, id=key))
 
     walk(RunConfig, ())
-    return found
+    hidden = tuple(f"{section}." for section in RECORDS)  # in the file they stand in the model's own records
+    names = [f"model.{p.id}" if p.id.startswith(hidden) else p.id for p in found]
+    return [pytest.param(name, *p.values[1:], id=name) for name, p in zip(names, found, strict=True)]
 
 
 @pytest.mark.parametrize(("key", "kind", "place"), paths())

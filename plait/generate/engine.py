@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from plait.batch import Batch, Part, Run, assemble, position_after, spell_prompt
-from plait.bounds import Bounds, as_number
+from plait.bounds import check_sizes
 from plait.config import DiffusionConfig
 from plait.errors import ResourceError, require
 from plait.generate import denoising, prefixes
@@ -55,15 +55,11 @@ class Generator:
                  max_length: int = 2048, default_max_tokens: int = 256, max_branches: int = 3,
                  diffusion: DiffusionConfig | None = None, precision: str = "float32", page_size: int = 0,
                  cache_tokens: int = 0, cuda_graphs: bool = False, speculate: int = 0):  # fmt: skip
-        for name, size in (("max_rows", max_rows), ("max_length", max_length), ("max_branches", max_branches),
-                           ("default_max_tokens", default_max_tokens)):  # fmt: skip
-            as_number(size, int, f"generator: {name}", Bounds(at_least=1))
-        for name, size in (("page_size", page_size), ("cache_tokens", cache_tokens), ("speculate", speculate)):
-            as_number(size, int, f"generator: {name}", Bounds(at_least=0))
+        check_sizes(1, max_rows=max_rows, max_length=max_length, max_branches=max_branches)
+        check_sizes(0, page_size=page_size, cache_tokens=cache_tokens, speculate=speculate)
         self.model, self.grids, self.default_max_tokens = model, grids, default_max_tokens
         self.layout, self.max_rows, self.diffusion = model.config.layout, max_rows, diffusion or DiffusionConfig()
-        self.max_branches = max_branches
-        self.max_length = max_length = min(max_length, model.config.max_positions)
+        self.max_branches, self.max_length = max_branches, min(max_length, model.config.max_positions)
         # guesses may reach beyond an item's end, so that all rows keep one window
         self.speculate, self.spare = speculate, max(0, speculate - 1)
         # what is attended in 16 bits is kept in 16 bits: no step casts the whole cache
@@ -77,8 +73,7 @@ class Generator:
         self.rows: list[Row] = []
         self.streams: list[Stream] = []
         """By row of the cache."""
-        self.num_syncs, self.num_steps, self.num_tokens = 0, 0, 0
-        self._next_id = 0
+        self.num_syncs = self.num_steps = self.num_tokens = self._next_id = 0
         self._allowed = AllowedIds(model, grids, default_max_tokens)
         graphs = cuda_graphs and model.device.type == "cuda"
         self._decoder = Decoder(model, self.cache, self._allowed, pad=graphs)

@@ -42,7 +42,8 @@ class Request(Checked):
     num_snapshots: int = bounded(0, at_least=0)
     """Moments of the denoising to keep in `Result.snapshots`, evenly spaced, from noise on."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.prompt = as_given(self.prompt)
 
     def sampling_of(self, modality: str) -> SamplingConfig:

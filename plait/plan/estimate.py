@@ -6,6 +6,7 @@ Everything follows from the config but the speed of the machines, which a person
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
@@ -30,6 +31,8 @@ PEAKS = {"float32": 67.0, "bfloat16": 989.0, "float8": 1979.0}
 class Machines(Checked):
     """What a person states about the machines. The defaults are an H100 SXM's data sheet, and assumptions."""
 
+    SECTION: ClassVar[str] = "plan"
+
     gpus: int = bounded(8, at_least=1)
     memory: float = bounded(80.0, above=0)
     """GB (1e9 bytes) of one GPU."""
@@ -45,11 +48,6 @@ class Machines(Checked):
     """GB/s that one GPU sends to others in its machine (NVLink 4: 900 GB/s for both directions)."""
     bandwidth: float = bounded(50.0, above=0)
     """GB/s that one GPU sends to other machines (one 400 Gbit/s port each)."""
-
-    @classmethod
-    def where(cls, name: str) -> str:
-        """Return the option of `plait plan` that a field stands for."""
-        return f"--{name.replace('_', '-')}"
 
 
 @dataclass(frozen=True)
