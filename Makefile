@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-recovery test-slow lint benchmark benchmark-gpu benchmark-table clean
+.PHONY: quickstart test test-recovery test-slow lint benchmark benchmark-gpu benchmark-table figures figures-quickstart clean
 
 quickstart: $(READY)
 	$(BIN)/plait quickstart
@@ -36,6 +36,17 @@ benchmark-gpu: $(READY)
 
 benchmark-table: $(READY)
 	$(BIN)/python benchmarks/table.py
+
+# the figures of README.md and docs, from their results files
+figures: $(READY)
+	$(BIN)/python benchmarks/figures.py
+	$(BIN)/python benchmarks/table.py
+
+# keep the figures of the quickstarts that were run in this checkout
+figures-quickstart: $(READY)
+	$(BIN)/python benchmarks/figures.py --take runs/quickstart chameleon_speech
+	if [ -f runs/quickstart-transfusion/summary.json ]; then \
+	  $(BIN)/python benchmarks/figures.py --take runs/quickstart-transfusion transfusion; fi
 
 # torch first and alone: its CPU build must be there before anything else asks for torch
 $(READY): pyproject.toml constraints.txt

@@ -4,6 +4,7 @@ import importlib
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,8 +19,8 @@ from plait.objectives.next_token import linear_cross_entropy
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
-NAMES = ("harness", "shapes", "step", "patterns", "originals", "loss", "table")
-harness, shapes, step, patterns, originals, loss, table = (importlib.import_module(name) for name in NAMES)
+NAMES = ("harness", "shapes", "step", "patterns", "originals", "loss", "table", "figures")
+harness, shapes, step, patterns, originals, loss, table, figures = (importlib.import_module(name) for name in NAMES)
 
 SHAPE = shapes.Shape(64, 300, (50, 30, 20), layers=2, document=100, vocabulary=240)
 
@@ -244,6 +245,42 @@ def test_the_page_shows_the_results_files():
     assert page == table.rewritten(page, harness.RESULTS)
     for path in harness.RESULTS.glob("*.json"):
         assert f"<!-- results: {path.stem} -->" in page
+
+
+@pytest.mark.parametrize("page", figures.PAGES, ids=lambda page: page.name)
+def test_figures_are_those_of_the_results_files(page):
+    text = page.read_text(encoding="utf-8")
+    assert text == figures.rewritten(text), "run: make figures"
+    assert "<!-- figures: " in text
+
+
+def test_a_block_follows_its_results_file_and_names_command_and_commit(tmp_path, monkeypatch):
+    text = "\n".join(page.read_text(encoding="utf-8") for page in figures.PAGES)
+    blocks = re.findall(r"<!-- figures: (\S+) -->\n(.*?)<!-- end -->", text, re.DOTALL)
+    assert sorted(name for name, _ in blocks) == sorted(figures.BLOCKS), "every block is on one page, once"
+    for name, block in blocks:
+        path, made = figures.BLOCKS[name]
+        assert re.search(r"\(`(plait|make|python) [^`]+`.*commits? [0-9a-f]{7}.*\)", block), name
+        another = tmp_path / f"{name}.json"
+        another.write_text(re.sub(r"(\d)\.(\d)", r"\1.9\2", path.read_text(encoding="utf-8")))
+        monkeypatch.setitem(figures.BLOCKS, name, (another, made))
+    assert all(figures.rewritten(page.read_text()) != page.read_text() for page in figures.PAGES)
+    with pytest.raises(KeyError):
+        figures.rewritten("<!-- figures: none -->\n<!-- end -->")
+
+
+def test_a_runs_summary_becomes_a_results_file(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- figures: quickstart -->\n<!-- end -->\n")
+    monkeypatch.setattr(figures, "PAGES", (page,))
+    monkeypatch.setattr(figures, "QUICKSTARTS", tmp_path)
+    monkeypatch.setitem(figures.BLOCKS, "quickstart", (tmp_path / "mine.json", figures.quickstart))
+    (tmp_path / "run").mkdir()
+    summary = {"seconds_total": 840.0, "peak_memory_gb": 7.71, "commit": "0123456789ab"}
+    (tmp_path / "run" / "summary.json").write_text(json.dumps(summary))
+    assert figures.main(["--take", str(tmp_path / "run"), "mine", "--check"]) == 1
+    assert figures.main([]) == 0 and figures.main(["--check"]) == 0
+    assert "took 14 min and 7.7 GB of memory" in page.read_text() and "commit 0123456.)" in page.read_text()
 
 
 def test_originals_want_a_clone_of_the_sources(tmp_path):

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from plait import commands
-from plait.cli import main
+from plait.cli import _parser, main
 from plait.config_file import load
 from plait.errors import ConfigError
 from plait.pipeline import run_config
@@ -38,12 +38,14 @@ def test_mistakes_get_one_sentence(arguments, code, sentence, tmp_path, capsys):
     assert sentence in message
 
 
-@pytest.mark.parametrize("command", ["quickstart", "prepare", "train", "evaluate", "generate", "report", "inspect"])
-def test_help_teaches(command, capsys):
+@pytest.mark.parametrize("command", list(_parser().commands))
+def test_help_is_that_of_the_command(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
     assert stop.value.code == 0
-    assert "usage: plait" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown == _parser().commands[command].format_help() and shown.startswith(f"usage: plait {command} ")
+    assert ("Any setting of the config" in shown) == _parser().commands[command].takes_settings
 
 
 def test_no_command_prints_the_help(capsys):

@@ -3,10 +3,15 @@
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from plait.arguments import split
 from plait.cli import _parser
+from plait.config import RunConfig
+from plait.config_file import _convert, kind_of, parsed
+from plait.errors import ConfigError
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
@@ -15,20 +20,66 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+def commands_of(page: str) -> list[str]:
+    """Return the lines of a page that are a plait command, without comments and what a shell does with them."""
+    found = []
+    for line in page.replace("\\\n", " ").splitlines():
+        line = re.split(r"\s#|\s{3,}\(|\s{2,}#", line)[0].strip()
+        if re.match(r"plait [a-z]+ [^:;]*$|plait [a-z]+$", line) and "CONFIG" not in line and "STUDY" not in line:
+            found.append(re.sub(r"\s[>|&].*", "", line))
+    return found
+
+
+def parsed_command(command: str):
+    """Return a command's arguments; settings must be ones that there are, with values of their type."""
+    parser = _parser()
+    words, settings = split(shlex.split(command)[1:], parser.commands)
+    chosen = parser.parse_args(words)
+    for setting in settings:
+        key, _, text = setting.partition("=")
+        kind = kind_of(RunConfig, key.split("."))
+        if kind is Any:
+            raise ConfigError(f"{key}: there is no such setting")
+        if "$" not in text:
+            _convert(parsed(text, kind, key), kind, key)
+    return chosen
+
+
 def test_five_lines_of_python():
     scope: dict = {}
     exec(blocks("python")[0], scope)
     assert len(scope["hidden"]) == 2 and scope["hidden"][0].shape[1] == 256
 
 
-COMMANDS = [line.split("#")[0] for block in blocks("bash") for line in block.splitlines() if line.startswith("plait ")]
+DOCS = sorted((Path(__file__).parent.parent / "docs").glob("*.md"))
+COMMANDS = sorted({command for page in (README, *(path.read_text() for path in DOCS)) for command in commands_of(page)})
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_parse(command):
-    chosen, rest = _parser().parse_known_args(shlex.split(command)[1:])
-    assert chosen.command in command
-    assert all(word.startswith("--") for word in rest[::2])
+    """Every command of the README and of docs, in blocks, has options that there are, and settings with a value."""
+    assert parsed_command(command).command == shlex.split(command)[1]
+
+
+@pytest.mark.parametrize("command", list(_parser().commands))
+def test_help_describes_every_option_and_its_examples_run(command, capsys):
+    parser = _parser().commands[command]
+    text = " ".join(parser.format_help().split())
+    for action in parser._actions:
+        assert action.help and " ".join((action.help % {"default": action.default}).split()) in text, action
+        assert all(option in text for option in action.option_strings)
+    examples = commands_of(parser.epilog or "")
+    assert bool(examples) == ("examples" in (parser.epilog or ""))
+    for example in examples:
+        assert parsed_command(example).command in (command, "inspect", "report")
+
+
+def test_a_command_that_is_none_is_found():
+    for wrong in ("plait trian x", "plait train x --tran.steps 5", "plait train x --train.step 5", "plait train",
+                  "plait train x --train.steps five", "plait generate x --txt a",
+                  "plait train x --train.steps"):  # fmt: skip
+        with pytest.raises(ConfigError):
+            parsed_command(wrong)
 
 
 def test_make_targets_exist():

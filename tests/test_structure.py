@@ -107,7 +107,6 @@ READS_FILES = {
     ("train/export.py", "_write"): "names of files",
     ("train/measures.py", "progress_text"): "names of a log's columns",
     ("train/parallel.py", "local_device"): "names of devices",
-    ("plan/estimate.py", "__post_init__"): "names of options",
     ("plan/show.py", "_operations"): "a unit",
     ("plan/show.py", "layouts_table"): "heads of columns",
     ("plan/trace.py", "no_tensor_is_kept"): "names of Python modules",

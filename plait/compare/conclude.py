@@ -13,6 +13,7 @@ from plait.compare.analysis_charts import SECTION as INSIDE
 from plait.compare.analysis_charts import analysis_charts
 from plait.compare.charts import Chart, charts
 from plait.compare.claims import INCONCLUSIVE, MOST_INCONCLUSIVE, NOT_REPRODUCED, judge, read_claims
+from plait.compare.curves import TRAINING
 from plait.compare.figures import draw_figures
 from plait.compare.identical import difference_of_identical_towers
 from plait.compare.kept import kept_analyses, kept_records
@@ -23,6 +24,9 @@ from plait.compare.tables import claim_rows, markdown_table, tables
 from plait.files import write_json, write_text
 
 LOGS, IMAGES, PAGES = "study_logs", "images/studies", "pages"
+SHARE = ("arm", "against", "modality", "seeds", "steps_ratio", "steps_ratio_low", "steps_ratio_high",
+         "steps_ratio_is_bound")  # fmt: skip
+"""What results.json keeps of an arm's match on the training loss."""
 SHOWN = ("Beside the paper", "Step matching", "What the models make", "Scaling", "Arms", "Learning rates tried")
 """Tables of each study that has runs."""
 
@@ -70,6 +74,10 @@ def _study_row(found: Found) -> dict[str, Any]:
         "runs": len(runs),
         "finished": sum(r["status"] == "finished" for r in runs),
         "failed": sum(r["status"] == "failed" for r in runs),
+        "commit": found.results["machine"].get("commit", ""),
+        "shares_of_steps": [
+            {key: row[key] for key in SHARE} for row in found.results["matches"] if row["split"] == TRAINING
+        ],
         "scaling": {kind: found.results["scaling"][kind] for kind in ("fits", "savings")},
     }
 

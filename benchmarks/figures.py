@@ -1,0 +1,193 @@
+"""Write the figures of README.md, docs/checkpoints.md and docs/parallel.md from results files.
+
+    python benchmarks/figures.py            rewrite the blocks
+    python benchmarks/figures.py --check    exit with 1 where they are not those of the results files
+    python benchmarks/figures.py --take runs/quickstart chameleon_speech    keep a run's summary.json as results file
+
+A block stands between `<!-- figures: <name> -->` and `<!-- end -->`, and names the command and commit of its figures.
+Results files: docs/quickstart/<setting>.json (copies of summary.json), docs/results.json, benchmarks/results/*.json.
+"""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import RESULTS, ROOT
+from table import shown
+
+PAGES = (ROOT / "README.md", ROOT / "docs" / "checkpoints.md", ROOT / "docs" / "parallel.md")
+QUICKSTARTS = ROOT / "docs" / "quickstart"
+STUDIES = ROOT / "docs" / "results.json"
+SPEED = RESULTS / "cpu-2.json"
+HEADLINES = {"chameleon": "Chameleon", "chameleon_speech": "Chameleon + speech", "transfusion": "Transfusion"}
+"""Studies of the table, with the name that each has there."""
+STEPS = (
+    ("2 towers, d = 256, 4,096 tokens, float32, compiled", "d256-t4096-2towers-50-50/float32/compiled"),
+    ("3 towers, d = 256, 4,096 tokens, float32, compiled", "d256-t4096-3towers-34-33-33/float32/compiled"),
+    ("3 towers, d = 256, 1,024 tokens, float32, compiled", "d256-t1024-3towers-34-33-33/float32/compiled"),
+    ("2 towers, d = 256, 2,048 tokens, bfloat16, compiled", "d256-t2048-2towers-50-50/bfloat16/compiled"),
+    ("2 towers, d = 1,024, 1,024 tokens, bfloat16, compiled", "d1024-t1024-2towers-50-50/bfloat16/compiled"),
+    ("2 towers, d = 4,096, 1,024 tokens, bfloat16, eager", "d4096-t1024-2towers-50-50/bfloat16/eager"),
+)
+"""Shapes of the table of steps, with the names of their rows."""
+OTHERS = (
+    ("16 towers, d = 256, 4,096 tokens: step over dense", "towers_ratio/16/d256-t4096/float32/compiled"),
+    ("tutorial's pattern (boolean masks, one dense mask), float32: step over plait's",
+     "step_ratio/boolean-masks-whole/d256-t4096-2towers-50-50/float32/eager"),
+    ("the same in bfloat16", "step_ratio/boolean-masks-whole/d256-t4096-2towers-50-50/bfloat16/eager"),
+    ("BAGEL's own code, bfloat16: step over plait's",
+     "step_ratio/original-bagel/d256-t4096-2towers-50-50/bfloat16/eager"),
+    ("32 rows decoded together: tokens a second over one row's", "decode/speedup/d256-l4/rows32"),
+    ("head of 65,536 ids: memory over that of all logits at once", "head_memory/v65536-n2048-d256/float32"),
+)  # fmt: skip
+
+
+def quickstart(summary: Mapping[str, Any]) -> str:
+    """Return what a Chameleon + speech quickstart took and reached."""
+    found = [
+        phrase(summary, "caption_object_accuracy", "captions name the right one of 1,532 objects in {:.1%}"),
+        phrase(summary, "caption_object_chance", "(chance {:.2%})"),
+    ]
+    return f"{cost(summary)}: {' '.join(filter(None, found))}. {source('plait quickstart', summary)}"
+
+
+def transfusion(summary: Mapping[str, Any]) -> str:
+    """Return what a Transfusion quickstart took and reached."""
+    found = [
+        "of images made from captions a reference classifier names",
+        phrase(summary, "image_object_accuracy", "{:.1%} rightly"),
+        phrase(summary, "image_object_chance", "(chance {:.2%},"),
+        phrase(summary, "image_object_originals", "real scenes {:.0%});"),
+        phrase(summary, "image_frechet", "their Fréchet distance to real scenes is {:.0f},"),
+        phrase(summary, "image_frechet_blurred", "that of blurred scenes {:.0f};"),
+        phrase(summary, "caption_object_accuracy", "captions name the right object in {:.1%}"),
+        phrase(summary, "caption_choice_accuracy", "(400-way forced choice: {:.0%})"),
+    ]
+    command = "plait quickstart --setting transfusion"
+    return f"{cost(summary)}: {' '.join(filter(None, found))}. {source(command, summary)}"
+
+
+def phrase(summary: Mapping[str, Any], name: str, form: str) -> str:
+    """Return a figure in words, nothing where it was not measured."""
+    value = summary.get(name)
+    return form.format(value) if isinstance(value, int | float) else ""
+
+
+def cost(summary: Mapping[str, Any]) -> str:
+    """Return time and memory of a run."""
+    memory = phrase(summary, "peak_memory_gb", " and {:.1f} GB of memory (PSS of all processes)")
+    return f"One run took {summary['seconds_total'] / 60:.0f} min{memory} on two CPU cores"
+
+
+def source(command: str, summary: Mapping[str, Any]) -> str:
+    """Return where figures come from."""
+    return f"(`{command}`, commit {summary['commit'][:7]}.)"
+
+
+def studies(results: Mapping[str, Any]) -> str:
+    """Return the table of the headline studies: MoT's share of dense's steps for the same training loss."""
+    rows = {row["study"]: row for row in results["studies"]}
+    lines = ["| | text | images | speech | command |", "|---|---|---|---|---|"]
+    for study, title in HEADLINES.items():
+        shares = {row["modality"]: row for row in rows[study]["shares_of_steps"] if row["arm"] == "mot"}
+        cells = [share(shares[name]) if name in shares else "" for name in ("text", "image", "speech")]
+        lines.append(f"| {title} | {' | '.join(cells)} | `plait compare {study}` |")
+    commits = ", ".join(sorted({rows[study]["commit"][:7] for study in HEADLINES}))
+    return "\n".join([*lines, "", f"(`plait compare --conclude docs` from docs/study_logs; runs of commit {commits}.)"])
+
+
+def share(row: Mapping[str, Any]) -> str:
+    """Return a share of steps with its lowest and highest seed."""
+    bound = "≥ " if row["steps_ratio_is_bound"] else ""
+    mean, low, high = (row[f"steps_ratio{edge}"] for edge in ("", "_low", "_high"))
+    return f"{bound}{mean:.2f} ({low:.2f} to {high:.2f})"
+
+
+def speed(results: Mapping[str, Any]) -> str:
+    """Return the tables of steps and of other figures."""
+    rows = {row["name"]: row for row in results["rows"]}
+    lines = ["| step (forward and backward) | MoT / dense | dense again |", "|---|---|---|"]
+    for title, case in STEPS:
+        mot, again = (rows.get(f"step_ratio/{kind}/{case}") for kind in ("mot", "dense-again"))
+        lines.append(f"| {title} | {shown(mot)} | {shown(again) if again else ''} |")
+    worst = max((r for r in results["rows"] if r["name"].startswith("step_ratio/mot/")), key=lambda r: r["value"])
+    lines.append(f"| the worst shape: {worst['name'].removeprefix('step_ratio/mot/')} | {shown(worst)} | |")
+    lines += ["", "| others | |", "|---|---|", *(f"| {title} | {shown(rows[name])} |" for title, name in OTHERS)]
+    commits = sorted({row["commit"][:7] for row in results["rows"]})
+    torch = sorted({row["versions"]["torch"] for row in results["rows"]})
+    facts = f"(`make benchmark`, two cores, torch {', '.join(torch)}, commits {', '.join(commits)}.)"
+    return "\n".join([*lines, "", facts])
+
+
+CHECKPOINT = (
+    ("size, with the optimizer's state", "checkpoint/size/d256-l4-t4096"),
+    ("time lost while it is written, as a share of the time until it is whole", "checkpoint/stall/d256-l4-t4096"),
+    ("time until it is whole", "checkpoint/whole_after/d256-l4-t4096"),
+    ("training stands still for", "checkpoint/stands_still/d256-l4-t4096"),
+    ("reading it, with all checksums", "checkpoint/resume/d256-l4-t4096"),
+)
+WEAK = (
+    ("tokens a second of two ranks, over twice one rank's", "weak/2ranks/d256-l4-t4096"),
+    ("the same of two runs apart", "weak/2apart/d256-l4-t4096"),
+)
+
+
+def rows_of(titles: Sequence[tuple[str, str]], part: str) -> Callable[[Mapping[str, Any]], str]:
+    """Return what makes a table of some rows of a part of benchmarks/scale.py."""
+
+    def table(results: Mapping[str, Any]) -> str:
+        rows = {row["name"]: row for row in results["rows"]}
+        lines = [f"| {title} | {shown(rows[name])} {rows[name]['unit']} |" for title, name in titles]
+        commits = ", ".join(sorted({rows[name]["commit"][:7] for _, name in titles}))
+        facts = f"(`python benchmarks/scale.py --part {part}`, two cores, model 256 wide, commit {commits}; \\* busy.)"
+        return "\n".join(["| | |", "|---|---|", *lines, "", facts])
+
+    return table
+
+
+BLOCKS: dict[str, tuple[Path, Callable[[Mapping[str, Any]], str]]] = {
+    "quickstart": (QUICKSTARTS / "chameleon_speech.json", quickstart),
+    "transfusion": (QUICKSTARTS / "transfusion.json", transfusion),
+    "studies": (STUDIES, studies),
+    "speed": (SPEED, speed),
+    "checkpoint": (SPEED, rows_of(CHECKPOINT, "checkpoint")),
+    "weak": (SPEED, rows_of(WEAK, "weak")),
+}
+"""Name of a block: its results file, and what makes the text of it."""
+
+
+def rewritten(page: str) -> str:
+    """Return a page with every block made anew; raises KeyError for a block of another name."""
+
+    def block(found: re.Match[str]) -> str:
+        path, text = BLOCKS[found[1]]
+        return f"<!-- figures: {found[1]} -->\n{text(json.loads(path.read_text(encoding='utf-8')))}\n<!-- end -->"
+
+    return re.sub(r"<!-- figures: (\S+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite or check the pages, or take a run's figures; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--take", nargs=2, metavar=("RUN", "SETTING"))
+    options = parser.parse_args(arguments)
+    if options.take:
+        run, setting = options.take
+        shutil.copyfile(Path(run) / "summary.json", QUICKSTARTS / f"{setting}.json")
+    stale = [page for page in PAGES if page.read_text(encoding="utf-8") != rewritten(page.read_text(encoding="utf-8"))]
+    for page in stale:
+        if options.check:
+            print(f"{page.name} is not what the results files say: run `make figures`")
+        else:
+            page.write_text(rewritten(page.read_text(encoding="utf-8")), encoding="utf-8")
+    return int(options.check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
