@@ -165,7 +165,7 @@ def forget_checksums() -> None:
     """Let files be read again to check them, as a new process would."""
     from plait.train import checkpoint
 
-    checkpoint._checksum.cache_clear()
+    checkpoint._checksums.clear()
 
 
 # -- ranks ----------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from plait.allocation import keep_freed_memory
 from plait.arguments import Parser, like, read_number, real, split, whole
 from plait.bounds import Bounds
 from plait.config import SamplingConfig
-from plait.errors import ConfigError, PlaitError
+from plait.errors import ConfigError, Held, PlaitError
 from plait.launch import STOPPED, launch
 
 DESCRIPTION = """Mixture-of-Transformers: text, images and speech, each with parameters of its own,
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
         found = launch()
         if found is None or found.rank == 0:
             print(f"plait: {error}", file=sys.stderr)
-        elif not isinstance(error, ConfigError) and error.exit_code != STOPPED:  # those concern all ranks
+        elif not isinstance(error, ConfigError | Held) and error.exit_code != STOPPED:  # those concern all ranks
             print(f"plait, rank {found.rank}: {error}", file=sys.stderr)
         return error.exit_code
 

@@ -36,6 +36,10 @@ class ResourceError(PlaitError, RuntimeError):
     exit_code = 5
 
 
+class Held(PlaitError):
+    """Somebody else writes a folder at this moment (plait.locks)."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, or ``""``."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)

@@ -1,4 +1,8 @@
-"""Files that are never half written: everything is made under a temporary name and renamed."""
+"""Files and folders that are never half written: everything is made under a temporary name and renamed.
+
+A folder cannot take another one's place in one step. The old one is put aside (``.<name>.old``), the new one gets the
+name, and then the old one goes: whenever that is cut off, one of them is whole, and `recover` says which.
+"""
 
 import contextlib
 import errno
@@ -10,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from plait.errors import CheckpointError, ResourceError
@@ -20,7 +23,7 @@ from plait.errors import CheckpointError, ResourceError
 def atomic_file(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; it takes its place when the block ends well, else it is removed."""
     path = Path(path)
-    _make_folder(path.parent)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with clear_disk_errors(path):
@@ -35,7 +38,8 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside ``path``; it takes its place when the block ends well, else it is removed."""
     path = Path(path)
-    _make_folder(path.parent)
+    make_folder(path.parent)
+    recover(path)
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -51,37 +55,50 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def held(path: str | Path) -> Iterator[None]:
-    """Hold a lock file while the block runs; the system lets go of it when the process ends, however it does.
-
-    Raises `Held` where another process has it. A file system without locks keeps nobody out.
-    """
-    path = Path(path)
-    _make_folder(path.parent)
-    lock = FileLock(path)
-    with clear_disk_errors(path), contextlib.suppress(NotImplementedError):
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            raise Held(str(path)) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-class Held(Exception):
-    """Another process holds a lock."""
-
-
 def replace_folder(temporary: Path, path: Path) -> None:
-    """Give a folder whose files are flushed its name, in place of what has it, and flush the names too."""
+    """Give a folder whose files are flushed its name, in place of what has it, and flush the names too.
+
+    Wherever this is cut off, `recover` finds the whole old folder or the whole new one.
+    """
     _flush(temporary)
+    recover(path)
     if path.exists():
-        shutil.rmtree(path)
+        os.replace(path, _aside(path))
+        _flush(path.parent)
     os.replace(temporary, path)
     _flush(path.parent)
+    recover(path)
+
+
+def recover(path: Path) -> None:
+    """End what a killed `replace_folder` had begun: the old folder gets its name back, or goes."""
+    old = _aside(path)
+    if not old.exists():
+        return
+    if not path.exists():
+        os.replace(old, path)
+    else:
+        remove_folder(old)
+    _flush(path.parent)
+
+
+def recover_all(folder: Path) -> None:
+    """End what killed calls of `replace_folder` had begun in a folder."""
+    for old in Path(folder).glob(".*.old"):
+        recover(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder under another name, so that no half of it ever stands where a whole one did."""
+    gone = path.with_name(f".{path.name.removeprefix('.')}.{os.getpid()}.tmp")
+    shutil.rmtree(gone, ignore_errors=True)
+    with contextlib.suppress(FileNotFoundError):
+        os.replace(path, gone)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
 
 
 @contextlib.contextmanager
@@ -121,7 +138,8 @@ def read_json(path: str | Path, what: str) -> Any:
         raise CheckpointError(f"{what}: {str(path)!r} is not valid JSON") from None
 
 
-def _make_folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; raises ResourceError where that cannot be."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

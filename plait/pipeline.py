@@ -15,6 +15,7 @@ from plait.generate.pipeline import Pipeline, Sample, save_media
 from plait.generate.prompts import MediaPart
 from plait.model.pretrained import load_pretrained
 from plait.train import checkpoint
+from plait.train.acceptance import check_fits, newest_state
 from plait.train.engine import pick_device
 
 __all__ = ["MediaPart", "Pipeline", "Sample", "documents_as_media", "load", "load_codecs", "load_run", "run_config",
@@ -28,7 +29,10 @@ def load(run: str | Path, *, device: str = "auto") -> Pipeline:
 
 
 def run_config(run: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read the config that a run keeps in its folder, which may have been moved; its own data moves with it."""
+    """Read the config that a run keeps in its folder, which may have been moved; its own data moves with it.
+
+    Raises a ConfigError where it, or an override, does not fit the newest checkpoint.
+    """
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise CheckpointError(f"run: {str(run)!r} holds no config.yaml, so it is not the folder of a run")
@@ -36,7 +40,9 @@ def run_config(run: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     moved = [("out", str(run))]
     if made.data.path == f"{made.out}/data":
         moved.append(("data.path", f"{run}/data"))
-    return load_config_file(path, [*moved, *overrides])
+    config = load_config_file(path, [*moved, *overrides])
+    check_fits(config, newest_state(config))
+    return config
 
 
 def load_run(config: RunConfig, *, device: str = "auto") -> Pipeline:

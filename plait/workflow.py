@@ -6,60 +6,59 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from plait.config import RunConfig
-from plait.config_file import to_dict
 from plait.data.origins import remade
-from plait.data.prepare import prepare
+from plait.data.prepare import check_prepare, prepare
 from plait.data.raw import RawDocument
+from plait.data.rows import sources_of
 from plait.data.shards import read_index
-from plait.data.sources import validation_splits
+from plait.data.sources import data_fingerprint, validation_splits
+from plait.errors import Held, require
 from plait.evaluate.judges import available, judge_codecs
 from plait.evaluate.suite import FILE, Suite
 from plait.files import atomic_folder, read_json, write_json, write_text
 from plait.launch import is_first
+from plait.locks import LOCK, one_writer
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
 from plait.pipeline import Pipeline, Sample, load_codecs, load_run
 from plait.progress import Progress, QuietProgress
 from plait.report import write_report
 from plait.samples import SampleSet
+from plait.settings import FIXED, MEASURED, STREAM, identity
 from plait.tensor_files import TensorStore
 from plait.train import checkpoint
-from plait.train.engine import Trainer
+from plait.train.acceptance import check_goes_on, keep_config, newest_state
+from plait.train.engine import Trainer, pick_device
 from plait.train.host_memory import MEASURE, MemoryWatch
 from plait.train.metrics import hardware, read_jsonl, read_metrics, versions, write_summary
-from plait.train.parallel import process_group
+from plait.train.parallel import from_first, process_group
 
 SAMPLES_PER_TASK = 12
 FREE_SAMPLES = 8
 
 
-def start_run(config: RunConfig) -> Path:
-    """Make the run's folder and keep its config there."""
-    out = Path(config.out)
-    write_text(out / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
-    return out
-
-
 @contextlib.contextmanager
-def timed(config: RunConfig, stage: str) -> Iterator[None]:
-    """Add a stage's time, summed over all attempts, to timings.json, and its peak memory to memory.json."""
-    out, started, memory = Path(config.out), time.monotonic(), MemoryWatch()
+def timed(config: RunConfig, stage: str) -> Iterator[Callable[[], None]]:
+    """Add a stage's time, summed over all attempts, to timings.json, and its peak memory to memory.json.
+
+    Yields what the stage calls once it has accepted its settings: one that was refused writes nothing.
+    """
+    out, started, memory, accepted = Path(config.out), time.monotonic(), MemoryWatch(), []
     try:
         with memory:
-            yield
+            yield lambda: accepted.append(True)
     finally:
-        times, peaks = _figures_of(out / "timings.json"), _figures_of(out / "memory.json")
-        times[stage] = times.get(stage, 0.0) + time.monotonic() - started
-        peaks[stage] = max(peaks.get(stage, 0.0), memory.peak_gb)
-        write_json(out / "timings.json", times)
-        write_json(out / "memory.json", peaks)
+        if accepted:
+            times, peaks = _figures_of(out / "timings.json"), _figures_of(out / "memory.json")
+            times[stage] = times.get(stage, 0.0) + time.monotonic() - started
+            peaks[stage] = max(peaks.get(stage, 0.0), memory.peak_gb)
+            write_json(out / "timings.json", times)
+            write_json(out / "memory.json", peaks)
 
 
 def _figures_of(path: Path) -> dict[str, float]:
@@ -69,11 +68,18 @@ def _figures_of(path: Path) -> dict[str, float]:
 
 def prepare_step(config: RunConfig, progress: Progress, *, restart: bool = False) -> dict[str, Any]:
     """Raw media to codecs and shards (plait prepare)."""
-    start_run(config)
-    with timed(config, "prepare"):
-        figures = prepare(config, progress=progress, restart=restart)
-    with timed(config, "judge"):
-        return figures | judge_step(config, progress)
+    with one_writer(config.out, "run"):
+        check_goes_on(config, newest_state(config))
+        with timed(config, "prepare") as accepted:
+
+            def accept() -> None:
+                keep_config(config)
+                accepted()
+
+            figures = prepare(config, progress=progress, restart=restart, on_accepted=accept)
+        with timed(config, "judge") as begun:
+            begun()
+            return figures | judge_step(config, progress)
 
 
 def judge_step(config: RunConfig, progress: Progress) -> dict[str, float]:
@@ -99,11 +105,29 @@ def judge_step(config: RunConfig, progress: Progress) -> dict[str, float]:
 
 def train_step(config: RunConfig, progress: Progress) -> None:
     """Shards to a trained model (plait train); where a launcher started several ranks, each of them calls it."""
-    with process_group(config.train.device) as is_first:
-        if is_first:
-            start_run(config)
-        with timed(config, "train") if is_first else contextlib.nullcontext():
-            Trainer(config, progress, on_sample=lambda model, step: sample_while_training(config, model, step)).run()
+    with (
+        process_group(config.train.device) as is_first,
+        _one_writer_of_all(config, is_first),
+        timed(config, "train") if is_first else contextlib.nullcontext(lambda: None) as accepted,
+    ):
+        Trainer(config, progress, on_sample=lambda model, step: sample_while_training(config, model, step),
+                on_accepted=accepted).run()  # fmt: skip
+
+
+@contextlib.contextmanager
+def _one_writer_of_all(config: RunConfig, is_first: bool) -> Iterator[None]:
+    """Let rank 0 hold the run's folder; where it cannot, every rank raises the same `Held`."""
+    with contextlib.ExitStack() as stack:
+        said = ""
+        try:
+            if is_first:
+                stack.enter_context(one_writer(config.out, "run"))
+        except Held as error:
+            said = str(error)
+        said = from_first(said)
+        if said:
+            raise Held(said)
+        yield
 
 
 def sample_while_training(config: RunConfig, model: MixtureOfTransformers, step: int) -> None:
@@ -120,15 +144,17 @@ def sample_while_training(config: RunConfig, model: MixtureOfTransformers, step:
 def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:
     """Measure the newest checkpoint, once; the figures are kept in evaluation.json (plait evaluate)."""
     path = Path(config.out) / FILE
-    key = _key(config) | {"judges": available(QuietProgress())}  # once they are installed, there is more to measure
-    if path.exists() and read_json(path, "evaluation").get("key") == key:
-        return read_json(path, "evaluation")["figures"]
-    with timed(config, "evaluate"):
-        pipeline = load_run(config, device=config.train.device)
-        device = pipeline.model.device
-        figures = Suite(config, pipeline, progress, lambda: autocast(config.train.precision, device)).run()
-        write_json(path, {"key": key, "figures": figures})
-    return figures
+    with one_writer(config.out, "run"):
+        key = _key(config) | {"judges": available(QuietProgress())}  # once they are installed, there is more to measure
+        if path.exists() and read_json(path, "evaluation").get("key") == key:
+            return read_json(path, "evaluation")["figures"]
+        with timed(config, "evaluate") as accepted:
+            pipeline = load_run(config, device=config.train.device)
+            accepted()
+            device = pipeline.model.device
+            figures = Suite(config, pipeline, progress, lambda: autocast(config.train.precision, device)).run()
+            write_json(path, {"key": key, "figures": figures})
+        return figures
 
 
 def sample_step(config: RunConfig, progress: Progress) -> None:
@@ -136,36 +162,43 @@ def sample_step(config: RunConfig, progress: Progress) -> None:
     folder, key = Path(config.out) / "samples", _key(config)
     if (folder / "key.json").exists() and read_json(folder / "key.json", "samples") == key:
         return
-    with timed(config, "generate"), atomic_folder(folder) as temporary:
+    with timed(config, "generate") as accepted:
         pipeline = load_run(config, device=config.train.device)
-        samples = SampleSet(config, pipeline, temporary, SAMPLES_PER_TASK, progress=progress)
-        samples.write(free=FREE_SAMPLES)
-        samples.write_more()
-        write_json(temporary / "key.json", key)
+        accepted()
+        with atomic_folder(folder) as temporary:
+            samples = SampleSet(config, pipeline, temporary, SAMPLES_PER_TASK, progress=progress)
+            samples.write(free=FREE_SAMPLES)
+            samples.write_more()
+            write_json(temporary / "key.json", key)
 
 
 def save_generated(samples: list[Sample], folder: str) -> None:
     """Write samples as PNG, WAV and samples.jsonl into ``folder``, and show them on the screen."""
     out = Path(folder)
-    start = len(read_jsonl(out / "samples.jsonl")) if (out / "samples.jsonl").exists() else 0
-    records = [s.save(out, f"{start + i:04d}") for i, s in enumerate(samples)]
-    before = (out / "samples.jsonl").read_text(encoding="utf-8") if start else ""
-    lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
-    write_text(out / "samples.jsonl", before + lines)
+    with one_writer(out, "--out"):
+        start = len(read_jsonl(out / "samples.jsonl")) if (out / "samples.jsonl").exists() else 0
+        records = [s.save(out, f"{start + i:04d}") for i, s in enumerate(samples)]
+        before = (out / "samples.jsonl").read_text(encoding="utf-8") if start else ""
+        lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
+        write_text(out / "samples.jsonl", before + lines)
     for record in records:
         print(f"{record['id']}  " + "  ".join(p.get("text", str(out / p.get("file", ""))) for p in record["output"]))
 
 
 def _key(config: RunConfig) -> dict[str, Any]:
-    """Return what evaluation and samples depend on: the checkpoint, and how they are made."""
+    """Return what evaluation and samples depend on: the checkpoint, the data, and how they are made."""
     found = checkpoint.latest(Path(config.out) / "checkpoints")
-    values = to_dict(config)
-    weights = checkpoint.weights_key(found) if found else {}
-    return {"weights": weights, **{k: values[k] for k in ("generate", "evaluate", "data")}}
+    settings = {"fixed": identity(config, (FIXED, STREAM)), "measured": identity(config, (MEASURED,))}
+    return {"weights": checkpoint.weights_key(found) if found else {}, "data": data_fingerprint(config), **settings}
 
 
 def summarise(config: RunConfig) -> dict[str, Any]:
     """Gather every figure of the run into summary.json and return it."""
+    with one_writer(config.out, "run"):
+        return _summarise(config)
+
+
+def _summarise(config: RunConfig) -> dict[str, Any]:
     out = Path(config.out)
     figures: dict[str, Any] = {}
     data = Path(config.data.path)
@@ -215,17 +248,39 @@ def _training_figures(config: RunConfig) -> dict[str, Any]:
 
 def report_step(config: RunConfig, progress: Progress) -> Path:
     """Write report.html, with samples of the newest checkpoint (plait report)."""
-    if checkpoint.latest(Path(config.out) / "checkpoints"):
-        sample_step(config, progress)
-    summarise(config)
-    return write_report(config.out)
+    with one_writer(config.out, "run"):
+        if checkpoint.latest(Path(config.out) / "checkpoints"):
+            sample_step(config, progress)
+        summarise(config)
+        return write_report(config.out)
 
 
 def whole_run(config: RunConfig, progress: Progress, *, restart: bool = False) -> Path:
     """Prepare, train, evaluate, generate and report; goes on where an earlier call was stopped."""
-    if restart:
-        shutil.rmtree(config.out, ignore_errors=True)
-    prepare_step(config, progress)
-    train_step(config, progress)
-    evaluate_step(config, progress)
-    return report_step(config, progress)
+    with one_writer(config.out, "run"):
+        if restart:
+            _remove_run(config)
+        prepare_step(config, progress)
+        train_step(config, progress)
+        evaluate_step(config, progress)
+        return report_step(config, progress)
+
+
+def _remove_run(config: RunConfig) -> None:
+    """Empty the folder of a run whose place another one takes, once its config is known to be accepted."""
+    check_prepare(config)
+    pick_device(config.train.device)
+    out, known = Path(config.out), "config.yaml"
+    names = sorted(path.name for path in out.iterdir() if path.name != LOCK)
+    require(known in names or not names, "--restart", config.out, f"the folder of a run, which holds {known}")
+    needed = {"prepare.codecs_from": [config.prepare.codecs_from], "train.init_from": [config.train.init_from],
+              "prepare.source": sources_of(config.prepare.source)}  # fmt: skip
+    for name, path in ((name, path) for name, paths in needed.items() for path in paths if path):
+        outside = not Path(path).resolve().is_relative_to(out.resolve())
+        require(outside, name, path, f"outside of {config.out!r}, which --restart removes")
+    data = Path(config.data.path)
+    inside = data.is_dir() and data.resolve().is_relative_to(out.resolve())
+    with one_writer(data, "data.path") if inside else contextlib.nullcontext():
+        for name in sorted(names, key=lambda name: name == known):  # it goes last: the folder stays one of a run
+            path = out / name
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

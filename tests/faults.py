@@ -209,20 +209,21 @@ def _in_removal(fault: Fault) -> None:
     """Die when half of an old checkpoint is removed."""
     import shutil
 
-    from plait.train import checkpoint
+    from plait import files
 
     class Shutil:
         count = 0
 
         @staticmethod
         def rmtree(path, ignore_errors=False):
-            Shutil.count += Path(path).name.startswith("step-")
-            if Shutil.count == fault.at:
+            is_old = Path(path).name.startswith(".step-") and Path(path).exists()
+            Shutil.count += is_old
+            if is_old and Shutil.count == fault.at:
                 os.unlink(sorted(Path(path).iterdir())[1])
                 _die()
             shutil.rmtree(path, ignore_errors=ignore_errors)
 
-    checkpoint.shutil = Shutil
+    files.shutil = Shutil
 
 
 def _full_disk() -> None:

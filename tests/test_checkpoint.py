@@ -121,7 +121,7 @@ DAMAGES = {
     "truncated": lambda p: (p / "optimizer.safetensors").write_bytes((p / "optimizer.safetensors").read_bytes()[:-9]),
     "flipped": lambda p: flip(p / "model.safetensors"),
     "missing": lambda p: (p / "random.safetensors").unlink(),
-    "empty": lambda p: (p / "ema.safetensors").write_bytes(b""),
+    "empty": lambda p: (p / "optimizer.safetensors").write_bytes(b""),
     "no state": lambda p: (p / "state.json").unlink(),
     "torn state": lambda p: (p / "state.json").write_text('{"step": 4, "files": {"mo'),
     "no files": lambda p: (p / "state.json").write_text('{"step": 4, "files": 3}'),
@@ -164,6 +164,34 @@ def test_a_damaged_one_is_passed_over_with_a_warning(folder, tmp_path, capsys, d
     assert checkpoint.latest(tmp_path / "checkpoints") == newest
 
 
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_one_is_set_aside_and_counted_nowhere(tmp_path, trained, capsys, damage, keep):
+    """However many of the newest are damaged, good ones that were written before and after them stay."""
+
+    def names() -> list[str]:
+        return [p.name for p in checkpoint.find(tmp_path)]
+
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(*trained, {"step": step})
+    checkpoints.wait()
+    for path in checkpoint.find(tmp_path)[-keep:]:
+        DAMAGES[damage](path)
+    again = Checkpoints(tmp_path, keep=keep)
+    whole = [f"step-0000000{n}" for n in range(1, 4 - keep)]
+    assert again.newest().name == whole[-1]
+    for step in range(4, 4 + keep):  # none of them is removed for a damaged one
+        again.save(*trained, {"step": step})
+        again.wait()
+        whole = [*whole, f"step-0000000{step}"][-keep:]
+        assert names() == whole and checkpoint.latest(tmp_path).name == whole[-1]
+    aside = sorted(p.name for p in tmp_path.glob("damaged-*"))
+    assert aside == [f"damaged-step-0000000{n}" for n in range(4 - keep, 4)]
+    said = capsys.readouterr().err
+    assert all(f"kept as '{name}' and counted nowhere" in said for name in aside)
+
+
 def disk_full(monkeypatch, *, after: int) -> None:
     """Let the disk be full after so many bytes of tensors."""
     write, left = tensor_files._write, [after]
@@ -194,7 +222,9 @@ def test_what_a_killed_run_began_to_write_is_removed(folder, tmp_path):
     leftover = tmp_path / "checkpoints/.step-00000009.tmp"
     leftover.mkdir(parents=True)
     (leftover / "model.safetensors").write_bytes(b"half")
-    Trainer(config_for(folder, tmp_path))
+    trainer = Trainer(config_for(folder, tmp_path, steps=1))
+    assert leftover.exists()  # nothing is changed before the run is accepted
+    trainer.run()
     assert not leftover.exists()
 
 

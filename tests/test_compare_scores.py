@@ -13,10 +13,10 @@ from plait.compare.results import gather
 from plait.compare.scores import evaluate_runs
 from plait.compare.study import load_study
 from plait.compare.workflow import compare, examine_study, keep_study
-from plait.config_file import to_dict
 from plait.evaluate.suite import FILE
 from plait.files import write_json
 from plait.progress import QuietProgress
+from plait.settings import MEASURED, identity
 
 PAPER = {"claim": "FID", "value": 15.8, "arm": "mot", "score": "image_frechet", "unit": "FID"}
 QUIET = QuietProgress()
@@ -33,7 +33,7 @@ class Evaluate:
         figures = {"caption_object_accuracy": 0.25, "caption_object_accuracy/seen": 0.25, "caption_object_low": 0.2,
                    "caption_object_chance": 0.01, "val_loss/seen/text": 3.0}  # fmt: skip
         judged = {"image_frechet": 200.0 + 10 * config.seed, "image_frechet_real": 50.0}
-        key = {name: to_dict(config)[name] for name in ("generate", "evaluate")}
+        key = {"measured": identity(config, (MEASURED,))}
         write_json(Path(config.out) / FILE, {"key": key, "figures": figures | (judged if self.judges else {})})
 
     def on(self, study, progress=QUIET) -> Path:

@@ -18,7 +18,7 @@ from plait.batch import Document, Part, pack
 from plait.cli import main
 from plait.config import TrainConfig
 from plait.config_file import to_dict
-from plait.errors import CheckpointError, ResourceError
+from plait.errors import CheckpointError, ConfigError, ResourceError
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained, save_pretrained
 from plait.model_config import ModalityConfig, ModelConfig
@@ -116,7 +116,7 @@ def test_another_architecture_is_refused(folder, tmp_path):
     Trainer(config_for(folder, tmp_path, steps=1)).run()
     config = config_for(folder, tmp_path, steps=2)
     config.model = dataclasses.replace(config.model, num_layers=2)
-    with pytest.raises(CheckpointError, match="another model section"):
+    with pytest.raises(ConfigError, match=r"^model\.num_layers: 2 is not 1, with which the run .* take the old"):
         Trainer(config)
 
 

@@ -22,20 +22,18 @@ from plait.compare.plan import ArmPlan, check_plan, make_plan
 from plait.compare.study import Study
 from plait.compare.trials import Trials, check_trials, taken_trials
 from plait.config import RunConfig
-from plait.config_file import to_dict
 from plait.data.prepare import prepare
 from plait.data.sources import data_fingerprint, folders
-from plait.errors import ConfigError, PlaitError
-from plait.files import Held, held, read_json, write_json, write_text
+from plait.errors import ConfigError, Held, PlaitError
+from plait.files import read_json, write_json
+from plait.locks import one_writer
 from plait.progress import Progress
+from plait.settings import RESULTS, check_same, identity
+from plait.train.acceptance import keep_config
 from plait.train.engine import Trainer, TrainingStopped
 
 DONE, FAILURE, DATA = "done.json", "failure.json", "data.json"
 SECONDS_TO_WAIT = 5
-WITHOUT_EFFECT = ("name", "out", "data.path", "data.num_workers", "prepare", "generate", "evaluate", "train.device",
-                  "train.trackers", "train.log_every", "train.checkpoint_every", "train.checkpoint_seconds",
-                  "train.keep_checkpoints")  # fmt: skip
-"""Settings in which a run may differ from one that was begun, as its losses do not depend on them."""
 
 
 @dataclass
@@ -106,7 +104,7 @@ class StudyRun:
 
     def _prepare(self) -> None:
         config = self.study.base_config()
-        with held(self.study.out / ".lock"):
+        with one_writer(self.study.out, "study"):
             if not all((Path(folder) / "index.json").exists() for folder in folders(config)):
                 prepare(config, progress=self.progress)
             self.data = _same_data(self.study.out / DATA, data_fingerprint(config))
@@ -212,7 +210,7 @@ class StudyRun:
         """
         out = self._folder(arm, rate, seed)
         config = self.study.run_config(arm, seed=seed, steps=self.plan[arm].steps, learning_rate=rate, out=out)
-        with held(out / ".lock"):
+        with one_writer(out, "run"):
             claim_folder(config)
             if not (out / DONE).exists():
                 self._train_config(config, is_trial=is_trial)
@@ -253,33 +251,22 @@ def _same_data(path: Path, digest: str) -> str:
 
 
 def claim_folder(config: RunConfig) -> None:
-    """Write a run's config into a new folder; in one that was begun, check that it is the same (raises ConfigError)."""
+    """Write a run's config into a new folder; in one that was begun, check that its losses would be the same.
+
+    Raises ConfigError.
+    """
     path = Path(config.out) / "config.yaml"
     if path.exists():
-        before, now = _flat(yaml.safe_load(path.read_text(encoding="utf-8"))), _flat(to_dict(config))
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) != now.get(key) and not key.startswith(WITHOUT_EFFECT):
-                raise ConfigError(
-                    f"{key}: {now.get(key)!r} is not {before.get(key)!r}, with which {config.out!r} was begun; take "
-                    "the old setting or another --out, or remove that folder"
-                )
-    write_text(path, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+        before, now = (identity(c, RESULTS) for c in (yaml.safe_load(path.read_text(encoding="utf-8")), config))
+        cure = "take the old setting or another --out, or remove that folder"
+        check_same(before, now, repr(config.out), cure)
+    keep_config(config)
 
 
 def _diverged(folder: Path) -> str:
     """Return the error of a trial that training itself gave up, which would come again; "" otherwise."""
     found = read_json(folder / FAILURE, "failure") if (folder / FAILURE).exists() else {}
     return found["error"] if found.get("kind") == "PlaitError" else ""
-
-
-def _flat(values: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def status(folder: Path) -> tuple[str, str]:

@@ -9,18 +9,15 @@ from typing import Any
 
 from plait.compare.runner import StudyRun
 from plait.config import RunConfig
-from plait.config_file import to_dict
 from plait.errors import unknown
 from plait.evaluate.suite import FILE
 from plait.files import read_json
 from plait.progress import Progress
+from plait.settings import MEASURED, identity
 from plait.train import checkpoint
 
 Evaluate = Callable[[RunConfig, Progress], Any]
 """Measures the newest checkpoint of a run, once, and keeps the figures in FILE of its folder."""
-
-SETTINGS = ("generate", "evaluate")
-"""Sections of a config that say how a run is evaluated."""
 
 LOSSES = ("val_loss/", "task_loss/", "perplexity/")
 """How the names of figures begin that are losses."""
@@ -44,8 +41,8 @@ def read_scores(run: StudyRun, arm: str, seed: int) -> list[dict[str, Any]]:
     folder = run.folder(arm, seed)
     if folder is None or not (folder / FILE).exists():
         return []
-    found, mine = read_json(folder / FILE, "evaluation"), to_dict(_config(run, arm, seed))
-    if any(found["key"].get(name) != mine[name] for name in SETTINGS):
+    found = read_json(folder / FILE, "evaluation")
+    if found["key"].get("measured") != identity(_config(run, arm, seed), (MEASURED,)):
         return []
     return [{"arm": arm, "seed": seed} | {k: v for k, v in found["figures"].items() if not k.startswith(LOSSES)}]
 

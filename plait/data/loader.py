@@ -1,6 +1,5 @@
 """Packed batches without end, built ahead in threads, with a state that resumes exactly on any number of ranks."""
 
-import dataclasses
 import itertools
 import time
 from collections import deque
@@ -15,8 +14,9 @@ from plait.config import RunConfig
 from plait.data.mixing import MixedOrder
 from plait.data.packing import EDGES, PartSize, cut_document, plan_bins
 from plait.data.recent import RecentDocuments
-from plait.data.sources import TaskSource, folders, open_sources, resolve_vocabulary
+from plait.data.sources import TaskSource, documents_digest, folders, open_sources, resolve_vocabulary
 from plait.errors import ConfigError, DataError, require, unknown
+from plait.settings import STREAM, check_same, identity
 
 WINDOW_BINS = 256
 """Bins that are planned together; a window ends with at most about one bin that is not full."""
@@ -157,6 +157,7 @@ class Loader:
         self._packer = _Packer(self.config, sources)
         self._order = MixedOrder([len(s) for s in sources], mixture, config.seed)
         self._window_documents = self._choose_window(self._order.shares)
+        self._settings = self._identity()
         self.state = state or self._first_state()
         """Where the last batch that was handed out ended."""
         self._check_state()
@@ -217,7 +218,7 @@ class Loader:
 
     def _plain_steps(self, pool: ThreadPoolExecutor | None) -> Iterator[tuple[_Window, list[int], dict]]:
         number, taken, place = self.state["window"], list(self.state["taken"]), self.state["bin"]
-        counts, settings = dict(self.state["counts"]), self._settings()
+        counts = dict(self.state["counts"])
         window = self._plan(taken)
         following = _submit(pool, self._plan, window.taken_after)
         while True:
@@ -240,7 +241,7 @@ class Loader:
                     mine, mine_window = chosen, window
                 place += 1
             state = {"window": number, "bin": place, "taken": list(taken), "counts": dict(counts)}
-            yield mine_window, mine, {**state, "settings": settings}
+            yield mine_window, mine, {**state, "settings": self._settings}
 
     def _plan(self, taken: list[int]) -> _Window:
         source, epoch, document, after = self._order.take(taken, self._window_documents)
@@ -262,28 +263,24 @@ class Loader:
     def _first_state(self) -> dict:
         taken = [0] * len(self._packer.sources)
         counts = dict.fromkeys(_COUNTS, 0)
-        return {"window": 0, "bin": 0, "taken": taken, "counts": counts, "ended": False, "settings": self._settings()}
+        return {"window": 0, "bin": 0, "taken": taken, "counts": counts, "ended": False, "settings": self._settings}
 
-    def _settings(self) -> dict:
-        """Return all that the order and the plan follow from: a state is good for the same settings only."""
-        data = self.config.data
-        return {
-            "seed": self.config.seed,
-            "data.batch_tokens": data.batch_tokens,
-            "data.max_document_tokens": self._packer.limit,
-            "data.too_long": data.too_long,
-            "data.tasks": dict(data.tasks),
-            "data.drop_condition": data.drop_condition,
-            "data.drop_host": data.drop_host,
-            "data.sources": [dataclasses.asdict(s) for s in folders(self.config).values()],
-            "data.path (documents)": [len(s) for s in self._packer.sources],
-        }
+    def _identity(self) -> dict:
+        """Return all that the order and the plan follow from: a state is good for the same alone."""
+        documents = [documents_digest(source.source) for source in self._packer.sources]
+        return {**identity(self.config, (STREAM,)), "data.path": documents}
 
     def _check_state(self) -> None:
-        for name, now in self._settings().items():
-            saved = self.state["settings"].get(name)
-            if saved != now:
-                raise ConfigError(f"{name}: {now!r} is not what the saved run read its data with, which is {saved!r}")
+        saved, now = self.state["settings"], self._settings
+        cure = "take the old setting, or begin a new run under another name or --out"
+        check_same({n: v for n, v in saved.items() if n != "data.path"}, now, "the run's position in its data", cure)
+        if saved["data.path"] != now["data.path"]:
+            where = ", ".join(folders(self.config))
+            raise ConfigError(
+                f"data.path: {where!r} holds other documents ({', '.join(now['data.path'])}) than those with which the "
+                f"run's position was begun ({', '.join(saved['data.path'])}); take the old data, or begin a new run "
+                "under another name or --out"
+            )
 
 
 def validation_batches(

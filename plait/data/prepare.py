@@ -14,15 +14,15 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from plait.codecs import Codec, load_codec
 from plait.config import RunConfig
 from plait.data.account import account_lines, account_of, report_of
+from plait.data.claim import BROKEN_NAME, REPORT_NAME, check_folder, claim_folder, prepared_settings, read_if_there
 from plait.data.encode import (
     Workers,
     build_codecs,
@@ -38,38 +38,48 @@ from plait.data.encode import (
 )
 from plait.data.formats import open_rows
 from plait.data.manifest import known_keys
-from plait.data.origins import SCENES, SETTINGS_NAME, Setup, open_source, rows_folder
-from plait.data.places import expand, fingerprint
+from plait.data.origins import SCENES, Setup, open_source, rows_folder
+from plait.data.places import expand
 from plait.data.raw import ROWS_AT_ONCE, BrokenRow, RawSource
 from plait.data.rows import FILES_NAME, join, scanned, scans_of, sources_of
-from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION, split_record, write_index
+from plait.data.shards import INDEX_NAME, split_record, write_index
 from plait.data.sources import data_seed
 from plait.data.tables import Table, load_table
 from plait.data.targets import too_long_item
 from plait.errors import CheckpointError, ConfigError, DataError, require
 from plait.files import clear_disk_errors, write_json, write_text
+from plait.locks import one_writer
 from plait.model_config import ModalityConfig
 from plait.progress import Bar, Progress, QuietProgress
 
-REPORT_NAME = "report.json"
-BROKEN_NAME = "broken.jsonl"
 QUALITY_DOCUMENTS = 256
 """Held-out documents on which the codecs' round trip is measured."""
 
-_OURS = ("codecs", "rows", "shards", "tables", "work", SETTINGS_NAME, REPORT_NAME, BROKEN_NAME, INDEX_NAME)
 _BROKEN_SHOWN = 3
 
 
-def prepare(config: RunConfig, *, progress: Progress | None = None, restart: bool = False) -> dict[str, float]:
+def prepare(
+    config: RunConfig,
+    *,
+    progress: Progress | None = None,
+    restart: bool = False,
+    on_accepted: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     """Prepare the run's data in ``config.data.path`` and return its figures, name to number.
 
-    Stages and shards that an earlier call finished are kept; ``restart`` begins anew. Raises ConfigError where the
-    folder was begun with other settings, DataError for an unusable manifest or too many broken rows, ResourceError for
-    a full disk.
+    Stages and shards that an earlier call finished are kept; ``restart`` begins anew. ``on_accepted`` is called when
+    the settings fit the folder, before anything else is written. Raises ConfigError where the folder was begun with
+    other settings, DataError for an unusable manifest or too many broken rows, ResourceError for a full disk, and Held
+    where another process prepares it.
     """
-    progress = progress or QuietProgress()
+    with one_writer(config.data.path, "data.path"):
+        return check_prepare(config, progress).run(restart, on_accepted)
+
+
+def check_prepare(config: RunConfig, progress: Progress | None = None) -> "_Preparation":
+    """Raise what `prepare` would refuse of a config, whatever its folder holds; writes nothing."""
     _check(config)
-    return _Preparation(config, progress).run(restart)
+    return _Preparation(config, progress or QuietProgress())
 
 
 def raw_source(config: RunConfig) -> RawSource:
@@ -119,11 +129,14 @@ class _Preparation:
         """The index's record of each modality, once its codec is made."""
         self.seconds: dict[str, float] = {}
 
-    def run(self, restart: bool) -> dict[str, float]:
+    def run(self, restart: bool, on_accepted: Callable[[], None]) -> dict[str, float]:
         """Run all stages that are not done yet and return the report's figures."""
-        self._claim_folder(restart)
+        now = prepared_settings(self.config, self.setup.files)
+        check_folder(self.config.data.path, now, restart)
+        on_accepted()
+        claim_folder(self.folder, now, restart)
         self._say_too_long({name: math.prod(codec.default_grid) for name, codec in self.codecs.items()})
-        finished = _read_json(self.folder / REPORT_NAME)
+        finished = read_if_there(self.folder / REPORT_NAME)
         if finished is not None and (self.folder / INDEX_NAME).exists():
             self.progress.print(f"{self.config.data.path} is prepared already")
             return finished["figures"]
@@ -173,48 +186,6 @@ class _Preparation:
                 f"prepare.validation_share {self.options.validation_share}, none is left to train on"
             )
         return rows
-
-    # -- the folder and its settings ----------------------------------------------------------------------------
-
-    def _claim_folder(self, restart: bool) -> None:
-        """Write the settings into a new folder; in an old one, check that they are the same."""
-        if restart:
-            for name in _OURS:
-                path = self.folder / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        for leftover in [*self.folder.glob("shards/.*.tmp"), *self.folder.glob("codecs/.*.tmp")]:
-            # of a process that was killed
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        now = self._settings()
-        path = self.folder / SETTINGS_NAME
-        before = _read_json(path)
-        if before is None:
-            if self.folder.is_dir() and any(not name.startswith(".") for name in os.listdir(self.folder)):
-                what = f"{self.config.data.path!r} is not empty and was not begun by plait prepare"
-                raise ConfigError(f"data.path: {what}, it must be a new or an empty folder")
-            write_json(path, now)
-            return
-        for name in sorted(before.keys() | now.keys()):
-            if before.get(name) != now.get(name):
-                raise ConfigError(
-                    f"{name}: {now.get(name)!r} is not {before.get(name)!r}, with which {self.config.data.path!r} was "
-                    "begun; take the old setting, another data.path, or --restart"
-                )
-
-    def _settings(self) -> dict:
-        """Return every setting that the prepared data follows from, flat."""
-        names = ["codecs_from", "codec_documents", "codec_minutes", "shard_documents"]
-        manifests = ["validation_share", "columns", "allow_outside"]
-        names += manifests if self.setup.files else ["documents", "validation_documents", "image_size"]
-        settings = {f"prepare.{name}": getattr(self.options, name) for name in names}
-        # by content, so that a manifest may move together with its media
-        settings["prepare.source"] = f"manifest {fingerprint(self.setup.files)}" if self.setup.files else SCENES
-        settings |= {"schema_version": SHARD_SCHEMA_VERSION, "seed": self.config.seed}
-        settings["model.modalities"] = list(self.setup.modalities)
-        for name, (codec, options) in self.setup.modalities.items():
-            settings[f"model.modalities.{name}.codec"] = codec
-            settings[f"model.modalities.{name}.codec_options"] = options
-        return json.loads(json.dumps(settings))
 
     # -- codecs -------------------------------------------------------------------------------------------------
 
@@ -342,7 +313,7 @@ class _Preparation:
     def _stage(self, title: str, total: float):
         """Open a stage of the progress and note how long it takes in all."""
         path = self.folder / "work" / "seconds.json"
-        self.seconds = _read_json(path) or {}
+        self.seconds = read_if_there(path) or {}
         started = time.monotonic()
         try:
             with self.progress.stage(title, total=total) as bar:
@@ -376,15 +347,6 @@ def _check_vocabulary(name: str, modality: ModalityConfig, codec: Codec) -> None
     if modality.latent_channels and codec.latent_channels and modality.latent_channels != codec.latent_channels:
         allowed = f"{codec.latent_channels} (codec {codec.name!r}), or 0 to take that"
         require(False, f"{where}.latent_channels", modality.latent_channels, allowed)
-
-
-def _read_json(path: Path) -> dict | None:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        raise DataError(f"data.path: {str(path)!r} is not JSON, begin anew with --restart") from None
 
 
 def _sha256(paths: list[Path]) -> str:

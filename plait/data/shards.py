@@ -28,6 +28,7 @@ from plait.data.arrays import ArrayFile, write_arrays
 from plait.data.tables import MAX_GRID_AXES, PartTable, SplitTable, Table, make_table, write_table
 from plait.errors import DataError, unknown
 from plait.files import write_json, write_text
+from plait.locks import writer_of
 from plait.parts import role_of
 
 SHARD_SCHEMA_VERSION = 3
@@ -116,6 +117,11 @@ def read_index(folder: str | Path) -> dict:
         if version == SHARD_SCHEMA_VERSION:
             _check_index(index)
     except FileNotFoundError:
+        writer = writer_of(folder)
+        if writer:
+            raise DataError(
+                f"data: {str(folder)!r} is still being prepared ({writer}); wait until that has ended"
+            ) from None
         message = f"data: there is no {str(path)!r}, make it with plait prepare (an interrupted one goes on)"
         raise DataError(message) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

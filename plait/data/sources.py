@@ -69,6 +69,25 @@ def open_sources(config: RunConfig, split: str) -> list[ShardSource]:
     return opened
 
 
+def codec_fingerprints(config: RunConfig) -> dict[str, str]:
+    """Return what tells the codec of each of the model's modalities from any other, where the data have one."""
+    found: dict[str, str] = {}
+    for folder in folders(config):
+        for name, record in read_index(folder)["modalities"].items():
+            if name in config.model.modalities:
+                found.setdefault(name, record["fingerprint"])
+    return found
+
+
+def documents_digest(source: ShardSource) -> str:
+    """Return a digest of every document of a source, by the checksums in its table."""
+    digest = hashlib.sha256()
+    with open(Path(source.folder) / table_name(source.split), "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()[:16]
+
+
 def data_fingerprint(config: RunConfig) -> str:
     """Return a digest of all that a run can read: its folders' codecs, and the checksums of every document."""
     digest = hashlib.sha256()

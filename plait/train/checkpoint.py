@@ -10,11 +10,13 @@ other way.
 
 A checkpoint is written while training goes on: tensors are copied first, and torch.distributed.checkpoint writes the
 copies in a thread, over a process group of its own. Everything is written under a temporary name and renamed, so a
-folder that is there is whole; one that was damaged later is passed over.
+folder that is there is whole. One that was damaged later is passed over by whoever reads, and whoever writes sets it
+aside under another name, so that it is never counted as one that a run can go on from.
 """
 
 import functools
 import json
+import os
 import random
 import shutil
 import sys
@@ -35,9 +37,9 @@ from torch.distributed.checkpoint.staging import AsyncStager, DefaultStager, Sta
 
 from plait.config import SCHEMA_VERSION
 from plait.errors import CheckpointError, PlaitError
-from plait.files import read_json, replace_folder, write_json
+from plait.files import read_json, recover_all, remove_folder, replace_folder, write_json
 from plait.model.mot import MixtureOfTransformers
-from plait.model.pretrained import WEIGHTS, check_tensors, load_config, save_config
+from plait.model.pretrained import WEIGHTS, check_tensors, save_config
 from plait.tensor_files import TensorStore, index_path
 from plait.train.ema import AveragedWeights
 from plait.train.storage import SafetensorsReader, SafetensorsWriter, Written
@@ -45,6 +47,8 @@ from plait.train.storage import SafetensorsReader, SafetensorsWriter, Written
 # one process writes in the same way as many; torch warns of it
 warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable or uninitialized")
 
+DAMAGED = "damaged-"
+"""How the names of checkpoints begin that were set aside."""
 OPTIMIZER, AVERAGES, RANDOM = "optimizer.safetensors", "ema.safetensors", "random.safetensors"
 STATE = "state.json"
 
@@ -57,7 +61,11 @@ def weights_file(path: Path) -> Path:
 
 def find(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
-    return sorted(p for p in Path(folder).glob("step-*") if p.is_dir())
+    return sorted((p for p in Path(folder).glob("step-*") if p.is_dir() and p.name[5:].isdigit()), key=_step)
+
+
+def _step(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
 
 
 def latest(folder: Path) -> Path | None:
@@ -96,20 +104,43 @@ def read_state(path: Path, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
     return state
 
 
-@functools.lru_cache(maxsize=4096)
+_checksums: dict[tuple[str, int, int], int] = {}
+"""CRC-32 of files by name, size and time of the last change, which say whether it is still the same file."""
+
+
 def _checksum(path: Path, num_bytes: int, changed_ns: int) -> int:
-    """Return a file's CRC-32; the size and time of its last change say whether it is still the same file."""
-    value = 0
-    with open(path, "rb") as file:
-        while block := file.read(1 << 22):
-            value = zlib.crc32(block, value)
-    return value
+    key = (str(path), num_bytes, changed_ns)
+    if key not in _checksums:
+        value = 0
+        with open(path, "rb") as file:
+            while block := file.read(1 << 22):
+                value = zlib.crc32(block, value)
+        _checksums[key] = value
+    return _checksums[key]
+
+
+def remember_checksums(path: Path, files: dict[str, dict[str, int]]) -> None:
+    """Take the checksums that were found while a checkpoint was written: nobody reads it again unless it changes."""
+    for name, record in files.items():
+        status = (path / name).stat()
+        _checksums[str(path / name), status.st_size, status.st_mtime_ns] = record["crc32"]
 
 
 @functools.cache
 def warn_of_damage(message: str) -> None:
     """Say once that a checkpoint is passed over."""
     print(f"plait: {message}; the checkpoint before it is taken", file=sys.stderr, flush=True)
+
+
+def set_aside(path: Path, reason: str) -> None:
+    """Give a damaged checkpoint a name that is counted nowhere, and say what and why."""
+    for number in ("", *(f"-{n}" for n in range(2, 100))):
+        aside = path.with_name(f"{DAMAGED}{path.name}{number}")
+        if not aside.exists():
+            break
+    os.replace(path, aside)
+    print(f"plait: {reason}; it is kept as {aside.name!r} and counted nowhere, remove it when you like",
+          file=sys.stderr, flush=True)  # fmt: skip
 
 
 def weights_key(path: Path) -> dict[str, int]:
@@ -181,6 +212,7 @@ class Checkpoints:
             files |= {p.name: {"bytes": p.stat().st_size, "crc32": zlib.crc32(p.read_bytes())} for p in small}
             write_json(temporary / STATE, json.loads(text) | {"files": files})
             replace_folder(temporary, path)
+            remember_checksums(path, files)
             self._remove_old()
 
         writer, planner = SafetensorsWriter(temporary, finish), DefaultSavePlanner(flatten_state_dict=False)
@@ -222,15 +254,25 @@ class Checkpoints:
         return self._under_way is not None and not self._under_way[0].done()
 
     def _remove_old(self) -> None:
-        old = find(self.folder)[: -self._keep]
-        for path in old:
-            if not (self._keep_every and int(path.name.removeprefix("step-")) % self._keep_every == 0):
-                shutil.rmtree(path, ignore_errors=True)
+        """Remove all but the newest whole ones; damaged ones are set aside first, and count for none of them."""
+        self._set_damaged_aside()
+        for path in find(self.folder)[: -self._keep]:
+            if not (self._keep_every and _step(path) % self._keep_every == 0):
+                remove_folder(path)
+
+    def _set_damaged_aside(self) -> None:
+        for path in find(self.folder):
+            try:
+                read_state(path)
+            except CheckpointError as error:
+                set_aside(path, str(error))
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def newest(self) -> Path | None:
         """Return the newest whole checkpoint, the same on every rank; damaged ones are passed over with a warning."""
+        if self._rank == 0:
+            recover_all(self.folder)
         found = self._from_first([str(p) for p in find(self.folder)] if self._rank == 0 else None)
         for path in reversed([Path(p) for p in found]):
             try:
@@ -246,13 +288,11 @@ class Checkpoints:
         return None
 
     def restore(self, path: Path, model: MixtureOfTransformers, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Load a checkpoint into model and optimizer, however they are cut, and return its state."""
+        """Load a checkpoint into model and optimizer, however they are cut, and return its state.
+
+        Whether it belongs to the run's config is checked before, by `plait.train.acceptance`.
+        """
         state = read_json(path / STATE, "checkpoint")
-        if load_config(path) != model.config:
-            raise CheckpointError(
-                f"checkpoint: {str(path)!r} was made with another model section, so this run cannot go on from it; "
-                "give the run another name, or start from its weights by train.init_from"
-            )
         with (
             TensorStore(path / WEIGHTS, "checkpoint") as weights,
             TensorStore(path / OPTIMIZER, "checkpoint") as moments,
@@ -283,11 +323,12 @@ class Checkpoints:
             self._load({f"ema/{name}": t for name, t in averages.tensors.items()}, {"ema": store})
         averages.num_updates.fill_(state["ema_updates"])
 
-    def remove_leftovers(self) -> None:
-        """Remove what a killed run had begun to write."""
-        if self._rank == 0:
+    def tidy(self) -> None:
+        """End what a killed run had begun to write, and set damaged checkpoints aside: training is about to write."""
+        if self._rank == 0 and self.folder.is_dir():
             for path in self.folder.glob(".step-*.tmp"):
                 shutil.rmtree(path, ignore_errors=True)
+            self._set_damaged_aside()
 
     def _load(self, tensors: dict[str, Tensor], stores: dict[str, TensorStore]) -> None:
         try:

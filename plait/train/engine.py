@@ -22,10 +22,12 @@ from plait.batch import Batch
 from plait.config import RunConfig
 from plait.config_file import dotted, to_dict
 from plait.data.loader import Loader
-from plait.data.sources import resolve_vocabulary, validation_splits
+from plait.data.sources import codec_fingerprints, resolve_vocabulary, validation_splits
 from plait.data.targets import check_targets, skipped
 from plait.errors import PlaitError, ResourceError
 from plait.evaluate.losses import split_losses
+from plait.files import read_json
+from plait.locks import one_writer
 from plait.model.init_from import start_model, start_towers
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
@@ -33,7 +35,8 @@ from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 from plait.progress import Progress, QuietProgress
 from plait.train import parallel
-from plait.train.checkpoint import Checkpoints
+from plait.train.acceptance import check_goes_on, keep_config
+from plait.train.checkpoint import STATE, Checkpoints
 from plait.train.ema import AveragedWeights
 from plait.train.gradients import add_gradients, side_by_side
 from plait.train.host_memory import MemoryWatch
@@ -106,13 +109,17 @@ class Trainer:
         progress: Progress | None = None,
         *,
         on_sample: Callable[[MixtureOfTransformers, int], None] | None = None,
+        on_accepted: Callable[[], None] = lambda: None,
     ):
-        """``on_sample(model, step)`` is called every ``train.sample_every`` steps, to look at what the model makes.
+        """``on_accepted`` is called when `run` has checked everything and begins to write.
+
+        ``on_sample(model, step)`` is called every ``train.sample_every`` steps, to look at what the model makes.
 
         Its weights are the averages then, where ``train.ema`` keeps any, as for the validation loss.
         """
-        self.on_sample = on_sample
+        self.on_sample, self.on_accepted = on_sample, on_accepted
         self.device = pick_device(parallel.local_device(config.train.device))
+        self._given = config
         config = resolve_vocabulary(config)
         data = replace(config.data, pad_rows_to=parallel.rows_multiple(config))
         self.config = config = replace(config, data=data)
@@ -126,6 +133,8 @@ class Trainer:
         self.optimizer = make_optimizer(self.model, config.train, config.towers)
         self.state = RunState()
         self.averages: AveragedWeights | None = None
+        self._codecs: dict[str, str] = {}
+        """Fingerprints of the data's codecs, once training begins."""
         self.checkpoints = Checkpoints(self.out / "checkpoints", keep=config.train.keep_checkpoints,
                                        keep_every=config.train.keep_every)  # fmt: skip
         self._restore()
@@ -144,9 +153,9 @@ class Trainer:
         """The data position before each step since the last log line, and the step's gradient norm."""
 
     def _restore(self) -> None:
-        self.checkpoints.remove_leftovers()
         found = self.checkpoints.newest()
         if found:
+            check_goes_on(self.config, read_json(found / STATE, "checkpoint"))
             values = self.checkpoints.restore(found, self.model, self.optimizer)
             self.state = RunState(**values["run"])
         else:
@@ -187,17 +196,24 @@ class Trainer:
 
     def run(self) -> MixtureOfTransformers:
         """Train to the end and return the model; raises TrainingStopped after saving when a signal asks to stop."""
-        with lost_ranks(), self._signals(), self.watchdog, self.checkpoints, self._memory, self._metrics() as log:
-            log.drop_after(self.state.step)
-            if not self.finished:
-                self._loop(log)
-                for line in skipped(self.state.loader["counts"], self.config):
-                    self.progress.print(line)
+        mine = one_writer(self.out, "run") if self.ranks.is_first else contextlib.nullcontext()
+        with mine, lost_ranks(), self._signals(), self.watchdog:
+            loader = self._loader(self.state.loader)  # refuses what does not fit, before anything is written
+            self._codecs = codec_fingerprints(self.config)
+            with self.checkpoints, self._memory, self._metrics() as log:
+                self.checkpoints.tidy()
+                if self.ranks.is_first:
+                    keep_config(self._given)
+                self.on_accepted()
+                log.drop_after(self.state.step)
+                if not self.finished:
+                    self._loop(log, loader)
+                    for line in skipped(self.state.loader["counts"], self.config):
+                        self.progress.print(line)
         return self.model
 
-    def _loop(self, log: MetricsLog) -> None:
+    def _loop(self, log: MetricsLog, loader: Loader) -> None:
         train = self.config.train
-        loader = self._loader(self.state.loader)
         read = iter(loader)
         measures = self.measures
         measures.restart(self.state.measures)
@@ -381,7 +397,8 @@ class Trainer:
     def _save(self) -> None:
         self._count_skipped()
         self.state.measures = self.measures.state()
-        state = {"step": self.state.step, "run": dict(vars(self.state)), "config": to_dict(self.config)}
+        state = {"step": self.state.step, "run": dict(vars(self.state)), "config": to_dict(self.config),
+                 "codecs": self._codecs}  # fmt: skip
         self.checkpoints.save(self.model, self.optimizer, state, averages=self.averages)
         self._saved_at = self.state.seconds
 

@@ -14,6 +14,7 @@ import torch
 from plait.bounds import Bounds, as_number
 from plait.errors import CheckpointError, ConfigError
 from plait.files import atomic_folder, write_json
+from plait.locks import one_writer
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import WEIGHTS, check_tensors, load_config
 from plait.progress import Progress, QuietProgress
@@ -35,7 +36,8 @@ def export(
     """Write the weights of a run's newest checkpoint, or that of ``step``, as a saved model; return its folder.
 
     ``averages`` takes the averaged weights (train.ema). No file is larger than ``file_gb``, unless one tensor is.
-    Raises CheckpointError where there is no such checkpoint, and ConfigError for a folder that holds something else.
+    Raises CheckpointError where there is no such checkpoint, ConfigError for a folder that holds something else, and
+    Held where another process writes it.
     """
     file_gb = as_number(file_gb, float, "--file-gb", Bounds(above=0))
     step = step if step is None else as_number(step, int, "--step", Bounds(at_least=0))
@@ -47,7 +49,11 @@ def export(
     path = Path(out) if out else Path(run) / "exported" / name
     _check_target(path)
     config = load_config(found)
-    with TensorStore(source, "checkpoint") as store, atomic_folder(path) as temporary:
+    with (
+        one_writer(path, "--out", replaced=True),
+        TensorStore(source, "checkpoint") as store,
+        atomic_folder(path) as temporary,
+    ):
         with torch.device("meta"):
             check_tensors(MixtureOfTransformers(config).state_dict(), store.tensors, str(found))
         shutil.copyfile(found / "config.json", temporary / "config.json")

@@ -13,6 +13,7 @@ The loss is divided by counts of the whole step before the forward pass, so grad
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -78,6 +79,14 @@ def process_group(device: str) -> Iterator[bool]:
         raise
     finally:
         dist.destroy_process_group()
+
+
+def from_first(value: Any) -> Any:
+    """Return rank 0's value on every rank."""
+    values = [value]
+    if dist.is_initialized():
+        dist.broadcast_object_list(values, src=0)
+    return values[0]
 
 
 def rows_multiple(config: RunConfig) -> int:

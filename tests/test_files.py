@@ -1,0 +1,113 @@
+"""Folders take the place of others so that a kill at any instant loses nothing."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from plait import files
+from plait.files import atomic_folder, recover, recover_all, remove_folder
+
+CALLS = [(os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "fsync"), (os, "mkdir")]
+"""What the file system is asked for, besides writing into files."""
+
+
+def write(path: Path, text: str) -> None:
+    with atomic_folder(path) as temporary:
+        (temporary / "a").write_text(text)
+        (temporary / "b").write_text(text)
+
+
+def content(path: Path) -> set[str]:
+    return {(path / name).read_text() for name in ("a", "b")}
+
+
+def killed_at(number: int, work) -> bool:
+    """Do some work in a child that dies before its ``number``-th call to the file system; say whether it died."""
+    child = os.fork()
+    if child == 0:
+        count = [0]
+
+        def counted(call):
+            def calling(*arguments, **named):
+                count[0] += 1
+                if count[0] == number:
+                    os._exit(9)
+                return call(*arguments, **named)
+
+            return calling
+
+        for module, name in CALLS:
+            setattr(module, name, counted(getattr(module, name)))
+        try:
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+
+
+def test_killed_at_any_call_the_old_or_the_new_folder_is_whole(tmp_path):
+    number = 0
+    died = True
+    while died:
+        number += 1
+        place = tmp_path / str(number)
+        write(place / "x", "old")
+        died = killed_at(number, lambda place=place: write(place / "x", "new"))
+        recover(place / "x")
+        assert content(place / "x") in ({"old"}, {"new"}), number
+        write(place / "x", "next")
+        assert content(place / "x") == {"next"} and [p.name for p in place.iterdir()] == ["x"], number
+    assert number > 8
+
+
+def test_killed_in_what_ends_a_kill(tmp_path):
+    """The next writer may be killed too, anywhere, and nothing is lost all the same."""
+    for first in range(1, 12):
+        for second in range(1, 12):
+            place = tmp_path / f"{first}-{second}"
+            write(place / "x", "old")
+            killed_at(first, lambda place=place: write(place / "x", "new"))
+            killed_at(second, lambda place=place: recover_all(place))
+            recover_all(place)
+            assert content(place / "x") in ({"old"}, {"new"}), (first, second)
+            shutil.rmtree(place)
+
+
+def test_a_folder_that_is_removed_never_stands_half(tmp_path):
+    for number in range(1, 6):
+        path = tmp_path / f"x{number}"
+        write(path, "old")
+        killed_at(number, lambda path=path: remove_folder(path))
+        assert not path.exists() or content(path) == {"old"}
+        remove_folder(path)
+        assert not path.exists()
+
+
+def test_an_error_while_it_is_written_leaves_the_old_one(tmp_path):
+    write(tmp_path / "x", "old")
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "x") as temporary:
+        (temporary / "a").write_text("new")
+        raise KeyboardInterrupt
+    assert content(tmp_path / "x") == {"old"} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_folder_put_aside_is_never_a_leftover(tmp_path, monkeypatch):
+    """What a writer that was killed between two renames leaves is all there is of the old folder."""
+    write(tmp_path / "x", "old")
+    replace = os.replace
+
+    def dying(source, target):
+        if Path(target).name == "x":
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "replace", dying)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "x", "new")
+    assert not (tmp_path / "x").exists()
+    with pytest.raises(ZeroDivisionError), atomic_folder(tmp_path / "x"):
+        raise ZeroDivisionError
+    assert content(tmp_path / "x") == {"old"}
