@@ -100,7 +100,7 @@ TAKES_APART = {"startswith", "endswith", "partition", "rpartition", "rsplit", "r
 
 READS_FILES = {
     ("train/checkpoint.py", "weights_key"): "names of files",
-    ("train/checkpoint.py", "_remove_old"): "names of folders",
+    ("train/checkpoint.py", "_step"): "names of folders",
     ("train/checkpoint.py", "restore"): "{kind}/{name} in a file",
     ("train/checkpoint.py", "_restore_random"): "{rank}/{name} in a file",
     ("train/export.py", "_checkpoint"): "names of folders",

@@ -6,8 +6,6 @@ the batches before the forward pass. Nothing in the loop waits for the device ou
 
 import contextlib
 import itertools
-import math
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -44,10 +42,8 @@ from plait.train.inspection import save_batches
 from plait.train.measures import Measures, progress_text
 from plait.train.metrics import MetricsLog, peak_device_memory_gb
 from plait.train.optim import learning_rate, make_optimizer, set_learning_rate
+from plait.train.signals import stop_signals
 from plait.train.watchdog import Watchdog, lost_ranks
-
-SECONDS_BETWEEN_SIGNALS = 1.0
-"""A Ctrl-C that comes later than this after the first one is meant."""
 
 
 class TrainingStopped(PlaitError):
@@ -197,7 +193,7 @@ class Trainer:
     def run(self) -> MixtureOfTransformers:
         """Train to the end and return the model; raises TrainingStopped after saving when a signal asks to stop."""
         mine = one_writer(self.out, "run") if self.ranks.is_first else contextlib.nullcontext()
-        with mine, lost_ranks(), self._signals(), self.watchdog:
+        with mine, lost_ranks(), stop_signals(self._ask_to_stop), self.watchdog:
             loader = self._loader(self.state.loader)  # refuses what does not fit, before anything is written
             self._codecs = codec_fingerprints(self.config)
             with self.checkpoints, self._memory, self._metrics() as log:
@@ -402,27 +398,5 @@ class Trainer:
         self.checkpoints.save(self.model, self.optimizer, state, averages=self.averages)
         self._saved_at = self.state.seconds
 
-    @contextlib.contextmanager
-    def _signals(self):
-        """Ctrl-C and SIGTERM finish the step, save, and stop; Ctrl-C again, a moment later, stops at once.
-
-        A launcher passes a signal on that the terminal or the scheduler sends to all, so that it may come twice.
-        """
-        first = math.inf
-
-        def ask(number, frame):
-            nonlocal first
-            if number == signal.SIGINT and time.monotonic() > first + SECONDS_BETWEEN_SIGNALS:
-                raise KeyboardInterrupt
-            first = min(first, time.monotonic())
-            self._stop = True
-
-        try:
-            before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:  # not in the main thread
-            before = {}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+    def _ask_to_stop(self) -> None:
+        self._stop = True
