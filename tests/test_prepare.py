@@ -20,6 +20,7 @@ from PIL import Image
 from plait.codecs import CODECS
 from plait.config import DataConfig, PrepareConfig, RunConfig
 from plait.data import prepare as stages
+from plait.data.claim import check_folder, claim_folder, prepared_settings
 from plait.data.encode import Setup, Workers, encode_shard
 from plait.data.loader import Loader
 from plait.data.prepare import prepare, spread_blocks
@@ -28,6 +29,7 @@ from plait.errors import ConfigError, DataError, ResourceError
 from plait.model_config import ModalityConfig, ModelConfig
 from plait.progress import Bar, QuietProgress
 from plait.run_records import ModalitySettings
+from plait.workflow import prepare_step
 
 ROWS = 150
 run_all = Workers.run
@@ -241,6 +243,57 @@ def test_other_settings_are_refused_by_name(prepared, manifest, tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"data.path: .* is not empty"):
         prepare(config_for(tmp_path, manifest))
+
+
+def test_a_refused_preparation_changes_nothing(prepared, manifest, tmp_path):
+    """Neither the prepared folder nor the run's, whose config.yaml stays as it was."""
+    folder, run = prepared[0], tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("name: mine\n")
+    before = files(folder), {p.name: p.read_bytes() for p in run.iterdir()}
+    for name, value in (("codec_documents", 64), ("shard_documents", 50), ("validation_share", 0.5)):
+        config = config_for(folder, manifest, **{name: value})
+        config.out = str(run)
+        with pytest.raises(ConfigError, match=rf"^prepare\.{name}: {value} is not "):
+            prepare_step(config, QuietProgress())
+        assert (files(folder), {p.name: p.read_bytes() for p in run.iterdir()}) == before
+    (tmp_path / "mine/work").mkdir(parents=True)  # somebody else's folder, with a name that plait uses too
+    with pytest.raises(ConfigError, match="was not begun by plait prepare"):
+        prepare(config_for(tmp_path / "mine", manifest), restart=True)
+    assert [p.name for p in (tmp_path / "mine").rglob("*")] == ["work"]
+
+
+@pytest.mark.parametrize(("source", "name"), [("scenes", "passages"), ("scenes", "documents"), ("rows", "columns")])
+def test_every_setting_that_the_data_follow_from_is_kept_with_them(manifest, tmp_path, source, name):
+    source = manifest if source == "rows" else source
+    config = config_for(tmp_path, source, ("text",))
+    settings = prepared_settings(config, [] if source == "scenes" else [str(manifest)])
+    claim_folder(tmp_path, settings, restart=False)
+    check_folder(str(tmp_path), settings, restart=False)
+    value = {"passages": 0.5, "documents": 7, "columns": {"caption": "text"}}[name]
+    other = prepared_settings(config_for(tmp_path, source, ("text",), **{name: value}),
+                              [] if source == "scenes" else [str(manifest)])  # fmt: skip
+    with pytest.raises(ConfigError, match=rf"^prepare\.{name}: .* is not .*--restart$"):
+        check_folder(str(tmp_path), other, restart=False)
+    check_folder(str(tmp_path), other, restart=True)
+
+
+def test_a_restart_that_was_killed_leaves_no_folder_that_looks_whole(prepared, manifest, tmp_path, monkeypatch):
+    shutil.copytree(prepared[0], tmp_path / "data")
+    remove = shutil.rmtree
+
+    def killed(path, *arguments, **named):
+        remove(path, *arguments, **named)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("plait.data.claim.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(config_for(tmp_path / "data", manifest), restart=True)
+    with pytest.raises(DataError, match="plait prepare"):
+        read_index(tmp_path / "data")
+    with pytest.raises(ConfigError, match="--restart"):
+        prepare(config_for(tmp_path / "data", manifest, codec_documents=3))
 
 
 def test_restart_begins_anew(manifest, tmp_path):
