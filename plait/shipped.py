@@ -10,6 +10,7 @@ from plait.config import RunConfig, SamplingConfig
 from plait.errors import ConfigError, require, unknown
 from plait.model_config import ModelConfig
 from plait.run_records import RECORDS
+from plait.settings import KINDS
 
 FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
 """Where shipped configs lie: in an installed package, and in a checkout."""
@@ -70,7 +71,7 @@ def grids_from(text: str | None, output: str | None, model: ModelConfig) -> dict
 
 
 def describe_settings() -> str:
-    """Return every setting with its default and its meaning, one a paragraph."""
+    """Return every setting with its default, its meaning and what it decides, one a paragraph."""
     return "\n".join(_describe(RunConfig, ""))
 
 
@@ -82,7 +83,9 @@ def _describe(cls: type, prefix: str) -> list[str]:
         kind = hints[f.name]
         name = f"{prefix}{f.name}"
         inner = next((a for a in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(a)), None)
-        lines.append(f"{name}{_default(f)}\n    {texts.get(f.name, (inner.__doc__ or '').strip() if inner else '')}")
+        text = texts.get(f.name, (inner.__doc__ or "").strip() if inner else "")
+        decides = KINDS.get(name.replace("<name>", "*"), ())
+        lines.append(f"{name}{_default(f)}\n    {text}" + (f" [{', '.join(decides)}]" if decides else ""))
         if inner:
             inside = f"{name}." if inner is kind else f"{name}.<name>."
             lines += _describe(RECORDS[f.name], inside) if cls is ModelConfig else []

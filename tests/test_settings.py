@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import typing
-from pathlib import Path
 
 import pytest
 import yaml
@@ -144,13 +143,3 @@ def test_what_is_equal_is_not_refused():
     values["model"]["towers"] = dict(reversed(values["model"]["towers"].items()))
     check_same(identity(base, BEGUN), identity(values, BEGUN), "'run'", "cure")
     assert identity(base, BEGUN) == identity(values, BEGUN)
-
-
-def test_there_is_no_other_list():
-    """Settings are compared by this table alone."""
-    root = Path(settings.__file__).parent
-    users = {
-        p.relative_to(root).as_posix() for p in root.rglob("*.py") if "from plait.settings import" in p.read_text()
-    }
-    assert users == {"compare/runner.py", "compare/scores.py", "data/claim.py", "data/loader.py",
-                     "train/acceptance.py", "workflow.py"}  # fmt: skip

@@ -12,6 +12,7 @@ A shard's arrays: ``ids`` [n], the local ids of all discrete parts in order, and
 a continuous modality. Each document's contents have a checksum in the table, checked whenever they are read.
 """
 
+import hashlib
 import itertools
 import json
 import zlib
@@ -98,8 +99,18 @@ def meta_path(shard: Path) -> Path:
 def split_record(folder: Path, split: str, shards: list[dict], tables: Any) -> dict:
     """Join the shards' tables (see `write_table`) and return the split's record for the index."""
     documents, parts, tokens = (sum(shard[k] for shard in shards) for k in ("documents", "parts", "tokens"))
-    size = write_table(Path(folder) / table_name(split), documents, parts, tables)
-    return {"documents": documents, "tokens": tokens, "table_bytes": size, "shards": shards}
+    path = Path(folder) / table_name(split)
+    size = write_table(path, documents, parts, tables)
+    return {"documents": documents, "tokens": tokens, "table_bytes": size, "digest": digest_of(path), "shards": shards}
+
+
+def digest_of(path: Path) -> str:
+    """Return a digest of a table, which holds the checksums of all documents of its split."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()[:16]
 
 
 def write_index(folder: str | Path, modalities: dict[str, dict], splits: dict[str, dict]) -> None:
