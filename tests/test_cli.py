@@ -11,7 +11,7 @@ from plait.config_file import load
 from plait.errors import ConfigError
 from plait.pipeline import run_config
 from plait.shipped import config_path
-from plait.workflow import start_run
+from plait.train.acceptance import keep_config
 
 
 @pytest.mark.parametrize(
@@ -148,6 +148,6 @@ def test_other_settings_are_read_as_yaml_by_their_type():
 def test_the_folder_of_a_run_may_have_any_name(tmp_path):
     for name in ("0123", "on", "a'b", "1e3", "null"):
         config = load(config_path("quickstart"), [("out", str(tmp_path / name)), ("name", name)])
-        start_run(config)
+        keep_config(config)
         assert run_config(tmp_path / name, [f"out={name}"]).out == name
         assert run_config(tmp_path / name).out == str(tmp_path / name) and run_config(tmp_path / name).name == name
