@@ -71,6 +71,20 @@ def test_whole_numbers_as_another_program_writes_them(tmp_path, width):
     assert np.abs(read_sound("a.wav", tmp_path, RATE) - TONE).max() < 2 ** (1.6 - 8 * width) + 1e-7
 
 
+@pytest.mark.filterwarnings("ignore:Chunk")  # of chunks besides the sound
+@pytest.mark.parametrize("kind", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_wav_as_an_independent_reader_has_it(tmp_path, kind):
+    """scipy's reader gives whole numbers in the container's bits: 24 in the upper bits of 32, 8 from 0 to 255."""
+    wavfile = pytest.importorskip("scipy.io.wavfile")
+    soundfile.write(tmp_path / "a.wav", np.stack([TONE, -0.3 * TONE], axis=1), RATE, subtype=kind)
+    rate, numbers = wavfile.read(tmp_path / "a.wav")
+    if numbers.dtype.kind in "iu":
+        middle, most = (128, 128) if numbers.dtype == np.uint8 else (0, 2.0 ** (8 * numbers.dtype.itemsize - 1))
+        numbers = (numbers.astype(np.float64) - middle) / most
+    assert rate == RATE
+    assert np.abs(read_sound("a.wav", tmp_path, RATE) - numbers.mean(axis=1)).max() < 1e-6
+
+
 def test_floats_above_one_and_many_channels(tmp_path):
     many = np.stack([TONE * k for k in range(1, 7)], axis=1)
     soundfile.write(tmp_path / "a.wav", many, RATE, subtype="FLOAT")
