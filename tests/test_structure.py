@@ -143,7 +143,7 @@ def _looks_within(node: ast.AST) -> bool:
 
 
 def test_nothing_is_guessed_from_the_name_of_a_weight():
-    """What a weight is, is said by its module (plait.model.parts); names are taken apart where files are read alone."""
+    """Modules say what their weights are (plait.model.traits); names are taken apart where files are read alone."""
     found = {(str(path.relative_to(ROOT)), name) for package in ("model", "train", "plan", "compare", "objectives",
              "generate") for path in (ROOT / package).rglob("*.py") for name in takes_names_apart(path)}  # fmt: skip
     assert sorted(found - set(READS_FILES)) == [] and sorted(set(READS_FILES) - found) == []

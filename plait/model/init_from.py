@@ -22,9 +22,9 @@ from torch import Tensor
 from plait.errors import CheckpointError
 from plait.layout import IdLayout
 from plait.model.mot import MixtureOfTransformers
-from plait.model.parts import Part, Place
 from plait.model.pretrained import WEIGHTS, check_tensors, load_config, load_weights
 from plait.model.ranks import local, part_of
+from plait.model.traits import Place, WeightRecord
 from plait.model_config import ModelConfig
 from plait.tensor_files import TensorStore
 
@@ -145,7 +145,7 @@ def _open(config: ModelConfig, tower: str, folder: Path) -> _Start:
     return start
 
 
-def _source_of(start: _Start, part: Part, have: Mapping[Place, Part]) -> Part | None:
+def _source_of(start: _Start, part: WeightRecord, have: Mapping[Place, WeightRecord]) -> WeightRecord | None:
     """Return what fills a tensor of this model; None where it trains from scratch by rule."""
     place = part.place
     if place in have:
@@ -161,7 +161,7 @@ def _source_of(start: _Start, part: Part, have: Mapping[Place, Part]) -> Part | 
                        "the same model section, or start this tower from another one")  # fmt: skip
 
 
-def _leave_out(start: _Start, part: Part, wanted: Mapping[Place, Part], config: ModelConfig) -> None:
+def _leave_out(start: _Start, part: WeightRecord, wanted: Mapping[Place, WeightRecord], config: ModelConfig) -> None:
     """Count a saved tensor that this model has no place for, where a rule says so; else refuse."""
     modality = part.place.modality
     if modality is None or any((p.component, p.modality) == (part.place.component, modality) for p in wanted):
@@ -171,7 +171,11 @@ def _leave_out(start: _Start, part: Part, wanted: Mapping[Place, Part], config: 
 
 
 def _take(
-    start: _Start, source: Part, target: Part, saved: MixtureOfTransformers, model: MixtureOfTransformers
+    start: _Start,
+    source: WeightRecord,
+    target: WeightRecord,
+    saved: MixtureOfTransformers,
+    model: MixtureOfTransformers,
 ) -> None:
     """Plan a copy; ids go modality by modality."""
     theirs, mine = saved.state_dict()[source.name].shape, model.state_dict()[target.name].shape

@@ -1,4 +1,4 @@
-"""torch's layers, with weights of which a rank may hold a part, and which say what they are (`plait.model.parts`)."""
+"""torch's layers, with weights of which a rank may hold a part, and which say what they are (`plait.model.traits`)."""
 
 import math
 from typing import Literal
@@ -6,8 +6,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plait.model.parts import Trait
 from plait.model.ranks import local
+from plait.model.traits import Trait
 
 SMALL = 0.02
 """Standard deviation of embeddings and of what is read as logits or latents."""

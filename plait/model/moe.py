@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plait.model.layers import ZEROS, Linear
-from plait.model.parts import Trait
 from plait.model.ranks import local
+from plait.model.traits import Trait
 from plait.model_config import TowerConfig
 
 

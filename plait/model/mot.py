@@ -19,11 +19,11 @@ from plait.model.heads import LatentIn, LatentOut
 from plait.model.layers import SMALL, Embedding, Linear, RMSNorm
 from plait.model.mask import segments
 from plait.model.moe import MixtureOfExperts
-from plait.model.parts import Part
 from plait.model.ranks import Ranks
 from plait.model.recompute import Recompute
 from plait.model.rope import rotation
 from plait.model.routing import ByName, PerTower, merged
+from plait.model.traits import WeightRecord
 from plait.model_config import ModelConfig
 from plait.spans import refuse_generation
 
@@ -70,7 +70,7 @@ class MixtureOfTransformers(nn.Module):
         """What each parameter and saved buffer is, by its name."""
         self.init_weights(as_number(seed, int, "seed"))
 
-    def _parts(self) -> Iterator[Part]:
+    def _parts(self) -> Iterator[WeightRecord]:
         for component in ("embed", "final_norm", *(() if self.config.tie_embeddings else ("head",))):
             yield from getattr(self, component).parts(component, component)
         for i, block in enumerate(self.blocks):
@@ -80,7 +80,7 @@ class MixtureOfTransformers(nn.Module):
             for name, modules in getattr(self, component).items():
                 yield from modules.parts(f"{component}.{name}", component, modality=name)
 
-    def weights(self) -> Iterator[tuple[Part, nn.Parameter]]:
+    def weights(self) -> Iterator[tuple[WeightRecord, nn.Parameter]]:
         """Yield each parameter with what it is."""
         for name, parameter in self.named_parameters():
             yield self.parts[name], parameter

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.batch import Routing
-from plait.model.parts import Part, Place, traits_of
+from plait.model.traits import Place, WeightRecord, traits_of
 
 SHARED = "shared"
 
@@ -42,11 +42,11 @@ class PerTower(ByName):
         """Return each module with the tower that owns it, None where towers share it."""
         return [(None if self.is_shared else name, module) for name, module in self.items()]
 
-    def parts(self, prefix: str, component: str, **where: Any) -> Iterator[Part]:
+    def parts(self, prefix: str, component: str, **where: Any) -> Iterator[WeightRecord]:
         """Yield what each tensor is; ``prefix`` is this module's name, ``where`` the layer or modality of its place."""
         for (tower, module), key in zip(self.owned(), self, strict=True):
             for inner, trait in traits_of(module):
-                yield Part(f"{prefix}.{key}.{inner}", Place(component, inner, **where), tower, trait)
+                yield WeightRecord(f"{prefix}.{key}.{inner}", Place(component, inner, **where), tower, trait)
 
     def forward(self, streams: list[Tensor], *extra: list) -> list:
         """Apply tower k's module to stream k; ``extra`` are further lists with one item per stream.

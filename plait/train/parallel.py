@@ -27,8 +27,8 @@ from plait.errors import PlaitError, ResourceError, require
 from plait.launch import STOPPED, launch
 from plait.model.moe import MixtureOfExperts
 from plait.model.mot import MixtureOfTransformers
-from plait.model.parts import Trait
 from plait.model.ranks import Layout, Ranks
+from plait.model.traits import Trait
 from plait.train.float8 import MULTIPLE, check_float8, use_float8
 
 

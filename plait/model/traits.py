@@ -54,7 +54,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Part:
+class WeightRecord:
     """One parameter, or saved buffer, of a model."""
 
     name: str
