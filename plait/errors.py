@@ -1,8 +1,7 @@
 """Errors that a user can cause, each one sentence, and the exit codes that scripts can read."""
 
 import difflib
-from collections.abc import Iterable, Sequence
-from pathlib import PurePath
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -51,16 +50,37 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+LONGEST_SHOWN = 300
+
+
 def shown(value: object) -> str:
-    """Return a value as a sentence shows it: in one line, and cut off where it is long."""
+    """Return a value as a sentence shows it: in one line, cut off where it is long, arrays by type and shape alone."""
     try:
-        text = printable(repr(value))
+        text = printable(repr(_without_arrays(value)))
     except ValueError:  # Python prints no whole number of more than 4,300 digits
         text = "a number of thousands of digits"
-    return text if len(text) <= LONGEST_VALUE else f"{text[: LONGEST_VALUE - 3]}..."
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
 
 
-LONGEST_VALUE = 300
+class _Said(str):
+    """A text that is shown without quotes."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def _without_arrays(value: Any) -> Any:
+    """Return a value with the arrays and images in it, which are no text, as what they are."""
+    shape, dtype = getattr(value, "shape", ()), getattr(value, "dtype", None)
+    if shape and dtype is not None:
+        return _Said(f"an array of {dtype} {list(shape)}")
+    if isinstance(value, dict):
+        return {name: _without_arrays(v) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_without_arrays(v) for v in value[:LONGEST_SHOWN])
+    if isinstance(value, str | bytes):
+        return value[:LONGEST_SHOWN]
+    return value
 
 
 def unknown(field: str, name: object, known: Iterable[str]) -> str:
@@ -74,33 +94,3 @@ def require(condition: bool, field: str, value: object, allowed: str) -> None:
     """Raise a ConfigError that says what ``field`` may be, unless the condition holds."""
     if not condition:
         raise ConfigError(f"{field}: {shown(value)} is not allowed, it must be {allowed}")
-
-
-LONGEST_SHOWN = 60
-
-
-class Shown:
-    """A value that a caller gave, as errors show it: short, and arrays by their type and shape."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __repr__(self) -> str:
-        return _shown(self.value)
-
-
-def _shown(value: Any) -> str:
-    shape, dtype = getattr(value, "shape", ()), getattr(value, "dtype", None)
-    if shape and dtype is not None:
-        return f"an array of {dtype} {list(shape)}"
-    if isinstance(value, str | bytes | int | float | None) or dtype is not None:
-        text = repr(value if not isinstance(value, str | bytes) else value[:LONGEST_SHOWN])
-    elif isinstance(value, PurePath):
-        text = repr(str(value))
-    elif isinstance(value, dict):
-        text = "{" + ", ".join(f"{_shown(k)}: {_shown(v)}" for k, v in list(value.items())[:4]) + "}"
-    elif isinstance(value, Sequence):
-        text = f"a {type(value).__name__} of {len(value)}"
-    else:
-        text = f"a {type(value).__name__}"
-    return printable(text) if len(text) <= 2 * LONGEST_SHOWN else printable(text[: 2 * LONGEST_SHOWN]) + "..."

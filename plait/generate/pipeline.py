@@ -8,7 +8,7 @@ from typing import Any
 from plait.batch import Part
 from plait.codecs import Codec, fixed_grids
 from plait.config import DiffusionConfig, GenerateConfig, SamplingConfig
-from plait.errors import Shown, require
+from plait.errors import require
 from plait.files import atomic_file
 from plait.generate.engine import generate
 from plait.generate.prompts import MediaPart, Prompt, read_prompt
@@ -152,5 +152,5 @@ class Pipeline:
 
 
 def _mapping(name: str, given: dict[str, Any] | None) -> dict[str, Any]:
-    require(given is None or isinstance(given, dict), f"generate.{name}", Shown(given), "a mapping by modality")
+    require(given is None or isinstance(given, dict), f"generate.{name}", given, "a mapping by modality")
     return given or {}

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from plait.codecs import Codec, Media
-from plait.errors import ConfigError, DataError, PlaitError, ResourceError, Shown, require, unknown
+from plait.errors import ConfigError, DataError, PlaitError, ResourceError, require, unknown
 
 MediaPart = tuple[str, Media]
 """A modality and one raw item."""
@@ -40,12 +40,12 @@ def _read(item: Any, codecs: dict[str, Codec], host: str, base: Path) -> MediaPa
         return _read_file(base / item, codecs, host)
     if isinstance(item, np.ndarray):
         is_sound = item.dtype.kind == "f" and item.ndim == 1
-        require(is_sound or item.dtype == np.uint8, "prompt", Shown(item), f"{IMAGE} (an image), or {SOUND} (sound)")
+        require(is_sound or item.dtype == np.uint8, "prompt", item, f"{IMAGE} (an image), or {SOUND} (sound)")
         return _read_value("audio" if is_sound else "image", item, codecs, base)
     if _is_image(item):
         return _read_value("image", item, codecs, base)
     one_key = isinstance(item, dict) and len(item) == 1
-    require(one_key, "prompt", Shown(item), 'a text, a Path, an image, an array, or a part such as {"text": "a fox"}')
+    require(one_key, "prompt", item, 'a text, a Path, an image, an array, or a part such as {"text": "a fox"}')
     ((key, value),) = item.items()
     return _read_value(key, value, codecs, base)
 
@@ -64,11 +64,11 @@ def _read_value(key: str, value: Any, codecs: dict[str, Codec], base: Path) -> M
     if isinstance(value, bytes):
         return name, codec.read_bytes(value)
     if isinstance(value, Path):
-        require(codec.names_files, f"prompt ({key})", Shown(value), "the item itself, or a Path without a key")
+        require(codec.names_files, f"prompt ({key})", value, "the item itself, or a Path without a key")
         value = str(value)
-    require(isinstance(value, str) or not codec.names_files, f"prompt ({key})", Shown(value),
+    require(isinstance(value, str) or not codec.names_files, f"prompt ({key})", value,
             "the path of a file, its bytes, an image or an array")  # fmt: skip
-    require(not isinstance(value, np.ndarray) and not _is_image(value), f"prompt ({key})", Shown(value),
+    require(not isinstance(value, np.ndarray) and not _is_image(value), f"prompt ({key})", value,
             f"an item of {name!r}")  # fmt: skip
     return name, codec.read(value, base)
 
@@ -107,7 +107,7 @@ def _image_bytes(value: Any) -> tuple[bytes, str]:
     if isinstance(value, np.ndarray):
         channels = value.shape[2] if value.ndim == 3 else 1
         fine = value.dtype == np.uint8 and value.ndim in (2, 3) and channels in (1, 2, 3, 4) and value.size
-        require(bool(fine), "prompt (image)", Shown(value), IMAGE)
+        require(bool(fine), "prompt (image)", value, IMAGE)
         from PIL import Image
 
         value = Image.fromarray(value[:, :, 0] if value.ndim == 3 and channels == 1 else value)
@@ -124,6 +124,6 @@ def _image_bytes(value: Any) -> tuple[bytes, str]:
 
 def _sound(value: np.ndarray, rate: int) -> np.ndarray:
     fine = value.dtype.kind == "f" and value.ndim == 1 and value.size
-    require(bool(fine), "prompt (audio)", Shown(value), f"{SOUND}, {rate:,} of them a second")
-    require(bool(np.isfinite(value).all()), "prompt (audio)", Shown(value), "finite numbers")
+    require(bool(fine), "prompt (audio)", value, f"{SOUND}, {rate:,} of them a second")
+    require(bool(np.isfinite(value).all()), "prompt (audio)", value, "finite numbers")
     return value.astype(np.float32)

@@ -1,7 +1,6 @@
 """What is asked of a generator, what comes back, and which requests cannot be made."""
 
 import math
-import numbers
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -10,7 +9,7 @@ import numpy as np
 from plait.batch import Part, spell_prompt
 from plait.bounds import Checked, bounded
 from plait.config import DiffusionConfig, SamplingConfig, check_sampler
-from plait.errors import ConfigError, Shown, require, unknown
+from plait.errors import ConfigError, require, unknown
 from plait.model_config import ModelConfig
 from plait.parts import as_given
 
@@ -86,7 +85,7 @@ def check_request(
     for name in [p.modality for p in request.prompt] + [request.output] * (request.output is not None):
         if name not in records:
             raise ConfigError(unknown("generate", name, records))
-    _check_numbers(request, config)
+    _check_settings(request, config)
     for name, s in request.sampling.items():
         if records[name].objective == "diffusion":
             check_sampler(diffusion, s.sampler, s.steps, f"generate.sampling.{name}")
@@ -103,55 +102,22 @@ def check_request(
                 f"at most {room} tokens in all beside this prompt (positions end at {max_length})")  # fmt: skip
 
 
-def _check_numbers(request: Request, config: ModelConfig) -> None:
-    """Raise a ConfigError for numbers that are none, and for settings of modalities that the model lacks."""
+def _check_settings(request: Request, config: ModelConfig) -> None:
+    """Raise a ConfigError for settings of modalities that the model lacks, or that they have no use for."""
     records = config.modalities
-    is_integer(request.seed, "generate.seed")
-    for name, least in (("number", 0), ("max_spans", 0), ("num_snapshots", 0)):
-        is_integer(getattr(request, name), f"generate.{name}", least)
     for field_name in ("sampling", "max_tokens", "grids"):
         settings = getattr(request, field_name)
-        require(isinstance(settings, dict), f"generate.{field_name}", Shown(settings), "a mapping by modality")
+        require(isinstance(settings, dict), f"generate.{field_name}", settings, "a mapping by modality")
         for name in settings:
             if name not in records:
                 raise ConfigError(unknown(f"generate.{field_name}", name, records))
-    for name, most in request.max_tokens.items():
-        is_integer(most, f"generate.max_tokens.{name}", 1)
     for name, grid in request.grids.items():
         where = f"generate.grids.{name}"
-        require(records[name].objective == "diffusion", where, Shown(grid),
+        require(records[name].objective == "diffusion", where, grid,
                 "left out: an item of ids has the extent that its codec or the run's config says")  # fmt: skip
-        require(isinstance(grid, tuple | list) and 0 < len(grid) <= 3, where, Shown(grid),
-                "one to three numbers of tokens, such as [8, 12]")  # fmt: skip
-        for n in grid:
-            is_integer(n, where, 1)
+        require(0 < len(grid) <= 3, where, grid, "one to three numbers of tokens, such as [8, 12]")
     for name, s in request.sampling.items():
-        _check_sampling(s, f"generate.sampling.{name}")
-
-
-def _check_sampling(s: SamplingConfig, where: str) -> None:
-    require(isinstance(s, SamplingConfig), where, Shown(s), "a SamplingConfig")
-    for name in ("temperature", "top_p", "guidance", "media_guidance", *(["shift"] if s.shift is not None else [])):
-        is_number(getattr(s, name), f"{where}.{name}")
-    require(s.temperature >= 0, f"{where}.temperature", s.temperature, "0 or more")
-    require(0 < s.top_p <= 1, f"{where}.top_p", s.top_p, "above 0 and at most 1")
-    require(s.shift is None or s.shift > 0, f"{where}.shift", s.shift, "above 0")
-    is_integer(s.top_k, f"{where}.top_k", 0)
-    is_integer(s.steps, f"{where}.steps", 1)
-    require(isinstance(s.sampler, str), f"{where}.sampler", Shown(s.sampler), "a sampler's name")
-
-
-def is_number(value: object, where: str) -> None:
-    """Raise a ConfigError unless a value is a finite number."""
-    fine = isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
-    require(fine, where, Shown(value), "a finite number")
-
-
-def is_integer(value: object, where: str, least: int | None = None) -> None:
-    """Raise a ConfigError unless a value is an integer, and not below ``least``."""
-    fine = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    allowed = "an integer" if least is None else f"an integer, at least {least}"
-    require(fine and (least is None or value >= least), where, Shown(value), allowed)
+        require(isinstance(s, SamplingConfig), f"generate.sampling.{name}", s, "a SamplingConfig")
 
 
 def _check_prompt(request: Request, config: ModelConfig) -> None:
