@@ -21,6 +21,7 @@ test-slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 # one thread each, nothing else running; a run that was stopped goes on where it was
 benchmark: export OMP_NUM_THREADS = 1

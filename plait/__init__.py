@@ -29,7 +29,7 @@ _PUBLIC = {
 __all__ = [*_PUBLIC, "__version__"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'plait' has no attribute {name!r}")
     return getattr(importlib.import_module(_PUBLIC[name]), name)

@@ -5,7 +5,7 @@ import collections
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from plait.bounds import ANY, Bounds, as_number
 from plait.config import RunConfig
@@ -66,16 +66,16 @@ class Parser(argparse.ArgumentParser):
 
     takes_settings = False
 
-    def __init__(self, *arguments, **settings):
-        super().__init__(*arguments, **settings, allow_abbrev=False)
+    def __init__(self, *arguments: Any, **settings: Any):
+        super().__init__(*arguments, **(settings | {"allow_abbrev": False}))
         self.commands: dict[str, Parser] = {}
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise ConfigError(f"command line: {message}; see {self.prog} --help")
 
     def values_taken(self) -> dict[str, int]:
         """Return how many words each option takes: 0, 1 or MANY."""
-        count = {None: 1, 0: 0}
+        count: dict[Any, int] = {None: 1, 0: 0}
         return {name: count.get(action.nargs, MANY) for action in self._actions for name in action.option_strings}
 
 
@@ -92,7 +92,9 @@ def real(**limits: float) -> Callable[[str], float]:
 def like(config: type, name: str) -> Callable[[str], float]:
     """Return what reads an option that stands for a setting's number."""
     field = next(f for f in dataclasses.fields(config) if f.name == name)
-    return functools.partial(read_number, kind=field.type, bounds=field.metadata.get("bounds", ANY))
+    return functools.partial(
+        read_number, kind=int if field.type is int else float, bounds=field.metadata.get("bounds", ANY)
+    )
 
 
 def read_number(text: str, *, kind: type, bounds: Bounds = ANY) -> Any:

@@ -139,7 +139,7 @@ class Checked:
     SECTION: ClassVar[str] = ""
 
     def __post_init__(self) -> None:
-        for name, kind, bounds in _number_fields(type(self)):
+        for name, kind, bounds in _number_fields(type(self)):  # type: ignore[arg-type]  # classes are hashable
             value = check_numbers(getattr(self, name), kind, self.where(name), bounds)
             object.__setattr__(self, name, value)  # frozen ones too
 

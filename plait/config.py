@@ -384,11 +384,12 @@ class RunConfig(Checked):
     def _check_parallel(self) -> None:
         """Refuse what no number of ranks could do; plait.train.parallel checks the number."""
         parallel, model = self.parallel, self.model
+        heads = model.num_kv_heads or model.num_heads
         tensor, together = parallel.tensor, parallel.tensor * parallel.context
-        require(model.num_kv_heads % together == 0, "parallel.tensor x parallel.context", together,
-                f"a divisor of model.num_kv_heads ({model.num_kv_heads})")  # fmt: skip
+        require(heads % together == 0, "parallel.tensor x parallel.context", together,
+                f"a divisor of model.num_kv_heads ({heads})")  # fmt: skip
         for name, tower in model.towers.items():
-            require(tower.ffn_width % tensor == 0, "parallel.tensor", tensor,
+            require((tower.ffn_width or 0) % tensor == 0, "parallel.tensor", tensor,
                     f"a divisor of model.towers.{name}.ffn_width ({tower.ffn_width})")  # fmt: skip
             alone = tower.ffn != "moe" or tower.moe_routing == "token_choice"
             require(alone or parallel.context == 1, "parallel.context", parallel.context,

@@ -61,7 +61,7 @@ MEASURE = "PSS of the process tree, sampled" if HAS_PSS else "RSS of the main pr
 """What `MemoryWatch` measures on this machine."""
 
 
-class MemoryWatch(contextlib.AbstractContextManager):
+class MemoryWatch(contextlib.AbstractContextManager["MemoryWatch"]):
     """Measures the peak host memory while its context is entered; all watches share one sampling thread."""
 
     _active: list["MemoryWatch"] = []
@@ -85,7 +85,7 @@ class MemoryWatch(contextlib.AbstractContextManager):
                 MemoryWatch._thread.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         with MemoryWatch._lock:
             _sample()
             MemoryWatch._active.remove(self)
