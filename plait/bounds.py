@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from plait.errors import Shown, require
+from plait.errors import require
 
 LARGEST_INT = 2**63 - 1
 
@@ -76,12 +76,7 @@ def as_number(value: Any, kind: type, where: str, bounds: Bounds = ANY) -> Any:
     """
     wanted = numbers.Integral if kind is int else numbers.Real
     is_number = isinstance(value, wanted) and not isinstance(value, bool)
-    require(
-        is_number,
-        where,
-        Shown(value) if hasattr(value, "shape") else value,
-        "a whole number" if kind is int else "a number",
-    )
+    require(is_number, where, value, "a whole number" if kind is int else "a number")
     try:
         result = kind(value)
     except OverflowError:  # a whole number that no float holds
@@ -110,10 +105,10 @@ def check_numbers(value: Any, kind: Any, where: str, bounds: Bounds = ANY) -> An
         kinds = [k for k in arguments if _holds_numbers(k)]
         return check_numbers(value, kinds[0], where, bounds) if len(kinds) == 1 else value
     if origin in (list, tuple) and _holds_numbers(arguments[0]):
-        require(isinstance(value, list | tuple), where, Shown(value), "a list of numbers")
+        require(isinstance(value, list | tuple), where, value, "a list of numbers")
         return type(value)(check_numbers(v, arguments[0], f"{where}[{i}]", bounds) for i, v in enumerate(value))
     if origin in MAPPINGS and _holds_numbers(arguments[1]):
-        require(isinstance(value, Mapping), where, Shown(value), "a mapping to numbers")
+        require(isinstance(value, Mapping), where, value, "a mapping to numbers")
         return {k: check_numbers(v, arguments[1], f"{where}.{k}", bounds) for k, v in value.items()}
     return value
 
