@@ -113,6 +113,16 @@ def test_a_folder_put_aside_is_never_a_leftover(tmp_path, monkeypatch):
     assert content(tmp_path / "x") == {"old"}
 
 
+def test_a_file_of_a_killed_writer_goes_when_it_is_written_next(tmp_path):
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    (tmp_path / f".a.json.{dead.stdout.strip()}.tmp").write_text("half")
+    kept = [f".a.json.{os.getppid()}.tmp", ".a.json.tmp"]
+    for name in kept:  # of one that lives, and of somebody else
+        (tmp_path / name).write_text("half")
+    files.write_json(tmp_path / "a.json", 1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, "a.json"])
+
+
 if __name__ == "__main__":
     os.fsync = lambda descriptor: None  # nobody cuts the power here
     kill_everywhere(Path(sys.argv[1]))
