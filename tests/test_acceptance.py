@@ -202,3 +202,19 @@ def test_a_damaged_checkpoint_is_set_aside_when_the_run_goes_on(run, capsys):
     assert sorted(p.name for p in (run / "run/checkpoints").iterdir()) == ["damaged-step-00000002", "step-00000004"]
     said = capsys.readouterr().err
     assert "the checkpoint before it is taken" in said and "kept as 'damaged-step-00000002'" in said
+
+
+def test_a_run_of_damaged_checkpoints_alone_does_not_begin_again(run, capsys):
+    """Not by itself: its weights and its log would be lost."""
+    for path in checkpoint.find(run / "run/checkpoints"):
+        (path / "model.safetensors").write_bytes(b"")
+    before = files(run)
+    for command in (["train", str(run / "run.yaml"), "--train.steps", "4"],
+                    ["prepare", str(run / "run.yaml"), "--train.learning_rate", "1"],
+                    ["evaluate", str(run / "run")], ["export", str(run / "run")]):  # fmt: skip
+        assert main(command) == 4, command
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and "no other checkpoint" in said and "to begin again at step 0, rename" in said
+        assert files(run) == before, command
+    (run / "run/checkpoints").rename(run / "run/lost")
+    assert trained(run, "--train.steps", "1") == 0

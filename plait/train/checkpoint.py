@@ -22,6 +22,7 @@ import shutil
 import sys
 import warnings
 import zlib
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -69,15 +70,39 @@ def _step(path: Path) -> int:
 
 
 def latest(folder: Path) -> Path | None:
-    """Return the newest checkpoint whose files match their checksums; None where there is none."""
-    for path in reversed(find(folder)):
-        try:
-            read_state(path)
-        except CheckpointError as error:
-            warn_of_damage(str(error))
-            continue
-        return path
-    return None
+    """Return the newest checkpoint whose files match their checksums; None where there is none at all.
+
+    Raises CheckpointError where there are some and none is whole: nobody may take such a run for one not yet begun.
+    """
+    return _newest_whole(find(folder), _damage_of)
+
+
+def _damage_of(path: Path) -> str:
+    """Say what is wrong with a checkpoint; "" where it is whole."""
+    try:
+        read_state(path)
+    except CheckpointError as error:
+        return str(error)
+    return ""
+
+
+def _newest_whole(found: list[Path], damage_of: Callable[[Path], str], *, speaks: bool = True) -> Path | None:
+    """Return the last of some checkpoints without damage, as `latest` does, and say which were passed over."""
+    problems: list[str] = []
+    for path in reversed(found):
+        problem = damage_of(path)
+        if not problem:
+            for passed_over in problems if speaks else ():
+                warn_of_damage(passed_over)
+            return path
+        problems.append(problem)
+    if not found:
+        return None
+    folder = str(found[0].parent)
+    raise CheckpointError(
+        f"{problems[0]}, and no other checkpoint in {folder!r} is whole; put back a whole copy of one, or, to begin "
+        f"again at step 0, rename or remove {folder!r}, or give another --out"
+    )
 
 
 def read_state(path: Path, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
@@ -262,30 +287,26 @@ class Checkpoints:
 
     def _set_damaged_aside(self) -> None:
         for path in find(self.folder):
-            try:
-                read_state(path)
-            except CheckpointError as error:
-                set_aside(path, str(error))
+            if problem := _damage_of(path):
+                set_aside(path, problem)
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def newest(self) -> Path | None:
-        """Return the newest whole checkpoint, the same on every rank; damaged ones are passed over with a warning."""
+        """Return the newest whole checkpoint, the same on every rank, as `latest` does."""
         if self._rank == 0:
             recover_all(self.folder)
         found = self._from_first([str(p) for p in find(self.folder)] if self._rank == 0 else None)
-        for path in reversed([Path(p) for p in found]):
+
+        def damage_of(path: Path) -> str:
             try:
                 read_state(path, part=self._rank, parts=self._world_size)  # each rank checks its share
                 problem = ""
             except CheckpointError as error:
                 problem = str(error)
-            problems = [p for p in self._from_all(problem) if p]
-            if not problems:
-                return path
-            if self._rank == 0:
-                warn_of_damage(problems[0])
-        return None
+            return next((p for p in self._from_all(problem) if p), "")
+
+        return _newest_whole([Path(p) for p in found], damage_of, speaks=self._rank == 0)
 
     def restore(self, path: Path, model: MixtureOfTransformers, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Load a checkpoint into model and optimizer, however they are cut, and return its state.
