@@ -218,3 +218,12 @@ def test_a_run_of_damaged_checkpoints_alone_does_not_begin_again(run, capsys):
         assert files(run) == before, command
     (run / "run/checkpoints").rename(run / "run/lost")
     assert trained(run, "--train.steps", "1") == 0
+
+
+def test_a_modality_without_targets_is_refused_before_anything_is_written(run, capsys):
+    before = files(run)
+    assert trained(run, "--data.tasks", "{}", "--data.max_document_tokens", "60", "--train.steps", "4") == 2  # begun
+    new = ["--out", str(run / "new"), "--data.max_document_tokens", "60", "--train.steps", "4"]
+    assert trained(run, *new) == 3
+    assert "no part 'image' fits in a batch" in capsys.readouterr().err
+    assert files(run) == before

@@ -193,9 +193,14 @@ class Trainer:
     def run(self) -> MixtureOfTransformers:
         """Train to the end and return the model; raises TrainingStopped after saving when a signal asks to stop."""
         mine = one_writer(self.out, "run") if self.ranks.is_first else contextlib.nullcontext()
-        with mine, lost_ranks(), stop_signals(self._ask_to_stop), self.watchdog:
+        with mine, lost_ranks(), stop_signals(self._ask_to_stop), self.watchdog, contextlib.ExitStack() as stack:
             loader = self._loader(self.state.loader)  # refuses what does not fit, before anything is written
             self._codecs = codec_fingerprints(self.config)
+            read = stack.enter_context(contextlib.closing(iter(loader)))
+            first, notices = [], []
+            if not self.finished:
+                first = list(itertools.islice(read, 1))  # damaged data are said before what they lack
+                notices = check_targets(self.config)
             with self.checkpoints, self._memory, self._metrics() as log:
                 self.checkpoints.tidy()
                 if self.ranks.is_first:
@@ -203,20 +208,18 @@ class Trainer:
                 self.on_accepted()
                 log.drop_after(self.state.step)
                 if not self.finished:
-                    self._loop(log, loader)
+                    for line in notices:
+                        self.progress.print(line)
+                    self._loop(log, loader, itertools.chain(first, read))
                     for line in skipped(self.state.loader["counts"], self.config):
                         self.progress.print(line)
         return self.model
 
-    def _loop(self, log: MetricsLog, loader: Loader) -> None:
+    def _loop(self, log: MetricsLog, loader: Loader, batches: Iterator[tuple[Batch, dict[str, Any]]]) -> None:
         train = self.config.train
-        read = iter(loader)
         measures = self.measures
         measures.restart(self.state.measures)
-        with contextlib.closing(read), self.progress.stage("train", total=1.0) as bar:
-            batches = itertools.chain(list(itertools.islice(read, 1)), read)  # damaged data are said first
-            for notice in check_targets(self.config):
-                self.progress.print(notice)
+        with self.progress.stage("train", total=1.0) as bar:
             bar.resume(self.share_done)
             self._begun = time.monotonic() - self.state.seconds
             while not self.finished:
