@@ -157,7 +157,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_is_skipped_by_all(folder, tmp
     config = config_for(folder, tmp_path, train={"ema": 0.9})
     alone = train_steps(config, documents[1:])
     for found in two.run(train_steps, config, documents, "", 1):
-        assert not torch.isfinite(found.norms[0]) and not found.sums[0].any() and found.bad_steps == 1
+        assert not torch.isfinite(found.norms[0]) and found.bad_steps == 1
         torch.testing.assert_close((found.weights, found.averages), (alone.weights, alone.averages), rtol=0, atol=1e-9)
 
 
