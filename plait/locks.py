@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from plait.errors import Held
+from plait.errors import Held, printable
 from plait.files import clear_disk_errors, make_folder
 
 try:
@@ -70,7 +70,7 @@ def one_writer(folder: str | Path, what: str, *, replaced: bool = False) -> Iter
 
 
 def writer_of(folder: str | Path) -> str:
-    """Say which other process writes a folder; "" where none does."""
+    """Say which other process writes a folder, as part of a sentence; "" where none does."""
     path = Path(folder) / LOCK
     if fcntl is None or os.path.realpath(path) in _mine:
         return ""
@@ -120,14 +120,16 @@ def _is_file_of(descriptor: int, path: Path) -> bool:
 
 
 def _read(path: Path) -> str:
+    """Return what the holder of a lock wrote into it about itself."""
     try:
-        return path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+        who = path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        return "another process"
+        who = ""
+    return f"another process ({printable(who)})" if who else f"another process, which holds {str(path)!r}"
 
 
 def _held(folder: Path, what: str, who: str) -> Held:
     return Held(
-        f"{what}: {str(folder)!r} is being written by another process ({who}); wait until that has ended, or stop it, "
-        "and give the same command again"
+        f"{what}: {str(folder)!r} is being written by {who}; wait until that has ended, or stop it, and give the same "
+        "command again"
     )

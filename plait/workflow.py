@@ -22,7 +22,7 @@ from plait.evaluate.judges import available, judge_codecs
 from plait.evaluate.suite import FILE, Suite
 from plait.files import atomic_folder, read_json, write_json, write_text
 from plait.launch import is_first
-from plait.locks import LOCK, one_writer
+from plait.locks import LOCK, one_writer, writer_of
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
 from plait.pipeline import Pipeline, Sample, load_codecs, load_run
@@ -247,11 +247,21 @@ def _training_figures(config: RunConfig) -> dict[str, Any]:
 
 
 def report_step(config: RunConfig, progress: Progress) -> Path:
-    """Write report.html, with samples of the newest checkpoint (plait report)."""
-    with one_writer(config.out, "run"):
-        if checkpoint.latest(Path(config.out) / "checkpoints"):
-            sample_step(config, progress)
-        summarise(config)
+    """Write report.html, with samples of the newest checkpoint (plait report).
+
+    While another process writes the run, which is when people look at it, the page shows what is there: it alone is
+    written.
+    """
+    try:
+        with one_writer(config.out, "run"):
+            if checkpoint.latest(Path(config.out) / "checkpoints"):
+                sample_step(config, progress)
+            summarise(config)
+            return write_report(config.out)
+    except Held:
+        who = writer_of(config.out) or "another process"
+        progress.print(f"report: {config.out!r} is being written by {who}; the page shows what is there, the same "
+                       "command makes new samples and figures when that has ended")  # fmt: skip
         return write_report(config.out)
 
 

@@ -168,7 +168,6 @@ def test_a_second_writer_gets_one_sentence_and_changes_nothing(run, capsys):
         for command, what in (
             (["train", str(run / "run.yaml"), "--train.steps", "4"], runs),
             (["evaluate", str(runs)], runs),
-            (["report", str(runs)], runs),
             (["quickstart", "--config", str(run / "run.yaml"), "--restart"], runs),
             (["prepare", str(run / "run.yaml"), "--out", str(run / "other")], data),
         ):
@@ -180,11 +179,24 @@ def test_a_second_writer_gets_one_sentence_and_changes_nothing(run, capsys):
     assert trained(run, "--train.steps", "3") == 0  # the holder was killed
 
 
+def test_readers_need_no_lock(run, capsys):
+    """A report of a run that trains shows what is there, and changes nothing of it."""
+    runs = run / "run"
+    before = files(runs)
+    with held(runs) as process:
+        assert main(["report", str(runs)]) == 0
+        assert f"process {process}" in capsys.readouterr().err
+        assert main(["export", str(runs), "--out", str(run / "exported")]) == 0
+        after = files(runs)
+    assert b"<svg" in after.pop("report.html") and after.pop(".lock")
+    assert after == before
+
+
 def test_training_on_data_that_are_being_prepared_says_so(run, capsys):
     (run / "data/index.json").unlink()
     with held(run / "data"):
         assert trained(run, "--train.steps", "4") == 3
-    assert "is still being prepared (process" in capsys.readouterr().err
+    assert "is still being prepared by another process (process" in capsys.readouterr().err
 
 
 def test_steps_of_one_process_do_not_keep_each_other_out(run):

@@ -131,7 +131,7 @@ def read_index(folder: str | Path) -> dict:
         writer = writer_of(folder)
         if writer:
             raise DataError(
-                f"data: {str(folder)!r} is still being prepared ({writer}); wait until that has ended"
+                f"data: {str(folder)!r} is still being prepared by {writer}; wait until that has ended"
             ) from None
         message = f"data: there is no {str(path)!r}, make it with plait prepare (an interrupted one goes on)"
         raise DataError(message) from None

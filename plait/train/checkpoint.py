@@ -74,7 +74,13 @@ def latest(folder: Path) -> Path | None:
 
     Raises CheckpointError where there are some and none is whole: nobody may take such a run for one not yet begun.
     """
-    return _newest_whole(find(folder), _damage_of)
+    while True:
+        found = find(folder)
+        try:
+            return _newest_whole(found, _damage_of)
+        except CheckpointError:
+            if all(path.is_dir() for path in found):
+                raise  # else training has removed one in between, and written a newer one
 
 
 def _damage_of(path: Path) -> str:
