@@ -26,6 +26,7 @@ from test_train import config_for
 
 from plait.config_file import to_dict
 from plait.files import write_text
+from plait.locks import one_writer
 from plait.train import checkpoint
 
 ROOT = Path(__file__).parent.parent
@@ -427,3 +428,15 @@ def test_prepare_is_killed(lab, table, tmp_path, seed):
             assert again.wait() == [0], again.text()
         assert shards("cut") == shards("whole")
         detail.append(f"after {done} shards: the same bytes as undisturbed")
+
+
+def test_a_run_that_another_process_holds_ends_all_ranks_with_one_sentence(lab, tmp_path):
+    out = tmp_path / "run"
+    with one_writer(out, "run"):
+        before = sorted(out.rglob("*"))
+        with lab.launch(out) as run:
+            assert run.wait() == [1, 1], run.text()
+        assert sorted(out.rglob("*")) == before
+    (said,) = run.sentences(0)
+    assert f"{str(out)!r} is being written by another process (process {os.getpid()} on " in said
+    assert "another rank" not in run.text() and "Traceback" not in run.text() and run.sentences(1) == []
