@@ -7,11 +7,12 @@ must import with torch, numpy, safetensors and small pure packages alone.
 """
 
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
@@ -45,17 +46,44 @@ def read_yaml(path: str | Path, what: str) -> dict:
     return values
 
 
+_PLAIN = {
+    "tag:yaml.org,2002:bool": re.compile(r"(true|True|TRUE|false|False|FALSE)$"),
+    "tag:yaml.org,2002:int": re.compile(r"[-+]?(0|[1-9][0-9_]*|0x[0-9a-fA-F_]+|0b[01_]+)$"),
+    "tag:yaml.org,2002:float": re.compile(
+        r"([-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+][0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"
+    ),
+}
+"""What truth values and numbers look like, in place of YAML 1.1's own patterns."""
+_TRUTHS = dict.fromkeys(("yes", "on"), True) | dict.fromkeys(("no", "off"), False)
+
+
 class _Loader(yaml.SafeLoader):
-    """Refuses a name that stands twice in one mapping, of which YAML would keep the last."""
+    """Reads names as they are written, and numbers as they look.
+
+    YAML 1.1 reads the names `no` and `on` as truth values, `010` as 8, `1:30` as 90, and dates; here all of them stay
+    texts. A name that stands twice in one mapping, of which YAML would keep the last, is refused.
+    """
+
+    yaml_implicit_resolvers: ClassVar[dict] = {
+        first: [(tag, _PLAIN.get(tag, pattern)) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
+        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def compose_mapping_node(self, anchor):
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
-            if key.value in seen and isinstance(key, yaml.ScalarNode):
-                raise yaml.YAMLError(f"{key.value!r} stands twice, again in line {key.start_mark.line + 1}")
-            seen.add(key.value if isinstance(key, yaml.ScalarNode) else None)
+            line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.YAMLError(f"line {line} has a list or a mapping where a name must stand")
+            if key.value in seen:
+                raise yaml.YAMLError(f"{key.value!r} stands twice, again in line {line}")
+            seen.add(key.value)
         return node
+
+    def construct_mapping(self, node, deep=False):
+        self.flatten_mapping(node)
+        return {key.value: self.construct_object(value, deep=deep) for key, value in node.value}
 
 
 def _lay_over(values: dict, override: Override) -> None:
@@ -102,7 +130,7 @@ def parsed(text: str, kind: Any, where: str) -> Any:
         return text
     texts_alone = all(map(_holds_texts_alone, options))
     try:
-        value = yaml.load(text, yaml.BaseLoader if texts_alone else yaml.SafeLoader) if text else ""
+        value = yaml.load(text, yaml.BaseLoader if texts_alone else _Loader) if text else ""
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if str in options:
             return text
@@ -222,6 +250,8 @@ def _convert(value: Any, kind: Any, where: str, bounds: Bounds = ANY) -> Any:
         require(isinstance(value, dict), where, value, "a mapping")
         return {str(k): _convert({} if v is None and dataclasses.is_dataclass(arguments[1]) else v, arguments[1],
                                  f"{where}.{k}", bounds) for k, v in value.items()}  # fmt: skip
+    if kind is bool and isinstance(value, str):
+        value = _TRUTHS.get(value.lower(), value)
     if kind in (int, float):
         return as_number(_from_text(value) if kind is float else value, kind, where, bounds)
     require(isinstance(value, kind), where, value, _TYPE_NAMES[kind])

@@ -110,6 +110,29 @@ def test_overrides(tmp_path):
         load(path)
 
 
+def test_yaml_reads_names_as_written_and_numbers_as_they_look(tmp_path):
+    """YAML 1.1 has `no` as false, 010 as 8, 1:30 as 90, and dates."""
+    path, text = tmp_path / "run.yaml", "{name: 0123, out: 2024-01-01, model: {modalities: %s}, train: {%s}}"
+    names = "{on: {vocab_size: 0x10}, no: {vocab_size: 1_000, tower: no}, y: {vocab_size: 9}}"
+    path.write_text(text % (names, "compile: yes, eps: 1e-3"))
+    config = load(path, ["train.compile=off"])
+    assert (config.name, config.out) == ("0123", "2024-01-01") and not config.train.compile
+    assert load(path).train.compile is True and config.train.eps == 1e-3
+    sizes = {name: m.vocab_size for name, m in config.model.modalities.items()}
+    assert sizes == {"on": 16, "no": 1000, "y": 9} and list(config.model.towers) == ["on", "no", "y"]
+    assert load(path, [f"model.modalities={names}"]).model == config.model
+    for setting, wrong in (("steps", "010"), ("minutes", "1:30"), ("compile", "maybe"), ("steps", "2024-01-01")):
+        path.write_text(text % (names, f"{setting}: {wrong}"))
+        with pytest.raises(ConfigError, match=f"^train.{setting}: '{wrong}' is not allowed"):
+            load(path)
+        path.write_text(text % (names, ""))
+        with pytest.raises(ConfigError, match=f"^train.{setting}: '{wrong}' is not allowed"):
+            load(path, [f"train.{setting}={wrong}"])
+    path.write_text("{? [a] : 1}")
+    with pytest.raises(ConfigError, match="line 1 has a list or a mapping where a name must stand"):
+        load(path)
+
+
 def test_a_config_survives_being_written():
     config = from_dict(RunConfig, laid(model__untied={"0-1": ["ffn"]}, train__betas=[0.8, 0.9]))
     assert from_dict(RunConfig, yaml.safe_load(yaml.safe_dump(to_dict(config)))) == config
