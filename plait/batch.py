@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from plait.bounds import Bounds, as_number
+from plait.errors import require
 from plait.layout import IdLayout
 from plait.model_config import ModelConfig
-from plait.parts import Document, Part, as_given
+from plait.parts import Document, Part, as_given, check_parts
 from plait.spans import Span, towers_of
 
 
@@ -225,8 +226,17 @@ def _delimiter(layout: IdLayout, token: int, loss: float = 1.0) -> Run:
 
 
 def pack(documents: Sequence[Document], config: ModelConfig, *, pad_rows_to: int = 32) -> Batch:
-    """Build the batch that holds these documents one after another."""
+    """Build the batch that holds these documents one after another (raises ConfigError for what does not fit)."""
     pad_rows_to = as_number(pad_rows_to, int, "pad_rows_to", Bounds(at_least=1))
+    fine = isinstance(documents, list | tuple) and documents and all(isinstance(d, Document) for d in documents)
+    require(bool(fine), "documents", documents, "a list of plait.Document, at least one")
+    for i, document in enumerate(documents):
+        check_parts(document.parts, config, f"document {i}")
+    return pack_checked(documents, config, pad_rows_to)
+
+
+def pack_checked(documents: Sequence[Document], config: ModelConfig, pad_rows_to: int) -> Batch:
+    """Build the batch of documents that are known to fit, such as those of prepared data."""
     indices = [d.index for d in documents]
     batch = assemble([spell(d, config) for d in documents], config, pad_rows_to=pad_rows_to, indices=indices)
     batch.documents = list(documents)

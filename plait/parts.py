@@ -1,10 +1,15 @@
-"""Documents and their parts, and THE rule of roles."""
+"""Documents and their parts, THE rule of roles, and what parts a model takes."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+
+from plait.bounds import Bounds, as_number
+from plait.errors import ConfigError, require, unknown
+from plait.model_config import ROLES, ModelConfig
 
 
 @dataclass
@@ -51,3 +56,44 @@ class Document:
     epoch: int = 0
     task: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
+
+
+def check_parts(parts: Sequence[Part], config: ModelConfig, where: str) -> None:
+    """Raise a ConfigError, which begins with ``where``, for what is no part or does not fit the model.
+
+    For parts that a caller of plait made: those of prepared data were checked when they were written.
+    """
+    require(isinstance(parts, list | tuple), where, parts, "a list of parts")
+    for part in parts:
+        require(isinstance(part, Part), where, part, "a plait.Part")
+        if part.modality not in config.modalities:
+            raise ConfigError(unknown(f"{where}: modality", part.modality, config.modalities))
+        _check_values(part, config, where)
+        named = f"{where}: %s of {part.modality!r}"
+        require(part.role in ROLES, named % "role", part.role, " or ".join(ROLES))
+        as_number(part.loss, float, named % "loss", Bounds(at_least=0))
+        require(isinstance(part.grid, list | tuple), named % "grid", part.grid, "whole numbers such as (8, 12)")
+        for n in part.grid:
+            as_number(n, int, named % "grid", Bounds(at_least=1))
+        fits = not part.grid or math.prod(part.grid) == len(part)
+        require(fits, named % "grid", part.grid, f"() or numbers whose product is {len(part)}, the part's length")
+
+
+def _check_values(part: Part, config: ModelConfig, where: str) -> None:
+    record, named = config.modalities[part.modality], f"{where}: %s of {part.modality!r}"
+    kind, other = ("ids", "latents") if record.objective == "next_token" else ("latents", "ids")
+    given = getattr(part, kind)
+    require(given is not None and getattr(part, other) is None, named % "values",
+            [n for n in ("ids", "latents") if getattr(part, n) is not None], f"{kind} alone")  # fmt: skip
+    values = np.asarray(given)
+    shape, is_number = list(values.shape), values.dtype.kind in ("iu" if kind == "ids" else "fiu")
+    require(is_number or not values.size, named % kind, given, "whole numbers" if kind == "ids" else "numbers")
+    if kind == "ids":
+        require(values.ndim == 1, named % kind, shape, "[tokens]")
+        for edge in (int(values.min()), int(values.max())) if len(values) else ():
+            require(0 <= edge < record.vocab_size, named % kind, edge, f"0 to {record.vocab_size - 1}")
+    else:
+        channels = record.latent_channels
+        require(values.ndim == 2 and shape[1] == channels, named % kind, shape, f"[tokens, {channels}]")
+        require(bool(np.isfinite(values).all()), named % kind, "nan or inf", "finite numbers")
+    require(len(values) > 0 or part.modality == config.layout.host, named % "length", 0, "1 or more")

@@ -12,15 +12,16 @@ import yaml
 from conftest import model_config, random_documents
 
 from plait.arguments import Parser
-from plait.batch import pack
+from plait.batch import Document, Part, pack
 from plait.bounds import MAPPINGS, Bounds, _holds_numbers, as_number
 from plait.cli import _parser, main
 from plait.compare.study import StudyConfig
-from plait.config import RunConfig, SamplingConfig
+from plait.config import DiffusionConfig, RunConfig, SamplingConfig
 from plait.config_file import from_dict, load, to_dict
 from plait.errors import ConfigError, PlaitError
-from plait.generate.request import Request
+from plait.generate.request import Request, check_request
 from plait.model.mot import MixtureOfTransformers
+from plait.model_config import ModalityConfig, ModelConfig
 from plait.plan.estimate import Machines
 from plait.run_records import RECORDS
 from plait.shipped import _field_texts
@@ -218,6 +219,54 @@ def test_arguments_of_functions(rng, tmp_path):
         MixtureOfTransformers(config, seed=value)
         with pytest.raises(ConfigError, match=r"^pad_rows_to: .* at least 1$"):
             pack(documents, config, pad_rows_to=value)
+
+
+LATENTS = np.zeros((4, 3), np.float32)
+PARTS = [
+    ({"ids": np.array([1.5])}, "ids of 'text': an array of float64"),
+    ({"ids": np.array([True])}, "ids of 'text': an array of bool"),
+    ({"ids": "abc"}, "ids of 'text': 'abc'"),
+    ({"ids": [-1, 3]}, "ids of 'text': -1"),
+    ({"ids": [3, 40]}, "ids of 'text': 40"),
+    ({"ids": np.zeros((2, 2), int)}, r"ids of 'text': \[2, 2\]"),
+    ({}, r"values of 'text': \[\]"),
+    ({"ids": [1], "latents": LATENTS}, r"values of 'text': \['ids', 'latents'\]"),
+    ({"modality": "image", "ids": []}, "length of 'image': 0"),
+    ({"modality": "image", "ids": [1] * 4, "grid": (3, 2)}, r"grid of 'image': \(3, 2\)"),
+    ({"modality": "image", "ids": [1] * 4, "grid": (-2, -2)}, "grid of 'image': -2"),
+    ({"modality": "image", "ids": [1] * 4, "loss": math.nan}, "loss of 'image': nan"),
+    ({"modality": "imag", "ids": [1]}, "modality: unknown name 'imag'"),
+    ({"modality": "mel", "ids": [1]}, r"values of 'mel': \['ids'\]"),
+    ({"modality": "mel", "latents": LATENTS + math.inf}, "latents of 'mel': 'nan or inf'"),
+    ({"modality": "mel", "latents": LATENTS[0]}, r"latents of 'mel': \[3\]"),
+    ({"modality": "mel", "latents": LATENTS[:, :2]}, r"latents of 'mel': \[4, 2\]"),
+    ({"modality": "mel", "latents": LATENTS[:0]}, "length of 'mel': 0"),
+]
+"""Parts that no model of `tiny` takes, with the name and the value that the sentence says."""
+
+
+@pytest.mark.parametrize(("values", "sentence"), PARTS)
+def test_parts_of_a_callers_own(values, sentence):
+    """An id beyond a modality's own would be one of the next modality, without a word."""
+    tiny = ModelConfig({"text": ModalityConfig(vocab_size=40), "image": ModalityConfig(vocab_size=9),
+                        "mel": ModalityConfig("diffusion", latent_channels=3)}, width=8, num_heads=2)  # fmt: skip
+    settings = {"grids": {}, "max_length": 20, "diffusion": DiffusionConfig()}
+    part = Part(**{"modality": "text"} | values)
+    with pytest.raises(ConfigError, match=f"^document 1: {sentence}"):
+        pack([Document([Part("text", [39])]), Document([part])], tiny)
+    with pytest.raises(ConfigError, match=f"^generate.prompt: {sentence}"):
+        check_request(Request([part]), tiny, **settings)
+
+
+def test_what_is_no_document_or_part():
+    for documents in ([], "text", None, [Part("text", [1])]):
+        with pytest.raises(ConfigError, match=r"^documents: .* a list of plait.Document"):
+            pack(documents, model_config())
+    with pytest.raises(ConfigError, match=r"^document 0: role of 'text': 'made' .* understanding or generation"):
+        pack([Document([Part("text", [1], role="made")])], model_config())
+    for prompt in ("text", None, [3]):
+        with pytest.raises(ConfigError, match=r"^generate.prompt: .* a list of plait.Part"):
+            Request(prompt)
 
 
 def test_a_number_is_of_its_kind_and_within_its_bounds():

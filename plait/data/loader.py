@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from plait.batch import Batch, Document, pack
+from plait.batch import Batch, Document, pack_checked
 from plait.config import RunConfig
 from plait.data.mixing import MixedOrder
 from plait.data.packing import EDGES, PartSize, cut_document, plan_bins
@@ -84,7 +84,7 @@ class _Packer:
         for e in entries[window.piece[entries] >= 0].tolist():
             documents[e] = self._whole.get(int(window.source[e]), int(window.document[e]))
         documents = [self._document(window, e, documents[e]) for e in chosen]
-        return pack(documents, self.config.model, pad_rows_to=self.config.data.pad_rows_to)
+        return pack_checked(documents, self.config.model, self.config.data.pad_rows_to)
 
     def _document(self, window: _Window, e: int, written: Document) -> Document:
         k, i = int(window.source[e]), int(window.document[e])

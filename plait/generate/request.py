@@ -4,14 +4,12 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import numpy as np
-
 from plait.batch import Part, spell_prompt
 from plait.bounds import Checked, bounded
 from plait.config import DiffusionConfig, SamplingConfig, check_sampler
 from plait.errors import ConfigError, require, unknown
 from plait.model_config import ModelConfig
-from plait.parts import as_given
+from plait.parts import as_given, check_parts
 
 PLAIN = SamplingConfig()
 
@@ -43,6 +41,8 @@ class Request(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        fine = isinstance(self.prompt, list | tuple) and all(isinstance(p, Part) for p in self.prompt)
+        require(fine, "generate.prompt", self.prompt, "a list of plait.Part")
         self.prompt = as_given(self.prompt)
 
     def sampling_of(self, modality: str) -> SamplingConfig:
@@ -82,14 +82,13 @@ def check_request(
 ) -> None:
     """Raise a ConfigError for a request that cannot be made."""
     records = config.modalities
-    for name in [p.modality for p in request.prompt] + [request.output] * (request.output is not None):
-        if name not in records:
-            raise ConfigError(unknown("generate", name, records))
+    check_parts(request.prompt, config, "generate.prompt")
+    if request.output is not None and request.output not in records:
+        raise ConfigError(unknown("generate", request.output, records))
     _check_settings(request, config)
     for name, s in request.sampling.items():
         if records[name].objective == "diffusion":
             check_sampler(diffusion, s.sampler, s.steps, f"generate.sampling.{name}")
-    _check_prompt(request, config)
     length = sum(len(run) for run in spell_prompt(request.prompt, config))
     require(length < max_length, "generate: the prompt's length", length, f"below {max_length} tokens")
     name = request.output
@@ -118,15 +117,3 @@ def _check_settings(request: Request, config: ModelConfig) -> None:
         require(0 < len(grid) <= 3, where, grid, "one to three numbers of tokens, such as [8, 12]")
     for name, s in request.sampling.items():
         require(isinstance(s, SamplingConfig), f"generate.sampling.{name}", s, "a SamplingConfig")
-
-
-def _check_prompt(request: Request, config: ModelConfig) -> None:
-    for part in request.prompt:
-        if part.latents is not None:
-            where, channels = (
-                f"generate: latents of {part.modality!r}",
-                config.modalities[part.modality].latent_channels,
-            )
-            require(part.latents.shape[1:] == (channels,), where, list(part.latents.shape),
-                    f"[tokens, {channels}], as the model was trained")  # fmt: skip
-            require(bool(np.isfinite(part.latents).all()), where, "nan or inf", "finite numbers")
