@@ -1,7 +1,6 @@
 """One writer for each folder: a lock that the system lets go of when its process ends, however it does."""
 
 import contextlib
-import errno
 import os
 import shlex
 import socket
@@ -10,18 +9,14 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from plait.errors import Held, printable
 from plait.files import clear_disk_errors, make_folder
-
-try:
-    import fcntl
-except ImportError:  # no POSIX system: nobody is kept out
-    fcntl = None
 
 LOCK = ".lock"
 """The file that is locked in a folder while it is written; it goes when the writer ends well."""
 
-_WITHOUT_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
 _mine: dict[str, list[int]] = {}
 """Folders that this process holds: its id (a fork holds nothing), the thread that does, and how often it does."""
 _guard = threading.Lock()
@@ -55,68 +50,52 @@ def one_writer(folder: str | Path, what: str, *, replaced: bool = False) -> Iter
     made = [parent for parent in path.parents if not parent.exists()]
     make_folder(path.parent)
     with clear_disk_errors(folder):
-        descriptor = _locked(path, folder, what)
+        lock = _locked(path, folder, what)
     _mine[name] = [*me, 1]
     try:
         yield
     finally:
         _mine.pop(name, None)
         with contextlib.suppress(OSError):
-            os.unlink(path)  # before it is let go, so that nobody locks a file that has no name
-        os.close(descriptor)
+            os.unlink(path)  # before it is released, so that nobody locks a file that has no name
+        lock.release()
         with contextlib.suppress(OSError):
             for parent in made:
                 parent.rmdir()  # refused unless it is empty
 
 
 def writer_of(folder: str | Path) -> str:
-    """Say which other process writes a folder, as part of a sentence; "" where none does."""
+    """Say which other process writes a folder; "" where none does."""
     path = Path(folder) / LOCK
-    if fcntl is None or os.path.realpath(path) in _mine:
+    if os.path.realpath(path) in _mine or not path.exists():
         return ""
+    lock = _lock(path)
     try:
-        descriptor = os.open(path, os.O_RDWR)
-    except OSError:
-        return ""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        lock.acquire(blocking=False)
+    except Timeout:
         return _read(path)
-    except OSError:
+    except (OSError, NotImplementedError):
         return ""
-    finally:
-        os.close(descriptor)
+    lock.release()
     return ""
 
 
-def _locked(path: Path, folder: Path, what: str) -> int:
-    """Return the descriptor of a folder's lock file, locked."""
-    while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            if fcntl is not None:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(descriptor)
-            raise _held(folder, what, _read(path)) from None
-        except OSError as error:
-            if error.errno not in _WITHOUT_LOCKS:
-                os.close(descriptor)
-                raise
-        if _is_file_of(descriptor, path):
-            break
-        os.close(descriptor)  # the one before removed its name in between
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:2]])
-    os.truncate(descriptor, 0)
-    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}, {command}".encode())
-    return descriptor
+def _lock(path: Path) -> FileLock:
+    return FileLock(path, thread_local=False)
 
 
-def _is_file_of(descriptor: int, path: Path) -> bool:
+def _locked(path: Path, folder: Path, what: str) -> FileLock:
+    """Return the lock of a folder, acquired, with its holder's name in the file."""
+    lock = _lock(path)
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
-        return False
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise _held(folder, what, _read(path)) from None
+    except NotImplementedError:  # a file system without locks keeps nobody out
+        return lock
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:2]])
+    path.write_text(f"process {os.getpid()} on {socket.gethostname()}, {command}", encoding="utf-8")
+    return lock
 
 
 def _read(path: Path) -> str:
