@@ -130,7 +130,7 @@ def parsed(text: str, kind: Any, where: str) -> Any:
         return text
     texts_alone = all(map(_holds_texts_alone, options))
     try:
-        value = yaml.load(text, yaml.BaseLoader if texts_alone else _Loader) if text else ""
+        value = (yaml.BaseLoader if texts_alone else _Loader)(text).get_single_data() if text else ""
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if str in options:
             return text
