@@ -33,7 +33,7 @@ class TowerSettings(Checked):
     SECTION: ClassVar[str] = "model.towers"
 
     frozen: bool = False
-    """Keep this tower's own parameters fixed."""
+    """Keep this tower's own parameters fixed, and the biases of its experts."""
     init_from: str = ""
     """A saved model or checkpoint whose only tower, or the one of this name, this one starts from. All that it computes
     with is taken: its own weights, and what towers share with it, embedding and head included. Ids and latents go by

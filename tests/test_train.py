@@ -21,7 +21,7 @@ from plait.config_file import to_dict
 from plait.errors import CheckpointError, ConfigError, ResourceError
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained, save_pretrained
-from plait.model_config import ModalityConfig, ModelConfig
+from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 from plait.progress import Progress
@@ -331,3 +331,18 @@ def test_batches_side_by_side_equal_one_after_another(folder, tmp_path):
         found.append({n: p.detach().clone() for n, p in trainer.run().named_parameters()})
     torch.testing.assert_close(found[1], found[2], rtol=0, atol=0)
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_a_frozen_tower_computes_what_it_computed(folder, tmp_path):
+    """The biases of its experts decide where tokens go, and move without a gradient."""
+    config = config_for(folder, tmp_path, steps=2, validate_every=2)
+    towers = {name: TowerConfig(ffn="moe", num_experts=3, ffn_width=24) for name in config.model.towers}
+    config.model = dataclasses.replace(config.model, towers=towers)
+    config.towers["text"].frozen = True
+    trainer = Trainer(config)
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    trainer.run()
+    for name, tensor in trainer.model.state_dict().items():
+        part = trainer.model.parts[name]
+        if part.tower == "text" or (part.tower == "image" and part.place.inner == "expert_bias"):
+            assert torch.equal(tensor, before[name]) == (part.tower == "text"), name

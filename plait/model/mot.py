@@ -4,7 +4,7 @@ Shapes: T tokens in sequence order, N_k rows of tower k (padded), R = sum of N_k
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -197,15 +197,19 @@ class MixtureOfTransformers(nn.Module):
         return KVCache(c.num_layers, num_rows, max_length, c.num_kv_heads, c.head_dim, device=self.device,
                        dtype=dtype or self.dtype)  # fmt: skip
 
-    def update_balance(self, rates: Mapping[str, float], skipped: Tensor | None = None) -> None:
+    def update_balance(
+        self, rates: Mapping[str, float], skipped: Tensor | None = None, frozen: Collection[str] = ()
+    ) -> None:
         """Move the biases of token-choice experts against their load, by each tower's rate; shared ones by the first's.
 
-        Call it after each optimizer step. ``skipped`` [] is 1 where the step was skipped.
+        Call it after each optimizer step. ``skipped`` [] is 1 where the step was skipped; the biases that ``frozen``
+        towers own stay.
         """
         for block in self.blocks:
             for tower, module in block.ffn.owned():
                 if isinstance(module, MixtureOfExperts) and module.routing == "token_choice":
-                    module.update_balance(rates[tower or next(iter(self.config.towers))], skipped)
+                    rate = rates[tower or next(iter(self.config.towers))]
+                    module.update_balance(0.0 if tower in frozen else rate, skipped)
 
     @property
     def device(self) -> torch.device:

@@ -306,7 +306,8 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         if self.averages:
             self.averages.update(bad)
-        self.model.update_balance({n: t.moe_balance_rate for n, t in self.config.towers.items()}, bad)
+        rates = {n: t.moe_balance_rate for n, t in self.config.towers.items()}
+        self.model.update_balance(rates, bad, self.config.frozen_towers)
         self._bad_steps += bad
         return total, counts, norm
 
