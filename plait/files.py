@@ -7,9 +7,10 @@ name, and then the old one goes: whenever that is cut off, one of them is whole,
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +124,27 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+"""How numbers are written that JSON does not have."""
+
+
+def to_json(value: Any) -> Any:
+    """Return plain values with texts in place of the numbers that are not finite, however deep."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return json.dumps(value)
+    if isinstance(value, dict):
+        return {name: to_json(v) for name, v in value.items()}
+    return [to_json(v) for v in value] if isinstance(value, list | tuple) else value
+
+
+def from_json(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a flat map read from JSON with numbers in place of the texts NaN, Infinity and -Infinity."""
+    return {k: NOT_FINITE.get(v, v) if isinstance(v, str) else v for k, v in figures.items()}
+
+
 def write_json(path: str | Path, value: Any) -> None:
-    """Write plain values as JSON, whole or not at all."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    """Write plain values as JSON, whole or not at all; numbers that are not finite as `to_json` has them."""
+    write_text(path, json.dumps(to_json(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: str | Path, what: str) -> Any:

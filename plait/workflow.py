@@ -20,7 +20,7 @@ from plait.data.sources import data_fingerprint, validation_splits
 from plait.errors import Held, require
 from plait.evaluate.judges import available, judge_codecs
 from plait.evaluate.suite import FILE, Suite
-from plait.files import atomic_folder, read_json, write_json, write_text
+from plait.files import atomic_folder, from_json, read_json, write_json, write_text
 from plait.launch import is_first
 from plait.locks import LOCK, one_writer, writer_of
 from plait.model.mot import MixtureOfTransformers
@@ -92,7 +92,7 @@ def judge_step(config: RunConfig, progress: Progress) -> dict[str, float]:
     codecs = load_codecs(config)
     key = {"codecs": [c["fingerprint"] for c in read_index(config.data.path)["modalities"].values()], "count": count}
     if path.exists() and read_json(path, "judges").get("key") == key:
-        return read_json(path, "judges")["figures"]
+        return from_json(read_json(path, "judges")["figures"])
     origin, figures = remade(config.data.path, config.prepare, codecs), {}
     truths = origin and origin.truths
     if truths and splits and count:
@@ -147,7 +147,7 @@ def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:
     with one_writer(config.out, "run"):
         key = _key(config) | {"judges": available(QuietProgress())}  # once they are installed, there is more to measure
         if path.exists() and read_json(path, "evaluation").get("key") == key:
-            return read_json(path, "evaluation")["figures"]
+            return from_json(read_json(path, "evaluation")["figures"])
         with timed(config, "evaluate") as accepted:
             pipeline = load_run(config, device=config.train.device)
             accepted()
@@ -203,13 +203,13 @@ def _summarise(config: RunConfig) -> dict[str, Any]:
     figures: dict[str, Any] = {}
     data = Path(config.data.path)
     if (data / "report.json").exists():
-        figures |= _flat(read_json(data / "report.json", "prepare").get("figures", {}))
+        figures |= _flat(from_json(read_json(data / "report.json", "prepare").get("figures", {})))
     if (data / "judges.json").exists():
-        figures |= read_json(data / "judges.json", "judges")["figures"]
+        figures |= from_json(read_json(data / "judges.json", "judges")["figures"])
     if (out / "metrics.jsonl").exists():
         figures |= _training_figures(config)
     if (out / FILE).exists():
-        figures |= read_json(out / FILE, "evaluation")["figures"]
+        figures |= from_json(read_json(out / FILE, "evaluation")["figures"])
     times, peaks = _figures_of(out / "timings.json"), _figures_of(out / "memory.json")
     figures |= {f"seconds_{stage}": seconds for stage, seconds in times.items()}
     figures |= {f"peak_memory_gb_{stage}": peak for stage, peak in peaks.items()}

@@ -1,5 +1,7 @@
 """Folders take the place of others so that a kill at any instant loses nothing."""
 
+import json
+import math
 import os
 import shutil
 import subprocess
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from plait import files
-from plait.files import atomic_folder, recover_all, remove_folder
+from plait.files import atomic_folder, from_json, recover_all, remove_folder, write_json
 
 CALLS = [(os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "fsync"), (os, "mkdir")]
 """What the file system is asked for, besides writing into files."""
@@ -126,3 +128,16 @@ def test_a_file_of_a_killed_writer_goes_when_it_is_written_next(tmp_path):
 if __name__ == "__main__":
     os.fsync = lambda descriptor: None  # nobody cuts the power here
     kill_everywhere(Path(sys.argv[1]))
+
+
+def test_numbers_that_json_does_not_have(tmp_path):
+    """What is written is JSON for every reader, however deep a number that is not finite stands."""
+    figures = {"loss": math.nan, "worst": math.inf, "name": "fox", "steps": 3}
+    write_json(tmp_path / "a.json", {"figures": figures, "rows": [{"least": -math.inf}, (math.nan,)]})
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    found = json.loads((tmp_path / "a.json").read_text(), parse_constant=refuse)
+    assert found["rows"] == [{"least": "-Infinity"}, ["NaN"]]
+    assert repr(from_json(found["figures"])) == repr(figures)

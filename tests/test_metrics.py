@@ -14,9 +14,10 @@ from plait import files
 from plait.config import TrainConfig
 from plait.config_file import dotted, to_dict
 from plait.errors import ConfigError, DataError, ResourceError
+from plait.files import from_json
 from plait.train import metrics
 from plait.train.engine import Trainer
-from plait.train.metrics import MetricsLog, from_json, read_metrics, write_summary
+from plait.train.metrics import MetricsLog, read_metrics, write_summary
 
 
 def write_rows(folder, steps):

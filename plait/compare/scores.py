@@ -11,7 +11,7 @@ from plait.compare.runner import StudyRun
 from plait.config import RunConfig
 from plait.errors import unknown
 from plait.evaluate.suite import FILE
-from plait.files import read_json
+from plait.files import from_json, read_json
 from plait.progress import Progress
 from plait.settings import MEASURED, identity
 from plait.train import checkpoint
@@ -44,7 +44,9 @@ def read_scores(run: StudyRun, arm: str, seed: int) -> list[dict[str, Any]]:
     found = read_json(folder / FILE, "evaluation")
     if found["key"].get("measured") != identity(_config(run, arm, seed), (MEASURED,)):
         return []
-    return [{"arm": arm, "seed": seed} | {k: v for k, v in found["figures"].items() if not k.startswith(LOSSES)}]
+    return [
+        {"arm": arm, "seed": seed} | {k: v for k, v in from_json(found["figures"]).items() if not k.startswith(LOSSES)}
+    ]
 
 
 def _config(run: StudyRun, arm: str, seed: int) -> RunConfig:

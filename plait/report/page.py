@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 
 from plait.errors import DataError, ResourceError
-from plait.files import write_text
+from plait.files import from_json, write_text
 from plait.report import charts, denoising, figures
 from plait.report.media import Media, clean
-from plait.train.metrics import from_json, read_jsonl, read_metrics
+from plait.train.metrics import read_jsonl, read_metrics
 
 TEMPLATES = Path(__file__).parent / "templates"
 NUM_COLOURS = 8

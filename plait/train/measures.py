@@ -41,7 +41,10 @@ class Measures:
                    "rows": [0] * len(towers)}  # fmt: skip
         row = nothing | dict(begun or {})
         self._started, self._waited = time.monotonic() - row["seconds"], row["waited"]
-        self._sums, self._counts = torch.tensor(row["sums"], device=self.device), list(row["counts"])
+        self._sums, self._counts = (
+            torch.tensor([float(x) for x in row["sums"]], device=self.device),
+            list(row["counts"]),
+        )
         self._skipped = list(row["skipped"])
         self._steps: list[tuple[list[float], Tensor]] = []
         self._tokens, self._operations, self._rows = row["tokens"], row["operations"], list(row["rows"])

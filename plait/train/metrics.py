@@ -7,7 +7,6 @@ by one, whole files are replaced at once, and a last line that was being written
 import importlib
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import subprocess
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from plait.errors import ConfigError, DataError, ResourceError, unknown
-from plait.files import clear_disk_errors, write_json, write_text
+from plait.files import clear_disk_errors, from_json, to_json, write_json, write_text
 
 FILE_NAME = "metrics.jsonl"
 GB = 1e9
@@ -113,25 +112,11 @@ def write_summary(path: str | Path, figures: Mapping[str, Any]) -> None:
     Numbers that are not finite are written as in metrics.jsonl; `from_json` turns them back.
     """
     flat = {name: v if isinstance(v, str | bool | None) else _number(v) for name, v in figures.items()}
-    write_json(path, dict(sorted(_to_json(flat).items())))
-
-
-NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
-"""How numbers are written that JSON does not have."""
-
-
-def _to_json(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a flat map with texts in place of the numbers that are not finite."""
-    return {k: json.dumps(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-
-
-def from_json(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a flat map read from JSON with numbers in place of the texts NaN, Infinity and -Infinity."""
-    return {k: NOT_FINITE.get(v, v) if isinstance(v, str) else v for k, v in row.items()}
+    write_json(path, dict(sorted(flat.items())))
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(_to_json(row)) + "\n"
+    return json.dumps(to_json(row), allow_nan=False) + "\n"
 
 
 def _number(value: Any) -> int | float | None:
