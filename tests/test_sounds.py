@@ -134,6 +134,19 @@ def test_flac_without_a_length(tmp_path):
     assert np.abs(read_sound("a.flac", tmp_path, RATE) - TONE).max() < 1e-4
 
 
+@pytest.mark.parametrize("form", sorted({form for form, _ in KINDS} - {"IRCAM", "MP3", "PAF", "PVF", "SD2", "XI"}))
+def test_half_a_file_of_every_kind_that_states_its_length_is_refused(tmp_path, form):
+    """libsndfile takes what is there for the length."""
+    for kind in [k for f, k in KINDS if f == form]:
+        try:
+            soundfile.write(tmp_path / "a.x", TONE, RATE, format=form, subtype=kind)
+        except (soundfile.SoundFileError, ValueError):
+            continue  # not at this rate
+        data = (tmp_path / "a.x").read_bytes()
+        (tmp_path / "a.x").write_bytes(data[: len(data) // 2])
+        assert "not" in reason(tmp_path, "a.x"), kind
+
+
 @pytest.mark.parametrize(("suffix", "kind"), [("flac", None), ("ogg", "VORBIS"), ("ogg", "OPUS"), ("mp3", None),
                                               ("aiff", "PCM_16"), ("au", "PCM_16"), ("w64", "PCM_16")])  # fmt: skip
 def test_half_a_file_is_no_recording(tmp_path, suffix, kind):

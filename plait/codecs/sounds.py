@@ -20,7 +20,12 @@ _BLOCK = 1 << 20  # samples of all channels that are decoded at once
 _UNKNOWN_FRAMES = 1 << 62  # a header that leaves the length open
 _UNKNOWN_BYTES = 0x7FFFF000  # sizes from here on are what programs write that do not know them yet
 _MP3_EDGES = 2304  # samples by which decoders disagree
-_STATED = re.compile(r"^ *(data|SSND|Data Size|riff)\s*: (\d+) \(should be (\d+)\)", re.IGNORECASE | re.MULTILINE)
+_STATED = re.compile(
+    r"^ *(data|SSND|BODY|Data Size|Data length|riff|Riff size)(?:\s*:)? (\d+) \(?should be (\d+)",
+    re.IGNORECASE | re.MULTILINE,
+)
+_LOGGED_FRAMES = re.compile(r"\b(?:Frames|Cols)\s*: (\d+)")
+_LOGS_FRAMES = ("AVR", "MPC2K", "MAT4", "MAT5", "SDS")  # in libsndfile's log, the sound's last
 
 
 def _libraries():
@@ -101,12 +106,28 @@ def _why_not_whole(path: Path, file: Any, frames: int) -> str:
     edges = _MP3_EDGES if file.format == "MP3" else 0
     if frames + edges < file.frames < _UNKNOWN_FRAMES:
         return f"its header says {file.frames:,} samples, {frames:,} are there"
-    for name, stated, found in sorted(_STATED.findall(file.extra_info), key=lambda said: said[0].lower() == "riff"):
+    if (logged := _logged_frames(path, file)) is not None:
+        stated, there = (file.frames, logged) if file.format == "SDS" else (logged, frames)
+        if there < stated:
+            return f"its header says {stated:,} samples, {there:,} are there"
+    if file.format == "VOC" and "truncated" in file.extra_info:
+        return "its header says more samples than are there"
+    for name, stated, found in sorted(_STATED.findall(file.extra_info), key=lambda said: "riff" in said[0].lower()):
         if int(found) < int(stated) < _UNKNOWN_BYTES:
             return f"its header says {int(stated):,} bytes ({name}), {int(found):,} are there"
     if file.format in ("WAV", "WAVEX"):
         return _after_wave(path)
     return "its last page is missing" if file.format == "OGG" and not _ogg_ends(path) else ""
+
+
+def _logged_frames(path: Path, file: Any) -> int | None:
+    """Return the samples that the header says (SDS: that are there), where libsndfile itself goes by the other."""
+    if file.format == "NIST":
+        with open(path, "rb") as header:
+            found = re.findall(rb"^sample_count -i (\d+)", header.read(1024), re.MULTILINE)
+    else:
+        found = _LOGGED_FRAMES.findall(file.extra_info) if file.format in _LOGS_FRAMES else []
+    return int(found[-1]) if found else None
 
 
 def _after_wave(path: Path) -> str:
