@@ -10,7 +10,7 @@ import torch
 from conftest import model_config, random_documents
 from torch import Tensor
 
-from plait.batch import Document, Part, pack
+from plait.batch import Document, Part, pack, pack_checked
 from plait.config import DiffusionConfig
 from plait.errors import ConfigError, DataError, ResourceError
 from plait.model.mot import MixtureOfTransformers
@@ -250,7 +250,7 @@ def text(n: int = 3) -> Part:
 def noised(documents, *, seed=0, later_sees="noised", **settings):
     """Return the corrupted batch's group of mel latents."""
     config = model_config(mel=True, later_sees=later_sees)
-    return corrupt(pack(documents, config), DiffusionConfig(**settings), seed).latents["mel"]
+    return corrupt(pack_checked(documents, config, 32), DiffusionConfig(**settings), seed).latents["mel"]
 
 
 def level_of_spans(group) -> Tensor:

@@ -162,3 +162,41 @@ def test_a_whole_model_is_one_of_the_same_ids_and_heads(tmp_path):
     ):
         with pytest.raises(CheckpointError, match=rf"^train\.init_from: .*{message}"):
             start_model(MixtureOfTransformers(config), tmp_path)
+
+
+LATENTS = {"objective": "diffusion", "latent_channels": 8, "attention": "bidirectional"}
+
+
+def of_kinds(tower=None, latents=None, **settings) -> ModelConfig:
+    """A tower of experts and a modality of latents."""
+    records = {"text": ModalityConfig(vocab_size=9), "mel": ModalityConfig(**LATENTS | (latents or {}))}
+    towers = {"text": TowerConfig(ffn="moe", num_experts=3, ffn_width=24, **(tower or {})), "mel": TowerConfig()}
+    return ModelConfig(records, towers, **{"width": 16, "num_layers": 1, "num_heads": 2} | settings)
+
+
+@pytest.mark.parametrize(("settings", "name"), [
+    ({"tower": {"top_k": 2}}, "model.towers.text.top_k 2"),
+    ({"tower": {"moe_routing": "expert_choice"}}, "model.towers.text.moe_routing 'expert_choice'"),
+    ({"latents": {"place_embedding": True}}, "model.modalities.mel.place_embedding True"),
+    ({"latents": {"patch_size": 2}}, "model.modalities.mel.patch_size 2"),
+    ({"norm_eps": 0.1}, "model.norm_eps 0.1"),
+])  # fmt: skip
+def test_what_would_be_read_otherwise_is_refused(tmp_path, settings, name):
+    """Of the same places and shapes: experts chosen another way, latents laid out another way."""
+    save_pretrained(MixtureOfTransformers(of_kinds(**settings)), tmp_path)
+    model = MixtureOfTransformers(of_kinds())
+    tower = "mel" if "latents" in settings else "text"
+    with pytest.raises(CheckpointError, match=rf"^model\.towers\.{tower}\.init_from: .*has {name} and this model has"):
+        start_towers(model, {tower: str(tmp_path)})
+    with pytest.raises(CheckpointError, match=rf"^train\.init_from: .*has {name}, this model has"):
+        start_model(model, tmp_path)
+
+
+def test_positions_that_are_read_otherwise_are_said(tmp_path):
+    """For longer documents it is meant, else a mistake."""
+    save_pretrained(MixtureOfTransformers(of_kinds(rope_theta=1e6)), tmp_path)
+    model = MixtureOfTransformers(of_kinds())
+    for line in (*start_towers(model, {"text": str(tmp_path)}), *start_model(model, tmp_path)):
+        assert line.endswith("; model.rope_theta is 10000.0, it was 1000000.0")
+    save_pretrained(model, tmp_path / "same")
+    assert start_model(model, tmp_path / "same") == []

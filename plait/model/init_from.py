@@ -8,13 +8,14 @@ the reason. Two rules say what may differ:
   this model lacks, or that this tower does not carry, are left out. <bos> and <eos> go with the first modality.
 - Other towers of the saved model are left out.
 
-What was left out, and what trains from scratch, is counted and said.
+What was left out, and what trains from scratch, is counted and said, and so are positions that are read otherwise.
 """
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,8 +29,14 @@ from plait.model.traits import Place, WeightRecord
 from plait.model_config import ModelConfig
 from plait.tensor_files import TensorStore
 
-READ_ALIKE = ("num_heads", "num_kv_heads", "head_dim", "norm_order")
+READ_ALIKE = ("num_heads", "num_kv_heads", "head_dim", "norm_order", "norm_eps")
+EXPERTS_READ_ALIKE = ("top_k", "moe_routing")
+LATENTS_READ_ALIKE = ("patch_size", "place_embedding")
 """Settings that say how weights of one shape are read: the same numbers would compute something else."""
+
+POSITIONS = ("rope_theta", "rope_scaling", "position_axes")
+"""Settings that say how positions are read: changed for longer documents or more axes, and by mistake, so it is said.
+"""
 
 
 @dataclass
@@ -49,6 +56,8 @@ class _Start:
     tower: str
     folder: Path
     config: ModelConfig
+    """The saved model's."""
+    model: ModelConfig
     source_tower: str
     copies: list[_Copy] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -69,19 +78,50 @@ class _Start:
         text = f"{self.where}: {len(self.copies)} tensors of tower {self.source_tower!r} in {str(self.folder)!r}"
         for verb, counts in (("left out", self.left_out), ("from scratch", self.scratch)):
             text += "".join(f"; {verb}: {n} of {reason}" for reason, n in counts.items())
-        return text
+        return text + _positions(self.config, self.model)
 
 
-def start_model(model: MixtureOfTransformers, folder: str | Path) -> None:
-    """Copy all weights of a saved model of the same architecture (raises CheckpointError)."""
+def _positions(saved: ModelConfig, config: ModelConfig) -> str:
+    """Say which settings of positions are not those that the weights were trained with; "" where all are."""
+    pairs = [(name, getattr(config, name), getattr(saved, name)) for name in POSITIONS]
+    return "".join(f"; model.{name} is {mine!r}, it was {other!r}" for name, mine, other in pairs if mine != other)
+
+
+def _otherwise(saved: ModelConfig, config: ModelConfig, towers: Mapping[str, str]) -> tuple[str, Any, Any] | None:
+    """Return the first setting by which ``towers`` (mine: saved) would read the saved weights otherwise.
+
+    With it come its values here and there. All else shows in places and shapes.
+    """
+    pairs: list[tuple[str, Any, Any, tuple[str, ...]]] = [("model", config, saved, READ_ALIKE)]
+    for name, source in towers.items():
+        mine, other = config.towers[name], saved.towers[source]
+        if mine.ffn == other.ffn == "moe":
+            pairs.append((f"model.towers.{name}", mine, other, EXPERTS_READ_ALIKE))
+    for name, latents in config.modalities.items():
+        known = saved.modalities.get(name)
+        carried = known and any(t in latents.towers and source in known.towers for t, source in towers.items())
+        if carried and latents.objective == known.objective == "diffusion":
+            pairs.append((f"model.modalities.{name}", latents, known, LATENTS_READ_ALIKE))
+    settings = ((f"{where}.{n}", getattr(a, n), getattr(b, n)) for where, a, b, names in pairs for n in names)
+    return next((found for found in settings if found[1] != found[2]), None)
+
+
+def start_model(model: MixtureOfTransformers, folder: str | Path) -> list[str]:
+    """Copy all weights of a saved model of the same architecture (raises CheckpointError); return what to say."""
     where = "train.init_from"
     saved = load_config(folder, where)
-    for name in (*READ_ALIKE, "layout"):  # the rest shows in names and shapes
-        mine, other = getattr(model.config, name), getattr(saved, name)
-        if mine != other:
-            mine, other = ((str(x) if name == "layout" else repr(x)) for x in (mine, other))
-            raise CheckpointError(f"{where}: {str(folder)!r} has model.{name} {other}, this model has {mine}")
+    both = {name: name for name in model.config.towers if name in saved.towers}
+    found = _otherwise(saved, model.config, both)
+    if found is None and saved.layout != model.config.layout:
+        raise CheckpointError(
+            f"{where}: {str(folder)!r} has model.layout {saved.layout}, this model has {model.config.layout}"
+        )
+    if found:
+        name, mine, other = found
+        raise CheckpointError(f"{where}: {str(folder)!r} has {name} {other!r}, this model has {mine!r}")
     load_weights(model, folder, what=where)
+    said = _positions(saved, model.config)
+    return [f"{where}: all weights of {str(folder)!r}{said}"] if said else []
 
 
 def start_towers(model: MixtureOfTransformers, folders: Mapping[str, str]) -> list[str]:
@@ -121,16 +161,16 @@ def _open(config: ModelConfig, tower: str, folder: Path) -> _Start:
     """Read what was saved, and refuse what cannot fit whatever the weights."""
     saved = load_config(folder, f"model.towers.{tower}.init_from")
     towers = list(saved.towers)
-    start = _Start(tower, folder, saved, tower if tower in towers else towers[0])
+    start = _Start(tower, folder, saved, config, tower if tower in towers else towers[0])
     if start.source_tower != tower and len(towers) > 1:
         raise start.refuse(f"has the towers {', '.join(towers)}, it must have one tower, or one named {tower!r}")
     if saved.num_layers != config.num_layers:
         raise start.refuse(f"has {saved.num_layers} layers and this model has {config.num_layers}, not as many: "
                            f"set model.num_layers to {saved.num_layers}")  # fmt: skip
-    for name in READ_ALIKE:
-        mine, other = getattr(config, name), getattr(saved, name)
-        if mine != other:
-            raise start.refuse(f"has {name} {other!r} and this model has {mine!r}, set model.{name} to {other!r}")
+    found = _otherwise(saved, config, {tower: start.source_tower})
+    if found:
+        name, mine, other = found
+        raise start.refuse(f"has {name} {other!r} and this model has {mine!r}, set {name} to {other!r}")
     if config.tie_embeddings and not saved.tie_embeddings:
         raise start.refuse(
             "has a head of its own, which this model has no place for, set model.tie_embeddings to false"

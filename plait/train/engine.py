@@ -155,10 +155,10 @@ class Trainer:
             values = self.checkpoints.restore(found, self.model, self.optimizer)
             self.state = RunState(**values["run"])
         else:
-            if self.config.train.init_from:
-                start_model(self.model, self.config.train.init_from)
+            whole = self.config.train.init_from
+            lines = start_model(self.model, whole) if whole else []
             sources = {name: t.init_from for name, t in self.config.towers.items() if t.init_from}
-            for line in start_towers(self.model, sources):
+            for line in lines + start_towers(self.model, sources):
                 self.progress.print(line)
         if self.config.train.ema:
             self.averages = AveragedWeights(self.model, self.config.train.ema)
