@@ -1,11 +1,13 @@
-"""Write the figures of README.md, docs/checkpoints.md and docs/parallel.md from results files.
+"""Write the figures of README.md, the pages in docs, and the heads of configs and studies from results files.
 
-    python benchmarks/figures.py            rewrite the blocks
+    python benchmarks/figures.py            rewrite them
     python benchmarks/figures.py --check    exit with 1 where they are not those of the results files
     python benchmarks/figures.py --take runs/quickstart chameleon_speech    keep a run's summary.json as results file
 
 A block stands between `<!-- figures: <name> -->` and `<!-- end -->`, and names the command and commit of its figures.
-Results files: docs/quickstart/<setting>.json (copies of summary.json), docs/results.json, benchmarks/results/*.json.
+A figure within a sentence stands between `<!--f:<name>-->` and `<!--/f-->`; command and commit are in its results file.
+Results files: docs/quickstart/<setting>.json (copies of summary.json), docs/results.json, docs/study_logs/*/study.json,
+benchmarks/results/*.json.
 """
 
 import argparse
@@ -17,10 +19,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from harness import RESULTS, ROOT
 from table import shown
 
-PAGES = (ROOT / "README.md", ROOT / "docs" / "checkpoints.md", ROOT / "docs" / "parallel.md")
+LOG, VERDICTS = ROOT / "docs" / "experiments.md", ROOT / "docs" / "results.md"
+"""A log, whose figures stay as they were measured; and a page that `plait compare --conclude docs` writes."""
+PAGES = (ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {LOG, VERDICTS}))
+HEADS = tuple(sorted(path for folder in ("configs", "studies") for path in (ROOT / folder).glob("*.yaml")))
 QUICKSTARTS = ROOT / "docs" / "quickstart"
 STUDIES = ROOT / "docs" / "results.json"
 SPEED = RESULTS / "cpu-2.json"
@@ -49,15 +55,25 @@ OTHERS = (
 
 def quickstart(summary: Mapping[str, Any]) -> str:
     """Return what a Chameleon + speech quickstart took and reached."""
+    return f"{cost(summary)}: {score(summary)}. {source('plait quickstart', summary)}"
+
+
+def score(summary: Mapping[str, Any]) -> str:
+    """Return how well a Chameleon + speech quickstart tells what it sees."""
     found = [
         phrase(summary, "caption_object_accuracy", "captions name the right one of 1,532 objects in {:.1%}"),
         phrase(summary, "caption_object_chance", "(chance {:.2%})"),
     ]
-    return f"{cost(summary)}: {' '.join(filter(None, found))}. {source('plait quickstart', summary)}"
+    return " ".join(filter(None, found))
 
 
 def transfusion(summary: Mapping[str, Any]) -> str:
     """Return what a Transfusion quickstart took and reached."""
+    return f"{cost(summary)}: {transfusion_score(summary)}. {source('plait quickstart --setting transfusion', summary)}"
+
+
+def transfusion_score(summary: Mapping[str, Any]) -> str:
+    """Return how well a Transfusion quickstart draws, and tells what it sees."""
     found = [
         "of images made from captions a reference classifier names",
         phrase(summary, "image_object_accuracy", "{:.1%} rightly"),
@@ -68,8 +84,7 @@ def transfusion(summary: Mapping[str, Any]) -> str:
         phrase(summary, "caption_object_accuracy", "captions name the right object in {:.1%}"),
         phrase(summary, "caption_choice_accuracy", "(400-way forced choice: {:.0%})"),
     ]
-    command = "plait quickstart --setting transfusion"
-    return f"{cost(summary)}: {' '.join(filter(None, found))}. {source(command, summary)}"
+    return " ".join(filter(None, found))
 
 
 def phrase(summary: Mapping[str, Any], name: str, form: str) -> str:
@@ -86,7 +101,12 @@ def cost(summary: Mapping[str, Any]) -> str:
 
 def source(command: str, summary: Mapping[str, Any]) -> str:
     """Return where figures come from."""
-    return f"(`{command}`, commit {summary['commit'][:7]}.)"
+    return f"(`{command}`, commit {short(summary['commit'])}.)"
+
+
+def short(commit: str) -> str:
+    """Return a commit as it is written: seven digits, and whether sources had been changed since."""
+    return commit[:7] + ("+changes" if commit.endswith("+changes") else "")
 
 
 def studies(results: Mapping[str, Any]) -> str:
@@ -97,7 +117,7 @@ def studies(results: Mapping[str, Any]) -> str:
         shares = {row["modality"]: row for row in rows[study]["shares_of_steps"] if row["arm"] == "mot"}
         cells = [share(shares[name]) if name in shares else "" for name in ("text", "image", "speech")]
         lines.append(f"| {title} | {' | '.join(cells)} | `plait compare {study}` |")
-    commits = ", ".join(sorted({rows[study]["commit"][:7] for study in HEADLINES}))
+    commits = ", ".join(sorted({short(rows[study]["commit"]) for study in HEADLINES}))
     return "\n".join([*lines, "", f"(`plait compare --conclude docs` from docs/study_logs; runs of commit {commits}.)"])
 
 
@@ -118,7 +138,7 @@ def speed(results: Mapping[str, Any]) -> str:
     worst = max((r for r in results["rows"] if r["name"].startswith("step_ratio/mot/")), key=lambda r: r["value"])
     lines.append(f"| the worst shape: {worst['name'].removeprefix('step_ratio/mot/')} | {shown(worst)} | |")
     lines += ["", "| others | |", "|---|---|", *(f"| {title} | {shown(rows[name])} |" for title, name in OTHERS)]
-    commits = sorted({row["commit"][:7] for row in results["rows"]})
+    commits = sorted({short(row["commit"]) for row in results["rows"]})
     torch = sorted({row["versions"]["torch"] for row in results["rows"]})
     facts = f"(`make benchmark`, two cores, torch {', '.join(torch)}, commits {', '.join(commits)}.)"
     return "\n".join([*lines, "", facts])
@@ -143,7 +163,7 @@ def rows_of(titles: Sequence[tuple[str, str]], part: str) -> Callable[[Mapping[s
     def table(results: Mapping[str, Any]) -> str:
         rows = {row["name"]: row for row in results["rows"]}
         lines = [f"| {title} | {shown(rows[name])} {rows[name]['unit']} |" for title, name in titles]
-        commits = ", ".join(sorted({rows[name]["commit"][:7] for _, name in titles}))
+        commits = ", ".join(sorted({short(rows[name]["commit"]) for _, name in titles}))
         facts = f"(`python benchmarks/scale.py --part {part}`, two cores, model 256 wide, commit {commits}; \\* busy.)"
         return "\n".join(["| | |", "|---|---|", *lines, "", facts])
 
@@ -161,14 +181,76 @@ BLOCKS: dict[str, tuple[Path, Callable[[Mapping[str, Any]], str]]] = {
 """Name of a block: its results file, and what makes the text of it."""
 
 
+def row(name: str, form: str) -> tuple[Path, Callable[[Mapping[str, Any]], str]]:
+    """Return the results file of benchmarks, and what writes a row of it: its value, and where asked its commit."""
+
+    def text(results: Mapping[str, Any]) -> str:
+        found = next(r for r in results["rows"] if r["name"] == name)
+        return form.format(found["value"], commit=short(found["commit"]))
+
+    return SPEED, text
+
+
+def run_minutes(study: str) -> tuple[Path, Callable[[Mapping[str, Any]], str]]:
+    """Return the kept rows of a study, and what writes how long the runs of its arms took."""
+    settings = yaml.safe_load((ROOT / "studies" / f"{study}.yaml").read_text(encoding="utf-8"))
+
+    def text(kept: Mapping[str, Any]) -> str:
+        runs = [r for r in kept["runs"] if r["arm"] in settings["arms"] and r["status"] == "finished"]
+        low, high = (f"{edge(r['seconds'] for r in runs) / 60:.0f}" for edge in (min, max))
+        commits = {r["study"]: short(r["commit"]) for r in json.loads(STUDIES.read_text(encoding="utf-8"))["studies"]}
+        return f"a run took {low if low == high else f'{low} to {high}'} min of one core (commit {commits[study]})"
+
+    return ROOT / "docs" / "study_logs" / Path(settings["out"]).name / "study.json", text
+
+
+_QUICKSTART, _TRANSFUSION = QUICKSTARTS / "chameleon_speech.json", QUICKSTARTS / "transfusion.json"
+_LARGEST = "step_ratio/mot/d2048-t1024-3towers-34-33-33/bfloat16"
+INLINE: dict[str, tuple[Path, Callable[[Mapping[str, Any]], str]]] = {
+    "eager-2048": row(f"{_LARGEST}/eager", "{:.2f}"),
+    "compiled-2048": row(f"{_LARGEST}/compiled", "{:.2f}"),
+    **{f"towers-{n}": row(f"towers_ratio/{n}/d256-t4096/float32/compiled", "{:.2f}") for n in (4, 8, 16)},
+    "open-data": row("data/open/10000384", "{:.2f} s (commit {commit})"),
+    "quickstart-cost": (_QUICKSTART, lambda summary: f"{cost(summary)} (commit {short(summary['commit'])})"),
+    "quickstart-score": (_QUICKSTART, score),
+    "transfusion-cost": (_TRANSFUSION, lambda summary: f"{cost(summary)} (commit {short(summary['commit'])})"),
+    "transfusion-score": (_TRANSFUSION, transfusion_score),
+    **{f"minutes-{path.stem}": run_minutes(path.stem) for path in HEADS if path.parent.name == "studies"},
+}
+"""Name of a figure within a sentence: its results file, and what makes the text of it."""
+
+
 def rewritten(page: str) -> str:
-    """Return a page with every block made anew; raises KeyError for a block of another name."""
+    """Return a page with every block and figure made anew; raises KeyError for one of another name."""
 
     def block(found: re.Match[str]) -> str:
         path, text = BLOCKS[found[1]]
         return f"<!-- figures: {found[1]} -->\n{text(json.loads(path.read_text(encoding='utf-8')))}\n<!-- end -->"
 
-    return re.sub(r"<!-- figures: (\S+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
+    def inline(found: re.Match[str]) -> str:
+        path, text = INLINE[found[1]]
+        return f"<!--f:{found[1]}-->{text(json.loads(path.read_text(encoding='utf-8')))}<!--/f-->"
+
+    page = re.sub(r"<!-- figures: (\S+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
+    return re.sub(r"<!--f:(\S+?)-->.*?<!--/f-->", inline, page)
+
+
+_UNIT = r"(?:[kMGT]i?B|ms|µs|s|min|minutes?|h|hours?|seconds?|%|×|times|dB|tokens/s|tokens a second|of a step|steps)"
+_FIGURE = re.compile(rf"(?<![\w.])\.?\d[\d,.]*(?: ?(?:to|-|–|±) ?\.?\d[\d,.]*)? ?{_UNIT}(?!\w)(?! ?[\d(])")
+
+
+def unmarked(page: str, is_comment: bool = False) -> list[tuple[int, str]]:
+    """Return numbers with a unit that no results file writes, with their lines; code is left out.
+
+    Args:
+        page: a page, or a YAML file of which comments are looked at.
+        is_comment: whether the lines of interest begin with "#".
+    """
+    generated = (r"<!-- (?:figures|results): .*?<!-- end -->", r"<!--f:.*?<!--/f-->", r"```.*?```", r"`[^`\n]*`")
+    for pattern in generated:
+        page = re.sub(pattern, lambda found: "\n" * found[0].count("\n"), page, flags=re.DOTALL)
+    lines = [(n, line) for n, line in enumerate(page.splitlines(), 1) if not is_comment or line.startswith("#")]
+    return [(n, found[0]) for n, line in lines for found in _FIGURE.finditer(line)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -180,12 +262,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.take:
         run, setting = options.take
         shutil.copyfile(Path(run) / "summary.json", QUICKSTARTS / f"{setting}.json")
-    stale = [page for page in PAGES if page.read_text(encoding="utf-8") != rewritten(page.read_text(encoding="utf-8"))]
+    texts = {page: page.read_text(encoding="utf-8") for page in (*PAGES, *HEADS)}
+    stale = [page for page, text in texts.items() if text != rewritten(text)]
     for page in stale:
         if options.check:
             print(f"{page.name} is not what the results files say: run `make figures`")
         else:
-            page.write_text(rewritten(page.read_text(encoding="utf-8")), encoding="utf-8")
+            page.write_text(rewritten(texts[page]), encoding="utf-8")
     return int(options.check and bool(stale))
 
 

@@ -1,7 +1,7 @@
 """Keep memory that was freed, as training asks for as much again in the next step.
 
 glibc gives large blocks back to the system as soon as they are free, and the system hands out pages anew at their first
-use: a tenth to half of a training step on a CPU (docs/experiments.md). GPUs have torch's own caching allocator.
+use, which costs a good part of a training step on a CPU (docs/experiments.md). GPUs have torch's own caching allocator.
 """
 
 import ctypes

@@ -97,7 +97,7 @@ def family_of(name: str) -> str:
 
 @functools.cache
 def all_concepts() -> tuple[Concept, ...]:
-    """Load every concept, in a fixed order. Takes about 1.5 s, once in a process. Raises ResourceError."""
+    """Load every concept, in a fixed order, once in a process. Raises ResourceError."""
     groups = _groups()
     by_picture: dict[bytes, list[Concept]] = {}
     for code, path in _drawings().items():

@@ -17,7 +17,7 @@ from plait.errors import DataError, ResourceError
 
 __all__ = ["FeatureJudge", "blurred", "frechet_distance", "psnr", "similarity"]
 
-_SIDE = 128  # pictures are scaled to this: enough for small drawings, and 3 times faster than 224
+_SIDE = 128  # pictures are scaled to this: enough for small drawings, and faster than 224
 _BATCH = 64
 
 

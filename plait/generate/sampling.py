@@ -78,7 +78,7 @@ def _least_kept(probability: Tensor, top_k: Tensor, top_p: Tensor, keep: int) ->
     num_ids = probability.shape[1]
     if 0 < keep < num_ids:
         best = probability.topk(keep).values
-    elif probability.device.type == "cpu":  # NumPy sorts with vector instructions, 30 times as fast as torch here
+    elif probability.device.type == "cpu":  # NumPy sorts with vector instructions, much faster than torch here
         best = torch.from_numpy(np.sort(probability.numpy(), axis=-1)[:, ::-1].copy())
     else:
         best = probability.sort(dim=-1, descending=True).values

@@ -326,8 +326,8 @@ def attends_by_products(keys: Tensor) -> bool:
 def attend_one_token(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> Tensor:
     """Attend one query a row [B, H, d] to keys and values [B, G, L, d], with ``bias`` [B * G, 1, L]; returns [B, H, d].
 
-    Two batched products read the cache once each, at twice the bytes a second of scaled_dot_product_attention, which
-    on a CPU is made for many queries.
+    Two batched products read the cache once each, faster than scaled_dot_product_attention, which on a CPU is made for
+    many queries.
     """
     groups, d = keys.shape[1], keys.shape[3]
     q = query.reshape(-1, query.shape[1] // groups, d)  # heads of one group share keys: [B * G, r, d]

@@ -1,7 +1,7 @@
 """The gradients of a step's batches: one batch after another, or on a CPU side by side, each with cores of its own.
 
 Small models leave a CPU's second core idle: their operations are too short to share. Two batches on a thread each make
-twice the tokens a second of one batch on two threads (docs/experiments.md).
+more tokens a second than one batch on two threads (docs/experiments.md).
 """
 
 from collections.abc import Callable, Sequence

@@ -18,7 +18,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Jordan's quintic: singular values end between about .7 and 1.2."""
 
 NUM_STEPS = 3
-"""Five are usual; on the quickstart three gave the same losses (docs/experiments.md) at 60 % of the work."""
+"""Five are usual; on the quickstart three gave the same losses at three fifths of the work (docs/experiments.md)."""
 MOMENTUM = 0.95
 
 
