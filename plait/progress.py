@@ -188,7 +188,7 @@ def _bars(console: Console) -> RichProgress:
     return RichProgress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=28),
-        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.percentage:>3.0f}%"),
         _TimeColumn(),
         TextColumn("{task.fields[text]}", style="dim", markup=False),
         console=console,

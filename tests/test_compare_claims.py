@@ -1,6 +1,7 @@
 """Verdicts by rules that were written down before, and results that anyone makes anew from the kept logs."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -272,6 +273,16 @@ def test_the_committed_results_are_those_of_the_committed_logs(concluded):
     for claim in committed["claims"]:
         figures = [r for r in committed["rows"] if r["number"] == claim["number"]]
         assert figures and (claim["verdict"] != "reproduced" or all(r["verdict"] == "reproduced" for r in figures))
+
+
+def test_the_committed_page_is_that_of_the_committed_logs(concluded):
+    """Its words are the same, and its numbers nearly: another processor may round one the other way."""
+    number = r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
+    fresh, committed = ((where / "results.md").read_text(encoding="utf-8") for where in (concluded[0], DOCS))
+    assert re.sub(number, "#", fresh) == re.sub(number, "#", committed), "run: plait compare --conclude docs"
+    pairs = zip(re.findall(number, fresh), re.findall(number, committed), strict=True)
+    values = [tuple(float(text.replace(",", "")) for text in pair) for pair in pairs]
+    assert [pair for pair in values if pair[0] != pytest.approx(pair[1], rel=0.01, abs=0.01)] == []
 
 
 def test_a_changed_result_is_found_and_last_digits_are_not():

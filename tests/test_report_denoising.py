@@ -196,9 +196,9 @@ def test_generated_pictures_are_judged_beside_their_references():
     assert list(found) == ["Right object, named by the judge", "Fréchet distance to real scenes"]
     named, distance = found.values()
     said = " | ".join(named["notes"]).replace(figures.SPACE, " ")
-    assert named["value"].replace(figures.SPACE, " ") == "5.0 %" and named["met"] is True
-    assert said == ("95 % interval 3.1 % to 7.7 % | chance 0.25 %, this is 20 × | of real scenes 71.0 % | "
-                    "of their codec round trips 55.0 % | 410 pictures judged")  # fmt: skip
+    assert named["value"].replace(figures.SPACE, " ") == "5.0%" and named["met"] is True
+    assert said == ("95% interval 3.1% to 7.7% | chance 0.25%, this is 20 × | of real scenes 71.0% | "
+                    "of their codec round trips 55.0% | 410 pictures judged")  # fmt: skip
     assert distance["value"] == "41.5" and distance["met"] is True
     assert list(distance["notes"]) == ["other real scenes 5.5", "their codec round trips 12.5", "blurred scenes 85.25",
                                  "1,000 pictures each"]  # fmt: skip

@@ -240,5 +240,5 @@ def _scaling(found: Matched) -> Chart:
                                          *([r[k] for r in some] for k in ("low", "high")),
                                          dashed=name.endswith("extrapolated")))  # fmt: skip
         panels.append(Panel(modality, "FLOPs of the run", "final loss", series, log=True))
-    note = "A straight line in logarithms, with its 95 % interval; dashed beyond the largest run."
+    note = "A straight line in logarithms, with its 95% interval; dashed beyond the largest run."
     return Chart("scaling", "Scaling", f"Final loss against operations, {words(split)}", note, panels)

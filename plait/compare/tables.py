@@ -142,7 +142,7 @@ def _mean_and_range(spread: Spread | None) -> str:
 
 def _scaling_table(results: dict) -> Table:
     """The laws' exponents, and the share of the first family's operations that another one needs by its law."""
-    header = ["family", "set", "modality", "figure", "value", "95 % interval", "sizes", "extrapolated"]
+    header = ["family", "set", "modality", "figure", "value", "95% interval", "sizes", "extrapolated"]
     rows = []
     for r in results["scaling"]["fits"]:
         rows.append([r["family"], r["split"], r["modality"], "exponent", number(r["exponent"]),

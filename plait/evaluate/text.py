@@ -83,7 +83,7 @@ def _derangement(rng: np.random.Generator, n: int) -> np.ndarray:
 
 
 def interval(successes: float, trials: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share."""
+    """Return Wilson's 95% interval of a share."""
     if not trials:
         return 0.0, 1.0
     z, p = 1.96, successes

@@ -213,7 +213,7 @@ def choose(options: list[Option], machines: Machines) -> tuple[Option | None, st
     near = [o for o in fitting if o.seconds <= NEAR * fitting[0].seconds]
     best = min(near, key=lambda o: (o.layout.tensor * o.layout.context, o.layout.tensor, o.traffic.total))
     words = [f"its peak of {best.memory.peak / GB:.1f} GB fits in the usable {usable:.1f} GB"]
-    faster = "none that fits is faster" if best is fitting[0] else "none that fits is more than 2 % faster"
+    faster = "none that fits is faster" if best is fitting[0] else "none that fits is more than 2% faster"
     words.append(f"{faster} by what is stated below")
     if len(near) > 1:
         words.append("and of those as fast it cuts the model least and sends least")

@@ -45,7 +45,7 @@ def count(number: float) -> str:
 def percent(share: float) -> str:
     """Return a share as per cent, with enough digits for small ones."""
     value = 100 * share
-    return f"{value:.2f}{SPACE}%" if 0 < abs(value) < 1 else f"{value:.1f}{SPACE}%"
+    return f"{value:.2f}%" if 0 < abs(value) < 1 else f"{value:.1f}%"
 
 
 def plain(number: Any) -> str:
@@ -144,7 +144,7 @@ def _made(numbers: dict, modality: str) -> list[dict]:
     references = {"of real scenes": "originals", "of their codec round trips": "codec"}
     if judged["accuracy"] is not None:
         value, chance, low, high = (judged[k] for k in ("accuracy", "chance", "low", "high"))
-        notes = [f"95 % interval {percent(low)} to {percent(high)}"] if None not in (low, high) else []
+        notes = [f"95% interval {percent(low)} to {percent(high)}"] if None not in (low, high) else []
         notes += [f"chance {percent(chance)}, this is {_times(value / chance)}"] if chance else []
         notes += [f"{words} {percent(numbers[key])}" for words, figure in references.items()
                   if (key := f"{modality}_object_{figure}") in numbers]  # fmt: skip
@@ -201,7 +201,7 @@ def _codecs(numbers: dict) -> list[dict]:
             figures.append(_figure(f"{modality} round trip", decibel(value), *notes, **goal, modality=modality))
         elif figure == "recognised":
             figures.append(
-                _figure(f"{modality} still recognised", percent(value), "relative to the originals", goal="≥ 95 %",
+                _figure(f"{modality} still recognised", percent(value), "relative to the originals", goal="≥ 95%",
                         met=value >= 0.95, modality=modality)
             )  # fmt: skip
     return figures
@@ -217,7 +217,7 @@ def _run(numbers: dict) -> list[dict]:
         figures.append(_figure("Peak memory", f"{numbers['peak_memory_gb']:.1f}{SPACE}GB"))
     if "packing_efficiency" in numbers:
         share = numbers["packing_efficiency"]
-        figures.append(_figure("Positions filled by packing", percent(share), goal="≥ 97 %", met=share >= 0.97))
+        figures.append(_figure("Positions filled by packing", percent(share), goal="≥ 97%", met=share >= 0.97))
     return figures
 
 
