@@ -7,7 +7,7 @@
 A block stands between `<!-- figures: <name> -->` and `<!-- end -->`, and names the command and commit of its figures.
 A figure within a sentence stands between `<!--f:<name>-->` and `<!--/f-->`; command and commit are in its results file.
 Results files: docs/quickstart/<setting>.json (copies of summary.json), docs/results.json, docs/study_logs/*/study.json,
-benchmarks/results/*.json.
+docs/figures/plans.json (`python benchmarks/plans.py`), benchmarks/results/*.json.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from typing import Any
 
 import yaml
 from harness import RESULTS, ROOT
+from plans import PLANS
+from plans import table as plan_table
 from table import shown
 
 LOG, VERDICTS = ROOT / "docs" / "experiments.md", ROOT / "docs" / "results.md"
@@ -177,6 +179,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[Mapping[str, Any]], str]]] = {
     "speed": (SPEED, speed),
     "checkpoint": (SPEED, rows_of(CHECKPOINT, "checkpoint")),
     "weak": (SPEED, rows_of(WEAK, "weak")),
+    "plans": (PLANS, plan_table),
 }
 """Name of a block: its results file, and what makes the text of it."""
 
