@@ -175,11 +175,9 @@ def of_kinds(tower=None, latents=None, **settings) -> ModelConfig:
 
 
 @pytest.mark.parametrize(("settings", "name"), [
-    ({"tower": {"top_k": 2}}, "model.towers.text.top_k 2"),
     ({"tower": {"moe_routing": "expert_choice"}}, "model.towers.text.moe_routing 'expert_choice'"),
     ({"latents": {"place_embedding": True}}, "model.modalities.mel.place_embedding True"),
     ({"latents": {"patch_size": 2}}, "model.modalities.mel.patch_size 2"),
-    ({"norm_eps": 0.1}, "model.norm_eps 0.1"),
 ])  # fmt: skip
 def test_what_would_be_read_otherwise_is_refused(tmp_path, settings, name):
     """Of the same places and shapes: experts chosen another way, latents laid out another way."""
@@ -192,11 +190,11 @@ def test_what_would_be_read_otherwise_is_refused(tmp_path, settings, name):
         start_model(model, tmp_path)
 
 
-def test_positions_that_are_read_otherwise_are_said(tmp_path):
+def test_settings_that_may_differ_are_said(tmp_path):
     """For longer documents it is meant, else a mistake."""
-    save_pretrained(MixtureOfTransformers(of_kinds(rope_theta=1e6)), tmp_path)
+    save_pretrained(MixtureOfTransformers(of_kinds(rope_theta=1e6, tower={"top_k": 2})), tmp_path)
     model = MixtureOfTransformers(of_kinds())
     for line in (*start_towers(model, {"text": str(tmp_path)}), *start_model(model, tmp_path)):
-        assert line.endswith("; model.rope_theta is 10000.0, it was 1000000.0")
+        assert line.endswith("; model.rope_theta is 10000.0, it was 1000000.0; model.towers.text.top_k is 1, it was 2")
     save_pretrained(model, tmp_path / "same")
     assert start_model(model, tmp_path / "same") == []

@@ -8,7 +8,7 @@ the reason. Two rules say what may differ:
   this model lacks, or that this tower does not carry, are left out. <bos> and <eos> go with the first modality.
 - Other towers of the saved model are left out.
 
-What was left out, and what trains from scratch, is counted and said, and so are positions that are read otherwise.
+What was left out, and what trains from scratch, is counted and said, and so are settings that differ and may.
 """
 
 from collections import Counter
@@ -29,14 +29,14 @@ from plait.model.traits import Place, WeightRecord
 from plait.model_config import ModelConfig
 from plait.tensor_files import TensorStore
 
-READ_ALIKE = ("num_heads", "num_kv_heads", "head_dim", "norm_order", "norm_eps")
-EXPERTS_READ_ALIKE = ("top_k", "moe_routing")
+READ_ALIKE = ("num_heads", "num_kv_heads", "head_dim", "norm_order")
+EXPERTS_READ_ALIKE = ("moe_routing",)
 LATENTS_READ_ALIKE = ("patch_size", "place_embedding")
 """Settings that say how weights of one shape are read: the same numbers would compute something else."""
 
-POSITIONS = ("rope_theta", "rope_scaling", "position_axes")
-"""Settings that say how positions are read: changed for longer documents or more axes, and by mistake, so it is said.
-"""
+SAID = ("rope_theta", "rope_scaling", "position_axes", "norm_eps")
+EXPERTS_SAID = ("top_k",)
+"""Settings that may differ, such as for longer documents, or by mistake: it is said where they do."""
 
 
 @dataclass
@@ -57,8 +57,9 @@ class _Start:
     folder: Path
     config: ModelConfig
     """The saved model's."""
-    model: ModelConfig
     source_tower: str
+    said: str = ""
+    """Settings that differ and may."""
     copies: list[_Copy] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     """Tensors of the saved tower that are not used, by the reason."""
@@ -78,32 +79,36 @@ class _Start:
         text = f"{self.where}: {len(self.copies)} tensors of tower {self.source_tower!r} in {str(self.folder)!r}"
         for verb, counts in (("left out", self.left_out), ("from scratch", self.scratch)):
             text += "".join(f"; {verb}: {n} of {reason}" for reason, n in counts.items())
-        return text + _positions(self.config, self.model)
+        return text + self.said
 
 
-def _positions(saved: ModelConfig, config: ModelConfig) -> str:
-    """Say which settings of positions are not those that the weights were trained with; "" where all are."""
-    pairs = [(name, getattr(config, name), getattr(saved, name)) for name in POSITIONS]
-    return "".join(f"; model.{name} is {mine!r}, it was {other!r}" for name, mine, other in pairs if mine != other)
+Differing = tuple[str, Any, Any]
+"""A setting, its value of this model, and that of the saved one."""
 
 
-def _otherwise(saved: ModelConfig, config: ModelConfig, towers: Mapping[str, str]) -> tuple[str, Any, Any] | None:
-    """Return the first setting by which ``towers`` (mine: saved) would read the saved weights otherwise.
+def _differing(saved: ModelConfig, config: ModelConfig, towers: Mapping[str, str]) -> tuple[list[Differing], str]:
+    """Return the settings by which ``towers`` (mine: saved) would read the saved weights otherwise, which is refused.
 
-    With it come its values here and there. All else shows in places and shapes.
+    With them comes what is to be said of others that differ. All else shows in places and shapes.
     """
-    pairs: list[tuple[str, Any, Any, tuple[str, ...]]] = [("model", config, saved, READ_ALIKE)]
+    alike: list[tuple[str, Any, Any, tuple[str, ...]]] = [("model", config, saved, READ_ALIKE)]
+    said = [("model", config, saved, SAID)]
     for name, source in towers.items():
         mine, other = config.towers[name], saved.towers[source]
         if mine.ffn == other.ffn == "moe":
-            pairs.append((f"model.towers.{name}", mine, other, EXPERTS_READ_ALIKE))
+            alike.append((f"model.towers.{name}", mine, other, EXPERTS_READ_ALIKE))
+            said.append((f"model.towers.{name}", mine, other, EXPERTS_SAID))
     for name, latents in config.modalities.items():
         known = saved.modalities.get(name)
         carried = known and any(t in latents.towers and source in known.towers for t, source in towers.items())
         if carried and latents.objective == known.objective == "diffusion":
-            pairs.append((f"model.modalities.{name}", latents, known, LATENTS_READ_ALIKE))
-    settings = ((f"{where}.{n}", getattr(a, n), getattr(b, n)) for where, a, b, names in pairs for n in names)
-    return next((found for found in settings if found[1] != found[2]), None)
+            alike.append((f"model.modalities.{name}", latents, known, LATENTS_READ_ALIKE))
+    refused, other_ones = (
+        [(f"{where}.{n}", getattr(a, n), getattr(b, n)) for where, a, b, names in settings for n in names
+         if getattr(a, n) != getattr(b, n)]
+        for settings in (alike, said)
+    )  # fmt: skip
+    return refused, "".join(f"; {name} is {mine!r}, it was {theirs!r}" for name, mine, theirs in other_ones)
 
 
 def start_model(model: MixtureOfTransformers, folder: str | Path) -> list[str]:
@@ -111,16 +116,14 @@ def start_model(model: MixtureOfTransformers, folder: str | Path) -> list[str]:
     where = "train.init_from"
     saved = load_config(folder, where)
     both = {name: name for name in model.config.towers if name in saved.towers}
-    found = _otherwise(saved, model.config, both)
-    if found is None and saved.layout != model.config.layout:
+    refused, said = _differing(saved, model.config, both)
+    for name, mine, other in refused:
+        raise CheckpointError(f"{where}: {str(folder)!r} has {name} {other!r}, this model has {mine!r}")
+    if saved.layout != model.config.layout:
         raise CheckpointError(
             f"{where}: {str(folder)!r} has model.layout {saved.layout}, this model has {model.config.layout}"
         )
-    if found:
-        name, mine, other = found
-        raise CheckpointError(f"{where}: {str(folder)!r} has {name} {other!r}, this model has {mine!r}")
     load_weights(model, folder, what=where)
-    said = _positions(saved, model.config)
     return [f"{where}: all weights of {str(folder)!r}{said}"] if said else []
 
 
@@ -161,15 +164,14 @@ def _open(config: ModelConfig, tower: str, folder: Path) -> _Start:
     """Read what was saved, and refuse what cannot fit whatever the weights."""
     saved = load_config(folder, f"model.towers.{tower}.init_from")
     towers = list(saved.towers)
-    start = _Start(tower, folder, saved, config, tower if tower in towers else towers[0])
+    start = _Start(tower, folder, saved, tower if tower in towers else towers[0])
     if start.source_tower != tower and len(towers) > 1:
         raise start.refuse(f"has the towers {', '.join(towers)}, it must have one tower, or one named {tower!r}")
     if saved.num_layers != config.num_layers:
         raise start.refuse(f"has {saved.num_layers} layers and this model has {config.num_layers}, not as many: "
                            f"set model.num_layers to {saved.num_layers}")  # fmt: skip
-    found = _otherwise(saved, config, {tower: start.source_tower})
-    if found:
-        name, mine, other = found
+    refused, start.said = _differing(saved, config, {tower: start.source_tower})
+    for name, mine, other in refused:
         raise start.refuse(f"has {name} {other!r} and this model has {mine!r}, set {name} to {other!r}")
     if config.tie_embeddings and not saved.tie_embeddings:
         raise start.refuse(
