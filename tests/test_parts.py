@@ -166,3 +166,11 @@ def test_what_tensor_ranks_cut():
         "blocks.1.ffn.image.router.weight": Replicate(), "latent_in.mel.mel.fold.project.weight": Replicate(),
     }  # fmt: skip
     assert {name: cut[name] for name in expected} == expected
+
+
+def test_norms_biases_and_embeddings_do_not_decay():
+    """Also those within convolutions and experts, by their dimensions alone."""
+    model = MixtureOfTransformers(config(qkv_bias=True))
+    for part, p in model.weights():
+        is_matrix = p.dim() > 1 and part.place.component != "embed"
+        assert part.trait.is_matrix == is_matrix, part.name
