@@ -162,6 +162,17 @@ def tarfile_header(name, size):
     return info.tobuf(tarfile.GNU_FORMAT)
 
 
+def test_a_tar_without_its_end_mark_is_said_to_be_cut(tmp_path):
+    """Where it is cut between two members, every member that is left is whole."""
+    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
+        for i in range(5):
+            add(tar, f"{i}.txt", b"text")
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "whole.tar").read_bytes()[: 3 * 1024])
+    rows = read_all(tmp_path / "cut.tar")["train"]
+    assert len(rows) == 4 and [d.parts for d in rows[:3]] == [[("text", "text")]] * 3
+    assert rows[3].reason == "the tar ends at byte 3,072 without its end mark: what followed is lost"
+
+
 def test_a_tar_that_is_cut_short_or_damaged_loses_what_is_behind(tmp_path):
     whole = write_tar(tmp_path / "rows.tar", range(10)).read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])

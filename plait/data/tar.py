@@ -7,6 +7,7 @@ time. Samples with links, devices, sparse files, names that leave the folder, or
 
 import array
 import hashlib
+import io
 import re
 import tarfile
 from collections import Counter
@@ -159,11 +160,13 @@ class TarFile:
             return self._samples
         places, keys, last, at = array.array("q"), bytearray(), "", 0
         self.left_out.clear()
+        size, ends = self._file.seek(0, io.SEEK_END), 0
         while True:
             try:
                 member = self._member(at)
             except BadRow:
-                self._damage = at
+                if ends <= size:  # else the sample that the tar ends in says it
+                    self._damage = at
                 break
             if member is None:
                 break
@@ -173,7 +176,7 @@ class TarFile:
                 places.append(at)
                 keys += hashlib.blake2b(member.key.encode("utf-8", "surrogateescape"), digest_size=16).digest()
                 last = member.key
-            at = member.after
+            at, ends = member.after, member.start + member.size if member.key else 0
         self._samples = _Samples(places, keys)
         return self._samples
 
@@ -182,6 +185,8 @@ class TarFile:
         name, size = None, None
         while True:
             block = self._read(at, _BLOCK)
+            if len(block) < _BLOCK:
+                raise BadRow(f"the tar ends at byte {at:,} without its end mark: what followed is lost")
             if not block.strip(b"\0"):
                 at = self._after_zeros(at)
                 if at < 0:
