@@ -242,3 +242,17 @@ def test_a_cut_image_is_said_to_be_cut(tmp_path):
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
     (tmp_path / "a.jpg").write_bytes(buffer.getvalue()[:900])
     assert "it is a JPEG image, damaged or cut short" in reason(tmp_path, "a.jpg")
+
+
+@pytest.mark.parametrize("kind", ["f2", "f8", "u8"])
+def test_a_whole_image_of_another_depth_is_not_said_to_be_cut(tmp_path, kind):
+    tifffile = pytest.importorskip("tifffile")
+    tifffile.imwrite(tmp_path / "a.tif", np.ones((SIZE, SIZE), kind), photometric="minisblack")
+    said = reason(tmp_path, "a.tif")
+    assert "stored in a way that is not read" in said and "save it with 8 or 16 bits" in said and "cut" not in said
+
+
+def test_a_value_that_is_no_path_is_shown_in_short(tmp_path):
+    with pytest.raises(DataError, match="must be the path") as error:
+        read_picture({"array": [0.5] * 100_000}, tmp_path, SIZE)
+    assert len(str(error.value)) < 1000

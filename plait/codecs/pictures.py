@@ -15,7 +15,7 @@ from torch import Tensor
 from plait.codecs.base import Codec, remark
 from plait.codecs.image_modes import as_rgb
 from plait.codecs.signatures import unreadable
-from plait.errors import DataError, ResourceError
+from plait.errors import DataError, ResourceError, shown
 
 MAX_PIXELS = 1 << 27
 """Pixels of a picture that is read, about 134 million: what a small file unpacks to must fit in memory."""
@@ -23,6 +23,12 @@ MAX_PIXELS = 1 << 27
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO")
 """Names of Pillow's readers that are used: those that need no other program, and hold no instructions. That of JPEG
 reads the files of several images (MPO) that telephones write, too."""
+
+
+_UNKNOWN = (
+    " whose colours are stored in a way that is not read, or whose header is damaged; "
+    "save it with 8 or 16 bits a colour"
+)
 
 
 def _pillow():
@@ -44,7 +50,7 @@ def read_picture(value: Any, base: Path, size: int, *, multiple: int = 0) -> np.
     """
     image_module, _ = _pillow()
     if not isinstance(value, str) or not value:
-        raise DataError(f"image: {value!r} is not allowed, it must be the path of a picture")
+        raise DataError(f"image: {shown(value)} is not allowed, it must be the path of a picture")
     path = Path(base) / value
     try:
         # Pillow's own warnings are about sizes that are checked here
@@ -68,9 +74,9 @@ def read_picture(value: Any, base: Path, size: int, *, multiple: int = 0) -> np.
         raise
     except Exception as error:  # decoders fail in many ways on damaged files
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if isinstance(error, image_module.UnidentifiedImageError):
-            reason = "its colours are stored in a way that is not read, or its header is damaged"
-        raise DataError(f"image: {str(path)!r} is not a readable picture ({unreadable(path, reason)})") from None
+        unknown = _UNKNOWN if isinstance(error, image_module.UnidentifiedImageError) else ""
+        said = unreadable(path, reason, unknown=unknown)
+        raise DataError(f"image: {str(path)!r} is not a readable picture ({said})") from None
     return _fit(picture, picture_sides(picture.height, picture.width, size, multiple=multiple))
 
 

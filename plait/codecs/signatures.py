@@ -49,7 +49,6 @@ _STARTS: list[tuple[bytes, Kind]] = [
     (b"FORM", Kind("an AIFF recording", is_media=True)),
     (b"#!AMR", Kind("an AMR recording", "convert it to WAV or FLAC (ffmpeg -i IN OUT.flac)", True)),
     (b"%PDF", Kind("a PDF document", "export its pages as PNG")),
-    (b"PK\x03\x04", Kind("a zip archive", _UNPACK)),
     (b"PK\x05\x06", Kind("an empty zip archive")),
     (b"\x1f\x8b", Kind("a gzip file", _UNPACK)),
     (b"BZh", Kind("a bzip2 file", _UNPACK)),
@@ -66,7 +65,7 @@ _STARTS: list[tuple[bytes, Kind]] = [
     (b"Obj\x01", Kind("an Avro file")),
     (b"SQLite format 3\0", Kind("an SQLite database")),
     (b"\x89HDF\r\n\x1a\n", Kind("an HDF5 file")),
-    (b"\x93NUMPY", Kind("a NumPy array")),
+    (b"\x93NUMPY", Kind("a NumPy array", "write what it holds as PNG, WAV or Parquet")),
     (b"version https://git-lfs", Kind("a Git LFS pointer, which stands where the file would be", "run: git lfs pull")),
     (b"\xff\xfe\0\0", Kind("UTF-32 text")),
     (b"\0\0\xfe\xff", Kind("UTF-32 text")),
@@ -84,6 +83,14 @@ _BRANDS = {
     b"msf1": "a HEIF image", b"avif": "an AVIF image", b"avis": "an AVIF image",
 }  # fmt: skip
 _RIFF = {b"WEBP": Kind("a WebP image", is_media=True), b"WAVE": Kind("a WAV recording", is_media=True)}
+_ZIP = Kind("a zip archive", _UNPACK)
+_OFFICE = Kind("an Office document", "export what it holds: tables as CSV, text as plain text")
+_ZIPPED = {
+    rb"\[Content_Types\]\.xml|_rels/|xl/|word/|mimetype$": _OFFICE,
+    rb".*/data\.pkl$": Kind("a PyTorch file, whose pickle is never read", "write what it holds as PNG, WAV or Parquet"),
+    rb".*\.npy$": Kind("a NumPy archive", "write what it holds as PNG, WAV or Parquet"),
+}
+"""What else is a zip archive, by the name of the first file in it."""
 _VIDEO = "take images or sound out of it (ffmpeg)"
 _HTML = re.compile(rb"\s*(<!--.*?-->\s*)?<(!doctype html|html|head|body)", re.IGNORECASE | re.DOTALL)
 _SVG = re.compile(rb"\s*(<\?xml.*?\?>\s*)?(<!--.*?-->\s*)?(<!doctype svg[^>]*>\s*)?<svg", re.IGNORECASE | re.DOTALL)
@@ -102,6 +109,9 @@ def kind_of(head: bytes) -> Kind | None:
         return Kind("a Matroska or WebM video", _VIDEO, True)
     if head[257:262] == b"ustar":
         return Kind("a tar archive", _UNPACK)
+    if head[:4] == b"PK\x03\x04":
+        first = head[30 : 30 + int.from_bytes(head[26:28], "little")]
+        return next((kind for pattern, kind in _ZIPPED.items() if re.match(pattern, first)), _ZIP)
     for start, kind in _STARTS:
         if head.startswith(start):
             return kind
@@ -129,16 +139,17 @@ def kind_of_file(path: Path) -> Kind | None:
         return None
 
 
-def unreadable(path: Path, reason: str) -> str:
+def unreadable(path: Path, reason: str, *, unknown: str = "") -> str:
     """Say why a file that should hold an image or sound cannot be read: what it is by its first bytes, and what helps.
 
-    ``reason`` is the decoder's own, which counts where the file is of a kind that is read.
+    ``reason`` is the decoder's own, which counts where the file is of a kind that is read; ``unknown`` is said instead
+    where no decoder took it.
     """
     kind = kind_of_file(path)
     if kind is None:
         return f"its first bytes are of no kind that is known: {_start_of(path)}"
     if kind.is_media and not kind.cure:
-        return f"it is {kind.name}, damaged or cut short: {reason}"
+        return f"it is {kind.name}{unknown}" if unknown else f"it is {kind.name}, damaged or cut short: {reason}"
     return f"it is {kind.name}" + (f"; {kind.cure}" if kind.cure else "")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from plait.codecs.signatures import unreadable
-from plait.errors import DataError, ResourceError
+from plait.errors import DataError, ResourceError, shown
 
 MAX_SECONDS = 3600
 """Length of a recording that is read."""
@@ -46,7 +46,7 @@ def read_sound(value: Any, base: Path, rate: int) -> np.ndarray:
     """
     soundfile, soxr = _libraries()
     if not isinstance(value, str) or not value:
-        raise DataError(f"audio: {value!r} is not allowed, it must be the path of a recording")
+        raise DataError(f"audio: {shown(value)} is not allowed, it must be the path of a recording")
     path = Path(base) / value
     if not path.exists():
         raise DataError(f"audio: there is no file {str(path)!r}")

@@ -10,7 +10,7 @@ import numpy as np
 
 from plait.codecs import saved
 from plait.codecs.base import Codec, Encoded, Progress
-from plait.errors import CheckpointError, ConfigError, DataError, ResourceError, printable, require
+from plait.errors import CheckpointError, ConfigError, DataError, ResourceError, printable, require, shown
 from plait.files import atomic_file
 
 _BYTES = 256
@@ -44,7 +44,7 @@ class _TextCodec(Codec):
 
     def read(self, value: Any, base: Path) -> str:
         if not isinstance(value, str):
-            raise DataError(f"text: {value!r} is not allowed, it must be text")
+            raise DataError(f"text: {shown(value)} is not allowed, it must be text")
         if not value:
             raise DataError("text: it is empty")
         return _check_unicode(value)
