@@ -8,6 +8,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import numpy as np
@@ -58,6 +59,14 @@ def test_packed_files_and_files_of_other_programs(tmp_path):
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as file:
         file.writestr("a.txt", "text")
     assert "is a zip archive" in refused(tmp_path / "b.zip")
+    for name, first, text in (
+        ("d.xlsx", "[Content_Types].xml", "an Office document, no manifest; export what it holds: tables as CSV"),
+        ("d.pt", "archive/data.pkl", "a PyTorch file, whose pickle is never read, no manifest; write what it holds"),
+        ("d.npz", "arr_0.npy", "a NumPy archive, no manifest; write what it holds"),
+    ):
+        with zipfile.ZipFile(tmp_path / name, "w") as file:
+            file.writestr(first, "text")
+        assert text in refused(tmp_path / name) and "unpack" not in refused(tmp_path / name)
     sqlite3.connect(tmp_path / "c.db").execute("create table a (b)").connection.close()
     assert "is an SQLite database" in refused(tmp_path / "c.db")
     files = {
@@ -250,3 +259,30 @@ def test_whatever_a_codec_raises_is_a_broken_row(media):  # noqa: F811
 
     found = read_all(write(media, [{"parts": [{"text": "a"}]}]), codecs={"text": Odd(FakeOptions())})["train"]
     assert found[0].reason == "part 1 (text): it cannot be read (KeyError: 'what')"
+
+
+@pytest.mark.parametrize("rows", [[ROW], [{"image": "a.png", "caption": "a"}]])
+def test_rows_within_a_mapping_are_found(tmp_path, rows):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"version": 1, "data": rows}))
+    (row,) = read_all(tmp_path / "a.jsonl")["train"]
+    assert "a mapping with the rows under 'data'" in row.reason
+    if shutil.which("jq"):
+        program = re.search(r"convert the file: (jq -c '.*') OLD", row.reason)[1]
+        found = subprocess.run(f"{program} a.jsonl", shell=True, check=True, cwd=tmp_path, capture_output=True).stdout
+        assert [list(part) for part in json.loads(found)["parts"]] == (
+            [["text"]] if rows == [ROW] else [["image"], ["text"]]
+        )
+
+
+def test_a_reason_gives_no_line_that_changes_nothing_and_lists_no_thousand_names(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"url": "https://a.b/c.jpg", "width": 3}))
+    (row,) = read_all(tmp_path / "a.jsonl")["train"]
+    assert "img2dataset downloads to tars; name those" in row.reason and "jq" not in row.reason
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "a", "url": "https://a.b/page.html"}))  # of C4's form
+    (row,) = read_all(tmp_path / "a.jsonl")["train"]
+    assert "a row of columns: text;" in row.reason and "jq" in row.reason
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for i in range(500):
+            tar.addfile(tarfile.TarInfo(f"2024.{i:03d}.png"))
+    (row,) = read_all(tmp_path / "a.tar")["train"]
+    assert "488 more: a sample's name ends at its first dot" in row.reason and len(row.reason) < 1000

@@ -4,6 +4,7 @@ Files are known by their first bytes, folders by what is in them, rows by their 
 """
 
 import csv
+import json
 import os
 import re
 import shlex
@@ -131,10 +132,12 @@ def about_folder(folder: str) -> str:
 
 def about_row(row: dict[str, Any]) -> str:
     """Say whose form a row without parts has, and the line that converts its file; "" where it is not known."""
-    found = _known_form(row)
+    found = _known_form(row) or _rows_within(row)
     if found is None:
         return ""
     whose, change = found
+    if not change:
+        return f'the row has no "parts", it is {whose}'
     return (
         f'the row has no "parts", it is {whose}; a row must be {{"parts": [{{"text": "..."}}, {{"image": "a.png"}}]}}, '
         f"convert the file: jq -c '{_EACH}{change}' OLD > NEW.jsonl"
@@ -171,6 +174,18 @@ def _known_form(row: dict[str, Any]) -> tuple[str, str] | None:
     return _columns_of(row)
 
 
+def _rows_within(row: dict[str, Any]) -> tuple[str, str] | None:
+    """Return where the rows of a file of one mapping lie, such as {"data": [...]}."""
+    lists = [name for name, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
+    if len(lists) != 1:
+        return None
+    first, each = row[lists[0]][0], f".[{json.dumps(lists[0])}][]"
+    inner = ("", ".") if "parts" in first else _known_form(first)
+    if inner is None or not inner[1]:
+        return None
+    return f"a mapping with the rows under {lists[0]!r}", f"{each} | {inner[1]}"
+
+
 def _columns_of(row: dict[str, Any]) -> tuple[str, str] | None:
     """Return what a row of columns is, such as {"image": "a.png", "caption": "..."}."""
     found: dict[str, str] = {}
@@ -181,16 +196,24 @@ def _columns_of(row: dict[str, Any]) -> tuple[str, str] | None:
             found[name] = str(key)
         elif key := next((key for key, names in _NAMES.items() if name.lower() in names), None):
             found[name] = key
+    if "image" not in found.values() and (url := next((n for n in _URLS if _is_image_url(n, row)), None)):
+        return f"a row with the address of an image ({url!r}), which img2dataset downloads to tars; name those", ""
     if not found:
         return None
-    if "image" not in found.values() and any(name in row for name in _URLS):
-        found_url = next(name for name in _URLS if name in row)
-        return f"a row with the address of an image ({found_url!r}), which img2dataset downloads to tars", "."
     order = [name for name in found if found[name] != "text"] + [name for name in found if found[name] == "text"]
     parts = ", ".join(f"{{{found[name]}: .{name}}}" for name in order)
     keep = f'[{parts}] | map(select(all(.[]; . != "" and . != null)))'
     whose = "a row of an image folder (metadata.jsonl)" if "file_name" in found else "a row of columns"
     return f"{whose}: {', '.join(order)}", f"{{parts: ({keep}), meta: {_rest(row, *found)}}}"
+
+
+def _is_image_url(name: str, row: dict[str, Any]) -> bool:
+    """Say whether a field is the address of an image rather than of the page that a text is from."""
+    value = row.get(name)
+    if not isinstance(value, str):
+        return False
+    path = value.split("?", 1)[0]
+    return name == "image_url" or "caption" in row or KEY_OF.get(path.rsplit(".", 1)[-1].lower()) == "image"
 
 
 def _rest(row: dict[str, Any], *used: str) -> str:

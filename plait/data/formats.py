@@ -5,7 +5,7 @@ place, and a `BadRow` where one cannot be read; ``row`` reads the one at a place
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
 from plait.data.foreign import refuse_file
@@ -18,6 +18,7 @@ from plait.data.tar import Sample, TarFile
 from plait.errors import DataError, printable
 
 _FATES = ("parts", "meta", "in broken samples")
+_SHOWN = 12  # suffixes
 _SKIP = 1 << 20
 _HEAD = 1 << 16
 
@@ -167,7 +168,7 @@ class _Tar:
             raise BadRow(sample.wrong)
         parts = [{key: sample.members[s]} for s, key in self._columns.items() if s in sample.members]
         if not parts:
-            have, known = ", ".join(sample.members) or "none", ", ".join(self._columns)
+            have, known = _listed(sample.members), ", ".join(self._columns)
             raise BadRow(f"none of the sample's suffixes ({have}) is one of a part ({known}), see prepare.columns")
         meta: Any = {}
         if "json" in sample.members and "json" not in self._columns:
@@ -176,6 +177,13 @@ class _Tar:
                 raise BadRow(f"{sample.members['json'].name!r} is not a mapping")
         key = sample.key.encode("utf-8", "backslashreplace").decode()  # names may be any bytes
         return {"parts": parts, "meta": {"key": key} | meta}
+
+
+def _listed(names: Iterable[str]) -> str:
+    """List the suffixes of a sample; many of them are of files whose names have a dot before their suffix's."""
+    names = list(names)
+    more = f" and {len(names) - _SHOWN} more: a sample's name ends at its first dot" if len(names) > _SHOWN else ""
+    return (", ".join(names[:_SHOWN]) or "none") + more
 
 
 __all__ = ["FIELDS", "Blob", "Rows", "open_rows", "parse"]
