@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from plait.bounds import ANY, Bounds, as_number
 from plait.config import RunConfig
-from plait.errors import ConfigError, nearest
+from plait.errors import ConfigError, nearest, shown
 
 
 def split(words: list[str], commands: dict[str, "Parser"]) -> tuple[list[str], list[str]]:
@@ -28,7 +28,8 @@ def split(words: list[str], commands: dict[str, "Parser"]) -> tuple[list[str], l
     while queue:
         word = queue.popleft()
         if word == "--":
-            return [*left, word, *queue], settings
+            left += [word, *queue]
+            break
         name, separator, _ = word.partition("=")
         if not word.startswith("--"):
             left.append(word)
@@ -38,7 +39,19 @@ def split(words: list[str], commands: dict[str, "Parser"]) -> tuple[list[str], l
         else:
             _check_setting(name, command, commands[command])
             settings.append(word[2:] if separator else f"{word[2:]}={_value(word, queue)}")
+    _check_once(settings)
     return left, settings
+
+
+def _check_once(settings: list[str]) -> None:
+    """Raise a ConfigError for a setting that was given two values, of which the last would count without a word."""
+    given: dict[str, str] = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if given.setdefault(name, value) != value:
+            raise ConfigError(
+                f"command line: --{name} stands twice ({shown(given[name])} and {shown(value)}), leave one out"
+            )
 
 
 def _value(word: str, queue: collections.deque[str]) -> str:

@@ -143,7 +143,7 @@ def generate(chosen) -> None:
 
     pipeline = load(chosen.run_folder, device=chosen.device)
     media = pipeline.read(getattr(chosen, "prompt", None) or [])
-    sampling = sampling_from(pipeline.config.sampling, list(pipeline.codecs), chosen)
+    sampling = sampling_from(pipeline.config.sampling, pipeline.model.config, chosen)
     longest = {} if chosen.max_tokens is None else dict.fromkeys(pipeline.codecs, chosen.max_tokens)
     grids = grids_from(chosen.grid, chosen.output, pipeline.model.config)
     samples = pipeline.generate_from_media([media] * chosen.count, [chosen.output] * chosen.count, seed=chosen.seed,

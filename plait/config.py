@@ -353,6 +353,7 @@ class RunConfig(Checked):
         super().__post_init__()
         self.modalities = records_of("modalities", self.modalities, self.model.modalities)
         self.towers = records_of("towers", self.towers, self.model.towers)
+        require(bool(self.out or self.name), "name", self.name, "not empty where out is, as the folder is runs/<name>")
         self.out = self.out or f"runs/{self.name}"
         self.data.path = self.data.path or f"{self.out}/data"
         require(self.schema_version == SCHEMA_VERSION, "schema_version", self.schema_version, str(SCHEMA_VERSION))

@@ -18,7 +18,7 @@ import yaml
 
 from plait.bounds import ANY, MAPPINGS, Bounds, as_number
 from plait.config import RunConfig
-from plait.errors import ConfigError, printable, require, shown, unknown
+from plait.errors import ConfigError, is_storable, printable, require, shown, unknown
 from plait.model_config import ModelConfig
 from plait.run_records import RECORDS
 
@@ -41,7 +41,7 @@ def read_yaml(path: str | Path, what: str) -> dict:
     except FileNotFoundError:
         raise ConfigError(f"{what}: there is no file {str(path)!r}") from None
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:  # dates and long numbers: ValueError
-        raise ConfigError(f"{what}: {str(path)!r} is not a YAML file ({str(error).splitlines()[0]})") from None
+        raise ConfigError(f"{what}: {str(path)!r} is not a YAML file ({_reason(error)})") from None
     require(isinstance(values, dict), what, values, "a mapping of settings")
     return values
 
@@ -134,9 +134,14 @@ def parsed(text: str, kind: Any, where: str) -> Any:
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         if str in options:
             return text
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{where}: {shown(text)} is not allowed, it must be YAML ({reason})") from None
+        raise ConfigError(f"{where}: {shown(text)} is not allowed, it must be YAML ({_reason(error)})") from None
     return value
+
+
+def _reason(error: Exception) -> str:
+    """Return in one line what YAML's reader found wrong, and where."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    return f"{problem} in line {mark.line + 1}" if mark and problem else str(error).splitlines()[0]
 
 
 def _is_union(kind: Any) -> bool:
@@ -248,13 +253,17 @@ def _convert(value: Any, kind: Any, where: str, bounds: Bounds = ANY) -> Any:
         return origin(_convert(v, arguments[0], f"{where}[{i}]", bounds) for i, v in enumerate(value))
     if origin in MAPPINGS:
         require(isinstance(value, dict), where, value, "a mapping")
-        return {str(k): _convert({} if v is None and dataclasses.is_dataclass(arguments[1]) else v, arguments[1],
+        for name in value:
+            require(isinstance(name, str), where, name, "a mapping of texts; put the name into quotes")
+        return {k: _convert({} if v is None and dataclasses.is_dataclass(arguments[1]) else v, arguments[1],
                                  f"{where}.{k}", bounds) for k, v in value.items()}  # fmt: skip
     if kind is bool and isinstance(value, str):
         value = _TRUTHS.get(value.lower(), value)
     if kind in (int, float):
         return as_number(_from_text(value) if kind is float else value, kind, where, bounds)
     require(isinstance(value, kind), where, value, _TYPE_NAMES[kind])
+    if kind is str:
+        require(is_storable(value), where, value, "a text that UTF-8 holds, without NUL")
     return value
 
 

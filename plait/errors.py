@@ -50,6 +50,14 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def is_storable(text: str) -> bool:
+    """Whether files and their names can hold a text: no half of a surrogate pair, no NUL."""
+    try:
+        return b"\0" not in text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+
+
 LONGEST_SHOWN = 300
 
 

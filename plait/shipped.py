@@ -52,11 +52,19 @@ def quickstart_config(setting: str) -> str:
     return QUICKSTARTS[setting]
 
 
-def sampling_from(base: dict[str, SamplingConfig], modalities: list[str], chosen) -> dict[str, SamplingConfig]:
-    """Lay a command's sampling options over the run's, for every modality."""
+def sampling_from(base: dict[str, SamplingConfig], model: ModelConfig, chosen) -> dict[str, SamplingConfig]:
+    """Lay a command's sampling options over the run's, for every modality; one that changes nothing is refused."""
+    objectives = {m.objective for m in model.modalities.values()}
+    for option, name, objective in (
+        *((f"--{n.replace('_', '-')}", n, "next_token") for n in ("temperature", "top_k", "top_p")),
+        *((f"--{n}", n, "diffusion") for n in ("steps", "sampler")),
+    ):
+        value = getattr(chosen, name)
+        require(value is None or objective in objectives, option, value,
+                f"left out, as no modality of this run is made by {objective}")  # fmt: skip
     names = ("temperature", "top_k", "top_p", "guidance", "media_guidance", "steps", "sampler")
     given = {n: getattr(chosen, n) for n in names if getattr(chosen, n) is not None}
-    return {m: dataclasses.replace(base.get(m, SamplingConfig()), **given) for m in modalities}
+    return {m: dataclasses.replace(base.get(m, SamplingConfig()), **given) for m in model.modalities}
 
 
 def grids_from(text: str | None, output: str | None, model: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -64,9 +72,10 @@ def grids_from(text: str | None, output: str | None, model: ModelConfig) -> dict
     if text is None:
         return {}
     sizes = text.lower().split("x")
-    require(all(n.isdigit() and int(n) > 0 for n in sizes), "generate.grid", text, "numbers of tokens such as 8x12")
+    require(all(n.isdecimal() and int(n) > 0 for n in sizes), "--grid", text, "numbers of tokens such as 8x12")
     continuous = [n for n, m in model.modalities.items() if m.objective == "diffusion"]
-    require(output in continuous, "generate.grid", text, f"left out where --output is none of {continuous}")
+    allowed = f"left out unless --output is one of {', '.join(continuous)}" if continuous else "left out"
+    require(output in continuous, "--grid", text, f"{allowed}: it is the extent of what is made by diffusion")
     return {output: tuple(map(int, sizes))}
 
 

@@ -9,8 +9,9 @@ from plait import commands
 from plait.cli import _parser, main
 from plait.config_file import load
 from plait.errors import ConfigError
+from plait.model_config import ModalityConfig, ModelConfig
 from plait.pipeline import run_config
-from plait.shipped import config_path
+from plait.shipped import config_path, grids_from, sampling_from
 from plait.train.acceptance import keep_config
 
 
@@ -124,7 +125,9 @@ TEXTS = ["0123", "on", "no", "null", "~", "1e3", "~/x", "2020-01-01", "[a", "'qu
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_settings_take_the_text_as_it_is(text):
-    config = load(config_path("quickstart"), [f"name={text}", f"data.path={text or 'x'}", f"train.device={text}"])
+    config = load(
+        config_path("quickstart"), [f"name={text}", "out=x", f"data.path={text or 'x'}", f"train.device={text}"]
+    )
     assert config.name == text and config.train.device == text and config.data.path == (text or "x")
     source = load(config_path("quickstart"), [f"prepare.source={text}"]).prepare.source
     assert source == text
@@ -151,3 +154,45 @@ def test_the_folder_of_a_run_may_have_any_name(tmp_path):
         keep_config(config)
         assert run_config(tmp_path / name, [f"out={name}"]).out == name
         assert run_config(tmp_path / name).out == str(tmp_path / name) and run_config(tmp_path / name).name == name
+
+
+MODEL = "model: {modalities: {text: {}}, width: 16, num_heads: 2, num_layers: 1}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("? [1, 2]\n: 3\n", "the name of a setting in line 1 is no text"),
+        ("train:\n  ? {a: 1}\n  : 3\n", "the name of a setting in line 2 is no text"),
+        ("train:\n\tsteps: 3\n", "found character '\\t' that cannot start any token in line 2"),
+        ("a: [1, 2\n", "in line 2"),
+        ("model: {modalities: {on: {}}, width: 16}\n", "model.modalities: True is not allowed"),
+        (MODEL + "data: {sources: {1: 2.0}}\n", "put the name into quotes"),
+        (MODEL + 'out: "a\\0b"\n', "out: "),
+        (MODEL + 'name: "\\ud800"\n', "name: "),
+        (MODEL + "name: ''\n", "name: '' is not allowed, it must be not empty where out is"),
+    ],
+)
+def test_what_yaml_may_hold_and_no_setting_can_be(tmp_path, text, sentence):
+    (tmp_path / "x.yaml").write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path / "x.yaml")
+    assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_setting_that_is_given_two_values_is_refused(capsys):
+    assert main(["train", "quickstart", "--train.steps", "3", "--train.steps=4"]) == 2
+    assert "--train.steps stands twice ('3' and '4'), leave one out" in capsys.readouterr().err
+
+
+def test_options_of_generate_that_would_change_nothing_are_refused():
+    model = ModelConfig({"text": ModalityConfig()}, width=16, num_heads=2, num_layers=1)
+    for option in ("temperature", "steps"):
+        chosen = _parser().parse_args(["generate", "x", f"--{option}=3"])
+        if option == "temperature":
+            assert sampling_from({}, model, chosen)["text"].temperature == 3
+        else:
+            with pytest.raises(ConfigError, match="--steps: 3 is not allowed, it must be left out, as no modality"):
+                sampling_from({}, model, chosen)
+    with pytest.raises(ConfigError, match="--grid: '8x8' is not allowed, it must be left out: it is the extent"):
+        grids_from("8x8", "text", model)

@@ -145,6 +145,8 @@ def unreadable(path: Path, reason: str, *, unknown: str = "") -> str:
     ``reason`` is the decoder's own, which counts where the file is of a kind that is read; ``unknown`` is said instead
     where no decoder took it.
     """
+    if path.is_dir():
+        return "it is a folder, give the path of one file"
     kind = kind_of_file(path)
     if kind is None:
         return f"its first bytes are of no kind that is known: {_start_of(path)}"
