@@ -17,7 +17,7 @@ from plait.data.raw import RawDocument
 from plait.data.rows import sources_of
 from plait.data.shards import read_index
 from plait.data.sources import data_fingerprint, validation_splits
-from plait.errors import Held, require
+from plait.errors import CheckpointError, Held, require
 from plait.evaluate.judges import available, judge_codecs
 from plait.evaluate.suite import FILE, Suite
 from plait.files import atomic_folder, from_json, read_json, write_json, write_text
@@ -49,6 +49,8 @@ def timed(config: RunConfig, stage: str) -> Iterator[Callable[[], None]]:
     Yields what the stage calls once it has accepted its settings: one that was refused writes nothing.
     """
     out, started, memory, accepted = Path(config.out), time.monotonic(), MemoryWatch(), []
+    for name in ("timings.json", "memory.json"):
+        _figures_of(out / name)  # a damaged one is said before the work, not after it
     try:
         with memory:
             yield lambda: accepted.append(True)
@@ -63,7 +65,10 @@ def timed(config: RunConfig, stage: str) -> Iterator[Callable[[], None]]:
 
 def _figures_of(path: Path) -> dict[str, float]:
     """Return the figures by stage that `timed` has written."""
-    return read_json(path, path.stem) if path.exists() else {}
+    found = read_json(path, path.stem) if path.exists() else {}
+    if not isinstance(found, dict) or not all(isinstance(v, int | float) for v in found.values()):
+        raise CheckpointError(f"{path.stem}: {str(path)!r} does not hold figures by stage, remove it")
+    return found
 
 
 def prepare_step(config: RunConfig, progress: Progress, *, restart: bool = False) -> dict[str, Any]:
