@@ -8,10 +8,11 @@ from plait.launch import is_first
 
 
 def _config(name: str, overrides: list[str]):
-    from plait.config_file import load
+    from plait.config_file import load, load_kept
     from plait.shipped import config_path
 
-    return load(config_path(name), overrides)
+    path = config_path(name)
+    return load_kept(name, overrides) if Path(name).is_dir() else load(path, overrides)
 
 
 def prepare(chosen) -> None:

@@ -34,6 +34,16 @@ def load(path: str | Path, overrides: Iterable[Override] = ()) -> RunConfig:
     return from_dict(RunConfig, values)
 
 
+def load_kept(run: str | Path, overrides: Iterable[Override] = ()) -> RunConfig:
+    """Read the config that a run keeps in its folder, which may have been moved; its own data moves with it."""
+    path = Path(run) / "config.yaml"
+    made = load(path)
+    moved: list[Override] = [("out", str(run))]
+    if made.data.path == f"{made.out}/data":
+        moved.append(("data.path", f"{run}/data"))
+    return load(path, [*moved, *overrides])
+
+
 def read_yaml(path: str | Path, what: str) -> dict:
     """Read a YAML file's mapping of settings; ``what`` it should have been is said in a ConfigError."""
     try:

@@ -7,7 +7,7 @@ import torch
 
 from plait.codecs import Codec, load_codec
 from plait.config import RunConfig
-from plait.config_file import load as load_config_file
+from plait.config_file import load_kept
 from plait.data.shards import read_index
 from plait.data.sources import folders
 from plait.errors import CheckpointError
@@ -36,11 +36,7 @@ def run_config(run: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     path = Path(run) / "config.yaml"
     if not path.is_file():
         raise CheckpointError(f"run: {str(run)!r} holds no config.yaml, so it is not the folder of a run")
-    made = load_config_file(path)
-    moved = [("out", str(run))]
-    if made.data.path == f"{made.out}/data":
-        moved.append(("data.path", f"{run}/data"))
-    config = load_config_file(path, [*moved, *overrides])
+    config = load_kept(run, overrides)
     check_fits(config, newest_state(config))
     return config
 

@@ -239,3 +239,19 @@ def test_a_modality_without_targets_is_refused_before_anything_is_written(run, c
     assert trained(run, *new) == 3
     assert "no part 'image' fits in a batch" in capsys.readouterr().err
     assert files(run) == before
+
+
+def test_a_run_given_by_its_folder_goes_on_there(run, capsys):
+    moved = run / "moved é"
+    (run / "run").rename(moved)
+    assert main(["train", str(moved), "--train.steps", "3"]) == 0
+    assert not (run / "run").exists() and checkpoint.latest(moved / "checkpoints").name == "step-00000003"
+
+
+@pytest.mark.parametrize("text", ["[]", '{"train": []}', "{"])
+def test_damaged_figures_are_said_before_the_work(run, capsys, text):
+    (run / "run/timings.json").write_text(text)
+    before = files(run)
+    assert trained(run, "--train.steps", "4") == 4
+    said = capsys.readouterr().err
+    assert said.startswith("plait: timings: ") and said.count("\n") == 1 and files(run) == before
