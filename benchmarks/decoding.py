@@ -36,11 +36,11 @@ from harness import Measurement, Row, Times, paired, parsed, parser, ratio_row, 
 from shapes import HEAD_DIM, dense_reference
 from torch import Tensor
 
-from plait.batch import Part
 from plait.data.sources import open_sources, validation_splits
 from plait.generate import Generator, Request
 from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModalityConfig, ModelConfig
+from plait.parts import Part
 from plait.pipeline import load, run_config
 
 STEPS = 8

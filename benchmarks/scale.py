@@ -37,12 +37,12 @@ import torch
 import yaml
 from harness import Measurement, Row, parsed, parser, ratio_row, run, value_row
 
-from plait.batch import Document, Part
 from plait.config import DataConfig, PrepareConfig, RunConfig, TrainConfig
 from plait.config_file import to_dict
 from plait.data.loader import Loader
 from plait.data.shards import split_record, write_index, write_shard
 from plait.model_config import ModalityConfig, ModelConfig
+from plait.parts import Document, Part
 from plait.progress import QuietProgress
 from plait.run_records import ModalitySettings
 from plait.train.checkpoint import Checkpoints

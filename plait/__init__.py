@@ -7,8 +7,8 @@ __version__ = "0.1.0"
 # name -> module, imported when first used, so that `import plait` costs nothing
 _PUBLIC = {
     "Batch": "plait.batch",
-    "Document": "plait.batch",
-    "Part": "plait.batch",
+    "Document": "plait.parts",
+    "Part": "plait.parts",
     "pack": "plait.batch",
     "ModalityConfig": "plait.model_config",
     "ModalitySettings": "plait.run_records",

@@ -46,7 +46,9 @@ class Run:
     """Positions before it that nothing is fed for: an item that no later run sees has them."""
 
     def __len__(self) -> int:
-        return len(self.ids) if self.ids is not None else len(self.latents)
+        data = self.latents if self.ids is None else self.ids
+        assert data is not None, f"a run of {self.modality} without ids or latents"
+        return len(data)
 
 
 @dataclass
@@ -142,11 +144,13 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the batch with every tensor on ``device``; from pinned memory the host does not wait."""
-        return _each_tensor(self, lambda t: t.to(device, non_blocking=True))
+        batch: Batch = _each_tensor(self, lambda t: t.to(device, non_blocking=True))
+        return batch
 
     def pin_memory(self) -> "Batch":
         """Return the batch in memory that a GPU copies from while the host goes on."""
-        return _each_tensor(self, Tensor.pin_memory)
+        batch: Batch = _each_tensor(self, Tensor.pin_memory)
+        return batch
 
 
 def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
@@ -270,10 +274,14 @@ def assemble(
                  lengths, ends)  # fmt: skip
 
 
-def _place(sequences, config, first_positions):
+def _place(
+    sequences: Sequence[list[Run]], config: ModelConfig, first_positions: Sequence[float] | None
+) -> tuple[list[Span], np.ndarray, list[float]]:
     """Return spans, positions [T, A] and each document's next position."""
-    spans, positions, ends, at = [], [], [], 0
-    axes = len(config.position_axes)
+    spans: list[Span] = []
+    positions: list[np.ndarray] = []
+    ends: list[float] = []
+    axes, at = len(config.position_axes), 0
     for d, sequence in enumerate(sequences):
         p = before = float(first_positions[d]) if first_positions is not None else 0.0
         for run in sequence:
@@ -308,12 +316,12 @@ def _positions(run: Run, start: float, axes: int) -> tuple[np.ndarray, float]:
 
 def place_runs(runs: Sequence[Run], start: float, config: ModelConfig) -> tuple[np.ndarray, float]:
     """Return the positions [n, A] of runs one after another, and where the first run ends."""
-    axes, blocks, first = len(config.position_axes), [], None
+    axes, blocks, ends = len(config.position_axes), [], []
     for run in runs:
         block, start = _positions(run, start, axes)
         blocks.append(block)
-        first = start if first is None else first
-    return np.concatenate(blocks), first
+        ends.append(start)
+    return np.concatenate(blocks), ends[0]
 
 
 def position_after(run: Run, start: float, config: ModelConfig) -> float:
@@ -338,7 +346,16 @@ def _route(towers: np.ndarray, num_towers: int, pad_rows_to: int) -> tuple[Routi
     return routing, order, starts
 
 
-def _targets(runs, spans, ids, towers, order, starts, lengths, config) -> tuple[Targets, list[float]]:
+def _targets(
+    runs: list[Run],
+    spans: list[Span],
+    ids: np.ndarray,
+    towers: np.ndarray,
+    order: np.ndarray,
+    starts: np.ndarray,
+    lengths: list[int],
+    config: ModelConfig,
+) -> tuple[Targets, list[float]]:
     """A discrete token predicts the next one of its document, if that is discrete too."""
     layout = config.layout
     span_lengths = [s.length for s in spans]
@@ -367,7 +384,14 @@ def _targets(runs, spans, ids, towers, order, starts, lengths, config) -> tuple[
     return targets, counts.tolist()
 
 
-def _latents(runs, spans, towers, routing, starts, config) -> dict[str, Latents]:
+def _latents(
+    runs: list[Run],
+    spans: list[Span],
+    towers: np.ndarray,
+    routing: Routing,
+    starts: np.ndarray,
+    config: ModelConfig,
+) -> dict[str, Latents]:
     """Group the continuous tokens by modality, with the rows of the towers that carry them."""
     groups = {}
     to_sequence = routing.to_sequence.numpy()

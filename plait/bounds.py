@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from plait.errors import require
 
@@ -123,6 +123,19 @@ def _number_fields(cls: type) -> list[tuple[str, Any, Bounds]]:
     hints = typing.get_type_hints(cls)
     fields = [(f.name, hints[f.name], f.metadata.get("bounds", ANY)) for f in dataclasses.fields(cls)]
     return [found for found in fields if _holds_numbers(found[1])]
+
+
+if TYPE_CHECKING:
+
+    class FilledInt:
+        """A dataclass field that the caller may leave at None, and that is a number once the config is built."""
+
+        def __get__(self, owner: object, kind: Any) -> int: ...
+
+        def __set__(self, owner: object, value: int | None) -> None: ...
+
+else:
+    FilledInt = int | None
 
 
 class Checked:

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import yaml
 
@@ -21,6 +21,9 @@ from plait.config import RunConfig
 from plait.errors import ConfigError, is_storable, printable, require, shown, unknown
 from plait.model_config import ModelConfig
 from plait.run_records import RECORDS
+
+Settings = dict[str, Any]
+Config = TypeVar("Config")
 
 Override = str | tuple[str, Any]
 """``"train.steps=100"``, whose value is read as the setting's type asks, or ``("train.steps", 100)`` as it is."""
@@ -44,10 +47,10 @@ def load_kept(run: str | Path, overrides: Iterable[Override] = ()) -> RunConfig:
     return load(path, [*moved, *overrides])
 
 
-def read_yaml(path: str | Path, what: str) -> dict:
+def read_yaml(path: str | Path, what: str) -> Settings:
     """Read a YAML file's mapping of settings; ``what`` it should have been is said in a ConfigError."""
     try:
-        values = _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
+        values: Settings = _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError:
         raise ConfigError(f"{what}: there is no file {str(path)!r}") from None
     except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:  # dates and long numbers: ValueError
@@ -67,19 +70,19 @@ _PLAIN = {
 _TRUTHS = dict.fromkeys(("yes", "on"), True) | dict.fromkeys(("no", "off"), False)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML says no types
     """Reads names as they are written, and numbers as they look.
 
     YAML 1.1 reads the names `no` and `on` as truth values, `010` as 8, `1:30` as 90, and dates; here all of them stay
     texts. A name that stands twice in one mapping, of which YAML would keep the last, is refused.
     """
 
-    yaml_implicit_resolvers: ClassVar[dict] = {
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
         first: [(tag, _PLAIN.get(tag, pattern)) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
         for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def compose_mapping_node(self, anchor):
+    def compose_mapping_node(self, anchor: Any) -> Any:
         node = super().compose_mapping_node(anchor)
         seen = set()
         for key, _ in node.value:
@@ -91,12 +94,12 @@ class _Loader(yaml.SafeLoader):
             seen.add(key.value)
         return node
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: Any, deep: bool = False) -> Settings:
         self.flatten_mapping(node)
         return {key.value: self.construct_object(value, deep=deep) for key, value in node.value}
 
 
-def _lay_over(values: dict, override: Override) -> None:
+def _lay_over(values: Settings, override: Override) -> None:
     if isinstance(override, str):
         key, separator, text = override.partition("=")
         require(bool(separator), "override", override, "of the form key.of.the.setting=value")
@@ -172,14 +175,15 @@ def _holds_texts_alone(kind: Any) -> bool:
     return typing.get_origin(kind) in (list, tuple, *MAPPINGS) and all(map(_holds_texts_alone, inner))
 
 
-def from_dict(cls: type, values: dict, where: str = "") -> Any:
+def from_dict(cls: type[Config], values: Settings, where: str = "") -> Config:
     """Build a config dataclass from plain values, checking names and types (raises ConfigError)."""
-    return _run_config(values) if cls is RunConfig else _convert(values, cls, where)
+    config: Config = _run_config(values) if cls is RunConfig else _convert(values, cls, where)
+    return config
 
 
-def to_dict(config: Any) -> dict:
+def to_dict(config: Any) -> Settings:
     """Return a config dataclass as plain values that `from_dict` reads back."""
-    values = _plain(config)
+    values: Settings = _plain(config)
     if isinstance(config, RunConfig):
         for section in RECORDS:
             added, records = values.pop(section), values["model"][section]
@@ -195,10 +199,10 @@ def _plain(value: Any) -> Any:
     return [_plain(v) for v in value] if isinstance(value, list | tuple) else value
 
 
-def _run_config(values: Any) -> RunConfig:
+def _run_config(values: Any) -> Any:
     """Sort a file's records of modalities and towers: what the weights are, and what the run says of them."""
     require(isinstance(values, dict), "config", values, "a mapping of settings")
-    found = {}
+    found: dict[str, Any] = {}
     for section, added in RECORDS.items():
         if section in values:
             raise ConfigError(unknown(section, section, _names(RunConfig)))
@@ -207,12 +211,12 @@ def _run_config(values: Any) -> RunConfig:
     return RunConfig(**_converted(values, RunConfig, ""), **found)
 
 
-def _names(kind: type) -> list[str]:
+def _names(kind: Any) -> list[str]:
     """Return the names that a file's record of a kind may have."""
     return [f.name for f in dataclasses.fields(kind) if kind is not RunConfig or f.name not in RECORDS]
 
 
-def _sorted(values: dict, section: str, added: type) -> tuple[dict, dict]:
+def _sorted(values: Settings, section: str, added: type) -> tuple[Settings, dict[str, Settings]]:
     """Return a file's values without what belongs to the run's own records of a section, and those records."""
     model = values.get("model")
     records = model.get(section) if isinstance(model, dict) else None
@@ -220,7 +224,7 @@ def _sorted(values: dict, section: str, added: type) -> tuple[dict, dict]:
         return values, {}
     names = _names(added)
     known = [*names, *_names(typing.get_args(typing.get_type_hints(ModelConfig)[section])[1])]
-    mine: dict[str, dict] = {}
+    mine: dict[str, Settings] = {}
     rest: dict[str, Any] = {}
     for name, record in records.items():
         record = {} if record is None else record
@@ -234,7 +238,7 @@ def _sorted(values: dict, section: str, added: type) -> tuple[dict, dict]:
     return values | {"model": model | {section: rest}}, mine
 
 
-def dotted(values: dict, prefix: str = "") -> dict[str, Any]:
+def dotted(values: Settings, prefix: str = "") -> Settings:
     """Return nested settings as one flat map of dotted names, such as ``train.steps``; lists stay as they are."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
@@ -285,11 +289,11 @@ def _from_text(value: Any) -> Any:
         return value
 
 
-def _convert_dataclass(value: Any, kind: type, where: str) -> Any:
+def _convert_dataclass(value: Any, kind: Any, where: str) -> Any:
     return kind(**_converted(value, kind, where))
 
 
-def _converted(value: Any, kind: type, where: str) -> dict[str, Any]:
+def _converted(value: Any, kind: Any, where: str) -> dict[str, Any]:
     """Return the arguments of a dataclass."""
     value = {} if value is None else value
     require(isinstance(value, dict), where or "config", value, "a mapping of settings")
@@ -306,7 +310,7 @@ def _converted(value: Any, kind: type, where: str) -> dict[str, Any]:
     return {k: _convert(v, hints[k], f"{prefix}{k}", fields[k].metadata.get("bounds", ANY)) for k, v in value.items()}
 
 
-def _convert_union(value: Any, kinds: tuple, where: str, bounds: Bounds) -> Any:
+def _convert_union(value: Any, kinds: tuple[Any, ...], where: str, bounds: Bounds) -> Any:
     if value is None and type(None) in kinds:
         return None
     kinds = tuple(k for k in kinds if k is not type(None))

@@ -7,7 +7,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from plait.batch import Batch, Document
+from plait.batch import Batch
 from plait.codecs import Codec
 from plait.config import RunConfig
 from plait.config_file import load
@@ -15,6 +15,7 @@ from plait.data.loader import Loader
 from plait.data.sources import open_sources, resolve_vocabulary
 from plait.files import atomic_file
 from plait.model.mask import dense_mask, segments
+from plait.parts import Document
 from plait.pipeline import load_codecs
 from plait.shipped import config_path
 

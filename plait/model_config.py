@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
-from plait.bounds import Checked, bounded
+from plait.bounds import Checked, FilledInt, bounded
 from plait.errors import ConfigError, require, unknown
 from plait.layout import IdLayout
 
@@ -18,7 +18,7 @@ ROLES = ("understanding", "generation")
 NOISE_STATES = ("clean", "noised")
 
 
-class FixedDict(dict):
+class FixedDict(dict[Any, Any]):
     """A mapping that cannot be changed. Copies of it by `|` and `dict` can."""
 
     def _refuse(self, *_: Any, **__: Any) -> Any:
@@ -26,7 +26,7 @@ class FixedDict(dict):
 
     __setitem__ = __delitem__ = __ior__ = pop = popitem = clear = update = setdefault = _refuse
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return FixedDict, (dict(self),)
 
 
@@ -106,9 +106,9 @@ class TowerConfig(Fixed):
 
     SECTION: ClassVar[str] = "model.towers"
 
-    width: int | None = bounded(None, at_least=1)
+    width: FilledInt = bounded(None, at_least=1)
     """Size of the hidden state in this tower."""
-    ffn_width: int | None = bounded(None, at_least=1)
+    ffn_width: FilledInt = bounded(None, at_least=1)
     """Hidden size of the feed-forward network; of one expert when ffn is moe."""
     ffn: Literal["swiglu", "moe"] = "swiglu"
     """Kind of feed-forward network."""
@@ -136,9 +136,9 @@ class ModelConfig(Fixed):
     """Transformer blocks."""
     num_heads: int = bounded(8, at_least=1)
     """Attention heads (global: every tower's queries meet in one attention)."""
-    num_kv_heads: int | None = bounded(None, at_least=1)
+    num_kv_heads: FilledInt = bounded(None, at_least=1)
     """Key and value heads; fewer than num_heads is grouped-query attention. Unset: num_heads."""
-    head_dim: int | None = bounded(None, at_least=1)
+    head_dim: FilledInt = bounded(None, at_least=1)
     """Size of one head. Unset: width / num_heads."""
     ffn_width: int | None = bounded(None, at_least=1)
     """Hidden size of the feed-forward network. Unset: 8/3 of the width, rounded up to 256 (64 below width 256)."""
@@ -211,7 +211,7 @@ class ModelConfig(Fixed):
                     f"between 1 and num_experts ({tower.num_experts})")  # fmt: skip
         return replace(tower, width=width, ffn_width=ffn_width)
 
-    def _check_modalities(self):
+    def _check_modalities(self) -> None:
         for i, (name, m) in enumerate(self.modalities.items()):
             where = f"model.modalities.{name}"
             require(name.isidentifier(), "model.modalities", name, "a name of letters, digits and underscores")
@@ -243,7 +243,7 @@ class ModelConfig(Fixed):
                 require(m.latent_channels % m.patch_size**2 == 0, f"{where}.latent_channels", m.latent_channels,
                         f"a multiple of {m.patch_size**2} (patch_size squared) with a U-Net")  # fmt: skip
 
-    def _check_random(self, where: str, m: ModalityConfig):
+    def _check_random(self, where: str, m: ModalityConfig) -> None:
         dealt = list(m.tower_at_random)
         if dealt:
             require(m.objective == "next_token", f"{where}.tower_at_random", dealt,
@@ -252,13 +252,13 @@ class ModelConfig(Fixed):
             require(m.tower in dealt, f"{where}.tower", m.tower, "left out beside tower_at_random")
             require(not m.tower_by_role, f"{where}.tower_by_role", m.tower_by_role, "left out beside tower_at_random")
 
-    def _check_untied(self):
+    def _check_untied(self) -> None:
         for layer in range(self.num_layers):
             for component in COMPONENTS:
                 if component not in self.untied_at(layer):
                     self._check_shared(layer, component)
 
-    def _check_shared(self, layer: int, component: str):
+    def _check_shared(self, layer: int, component: str) -> None:
         widths = {t.width for t in self.towers.values()}
         where = f"model.untied (layer {layer})"
         require(len(widths) == 1, where, sorted(self.untied_at(layer)),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from plait.bounds import Bounds, as_number
-from plait.errors import ConfigError, require, unknown
+from plait.errors import ConfigError, DataError, require, unknown
 from plait.model_config import ROLES, ModelConfig
 
 
@@ -29,7 +29,10 @@ class Part:
     """Weight of these tokens as targets; 0 where they are no targets."""
 
     def __len__(self) -> int:
-        return len(self.ids) if self.ids is not None else len(self.latents)
+        data = self.latents if self.ids is None else self.ids
+        if data is None:
+            raise DataError(f"a part of {self.modality!r} has no ids and no latents, it must have one of them")
+        return len(data)
 
 
 def role_of(*, given: bool, loss: float = 1.0) -> str:

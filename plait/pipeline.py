@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from plait.codecs import Codec, load_codec
+from plait.codecs import Codec, Encoded, load_codec
 from plait.config import RunConfig
 from plait.config_file import load_kept
 from plait.data.shards import read_index
@@ -14,6 +14,7 @@ from plait.errors import CheckpointError
 from plait.generate.pipeline import Pipeline, Sample, save_media
 from plait.generate.prompts import MediaPart
 from plait.model.pretrained import load_pretrained
+from plait.parts import Document, Part
 from plait.train import checkpoint
 from plait.train.acceptance import check_fits, newest_state
 from plait.train.engine import pick_device
@@ -54,7 +55,7 @@ def load_run(config: RunConfig, *, device: str = "auto") -> Pipeline:
 
 def load_codecs(config: RunConfig, names: Sequence[str] | None = None) -> dict[str, Codec]:
     """Load the codecs of a run's prepared data, by modality."""
-    codecs = {}
+    codecs: dict[str, Codec] = {}
     for folder in folders(config):
         for name in read_index(folder)["modalities"]:
             if names is None or name in names:
@@ -66,6 +67,11 @@ def load_codecs(config: RunConfig, names: Sequence[str] | None = None) -> dict[s
 
 
 @torch.no_grad()
-def documents_as_media(documents, codecs: dict[str, Codec]) -> list[list[MediaPart]]:
+def documents_as_media(documents: Sequence[Document], codecs: dict[str, Codec]) -> list[list[MediaPart]]:
     """Decode encoded documents: what their codecs make of them."""
-    return [[(p.modality, codecs[p.modality].decode([p])[0]) for p in d.parts] for d in documents]
+
+    def decoded(part: Part) -> MediaPart:
+        encoded = Encoded(part.ids, part.latents, part.grid)
+        return part.modality, codecs[part.modality].decode([encoded])[0]
+
+    return [[decoded(part) for part in document.parts] for document in documents]

@@ -18,8 +18,8 @@ if not torch.cuda.is_available():  # Triton's kernels run interpreted then; it r
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from plait.batch import Document, Part
 from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
+from plait.parts import Document, Part
 
 torch.set_num_threads(1)
 

@@ -13,9 +13,10 @@ from ports import free_port
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from plait.batch import Document, pack
+from plait.batch import pack
 from plait.config import RunConfig
 from plait.generate import Request, generate
+from plait.parts import Document
 from plait.progress import QuietProgress
 from plait.train.ema import AveragedWeights
 from plait.train.engine import Trainer

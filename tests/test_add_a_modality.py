@@ -12,7 +12,7 @@ import torch
 from conftest import model_config
 
 import plait.codecs
-from plait.batch import Document, Part, pack
+from plait.batch import pack
 from plait.cli import main
 from plait.data.manifest import registered_keys
 from plait.model.mot import MixtureOfTransformers
@@ -20,6 +20,7 @@ from plait.model.pretrained import load_pretrained
 from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
+from plait.parts import Document, Part
 from plait.train import checkpoint
 from plait.train.metrics import read_metrics
 

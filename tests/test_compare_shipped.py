@@ -8,10 +8,10 @@ import pytest
 import torch
 from fake_data import write_folder
 
-from plait.batch import Document, Part
 from plait.compare import plan
 from plait.compare.study import Study, load_study
 from plait.data.sources import resolve_vocabulary
+from plait.parts import Document, Part
 from plait.shipped import STUDIES, study_path
 from plait.train.engine import Trainer
 

@@ -8,7 +8,7 @@ import torch
 from conftest import Forbidden, model_config, random_part, with_modality
 from test_generate import GRIDS, build, parts_of, requests
 
-from plait.batch import Part, Run
+from plait.batch import Run
 from plait.config import DiffusionConfig, GenerateConfig, SamplingConfig
 from plait.errors import ConfigError, ResourceError
 from plait.generate import Generator, Request, generate, prefixes
@@ -18,6 +18,7 @@ from plait.generate.room import most_tokens
 from plait.generate.sampling import Limits, sample
 from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModelConfig, TowerConfig
+from plait.parts import Part
 from plait.pipeline import Pipeline
 
 MIXED = {"image": SamplingConfig(guidance=2.5, top_p=0.9), "text": SamplingConfig(temperature=0.7, top_k=5),

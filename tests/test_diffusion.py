@@ -10,12 +10,13 @@ import torch
 from conftest import model_config, random_documents
 from torch import Tensor
 
-from plait.batch import Document, Part, pack, pack_checked
+from plait.batch import pack, pack_checked
 from plait.config import DiffusionConfig
 from plait.errors import ConfigError, DataError, ResourceError
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives.diffusion import corrupt, loss_sum, signal_and_noise, target
 from plait.objectives.samplers import RANDOM_SAMPLERS, SAMPLERS, Denoiser, check_sampler
+from plait.parts import Document, Part
 
 MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 ROOT = torch.tensor([[0.8, 0.0, 0.0], [0.5, 0.6, 0.0], [-0.3, 0.2, 0.4]], dtype=torch.float64)

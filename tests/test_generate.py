@@ -5,12 +5,13 @@ import pytest
 import torch
 from conftest import model_config, random_part
 
-from plait.batch import Document, Part, assemble, pack, spell
+from plait.batch import assemble, pack, spell
 from plait.config import SamplingConfig
 from plait.errors import ConfigError
 from plait.generate import Generator, Request, generate
 from plait.generate.sampling import sample
 from plait.model.mot import MixtureOfTransformers
+from plait.parts import Document, Part
 
 GRIDS = {"image": (2, 3)}
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import modalities
 
-from plait.batch import Document, Part, pack
+from plait.batch import pack
 from plait.config import DiffusionConfig
 from plait.errors import ConfigError
 from plait.model.heads import LatentIn, LatentOut, from_images, place_embedding, to_images
@@ -15,6 +15,7 @@ from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModelConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
+from plait.parts import Document, Part
 
 GRIDS = [(2, 3), (1, 1), (3, 2), (2, 3)]
 SIZES = [h * w for h, w in GRIDS]

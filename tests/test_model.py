@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from plait.batch import Document, assemble, pack, spell
+from plait.batch import assemble, pack, spell
 from plait.config import DiffusionConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained, save_pretrained
@@ -21,6 +21,7 @@ from plait.model.rope import rotation
 from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
+from plait.parts import Document
 
 ONE_TOWER = {"text": "all", "image": "all", "speech": "all", "mel": "all"}
 

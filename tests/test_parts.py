@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch.distributed.tensor import Replicate, Shard
 
-from plait.batch import Document, Part, pack
+from plait.batch import pack
 from plait.config import TrainConfig
-from plait.errors import ConfigError
+from plait.errors import ConfigError, DataError
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained, save_pretrained
 from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
+from plait.parts import Document, Part
 from plait.plan.layouts import sizes
 from plait.run_records import TowerSettings
 from plait.train.optim import make_optimizer
@@ -174,3 +175,8 @@ def test_norms_biases_and_embeddings_do_not_decay():
     for part, p in model.weights():
         is_matrix = p.dim() > 1 and part.place.component != "embed"
         assert part.trait.is_matrix == is_matrix, part.name
+
+
+def test_a_part_of_nothing_is_refused():
+    with pytest.raises(DataError, match="a part of 'text' has no ids and no latents"):
+        len(Part("text"))

@@ -9,7 +9,7 @@ import yaml
 from conftest import TowerConfig, model_config, random_documents
 from rich.console import Console
 
-from plait.batch import Document, Part, pack
+from plait.batch import pack
 from plait.cli import main
 from plait.config import DataConfig, RunConfig, TrainConfig
 from plait.errors import ConfigError
@@ -17,6 +17,7 @@ from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Layout
 from plait.model_config import ModalityConfig, ModelConfig
 from plait.objectives.diffusion import corrupt
+from plait.parts import Document, Part
 from plait.plan.estimate import GB, Machines, choose, make_plan, step_seconds
 from plait.plan.flops import operations, pairs_by_tower, total_operations, visible_pairs
 from plait.plan.layouts import Traffic, possible_layouts, sizes, traffic

@@ -10,7 +10,7 @@ import torch
 import yaml
 from fake_data import write_folder
 
-from plait.batch import Batch, Document, Part, pack
+from plait.batch import Batch, pack
 from plait.config import RunConfig, SamplingConfig
 from plait.config_file import from_dict, load
 from plait.data.loader import Loader
@@ -19,6 +19,7 @@ from plait.model.mask import segments, varlen_calls
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
+from plait.parts import Document, Part
 from plait.shipped import config_path
 from plait.spans import Span, tower_of
 from plait.train.engine import Trainer

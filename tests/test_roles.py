@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_data import write_folder
 
-from plait.batch import Document, Part, assemble, pack, spell_prompt
+from plait.batch import assemble, pack, spell_prompt
 from plait.codecs.base import Encoded
 from plait.config import RunConfig, SamplingConfig
 from plait.config_file import load
@@ -21,7 +21,7 @@ from plait.generate.pipeline import Pipeline
 from plait.model.mask import dense_mask, segments
 from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModalityConfig
-from plait.parts import as_given, role_of
+from plait.parts import Document, Part, as_given, role_of
 from plait.progress import QuietProgress
 from plait.shipped import config_path
 from plait.spans import towers_of

@@ -7,13 +7,13 @@ import pytest
 from test_decoding import parts_of, run
 from test_generate import GRIDS, build
 
-from plait.batch import Part
 from plait.config import SamplingConfig
 from plait.config_file import load
 from plait.errors import ConfigError
 from plait.generate import Generator, Request, generate
 from plait.generate.graphs import Graphs
 from plait.generate.room import Room, most_tokens
+from plait.parts import Part
 from plait.shipped import config_path
 
 

@@ -14,7 +14,7 @@ from conftest import model_config, random_part, with_modality
 from test_decoding import General, run, uneven
 from test_generate import GRIDS, build, parts_of, requests
 
-from plait.batch import Document, Part, Run, assemble, spell
+from plait.batch import Run, assemble, spell
 from plait.config import DiffusionConfig, GenerateConfig, SamplingConfig
 from plait.errors import ConfigError
 from plait.generate import Generator, Request, generate
@@ -23,6 +23,7 @@ from plait.generate.rows import Row, keys_of
 from plait.generate.sampling import Limits, weights_of
 from plait.generate.speculation import exponentials, num_right, race
 from plait.model.mot import MixtureOfTransformers
+from plait.parts import Document, Part
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 decoding = importlib.import_module("decoding")

@@ -3,9 +3,13 @@
 import ast
 import subprocess
 import sys
+import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
+
+import plait
 
 ROOT = Path(__file__).parent.parent / "plait"
 ORDER = ["errors", "allocation", "layout", "bounds", "model_config", "run_records", "config", "config_file",
@@ -155,3 +159,15 @@ def test_a_guess_is_found(guess, tmp_path):
     path = tmp_path / "guess.py"
     path.write_text(f"def f(model, tower):\n    return [{guess} for name, p in model.named_parameters()]\n")
     assert takes_names_apart(path) == {"f"}
+
+
+def test_mypy_is_strict_on_all_that_plait_exports():
+    """The types of what `plait` exports can be trusted: no module that defines or exports it is checked less."""
+    mypy = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["mypy"]
+    relaxed, strict, unchecked = mypy["overrides"]
+    assert mypy["strict"] and relaxed["module"] == "plait.*"
+    assert all(strict[flag] for flag in relaxed if flag != "module")
+    exported = {"plait", *plait._PUBLIC.values(), *(getattr(plait, name).__module__ for name in plait._PUBLIC)}
+    for module in exported:
+        assert any(fnmatch(module, name.replace(".*", "*")) for name in strict["module"]), f"{module} is not strict"
+        assert module not in unchecked["module"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from fake_data import FakeImage, FakeOptions, FakeSpeech, FakeText, run_config, write_folder
 
-from plait.batch import Document, Part, spell, spell_prompt
+from plait.batch import spell, spell_prompt
 from plait.codecs.base import Encoded
 from plait.config import EvaluateConfig, GenerateConfig, SamplingConfig
 from plait.data.raw import RawDocument
@@ -18,6 +18,7 @@ from plait.generate import Generator
 from plait.generate.pipeline import Pipeline
 from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModelConfig
+from plait.parts import Document, Part
 from plait.progress import QuietProgress
 
 THINGS = ["fox", "owl", "key", "apple", "sun", "boat", "tree"]

@@ -7,7 +7,6 @@ import pytest
 from fake_data import run_config, write_folder
 from test_prepare import config_for, fake_codecs  # noqa: F401  (a fixture)
 
-from plait.batch import Document, Part
 from plait.config import TrainConfig
 from plait.data.loader import Loader, open_task_sources
 from plait.data.loader import _Packer as Packer
@@ -17,6 +16,7 @@ from plait.data.shards import ShardSource
 from plait.data.sources import resolve_vocabulary
 from plait.data.targets import check_targets, too_long_item
 from plait.errors import DataError
+from plait.parts import Document, Part
 from plait.progress import QuietProgress
 from plait.train.engine import Trainer
 from plait.train.metrics import read_metrics

@@ -14,7 +14,7 @@ import yaml
 from conftest import model_config, random_documents, random_part, with_modality
 from fake_data import run_config, scene_like, write_folder
 
-from plait.batch import Document, Part, pack
+from plait.batch import pack
 from plait.cli import main
 from plait.config import TrainConfig
 from plait.config_file import to_dict
@@ -24,6 +24,7 @@ from plait.model.pretrained import load_pretrained, save_pretrained
 from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
+from plait.parts import Document, Part
 from plait.progress import Progress
 from plait.run_records import TowerSettings
 from plait.train import checkpoint, engine

@@ -18,7 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from plait.batch import Document, Part
 from plait.codecs import CODECS, Codec, Encoded, codec_class, load_codec
 from plait.data.account import ShardAccount
 from plait.data.formats import open_rows
@@ -31,6 +30,7 @@ from plait.data.shards import shard_name, write_shard
 from plait.data.tables import MAX_GRID_AXES, save_table
 from plait.errors import ConfigError, DataError, ResourceError
 from plait.files import atomic_folder, clear_disk_errors, write_json
+from plait.parts import Document, Part
 from plait.progress import Bar
 
 _GRACE_SECONDS = 2.0  # for what is under way when everything is stopped

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from plait.batch import Batch, Document, pack_checked
+from plait.batch import Batch, pack_checked
 from plait.config import RunConfig
 from plait.data.mixing import MixedOrder
 from plait.data.packing import EDGES, PartSize, cut_document, plan_bins
 from plait.data.recent import RecentDocuments
 from plait.data.sources import TaskSource, documents_digest, folders, open_sources, resolve_vocabulary
 from plait.errors import ConfigError, DataError, require, unknown
+from plait.parts import Document
 from plait.settings import STREAM, check_same, identity
 
 WINDOW_BINS = 256

@@ -24,13 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from plait.batch import Document, Part
 from plait.data.arrays import ArrayFile, write_arrays
 from plait.data.tables import MAX_GRID_AXES, PartTable, SplitTable, Table, make_table, write_table
 from plait.errors import DataError, unknown
 from plait.files import write_json, write_text
 from plait.locks import writer_of
-from plait.parts import role_of
+from plait.parts import Document, Part, role_of
 
 SHARD_SCHEMA_VERSION = 3
 INDEX_NAME = "index.json"

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 
-from plait.batch import Document, Part
 from plait.config import AS_WRITTEN_TASK, RunConfig, SourceConfig
 from plait.data.origins import SETTINGS_NAME
 from plait.data.packing import EDGES, PartSize
@@ -17,7 +16,7 @@ from plait.data.tables import PartTable
 from plait.errors import ConfigError, DataError, unknown
 from plait.files import read_json
 from plait.model_config import ModalityConfig, ModelConfig
-from plait.parts import role_of
+from plait.parts import Document, Part, role_of
 from plait.randomness import uniforms
 
 AS_WRITTEN = -1

@@ -7,7 +7,6 @@ from itertools import islice
 
 import numpy as np
 
-from plait.batch import Document, Part
 from plait.codecs import Media
 from plait.config import RunConfig, SamplingConfig
 from plait.data.origins import remade
@@ -19,6 +18,7 @@ from plait.evaluate.judges import available, media_judge, picture_figures
 from plait.evaluate.losses import perplexity, split_losses
 from plait.evaluate.text import continuation_scores, forced_choice, interval
 from plait.generate.pipeline import Pipeline
+from plait.parts import Document, Part
 from plait.progress import Progress
 
 FILE = "evaluation.json"

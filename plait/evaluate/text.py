@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from plait.batch import Part, Run, assemble, spell_prompt
+from plait.batch import Run, assemble, spell_prompt
 from plait.model.mot import MixtureOfTransformers
-from plait.parts import role_of
+from plait.parts import Part, role_of
 from plait.randomness import generator
 
 

@@ -102,7 +102,7 @@ class Decoder:
         slots = (ends[:, None] + np.arange(-num_new, 0)).ravel()
         tower = np.repeat([self._tower(run) for run in fed], [len(run) for run in fed])
         sizes = np.bincount(tower, minlength=len(self.model.config.towers))
-        longest, apart = together(ends) if num_new == 1 else (int(ends.max()), [])
+        longest, apart = together(ends.tolist()) if num_new == 1 else (int(ends.max()), [])
         padded, num_streams, tokens = sizes, count, count * num_new
         if self.pad:
             longest, apart = min(-(-int(ends.max()) // LONGEST_STEP) * LONGEST_STEP, cache.max_length), []
@@ -121,9 +121,10 @@ class Decoder:
         last = np.zeros(size, np.int64)
         last[:tokens] = slots
         table = cache.tables(num_streams, longest)
-        picks, draws, numbers, shape = self._drawing(streams, np.arange(1, count + 1) * num_new - 1, rows)
+        picks, draws, numbers, draw_shape = self._drawing(streams, np.arange(1, count + 1) * num_new - 1, rows)
         table = np.empty((0, 0), np.int64) if table is None else table
-        shape = Shape(num_streams, num_new, tuple(padded.tolist()), longest, table.shape[1], tuple(apart), shape)
+        widths, num_pages = tuple(padded.tolist()), table.shape[1]
+        shape = Shape(num_streams, num_new, widths, longest, num_pages, tuple(apart), draw_shape)
         ints = [ids, to_sequence, places, last, to_towers, table.ravel(), to_sequence[picks], *draws]
         positions, after = self._positions(streams, num_new)
         positions = _padded(positions.T, size).T.ravel()
@@ -134,7 +135,7 @@ class Decoder:
             stream.pending = []
         return out[: _num_draws(rows)]
 
-    def _positions(self, streams: Sequence[Stream], num_new: int) -> tuple[np.ndarray, Sequence[float]]:
+    def _positions(self, streams: Sequence[Stream], num_new: int) -> tuple[np.ndarray, Sequence[float] | np.ndarray]:
         """Return the positions [T, A] of what streams are fed, and where each goes on."""
         starts = np.array([s.position for s in streams])
         if len(self.model.config.position_axes) == 1:
@@ -163,7 +164,7 @@ class Decoder:
         return self._draw(hidden, ints.split(shape.sizes), floats, shape)[: _num_draws(rows)]
 
     def _drawing(self, streams: Sequence[Stream], last: np.ndarray,
-                 rows: Sequence[Row]) -> tuple[np.ndarray, list, np.ndarray, DrawShape]:  # fmt: skip
+                 rows: Sequence[Row]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, DrawShape]:  # fmt: skip
         """Return the tokens [S] whose logits are needed, branches, states and keys, settings [6 B], and the shape.
 
         ``last`` is the last token of each stream.
@@ -223,13 +224,15 @@ class Decoder:
         uniform, scale, top_k, top_p, text, media = numbers.view(6, -1)
         logits = self._logits(hidden, picks, shape).to(self.dtype)
         if shape.is_guided:
-            logits = guided(*(logits.index_select(0, i) for i in branches.view(3, -1)), text[:, None], media[:, None])
+            full, no_text, free = (logits.index_select(0, i) for i in branches.view(3, -1))
+            logits = guided(full, no_text, free, text[:, None], media[:, None])
         blocked = self.allowed.table[:, shape.low : shape.high].index_select(0, states)
         weights = weights_of(logits, blocked, scale, top_k, top_p, keep=shape.keep)
-        drawn = race(weights, keys, shape.low) if shape.races else None
+        if not shape.races:
+            return shape.low + invert(weights, uniform)
+        drawn = race(weights, keys, shape.low)
         if shape.inverts:
-            inverted = invert(weights, uniform)
-            drawn = inverted if drawn is None else torch.where(keys == 0, inverted, drawn)
+            drawn = torch.where(keys == 0, invert(weights, uniform), drawn)
         return shape.low + drawn
 
     def _logits(self, hidden: list[Tensor], picks: Tensor, shape: DrawShape) -> Tensor:

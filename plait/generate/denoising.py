@@ -18,26 +18,28 @@ from plait.objectives.samplers import Denoiser
 def start(rows: Sequence[Row], config: DiffusionConfig) -> None:
     """Give the canvases that were opened since the last step their schedulers."""
     rows = [r for r in rows if r.canvas and not r.canvas.wave]
-    settings = [r.request.sampling_of(r.span) for r in rows]
+    settings = [r.request.sampling_of(r.open_span) for r in rows]
     keys = [(r.span, s.sampler, s.steps, s.shift) for r, s in zip(rows, settings, strict=True)]
     seeds = [int(r.draw("denoise").integers(2**62)) for r in rows]
-    start_waves([r.canvas for r in rows], keys, seeds,
+    start_waves([r.open_canvas for r in rows], keys, seeds,
                 lambda key, seeds: Denoiser(config, key[1], key[2], seeds=seeds, shift=key[3]))  # fmt: skip
 
 
 def fill(group: Latents, streams: Sequence[Stream], dtype: torch.dtype) -> None:
     """Put the latents under denoising, and their noise levels, into a batch's blank places."""
-    levels, tokens, values, at = [], [], [], 0
+    levels: list[float] = []
+    tokens, values, at = [], [], 0
     for document, length, noised in zip(group.documents, group.lengths, group.noised, strict=True):
-        canvas = streams[document].row.canvas
-        levels.append(canvas.level if noised else 0.0)
+        levels.append(0.0)
         if noised:
+            canvas = streams[document].row.open_canvas
+            levels[-1] = canvas.level
             tokens.append(np.arange(at, at + length))
             values.append(canvas.latents)
         at += length
     device = group.values.device
-    levels = torch.tensor(levels, dtype=torch.promote_types(dtype, torch.float32))
-    group.timesteps = levels.repeat_interleave(torch.tensor(group.lengths)).to(device)
+    by_span = torch.tensor(levels, dtype=torch.promote_types(dtype, torch.float32))
+    group.timesteps = by_span.repeat_interleave(torch.tensor(group.lengths)).to(device)
     if tokens:
         places = torch.from_numpy(np.concatenate(tokens)).to(device)
         group.values = group.values.to(dtype).index_copy(0, places, torch.cat(values))
@@ -55,7 +57,7 @@ def advance(model: MixtureOfTransformers, hidden: list[Tensor], moved: Batch, st
         predicted = model.predict_latents(hidden, moved, name)
         place = {id(s): at[d] for d, s in enumerate(streams) if d in at}
         mine = {id(r.canvas): r for r in rows if r.canvas and r.span == name}
-        for wave in dict.fromkeys(r.canvas.wave for r in mine.values()):
+        for wave in dict.fromkeys(r.open_canvas.started for r in mine.values()):
             wave.step(_combined(predicted, [(c, mine.get(id(c))) for c in wave.canvases], place))
 
 
@@ -66,8 +68,9 @@ def _combined(predicted: Tensor, members: list[tuple[Canvas, Row | None]], place
         starts = [place[id(s)] for s in row.branches] if row else [0, 0, 0]
         offsets = np.arange(len(canvas)) if row else np.zeros(len(canvas), np.int64)
         index.append(np.array(starts)[:, None] + offsets)
-        s = row.request.sampling_of(row.span) if row else SamplingConfig()
+        s = row.request.sampling_of(row.open_span) if row else SamplingConfig()
         factors.append(np.repeat([[s.guidance], [s.media_guidance]], len(canvas), axis=1))
     tokens = torch.from_numpy(np.concatenate(index, axis=1)).to(predicted.device)
     text, media = torch.from_numpy(np.concatenate(factors, axis=1)).to(predicted)[..., None]
-    return guided(*(predicted.index_select(0, t) for t in tokens), text, media)
+    full, no_text, free = (predicted.index_select(0, t) for t in tokens)
+    return guided(full, no_text, free, text, media)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.batch import Batch, Part, Run, assemble, position_after, spell_prompt
+from plait.batch import Batch, Run, assemble, position_after, spell_prompt
 from plait.bounds import check_sizes
 from plait.config import DiffusionConfig
 from plait.errors import ResourceError, require
@@ -33,7 +33,7 @@ from plait.generate.waves import Canvas
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pages import PagedKVCache
 from plait.model.precision import autocast
-from plait.parts import role_of
+from plait.parts import Part, role_of
 
 __all__ = ["Generator", "generate", "guided"]
 
@@ -111,7 +111,7 @@ class Generator:
         held = sum(self.cache.num_held(i) for i in range(len(self.streams)))
         return self.cache.num_free + held - sum(self._pages(row.slots) for row in self.rows)
 
-    def _make_room(self, slots: list[int]) -> None:
+    def _make_room(self, slots: Sequence[int]) -> None:
         """Let the cache grow for one more request; where it grows by rows or pages, twofold, as others may follow."""
         cache = self.cache
         rows, pages = sum(len(row.slots) for row in self.rows) + len(slots), 0
@@ -179,7 +179,7 @@ class Generator:
         self.num_syncs += chosen is not None
         ended = [self._accept(row, self._final(row, [next(ids) for _ in range(1 + len(row.guesses))]))
                  for row in writing]  # fmt: skip
-        ended += [self._close(row) for row in drawing if row.canvas.is_done]
+        ended += [self._close(row) for row in drawing if row.open_canvas.is_done]
         return [result for result in ended if result]
 
     def _advance(self, writing: list[Row], drawing: list[Row]) -> Tensor | None:
@@ -243,7 +243,7 @@ class Generator:
         if not row.races or not all(s.decodes for s in row.streams):
             return
         if self.spare:
-            kept = kept or row.tokens[-1:] or [self.layout.offsets[row.span]]
+            kept = kept or row.tokens[-1:] or [self.layout.offsets[row.open_span]]
             row.guesses = (kept + kept[-1:] * self.spare)[: self.spare]
             run = self._run_of(row, row.guesses, len(row.tokens))
             for stream in row.streams:
@@ -254,7 +254,7 @@ class Generator:
         count = num_right(row.guesses, drawn)
         if row.guesses:  # no further than to the item's end, and to the place where the cache ends the row
             room = self.max_length - 1 - (self.cache.lengths[self.streams.index(row.main)] - len(drawn))
-            count = min(count, math.prod(self.grids[row.span]) - len(row.tokens), room)
+            count = min(count, math.prod(self.grids[row.open_span]) - len(row.tokens), room)
         failed = len(drawn) - count
         for stream in row.streams if failed else []:
             at = self.streams.index(stream)
@@ -317,14 +317,14 @@ class Generator:
             self._take(stream)
         if record.objective == "diffusion":
             grid = row.request.grid_of(modality, self.grids)
-            noise = row.draw("first noise").standard_normal((math.prod(grid), record.latent_channels))
-            noise = torch.from_numpy(noise).to(self.model.device, self.model.dtype)
+            drawn = row.draw("first noise").standard_normal((math.prod(grid), record.latent_channels))
+            noise = torch.from_numpy(drawn).to(self.model.device, self.model.dtype)
             row.canvas = Canvas(modality, grid, noise, hidden=record.later_sees != "noised",
                                 num_snapshots=row.request.num_snapshots)  # fmt: skip
 
     def _close(self, row: Row) -> Result | None:
         """End the open span; what it holds becomes a part, and stays seen by what follows."""
-        name, canvas = row.span, row.canvas
+        name, canvas = row.open_span, row.canvas
         if canvas:
             part = canvas.part(canvas.latents)
             row.snapshots += [(level, canvas.part(latents)) for level, latents in canvas.snapshots]
@@ -370,9 +370,10 @@ class Generator:
 
     def _run_of(self, row: Row, tokens: list[int], offset: int) -> Run:
         """Return the run of some ids of the open span, from a place of its item on."""
+        span = row.open_span
         if self._in_space(row):
-            return Run(row.span, np.array(tokens), grid=self.grids[row.span], role=MADE, offset=offset)
-        return one(row.span, tokens[0], MADE) if len(tokens) == 1 else Run(row.span, np.array(tokens), role=MADE)
+            return Run(span, np.array(tokens), grid=self.grids[span], role=MADE, offset=offset)
+        return one(span, tokens[0], MADE) if len(tokens) == 1 else Run(span, np.array(tokens), role=MADE)
 
     def _take(self, stream: Stream) -> None:
         self.cache.add_row()

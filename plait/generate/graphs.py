@@ -10,6 +10,8 @@ MOST_GRAPHS = 128
 """Shapes whose graphs are kept; the one that was captured first goes first."""
 
 Step = Callable[[Tensor, Tensor, Any], Tensor]
+Replay = Callable[[], None]
+Capture = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
 
 
 class Graphs:
@@ -19,9 +21,9 @@ class Graphs:
     the same memory every time.
     """
 
-    def __init__(self, function: Step, capture: Callable[[Callable[[], Tensor]], tuple[Callable, Tensor]]):
+    def __init__(self, function: Step, capture: Capture):
         self.function, self.capture = function, capture
-        self.captured: dict[Hashable, tuple[Tensor, Tensor, Callable, Tensor]] = {}
+        self.captured: dict[Hashable, tuple[Tensor, Tensor, Replay, Tensor]] = {}
 
     def __call__(self, ints: Tensor, floats: Tensor, shape: Hashable) -> Tensor:
         """Return the function's output; it holds until the next call."""
@@ -40,10 +42,10 @@ class Graphs:
 class CudaCapture:
     """Captures functions as CUDA graphs that share one pool of memory, as only one of them runs at a time."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, function: Callable[[], Tensor]) -> tuple[Callable, Tensor]:
+    def __call__(self, function: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries take their workspaces before the capture

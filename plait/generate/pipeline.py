@@ -5,8 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from plait.batch import Part
-from plait.codecs import Codec, fixed_grids
+from plait.codecs import Codec, Encoded, fixed_grids
 from plait.config import DiffusionConfig, GenerateConfig, SamplingConfig
 from plait.errors import require
 from plait.files import atomic_file
@@ -14,7 +13,7 @@ from plait.generate.engine import generate
 from plait.generate.prompts import MediaPart, Prompt, read_prompt
 from plait.generate.request import Request, Result
 from plait.model.mot import MixtureOfTransformers
-from plait.parts import as_given
+from plait.parts import Part, as_given
 
 
 @dataclass
@@ -90,7 +89,7 @@ class Pipeline:
 
     def decode(self, parts: Sequence[Part]) -> list[MediaPart]:
         """Decode parts in order."""
-        return [(p.modality, self.codecs[p.modality].decode([p])[0]) for p in parts]
+        return [(p.modality, self.codecs[p.modality].decode([Encoded(p.ids, p.latents, p.grid)])[0]) for p in parts]
 
     def read(self, prompt: Prompt, base: Path = Path()) -> list[MediaPart]:
         """Read a prompt (plait.generate.prompts says what one may be); paths in parts are relative to ``base``."""
@@ -138,10 +137,10 @@ class Pipeline:
         on_result: Callable[[Result], None] | None = None,
     ) -> list[Result]:
         """Generate what follows each encoded prompt: THE way to generate, with the run's own settings of generation."""
-        settings = {"sampling": self.config.sampling | _mapping("sampling", sampling),
-                    "max_tokens": self.config.max_tokens | _mapping("max_tokens", max_tokens),
-                    "grids": _mapping("grids", grids), "seed": seed, "num_snapshots": num_snapshots}  # fmt: skip
-        requests = [Request(list(p), o, number=i, **settings)
+        sampling = self.config.sampling | _mapping("sampling", sampling)
+        max_tokens = self.config.max_tokens | _mapping("max_tokens", max_tokens)
+        grids = _mapping("grids", grids)
+        requests = [Request(list(p), o, sampling, max_tokens, grids, seed=seed, number=i, num_snapshots=num_snapshots)
                     for i, (p, o) in enumerate(zip(prompts, outputs, strict=True))]  # fmt: skip
         return generate(self.model, requests, grids=self.grids, max_rows=self.config.batch_size,
                         max_length=self.model.config.max_positions, diffusion=self.diffusion,

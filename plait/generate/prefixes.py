@@ -87,6 +87,7 @@ def cut(runs: Sequence[Run], length: int) -> tuple[list[Run], list[Run]]:
         elif not n:
             rest.append(run)
         else:
+            assert run.ids is not None, "latents see all of themselves: they are not cut"
             first.append(replace(run, ids=run.ids[:n]))
             rest.append(replace(run, ids=run.ids[n:]))
     return first, rest
@@ -96,6 +97,8 @@ def _alike(x: Run, y: Run) -> bool:
     if len(x) != len(y) or x.modality != y.modality or x.role != y.role or tuple(x.grid) != tuple(y.grid):
         return False
     if x.ids is None or y.ids is None:
+        if x.latents is None or y.latents is None:
+            return False
         return x.ids is y.ids and np.array_equal(x.latents, y.latents)
     return x.ids[0] == y.ids[0] and np.array_equal(x.ids, y.ids)
 

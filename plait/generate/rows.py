@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from plait.batch import Part, Run
+from plait.batch import Run
 from plait.generate.request import Request
 from plait.generate.waves import Canvas
+from plait.parts import Part
 from plait.randomness import generator
 
 DRAWS_AT_ONCE = 256
@@ -24,7 +25,7 @@ class Stream:
     prompt: list[Run] = field(init=False)
     """All that it is fed at first; streams that begin alike share that."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.prompt = self.pending
 
     @property
@@ -61,6 +62,18 @@ class Row:
     @property
     def main(self) -> Stream:
         return self.streams[0]
+
+    @property
+    def open_span(self) -> str:
+        """The open modality, where it is not the host."""
+        assert self.span is not None, f"no span of request {self.id} is open"
+        return self.span
+
+    @property
+    def open_canvas(self) -> Canvas:
+        """The item of the open span, where that is denoised."""
+        assert self.canvas is not None, f"nothing of request {self.id} is denoised"
+        return self.canvas
 
     @property
     def branches(self) -> tuple[Stream, Stream, Stream]:

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.batch import Part, Run
+from plait.batch import Run
 from plait.objectives.samplers import Denoiser
-from plait.parts import role_of
+from plait.parts import Part, role_of
 
 
 class Canvas:
@@ -28,20 +28,26 @@ class Canvas:
         return len(self.noise)
 
     @property
+    def started(self) -> "Wave":
+        """The wave that denoises it; it has one from its first step on."""
+        assert self.wave is not None, f"the denoising of {self.modality} has not started"
+        return self.wave
+
+    @property
     def latents(self) -> Tensor:
         """The item's latents as they are now, [n, C]."""
-        start = self.wave.starts[self.slot]
-        return self.wave.latents[start : start + len(self)]
+        start = self.started.starts[self.slot]
+        return self.started.latents[start : start + len(self)]
 
     @property
     def level(self) -> float:
         """The noise level of the next forward pass."""
-        return self.wave.denoiser.levels[self.wave.passes]
+        return self.started.denoiser.levels[self.started.passes]
 
     @property
     def is_done(self) -> bool:
         """Whether its latents are clean."""
-        return self.wave.passes == len(self.wave.denoiser.levels)
+        return self.started.passes == len(self.started.denoiser.levels)
 
     def part(self, latents: Tensor) -> Part:
         """Return latents of this item as a part, on the host."""

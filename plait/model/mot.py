@@ -22,9 +22,9 @@ from plait.model.moe import MixtureOfExperts
 from plait.model.ranks import Ranks
 from plait.model.recompute import Recompute
 from plait.model.rope import rotation
-from plait.model.routing import ByName, PerTower, merged
+from plait.model.routing import ByName, PerTower, Stack, merged
 from plait.model.traits import WeightRecord
-from plait.model_config import ModelConfig
+from plait.model_config import ModalityConfig, ModelConfig
 from plait.spans import refuse_generation
 
 
@@ -41,25 +41,18 @@ class MixtureOfTransformers(nn.Module):
         self.config = config
         towers, size, untied = config.towers, config.layout.size, not config.same_width
         self.embed = PerTower(lambda t: Embedding(size, towers[t].width), towers, untied=untied)
-        self.blocks = nn.ModuleList(Block(config, i) for i in range(config.num_layers))
+        self.blocks: Stack[Block] = Stack(Block(config, i) for i in range(config.num_layers))
         norm_untied = untied or "norm" in config.untied_at(config.num_layers - 1)
         self.final_norm = PerTower(lambda t: RMSNorm(towers[t].width, config.norm_eps), towers, untied=norm_untied)
         if not config.tie_embeddings:
             self.head = PerTower(
                 lambda t: Linear(towers[t].width, size, bias=False, std=SMALL, cut="outputs"), towers, untied=untied
             )
-        self.latent_in, self.latent_out = ByName(), ByName()
+        self.latent_in: ByName[PerTower[LatentIn]] = ByName()
+        self.latent_out: ByName[PerTower[LatentOut]] = ByName()
         for name, modality in config.modalities.items():
             if modality.objective == "diffusion":
-                used, shape = modality.towers, {"patch_size": modality.patch_size or 1}
-                shape |= {"channels": modality.latent_channels, "network": modality.patch_network}
-                places = modality.place_embedding
-                self.latent_in[name] = PerTower(
-                    lambda t, s=shape, p=places: LatentIn(width=towers[t].width, places=p, **s), used, untied=True
-                )
-                self.latent_out[name] = PerTower(
-                    lambda t, s=shape: LatentOut(width=towers[t].width, **s), modality.noised_towers, untied=True
-                )
+                self.latent_in[name], self.latent_out[name] = self._latent_modules(modality)
         self.is_compiled = False
         self.recompute_blocks: Recompute = "none"
         self.ranks = Ranks()
@@ -70,11 +63,28 @@ class MixtureOfTransformers(nn.Module):
         """What each parameter and saved buffer is, by its name."""
         self.init_weights(as_number(seed, int, "seed"))
 
+    def _latent_modules(self, modality: ModalityConfig) -> tuple[PerTower[LatentIn], PerTower[LatentOut]]:
+        """Return what leads a modality's latents into its towers, and out of those that carry noised ones."""
+        towers, places = self.config.towers, modality.place_embedding
+        channels, network, patch = modality.latent_channels, modality.patch_network, modality.patch_size or 1
+
+        def latent_in(tower: str) -> LatentIn:
+            return LatentIn(channels, towers[tower].width, patch_size=patch, network=network, places=places)
+
+        def latent_out(tower: str) -> LatentOut:
+            return LatentOut(channels, towers[tower].width, patch_size=patch, network=network)
+
+        return (
+            PerTower(latent_in, modality.towers, untied=True),
+            PerTower(latent_out, modality.noised_towers, untied=True),
+        )
+
     def _parts(self) -> Iterator[WeightRecord]:
         for component in ("embed", "final_norm", *(() if self.config.tie_embeddings else ("head",))):
             yield from getattr(self, component).parts(component, component)
         for i, block in enumerate(self.blocks):
             for component, modules in block.named_children():
+                assert isinstance(modules, PerTower)
                 yield from modules.parts(f"blocks.{i}.{component}", component, layer=i)
         for component in ("latent_in", "latent_out"):
             for name, modules in getattr(self, component).items():
@@ -116,7 +126,8 @@ class MixtureOfTransformers(nn.Module):
                 streams = block(streams, step)
         if cache is not None:
             cache.commit()
-        return self.final_norm(streams)
+        out: list[Tensor] = self.final_norm(streams)
+        return out
 
     def compile_blocks(self, **options: Any) -> None:
         """Compile each block; ``options`` are torch.compile's. Only numbers of tokens and segments are dynamic."""
@@ -133,7 +144,8 @@ class MixtureOfTransformers(nn.Module):
         else:
             streams = self.embed([ids] if self.embed.is_shared else list(ids.split(sizes)))
         if len(streams) < len(sizes):  # copies: a compiler takes views for something else than the streams to come
-            streams = list(torch.split_with_sizes_copy(streams[0], sizes))
+            whole = streams[0]
+            streams = list(torch.split_with_sizes_copy(whole, sizes))  # type: ignore  # its stub returns nothing
         towers = list(self.config.towers)
         for name, latent_in in self.latent_in.items():
             group = batch.latents.get(name)
@@ -152,7 +164,7 @@ class MixtureOfTransformers(nn.Module):
                     streams[k] = streams[k] + module(empty, None, []).sum()
         return streams
 
-    def head_weights(self) -> PerTower:
+    def head_weights(self) -> PerTower[Embedding] | PerTower[Linear]:
         """Return the modules whose ``weight`` [V, D_k] scores the ids: the head, or the embedding where tied."""
         return self.embed if self.config.tie_embeddings else self.head
 
@@ -161,8 +173,8 @@ class MixtureOfTransformers(nn.Module):
         heads = self.head_weights()
         chosen = [h.index_select(0, r) for h, r in zip(hidden, rows, strict=True)]
         chosen = merged(chosen) if heads.is_shared else chosen
-        modules = [next(iter(heads.values()))] if heads.is_shared else list(heads.values())
-        return torch.cat([nn.functional.linear(x, m.weight) for x, m in zip(chosen, modules, strict=True)])
+        weights = [module.weight for module in heads.values()]
+        return torch.cat([nn.functional.linear(x, w) for x, w in zip(chosen, weights, strict=True)])
 
     def predict_latents(self, hidden: list[Tensor], batch: Batch, modality: str) -> Tensor:
         """Return what the latent head says for each token [n, C] of a continuous modality, in sequence order.

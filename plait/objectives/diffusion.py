@@ -13,11 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.batch import Batch, Document, Latents
+from plait.batch import Batch, Latents
 from plait.config import DiffusionConfig
 from plait.errors import DataError
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import local
+from plait.parts import Document
 from plait.randomness import generator
 
 
@@ -49,7 +50,8 @@ def corrupt(batch: Batch, config: DiffusionConfig, seed: int) -> Batch:
     host = batch.spans[0].modality  # every document opens with the host's <bos>
     for name, group in batch.latents.items():
         spans = [s for s in batch.spans if s.modality == name]
-        levels, noise, seen = [], [], {}
+        levels, noise = [], []
+        seen: dict[int, int] = {}  # noised spans so far, by document
         for span, is_noised in zip(spans, group.noised, strict=True):
             shape = (span.length, group.values.shape[1])
             if not is_noised:
@@ -85,6 +87,7 @@ def _noise(group: Latents, levels: Tensor, noise: Tensor, process: str) -> None:
 
 def is_noised(group: Latents) -> Tensor:
     """Return which tokens [n] the objective noised: those with a level above 0."""
+    assert group.timesteps is not None, "corrupt() sets the noise levels"
     return group.timesteps > 0
 
 
@@ -114,7 +117,8 @@ def loss_sum(model: MixtureOfTransformers, hidden: list[Tensor], batch: Batch, n
     group = batch.latents.get(name)
     # heads of towers without such tokens still take part, with zero gradients
     idle = [head for tower, head in model.latent_out[name].items() if group is None or tower not in group.places]
-    total = 0.0 * sum(local(p).sum() for head in idle for p in head.parameters())
+    unused = [local(p).sum() for head in idle for p in head.parameters()]
+    total = 0.0 * sum(unused, hidden[0].new_zeros(()))
     if group is None:
         return total
     assert group.targets is not None, f"corrupt() must run before the loss of {name}"

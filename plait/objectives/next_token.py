@@ -3,10 +3,12 @@
 Shapes: n targets of a batch, V ids, M modalities.
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from plait.batch import Batch
 from plait.model.mot import MixtureOfTransformers
@@ -62,7 +64,10 @@ def linear_cross_entropy(
     cut = ranks if ranks is not None and ranks.tensor > 1 else None
     target = target - cut.first_id(len(weight)) if cut else target
     part = local(weight)
-    return _LinearCrossEntropy.apply(x, part, target, dtype, max(1, max_logits // len(part)), cut)
+    rows = max(1, max_logits // len(part))
+    score = _LinearCrossEntropy.apply
+    losses: tuple[Tensor, Tensor] = score(x, part, target, dtype, rows, cut)  # type: ignore[no-untyped-call]  # torch's
+    return losses
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -74,7 +79,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, x: Tensor, weight: Tensor, target: Tensor, dtype: torch.dtype, rows: int, cut: Ranks | None
+        ctx: Any, x: Tensor, weight: Tensor, target: Tensor, dtype: torch.dtype, rows: int, cut: Ranks | None
     ) -> tuple[Tensor, Tensor]:
         head, picked, log_zs = weight.to(dtype), [], []
         if cut is not None:  # targets of other ranks are outside
@@ -94,7 +99,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, for_loss: Tensor, for_log_z: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, for_loss: Tensor, for_log_z: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of a row of logits is (for_loss + for_log_z) softmax - for_loss onehot(target)."""
         x, weight, target, log_z, kept = ctx.saved_tensors
         for_score = -for_loss

@@ -73,7 +73,7 @@ class Denoiser:
         if self.is_random:  # item by item, as diffusers takes a generator for each
             by_item = (len(self._draws), -1, shape[-1])
             prediction, latents, noise = prediction.view(by_item), latents.view(by_item), {"generator": self._draws}
-        out = self._scheduler.step(prediction, timestep, latents, return_dict=False, **noise)[0]
+        out: Tensor = self._scheduler.step(prediction, timestep, latents, return_dict=False, **noise)[0]
         return out.view(shape).to(latents.dtype)
 
 

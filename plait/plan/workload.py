@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from plait.batch import Document, Part, spell
+from plait.batch import spell
 from plait.bounds import Bounds, as_number
 from plait.codecs import codec_class
 from plait.config import RunConfig
 from plait.data.loader import Loader
 from plait.data.sources import folders, resolve_vocabulary
 from plait.errors import ConfigError, require, unknown
-from plait.parts import role_of
+from plait.parts import Document, Part, role_of
 
 ITEM_TOKENS = 1024
 """Longest made-up item of a continuous modality whose codec has no extent of its own."""
