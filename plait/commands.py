@@ -1,6 +1,7 @@
 """What each command of `plait.cli` does with its parsed arguments. Heavy imports stand inside: --help needs none."""
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from plait.errors import ConfigError
@@ -103,6 +104,7 @@ def _check_options(chosen) -> None:
              "--analyse": chosen.analyse, "--evaluate": chosen.evaluate, "--arms": chosen.arms,
              "--seeds": chosen.seeds, "--out": chosen.out, "--warmup": chosen.warmup,
              "settings": chosen.overrides}  # fmt: skip
+    taken: Sequence[str]
     if chosen.from_logs:
         what, taken = "--from-logs stands in place of a study", ("--out", "--warmup")
     elif chosen.conclude and not chosen.study:

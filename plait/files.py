@@ -108,13 +108,14 @@ def clear_disk_errors(path: str | Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        number = getattr(error, "errno", None)
+        full = number in (errno.ENOSPC, errno.EDQUOT)
         if full or "No space left" in str(error):  # safetensors' own error says it in words alone
             raise ResourceError(
                 f"disk: no space is left to write {str(path)!r}; what was written before is whole"
             ) from None
-        if getattr(error, "errno", None) in (errno.EACCES, errno.EROFS, errno.EPERM):
-            raise ResourceError(f"disk: {str(path)!r} may not be written ({os.strerror(error.errno)})") from None
+        if number in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise ResourceError(f"disk: {str(path)!r} may not be written ({os.strerror(number)})") from None
         raise
 
 

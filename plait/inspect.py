@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from plait.batch import Batch
-from plait.codecs import Codec
+from plait.codecs import Codec, Encoded
 from plait.config import RunConfig
 from plait.config_file import load
 from plait.data.loader import Loader
@@ -49,7 +49,7 @@ def document_table(document: Document, codecs: dict[str, Codec], title: str) -> 
     for part in document.parts:
         codec = codecs[part.modality]
         if codec.key == "text":
-            content = codec.decode([part])[0]
+            content = codec.decode([Encoded(part.ids)])[0]
         else:
             content = " ".join(map(str, part.ids[:12])) + " ..." if part.ids is not None else "latents"
         table.add_row(part.modality, str(len(part)), "×".join(map(str, part.grid)), content)

@@ -44,5 +44,7 @@ def is_first() -> bool:
 
 def first_host(hosts: str) -> str:
     """Return the first host of a list as Slurm writes it, such as ``node[003-010,021],login1``."""
-    prefix, number, suffix = re.match(r"([^,\[]*)(?:\[(\d+)[^\]]*\])?([^,]*)", hosts).groups("")
+    found = re.match(r"([^,\[]*)(?:\[(\d+)[^\]]*\])?([^,]*)", hosts)
+    assert found is not None, "each of the three parts may be empty"
+    prefix, number, suffix = found.groups("")
     return prefix + number + suffix

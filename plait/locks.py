@@ -36,16 +36,16 @@ def one_writer(folder: str | Path, what: str, *, replaced: bool = False) -> Iter
     name, me = os.path.realpath(path), [os.getpid(), threading.get_ident()]
     with _guard:
         held = _mine.get(name)
-        again = held is not None and held[:2] == me
-        if again:
-            held[2] += 1
+        again = held if held is not None and held[:2] == me else None
+        if again is not None:
+            again[2] += 1
         elif held is not None and held[0] == me[0]:
             raise _held(folder, what, "another thread of this process")
-    if again:
+    if again is not None:
         try:
             yield
         finally:
-            held[2] -= 1
+            again[2] -= 1
         return
     made = [parent for parent in path.parents if not parent.exists()]
     make_folder(path.parent)

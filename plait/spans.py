@@ -64,6 +64,7 @@ def towers_of(spans: Sequence[Span], config: ModelConfig, documents: Sequence[in
         return towers
     if documents is None:
         refuse_generation(config)
+    assert documents is not None, "a model that deals out tokens at random is refused without indices"
     for number, group in itertools.groupby(spans, key=lambda s: s.document):
         mine = list(group)
         start, stop = mine[0].start, mine[-1].stop

@@ -105,7 +105,7 @@ def _bytes(name: str, tensor: Tensor, promised: Stored) -> memoryview:
     tensor = tensor.detach().to("cpu").contiguous()
     if tensor.dtype != promised.dtype or tuple(tensor.shape) != promised.shape:
         raise AssertionError(f"{name}: {tensor.dtype} {list(tensor.shape)} is not what was promised")
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 class TensorFile:
@@ -145,7 +145,7 @@ class TensorFile:
 
     def _read(self, offset: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         tensor = torch.empty(shape, dtype=dtype)
-        data = memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+        data = tensor.reshape(-1).view(torch.uint8).numpy().data
         self._file.seek(offset)
         done = 0
         while done < len(data):

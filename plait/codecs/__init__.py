@@ -38,4 +38,5 @@ def fixed_grids(codecs: dict[str, Codec]) -> dict[str, tuple[int, ...]]:
 
 def load_codec(folder: str | Path) -> Codec:
     """Load the codec that `Codec.save_pretrained` wrote into ``folder``."""
+    folder = Path(folder)
     return codec_class(description_of(folder)["codec"]).from_pretrained(folder)

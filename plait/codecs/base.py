@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -52,6 +52,13 @@ class Encoded:
     grid: tuple[int, ...] = ()
 
 
+def ids_of(item: Encoded) -> np.ndarray:
+    """Return the ids [n] of an item for a codec of ids; raises DataError where it has none."""
+    if item.ids is None:
+        raise DataError("codec: an item without ids is not allowed, this codec decodes ids")
+    return item.ids
+
+
 def alike(keys: Sequence[Any], most: int) -> Iterator[tuple[Any, list[int]]]:
     """Yield a key and the places of up to ``most`` items that have it, until all were named: items of one size can
     go through a network together."""
@@ -90,7 +97,7 @@ class Codec(ABC):
         self.options = options
 
     @classmethod
-    def from_options(cls, values: dict[str, Any], where: str = "codec_options") -> "Codec":
+    def from_options(cls, values: dict[str, Any], where: str = "codec_options") -> Self:
         """Build an unfitted codec from plain settings, checking names and types."""
         return cls(from_dict(cls.options_class, values, where))
 

@@ -8,9 +8,10 @@ steps always gives the same weights on one machine.
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,7 +62,7 @@ def fast_autocast(device: torch.device) -> contextlib.AbstractContextManager:
 
 def fit_model(
     model: nn.Module,
-    loss_of: Callable[[nn.Module, np.random.Generator, torch.device], Tensor],
+    loss_of: Callable[[Any, np.random.Generator, torch.device], Tensor],
     *,
     schedule: Schedule,
     seed: int,
@@ -104,7 +105,7 @@ def fit_model(
     progress(1.0, f"{step} steps")
 
 
-def fitting_key(options: object, media: list[np.ndarray] | Tensor, seed: int, schedule: Schedule) -> str:
+def fitting_key(options: object, media: Sequence[np.ndarray] | Tensor, seed: int, schedule: Schedule) -> str:
     """Return what a saved state must agree on to be continued: settings, number of items, seed, length."""
     return json.dumps([repr(options), len(media), seed, repr(schedule)])
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plait.codecs import pictures, saved
-from plait.codecs.base import Codec, Encoded
+from plait.codecs.base import Codec, Encoded, ids_of
 from plait.errors import ConfigError, DataError, require
 
 _BATCH = 8  # pictures encoded or decoded together
@@ -74,11 +74,11 @@ class PretrainedImageCodec(Codec):
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         height, width = self.default_grid
         for item in encoded:
-            if len(item.ids) != height * width:
-                raise DataError(f"image codec: {len(item.ids)} ids are not a picture, it has {height} x {width}")
+            if len(ids_of(item)) != height * width:
+                raise DataError(f"image codec: {len(ids_of(item))} ids are not a picture, it has {height} x {width}")
         decoded: list[np.ndarray] = []
         for start in range(0, len(encoded), _BATCH):
-            ids = torch.from_numpy(np.stack([e.ids for e in encoded[start : start + _BATCH]])).long()
+            ids = torch.from_numpy(np.stack([ids_of(e) for e in encoded[start : start + _BATCH]])).long()
             decoded += list(pictures.from_unit(self._pictures(ids.view(-1, height, width))))
         return decoded
 

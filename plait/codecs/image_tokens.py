@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plait.codecs import pictures, saved
-from plait.codecs.base import Codec, Encoded, Progress
+from plait.codecs.base import Codec, Encoded, Progress, ids_of
 from plait.codecs.fitting import Schedule, fit_model, fitting_key
 from plait.codecs.quantizer import Quantizer, check_quantizer
 from plait.errors import DataError, require
@@ -114,11 +114,11 @@ class ImageTokenCodec(Codec):
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         height, width = self.default_grid
         for item in encoded:
-            if len(item.ids) != height * width:
-                raise DataError(f"image codec: {len(item.ids)} ids are not a picture, it has {height} x {width}")
+            if len(ids_of(item)) != height * width:
+                raise DataError(f"image codec: {len(ids_of(item))} ids are not a picture, it has {height} x {width}")
         decoded: list[np.ndarray] = []
         for start in range(0, len(encoded), _BATCH):
-            ids = np.stack([e.ids for e in encoded[start : start + _BATCH]]).reshape(-1, height, width)
+            ids = np.stack([ids_of(e) for e in encoded[start : start + _BATCH]]).reshape(-1, height, width)
             decoded += list(pictures.from_unit(self.model.decode(torch.from_numpy(ids).long())))
         return decoded
 
@@ -205,6 +205,7 @@ class Residual(nn.Module):
         self.inner = nn.Conv2d(channels, channels, 3, padding=1)
         self.outer = nn.Conv2d(channels, channels, 1)
         nn.init.zeros_(self.outer.weight)
+        assert self.outer.bias is not None
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:

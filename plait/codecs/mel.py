@@ -21,6 +21,10 @@ _ROUNDS, _MOMENTUM = 48, 0.99
 class LogMel(nn.Module):
     """Waveforms [B, samples] to log-mel [B, BINS, samples / HOP], and back."""
 
+    window: Tensor
+    filters: Tensor
+    inverse: Tensor
+
     def __init__(self):
         super().__init__()
         window = torch.hann_window(_WINDOW)

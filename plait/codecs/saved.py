@@ -4,7 +4,7 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -15,6 +15,8 @@ from plait.config_file import to_dict
 from plait.errors import CheckpointError, ConfigError, ResourceError
 from plait.files import atomic_file, write_json
 
+AnyCodec = TypeVar("AnyCodec", bound=Codec)
+
 
 def write_description(codec: Codec, folder: Path, **more: Any) -> None:
     """Write codec.json, which `plait.codecs.load_codec` starts from."""
@@ -24,13 +26,13 @@ def write_description(codec: Codec, folder: Path, **more: Any) -> None:
     write_json(folder / "codec.json", description)
 
 
-def read_description(cls: type[Codec], folder: Path) -> tuple[Codec, dict[str, Any]]:
+def read_description(cls: type[AnyCodec], folder: Path) -> tuple[AnyCodec, dict[str, Any]]:
     """Read codec.json; returns the codec built from its options, without weights, and the whole description."""
     description = _description(cls, folder)
     return _build(cls, folder, description["options"]), description
 
 
-def read_copy(cls: type[Codec], folder: Path) -> tuple[Codec, dict[str, Any]]:
+def read_copy(cls: type[AnyCodec], folder: Path) -> tuple[AnyCodec, dict[str, Any]]:
     """Read a codec whose weights lie in ``folder`` as pretrained files; returns it and the whole description.
 
     Its ``path`` option stays what it was: the name of the files that were copied, or "".
@@ -63,7 +65,7 @@ def _description(cls: type[Codec], folder: Path) -> dict[str, Any]:
     return description
 
 
-def _build(cls: type[Codec], folder: Path, options: dict[str, Any]) -> Codec:
+def _build(cls: type[AnyCodec], folder: Path, options: dict[str, Any]) -> AnyCodec:
     try:
         return cls.from_options(options)
     except ConfigError as error:

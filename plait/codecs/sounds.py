@@ -4,7 +4,7 @@ import base64
 import io
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -134,7 +134,8 @@ def _after_wave(path: Path) -> str:
     """Say what follows a WAV file's samples, unless it is another chunk, padding or nothing."""
     with open(path, "rb") as file:
         end = file.seek(0, io.SEEK_END)
-        at, order = 12, "big" if _at(file, 0, 4) == b"RIFX" else "little"
+        at = 12
+        order: Literal["big", "little"] = "big" if _at(file, 0, 4) == b"RIFX" else "little"
         while at + 8 <= end:
             size = int.from_bytes(_at(file, at + 4, 4), order)
             is_data, at = _at(file, at, 4) == b"data", at + 8 + size

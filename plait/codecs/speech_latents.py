@@ -7,7 +7,7 @@ posterior's mean, normalised by mean and scale measured on training recordings.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -70,13 +70,13 @@ class SpeechLatentCodec(SpeechCodec):
     def _new_model(self) -> "SpeechVAE":
         return SpeechVAE(self.options)
 
-    def _loss(self, model: "SpeechVAE", target_BFT: Tensor) -> Tensor:
+    def _loss(self, model: Any, target_BFT: Tensor) -> Tensor:
         output, mean, log_variance = model(target_BFT)
         return mel_error(output, target_BFT) + self.options.kl_weight * divergence(mean, log_variance)
 
     def encode(self, media: Sequence[np.ndarray]) -> list[Encoded]:
         """Encode recordings: latents [n, latent_channels]; raises DataError where one is empty."""
-        encoded: list[Encoded | None] = [None] * len(media)
+        encoded = [Encoded()] * len(media)
         for places, mel in self._batches(media):
             latents = self.scaling.normalize(self.model.latents(mel)).transpose(1, 2)
             for i, row in zip(places, latents.contiguous().numpy(), strict=True):

@@ -63,7 +63,7 @@ class SpeechCodec(Codec):
 
     key: ClassVar[str] = "audio"
     suffix: ClassVar[str] = ".wav"
-    sample_rate: ClassVar[int] = RATE
+    sample_rate: int = RATE
 
     model: "MelAutoencoder"
 
@@ -72,7 +72,7 @@ class SpeechCodec(Codec):
         """Return an untrained network."""
 
     @abstractmethod
-    def _loss(self, model: "MelAutoencoder", target_BFT: Tensor) -> Tensor:
+    def _loss(self, model: Any, target_BFT: Tensor) -> Tensor:
         """Return the loss on normalised log-mel."""
 
     @abstractmethod
@@ -160,6 +160,9 @@ class SpeechCodec(Codec):
 class MelAutoencoder(nn.Module):
     """Encoder and decoder over normalised log-mel [B, BINS, T], T a multiple of FOLD; a subclass adds a bottleneck."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, channels: int):
         super().__init__()
         wide, narrow = channels, channels // 2
@@ -220,6 +223,7 @@ class Residual(nn.Module):
         self.inner = nn.Conv1d(channels, channels, kernel, padding=kernel // 2)
         self.outer = nn.Conv1d(channels, channels, 1)
         nn.init.zeros_(self.outer.weight)
+        assert self.outer.bias is not None
         nn.init.zeros_(self.outer.bias)
 
     def forward(self, x_BCT: Tensor) -> Tensor:

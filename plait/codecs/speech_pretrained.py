@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from plait.codecs import saved, sounds
-from plait.codecs.base import Codec, Encoded
+from plait.codecs.base import Codec, Encoded, ids_of
 from plait.errors import ConfigError, require
 
 
@@ -82,8 +82,8 @@ class PretrainedSpeechCodec(Codec):
         """Decode; an id counts for the codebook whose turn it is, and an incomplete last frame is left out."""
         waves = []
         for item in encoded:
-            frames = len(item.ids) // self.num_codebooks
-            ids = torch.from_numpy(item.ids[: frames * self.num_codebooks]).long() % self.codebook_size
+            frames = len(ids_of(item)) // self.num_codebooks
+            ids = torch.from_numpy(ids_of(item)[: frames * self.num_codebooks]).long() % self.codebook_size
             wave = self._wave(ids.view(frames, self.num_codebooks).T[None]) if frames else torch.zeros(0)
             waves.append(wave.flatten().clamp(-1, 1).numpy())
         return waves
@@ -112,8 +112,8 @@ class PretrainedSpeechCodec(Codec):
     def quality(self, media: Sequence[np.ndarray]) -> dict[str, float]:
         """Return ``codes_used`` (share of ids) and ``tokens_per_item``."""
         encoded = self.encode(media)
-        used = np.unique(np.concatenate([e.ids for e in encoded]))
-        tokens = float(np.mean([len(e.ids) for e in encoded]))
+        used = np.unique(np.concatenate([ids_of(e) for e in encoded]))
+        tokens = float(np.mean([len(ids_of(e)) for e in encoded]))
         return {"codes_used": len(used) / self.vocab_size, "tokens_per_item": tokens}
 
     def save_pretrained(self, folder: Path) -> None:

@@ -7,14 +7,14 @@ length is known from the ids.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from plait.codecs import saved
-from plait.codecs.base import Encoded, Progress
+from plait.codecs.base import Encoded, Progress, ids_of
 from plait.codecs.mel import BINS
 from plait.codecs.quantizer import Quantizer, check_quantizer
 from plait.codecs.speech_mel import MelAutoencoder, SpeechCodec, SpeechOptions, mel_error
@@ -48,6 +48,8 @@ class SpeechTokenCodec(SpeechCodec):
         self.vocab_size = self.model.quantizer.vocab_size
         self._fitted = False
 
+    model: "SpeechAutoencoder"
+
     @property
     def is_fitted(self) -> bool:
         return self._fitted
@@ -59,28 +61,28 @@ class SpeechTokenCodec(SpeechCodec):
     def _new_model(self) -> "SpeechAutoencoder":
         return SpeechAutoencoder(self.options)
 
-    def _loss(self, model: "SpeechAutoencoder", target_BFT: Tensor) -> Tensor:
+    def _loss(self, model: Any, target_BFT: Tensor) -> Tensor:
         output, _, quantizer_loss = model(target_BFT)
         return mel_error(output, target_BFT) + quantizer_loss
 
     def encode(self, media: Sequence[np.ndarray]) -> list[Encoded]:
         """Encode recordings; raises DataError where one is empty."""
-        encoded: list[Encoded | None] = [None] * len(media)
+        encoded = [Encoded()] * len(media)
         for places, mel in self._batches(media):
             for i, ids in zip(places, self.model.ids(mel).numpy().astype(np.int32), strict=True):
                 encoded[i] = Encoded(ids=ids)
         return encoded
 
     def _decoded_mel(self, item: Encoded) -> Tensor:
-        return self.model.decode(torch.from_numpy(item.ids).long()[None])[0]
+        return self.model.decode(torch.from_numpy(ids_of(item)).long()[None])[0]
 
     def quality(self, media: Sequence[np.ndarray]) -> dict[str, float]:
         """Return ``mel_l1`` (on log-mel with mean 0 and deviation 1 per bin), ``codes_used``, ``tokens_per_item``."""
         encoded = self.encode(media)
         return {
             "mel_l1": self._mel_error(media, encoded),
-            "codes_used": len(np.unique(np.concatenate([e.ids for e in encoded]))) / self.vocab_size,
-            "tokens_per_item": float(np.mean([len(e.ids) for e in encoded])),
+            "codes_used": len(np.unique(np.concatenate([ids_of(e) for e in encoded]))) / self.vocab_size,
+            "tokens_per_item": float(np.mean([len(ids_of(e)) for e in encoded])),
         }
 
     @classmethod

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from plait.codecs import saved
-from plait.codecs.base import Codec, Encoded, Progress
+from plait.codecs.base import Codec, Encoded, Progress, ids_of
 from plait.errors import CheckpointError, ConfigError, DataError, ResourceError, printable, require, shown
 from plait.files import atomic_file
 
@@ -65,7 +65,7 @@ class BytePairCodec(_TextCodec):
     def __init__(self, options: BytePairOptions):
         super().__init__(options)
         self.vocab_size = options.vocab_size
-        self.tokenizer = None
+        self.tokenizer: Any = None
 
     @property
     def is_fitted(self) -> bool:
@@ -94,14 +94,14 @@ class BytePairCodec(_TextCodec):
     def decode(self, encoded: Sequence[Encoded]) -> list[str]:
         # ids that the training text was too small to fill stand for nothing
         used = self.tokenizer.get_vocab_size()
-        return self.tokenizer.decode_batch([[int(i) for i in e.ids if i < used] for e in encoded])
+        return self.tokenizer.decode_batch([[int(i) for i in ids_of(e) if i < used] for e in encoded])
 
     def quality(self, media: Sequence[str]) -> dict[str, float]:
         """Return ``exact`` (share of texts that come back), ``bytes_per_token``, ``ids_in_use``."""
         encoded = self.encode(media)
-        tokens = sum(len(e.ids) for e in encoded)
+        tokens = sum(len(ids_of(e)) for e in encoded)
         return {
-            "exact": sum(a == b for a, b in zip(media, self.decode(encoded))) / len(media),
+            "exact": sum(int(a == b) for a, b in zip(media, self.decode(encoded))) / len(media),
             "bytes_per_token": sum(len(text.encode()) for text in media) / max(tokens, 1),
             "ids_in_use": float(self.tokenizer.get_vocab_size()),
         }
@@ -135,7 +135,7 @@ class PretrainedTokenizerCodec(_TextCodec):
             message = "text: package 'transformers' is not installed, install it: pip install 'plait[media]'"
             raise ResourceError(message) from None
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(options.path, trust_remote_code=False)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(options.path, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"codec_options.path: {options.path!r} holds no tokenizer ({reason})") from None
@@ -147,14 +147,14 @@ class PretrainedTokenizerCodec(_TextCodec):
         return [Encoded(ids=np.array(row, np.int32)) for row in rows]
 
     def decode(self, encoded: Sequence[Encoded]) -> list[str]:
-        return [self.tokenizer.decode(e.ids.tolist(), clean_up_tokenization_spaces=False) for e in encoded]
+        return [self.tokenizer.decode(ids_of(e).tolist(), clean_up_tokenization_spaces=False) for e in encoded]
 
     def quality(self, media: Sequence[str]) -> dict[str, float]:
         """Return ``exact`` (share of texts that come back) and ``bytes_per_token``."""
         encoded = self.encode(media)
         return {
-            "exact": sum(a == b for a, b in zip(media, self.decode(encoded))) / len(media),
-            "bytes_per_token": sum(len(t.encode()) for t in media) / max(sum(len(e.ids) for e in encoded), 1),
+            "exact": sum(int(a == b) for a, b in zip(media, self.decode(encoded))) / len(media),
+            "bytes_per_token": sum(len(t.encode()) for t in media) / max(sum(len(ids_of(e)) for e in encoded), 1),
         }
 
     def save_pretrained(self, folder: Path) -> None:

@@ -10,7 +10,7 @@ processes may run it at once, one for each GPU: a lock in every run folder keeps
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class StudyRun:
         self._taken: Trials = taken_trials(study)
         self._tuned: dict[str, Tuned] = {}  # by arm, where every trial ended well, so that nothing changes any more
 
-    def make_plan(self, arms: list[str] = ()) -> dict[str, ArmPlan]:
+    def make_plan(self, arms: Sequence[str] = ()) -> dict[str, ArmPlan]:
         """Prepare the data where that was not done, and plan and check arms, all where none is named."""
         self._share([()], self._prepare, "prepares the data")
         self.plan = make_plan(self.study, list(arms) or list(self.study.config.arms))

@@ -82,15 +82,15 @@ def match(
 
 
 def _checked(steps: Sequence[float], losses: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
-    steps, losses = np.asarray(steps, np.float64), np.array(losses, np.float64)
-    if steps.shape != losses.shape or steps.ndim != 1:
-        raise ValueError(f"a curve needs one loss a step, not {losses.shape} for {steps.shape}")
-    if (np.diff(steps) <= 0).any():
+    at, values = np.asarray(steps, np.float64), np.array(losses, np.float64)
+    if at.shape != values.shape or at.ndim != 1:
+        raise ValueError(f"a curve needs one loss a step, not {values.shape} for {at.shape}")
+    if (np.diff(at) <= 0).any():
         raise ValueError("the steps of a curve must increase")
-    finite = np.isfinite(losses)
+    finite = np.isfinite(values)
     if not finite.any():
         raise ValueError("a curve needs at least one finite loss")
-    return steps[finite], losses[finite]
+    return at[finite], values[finite]
 
 
 def _levels(steps: np.ndarray, losses: np.ndarray, warmup: float) -> tuple[np.ndarray, np.ndarray]:

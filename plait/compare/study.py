@@ -6,7 +6,7 @@ evaluation steps are the base's, so that an arm can differ in its model and its 
 
 import copy
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -152,8 +152,8 @@ class StudyConfig(Checked):
             self._check_arm(name, arm)
         for family, arms in self.scaling.items():
             require(len(set(arms)) >= 3, f"scaling.{family}", arms, "at least three arms, one for each size")
-            for arm in arms:
-                self._known(f"scaling.{family}", arm)
+            for member in arms:
+                self._known(f"scaling.{family}", member)
         for i, entry in enumerate(self.paper):
             if entry.arm:
                 self._known(f"paper[{i}].arm", entry.arm)
@@ -270,7 +270,7 @@ class Study:
 
 
 def load_study(
-    path: str | Path, *, find_base: Callable[[str], Path] = Path, out: str = "", overrides: list[str] = ()
+    path: str | Path, *, find_base: Callable[[str], Path] = Path, out: str = "", overrides: Sequence[str] = ()
 ) -> Study:
     """Read and check a study file; ``find_base`` finds the base config by its name.
 

@@ -88,7 +88,8 @@ def matching_table(results: dict) -> Table:
 def _matches_tables(results: dict) -> list[Table]:
     header = ["arm", "against", "set", "modality", "steps", "lowest to highest", "at the end", "reverse", "FLOPs",
               "time", "levels", "censored", "early", "seeds"]  # fmt: skip
-    whole, single = [], []
+    whole: list[list[Any]] = []
+    single: list[list[Any]] = []
     for m in results["matches"]:
         keys = ("end_ratio", "reverse_ratio", "flops_ratio", "time_ratio")
         row = [m["arm"], m["against"], m["split"].replace("_", " "), m["modality"],

@@ -1,6 +1,6 @@
 """`plait compare`: plan, run and write down a study, as far as it goes."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from plait.compare.analysis import read_analyses
@@ -22,7 +22,7 @@ from plait.progress import Progress
 from plait.train.engine import TrainingStopped
 
 
-def compare(study: Study, progress: Progress, *, arms: list[str] = (), seeds: list[int] = ()) -> Path:
+def compare(study: Study, progress: Progress, *, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Path:
     """Run what is not done of a study, for some arms and seeds or all, and write results and page.
 
     Returns the page. Raises StudyFailed at the end where runs failed, TrainingStopped where it was asked to stop.
@@ -43,13 +43,13 @@ def compare(study: Study, progress: Progress, *, arms: list[str] = (), seeds: li
     return page
 
 
-def plan_study(study: Study, progress: Progress, *, arms: list[str] = (), seeds: list[int] = ()) -> Table:
+def plan_study(study: Study, progress: Progress, *, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Table:
     """Check a study and return what its arms cost as a table, with nothing trained."""
     run = _open(study, progress, arms, seeds)
     return plan_table(run, run.make_plan(arms))
 
 
-def _open(study: Study, progress: Progress, arms: list[str], seeds: list[int]) -> StudyRun:
+def _open(study: Study, progress: Progress, arms: Sequence[str], seeds: Sequence[int]) -> StudyRun:
     names = study.chosen_arms(arms)
     known = sorted({s for name in names for s in study.config.arms[name].seeds})
     for seed in seeds:
@@ -57,8 +57,8 @@ def _open(study: Study, progress: Progress, arms: list[str], seeds: list[int]) -
     return StudyRun(study, progress, arms=names, seeds=list(seeds))
 
 
-def examine_study(study: Study, progress: Progress, examine: Callable[[StudyRun], None], *, arms: list[str] = (),
-                  seeds: list[int] = ()) -> Path:  # fmt: skip
+def examine_study(study: Study, progress: Progress, examine: Callable[[StudyRun], None], *, arms: Sequence[str] = (),
+                  seeds: Sequence[int] = ()) -> Path:  # fmt: skip
     """Examine the finished runs of a study (`analyse`, `evaluate_runs`), and write results and page anew.
 
     Returns the page. Trains nothing, and what was examined before is not examined again.

@@ -58,9 +58,9 @@ class MixedOrder:
             if self.policies[k] == "stop":
                 ends.append(((self.sizes[k] + 0.5) / share, k))
         source = np.repeat(np.arange(len(due)), [len(d) for d in due])
-        due = np.concatenate(due)
-        order = np.lexsort((source, due))[:count]
+        moments = np.concatenate(due)
+        order = np.lexsort((source, moments))[:count]
         if ends:
             time, k = min(ends)
-            order = order[(due[order] < time) | ((due[order] == time) & (source[order] < k))]
+            order = order[(moments[order] < time) | ((moments[order] == time) & (source[order] < k))]
         return source[order]

@@ -93,7 +93,8 @@ def cut_document(parts: Sequence[PartSize], limit: int, policy: str) -> Cut:
 
 def _split(parts: Sequence[PartSize], limit: int) -> list[list[tuple[int, int, int]]]:
     pieces: list[list[tuple[int, int, int]]] = []
-    current, full = [], limit - EDGES
+    current: list[tuple[int, int, int]] = []
+    full = limit - EDGES
     room = full
     for k, part in enumerate(parts):
         size = part.length + part.delimiters

@@ -107,10 +107,11 @@ def raw_documents(source: RawSource, split: str, numbers: Sequence[int]) -> list
     for first in sorted({n - n % ROWS_AT_ONCE for n in numbers}):
         last = max(n for n in numbers if n < first + ROWS_AT_ONCE) + 1
         found |= dict(enumerate(source.read(split, first, last), start=first))
-    documents = [found[n] for n in numbers]
-    for row in documents:
+    documents = []
+    for row in (found[n] for n in numbers):
         if isinstance(row, BrokenRow):
             raise DataError(f"data: row {row.line} of {split} is broken ({row.reason}), prepare the data again")
+        documents.append(row)
     return documents
 
 

@@ -70,8 +70,8 @@ class Recogniser:
 
             wave = soxr.resample(wave, self.sample_rate, SAMPLE_RATE)
         wave = np.pad(wave, round(_PADDING * SAMPLE_RATE))
-        wave = wave + _NOISE * generator(0, "speech judge", item=index).standard_normal(len(wave))
-        samples = (np.clip(wave, -1, 1) * 32767).astype("<i2").tobytes()
+        noisy = wave + _NOISE * generator(0, "speech judge", item=index).standard_normal(len(wave))
+        samples = (np.clip(noisy, -1, 1) * 32767).astype("<i2").tobytes()
         self._decoder.start_utt()
         self._decoder.process_raw(samples, full_utt=True)
         self._decoder.end_utt()

@@ -122,6 +122,7 @@ def varlen_attention() -> Callable | None:
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Tensor:
     kernel = varlen_attention()
+    assert kernel is not None and plan.varlen is not None and plan.varlen_order is not None
     key, value = _expand(key, query), _expand(value, query)
     pieces = []
     for call in plan.varlen:

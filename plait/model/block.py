@@ -123,6 +123,7 @@ class Block(nn.Module):
             heads = merged(heads) if self.qkv.is_shared else heads
         query, key, value = self._heads(heads, step)
         if step.cache is None:
+            assert step.plan is not None, "a step without a cache has a plan"
             out = attend(query, key, value, step.plan)
         else:
             out = step.cache.attend(self.layer, query, key, value)

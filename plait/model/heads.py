@@ -75,7 +75,9 @@ class LatentIn(nn.Module):
             x = self.project(latents) + self.timestep(timesteps)
         else:
             times = self.timestep(_first_of_each(timesteps, grids))
-            x = _per_grid(lambda x, t, grid: self.fold(x, t, grid) + t[:, None], grids, [latents], times)
+            fold = self.fold
+            assert fold is not None, "latents enter by a matrix or by a U-Net"
+            x = _per_grid(lambda x, t, grid: fold(x, t, grid) + t[:, None], grids, [latents], times)
         return (
             x + torch.cat([place_embedding(grid, x.shape[1], x.device) for grid in grids]).to(x.dtype)
             if self.places
@@ -105,6 +107,7 @@ class LatentOut(nn.Module):
             return _nothing(self, hidden, self.channels)
         timesteps = torch.zeros_like(latents[:, 0]) if timesteps is None else timesteps
         times = self.timestep(_first_of_each(timesteps, grids))
+        assert self.unfold is not None, "latents leave by a matrix or by a U-Net"
         return _per_grid(self.unfold, grids, [hidden, latents], times)
 
 

@@ -192,8 +192,8 @@ def _keep(ctx, inputs, output) -> None:
 def _gradients(ctx, *gradients: Tensor):
     *saved, cos, sin, to_towers, to_sequence = ctx.saved_tensors
     heads, norms = saved[: ctx.num_heads], saved[ctx.num_heads :]
-    gradients = (g.contiguous() for g in gradients)
-    found = heads_to_sequence_backward(*gradients, heads, norms, cos, sin, to_towers, to_sequence, ctx.eps)
+    whole = (g.contiguous() for g in gradients)
+    found = heads_to_sequence_backward(*whole, heads, norms, cos, sin, to_towers, to_sequence, ctx.eps)
     return found[: len(heads)], found[len(heads) :], None, None, None, None, None
 
 

@@ -34,7 +34,7 @@ class Linear(nn.Linear):
         super().__init__(inputs, outputs, bias=bias)
         std = inputs**-0.5 * gain if std is None else std
         self.traits = {
-            "weight": Trait("normal", std, is_matrix=True, cut={"outputs": 0, "inputs": 1}.get(cut)),
+            "weight": Trait("normal", std, is_matrix=True, cut={"outputs": 0, "inputs": 1, None: None}[cut]),
             "bias": Trait("zeros", cut=0 if cut == "outputs" else None),
         }
 

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.batch import Span
+from plait.spans import Span
 
 
 @dataclass(frozen=True)
@@ -167,12 +167,12 @@ def block_mask(found: Sequence[Segment], num_tokens: int, device: torch.device, 
     queries = np.bincount(query_block, minlength=num_blocks)
     full = np.cumsum(covered, axis=1)[:, :-1] == queries[:, None]
     partial = (np.cumsum(touched, axis=1)[:, :-1] > 0) & ~full
-    low, high = torch.from_numpy(ranges).to(device, non_blocking=True).unbind(-1)
+    first, stop = torch.from_numpy(ranges).to(device, non_blocking=True).unbind(-1)
 
     def mask_mod(batch, head, query, key):
-        seen = (key >= low[query, 0]) & (key < high[query, 0])
+        seen = (key >= first[query, 0]) & (key < stop[query, 0])
         for j in range(1, ranges.shape[1]):
-            seen = seen | ((key >= low[query, j]) & (key < high[query, j]))
+            seen = seen | ((key >= first[query, j]) & (key < stop[query, j]))
         return seen
 
     return BlockMask.from_kv_blocks(
@@ -192,4 +192,5 @@ def _listed(blocks: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the number of true entries in each row and their columns first, [1, 1, Q] and [1, 1, Q, K]."""
     order = np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
     count = blocks.sum(axis=1).astype(np.int32)
-    return tuple(torch.from_numpy(a)[None, None].to(device, non_blocking=True) for a in (count, order))
+    counts, columns = (torch.from_numpy(a)[None, None].to(device, non_blocking=True) for a in (count, order))
+    return counts, columns

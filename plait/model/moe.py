@@ -46,6 +46,9 @@ class MixtureOfExperts(nn.Module):
       (arXiv 2408.15664), so that gradients do not depend on how a batch is cut.
     """
 
+    expert_bias: Tensor
+    tokens_per_expert: Tensor
+
     def __init__(self, width: int, config: TowerConfig, *, gain: float = 1.0):
         super().__init__()
         self.traits = {"expert_bias": ZEROS}
@@ -123,4 +126,5 @@ def grouped_matmul(x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         dtype = torch.get_autocast_dtype(x.device.type)
         return F.grouped_mm(x.to(dtype), weight.to(dtype), offs=ends)
     group = torch.searchsorted(ends, torch.arange(x.shape[0], device=x.device, dtype=ends.dtype), right=True)
-    return sum((x @ weight[e]) * (group == e)[:, None] for e in range(weight.shape[0]))
+    pieces = [(x @ weight[e]) * (group == e)[:, None] for e in range(weight.shape[0])]
+    return sum(pieces[1:], pieces[0])

@@ -116,8 +116,9 @@ class Ranks:
     @classmethod
     def of(cls, mesh: DeviceMesh, row_mesh: DeviceMesh) -> "Ranks":
         """Return the ranks of a mesh with the dimensions data, context and tensor."""
-        sizes = {name: mesh[name].size() for name in mesh.mesh_dim_names}
-        places = {f"{name}_rank": mesh[name].get_local_rank() for name in mesh.mesh_dim_names}
+        names = mesh.mesh_dim_names or ()
+        sizes = {name: mesh[name].size() for name in names}
+        places = {f"{name}_rank": mesh[name].get_local_rank() for name in names}
         return cls(mesh, **sizes, **places, context_mesh=mesh["context"], tensor_mesh=mesh["tensor"],
                    row_mesh=row_mesh)  # fmt: skip
 
@@ -227,10 +228,10 @@ class Ranks:
             rows.append(of_tower[mine] - self.context_rank * size)
             chosen.append(at + mine.nonzero().flatten())
             at += len(of_tower)
-        chosen = torch.cat(chosen)
+        places = torch.cat(chosen)
         return dataclasses.replace(
-            targets, rows=rows, ids=targets.ids[chosen], modality=targets.modality[chosen],
-            weight=targets.weight[chosen] / self.tensor, document=targets.document[chosen],
+            targets, rows=rows, ids=targets.ids[places], modality=targets.modality[places],
+            weight=targets.weight[places] / self.tensor, document=targets.document[places],
         )  # fmt: skip
 
     def _part_of_latents(self, group: Latents) -> Latents:
@@ -257,8 +258,9 @@ class Ranks:
         )  # fmt: skip
 
 
-def _redistributed(x: Tensor, mesh: DeviceMesh, before: list[Placement], after: list[Placement]) -> Tensor:
+def _redistributed(x: Tensor, mesh: DeviceMesh | None, before: list[Placement], after: list[Placement]) -> Tensor:
     """Change how ranks hold a tensor. What comes back as a whole gets a part of its gradient from each rank."""
+    assert mesh is not None, "a rank alone has nobody to exchange with"
     gradient = [Partial() if isinstance(p, Replicate) else p for p in after]
     x = DTensor.from_local(x, mesh, before, run_check=False)
     return x.redistribute(placements=after).to_local(grad_placements=gradient)

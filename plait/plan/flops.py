@@ -39,7 +39,7 @@ def total_operations(config: ModelConfig, batch: Batch) -> dict[str, float]:
 def _operations(config: ModelConfig, batch: Batch, pairs: dict[str, int]) -> dict[str, dict[str, float]]:
     heads, layers = config.num_heads * config.head_dim, config.num_layers
     keys = 2 * config.num_kv_heads * config.head_dim
-    found = {}
+    found: dict[str, dict[str, float]] = {}
     for (name, tower), n, rows in zip(config.towers.items(), batch.routing.sizes, batch.targets.rows, strict=True):
         experts = tower.top_k if tower.ffn == "moe" else 1
         found[name] = {
@@ -51,8 +51,8 @@ def _operations(config: ModelConfig, batch: Batch, pairs: dict[str, int]) -> dic
             "head": 2 * len(rows) * tower.width * config.layout.size,
             "latents": 0,
         }
-    for tower, count in _latent_operations(config, batch):
-        found[tower]["latents"] += count
+    for owner, count in _latent_operations(config, batch):
+        found[owner]["latents"] += count
     return found
 
 
@@ -72,12 +72,14 @@ def _latent_operations(config: ModelConfig, batch: Batch) -> Iterator[tuple[str,
 @functools.lru_cache(maxsize=256)
 def _unet_operations(grid: tuple[int, ...], *, channels: int, width: int, patch_size: int, predicts: bool) -> float:
     """Return torch's count for one item of an extent, on tensors without values."""
-    n, kind = int(np.prod(grid)), {"patch_size": patch_size, "network": "unet"}
+    n = int(np.prod(grid))
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         latents, times = torch.empty(n, channels), torch.empty(n)
-        LatentIn(channels, width, **kind)(latents, times, [grid])
+        LatentIn(channels, width, patch_size=patch_size, network="unet")(latents, times, [grid])
         if predicts:
-            LatentOut(channels, width, **kind)(torch.empty(n, width), latents, times, [grid])
+            LatentOut(channels, width, patch_size=patch_size, network="unet")(
+                torch.empty(n, width), latents, times, [grid]
+            )
     return float(counter.get_total_flops())
 
 

@@ -77,17 +77,18 @@ def trace_pass(
 
 def _of_depth(model: ModelConfig, num_layers: int) -> ModelConfig:
     """Return a model of some blocks like the last one of ``model``."""
-    return replace(model, num_layers=num_layers, untied=sorted(model.untied_at(model.num_layers - 1)))
+    return replace(model, num_layers=num_layers, untied=tuple(sorted(model.untied_at(model.num_layers - 1))))
 
 
 def of_rank(model: ModelConfig, tensor: int) -> ModelConfig:
     """Return the model that one of ``tensor`` ranks computes: its heads, its part of each network and of the ids."""
     if tensor == 1:
         return model
-    cut = {"num_heads": model.num_heads // tensor, "num_kv_heads": model.num_kv_heads // tensor}
+    heads, kv_heads = model.num_heads // tensor, model.num_kv_heads // tensor
     towers = {name: replace(t, ffn_width=t.ffn_width // tensor) for name, t in model.towers.items()}
     modalities = {name: replace(m, vocab_size=-(-m.vocab_size // tensor)) for name, m in model.modalities.items()}
-    return replace(model, **cut, head_dim=model.head_dim, towers=towers, modalities=modalities)
+    return replace(model, num_heads=heads, num_kv_heads=kv_heads, head_dim=model.head_dim, towers=towers,
+                   modalities=modalities)  # fmt: skip
 
 
 def _trace(config: RunConfig, model: ModelConfig, batch: Batch, sizes: tuple[int, int], device: str) -> Pass:

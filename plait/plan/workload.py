@@ -89,7 +89,8 @@ def made_up(
     config: RunConfig, grids: Mapping[str, tuple[int, ...]], mix: Mapping[str, float], length: int
 ) -> list[Document]:
     """Return documents that fill a batch: each modality is in turn the last one, to be predicted from the others."""
-    documents, room, names = [], config.data.batch_tokens, list(mix)
+    documents: list[Document] = []
+    room, names = config.data.batch_tokens, list(mix)
     while True:
         last = names[-1 - len(documents) % len(names)]
         order = [*(name for name in names if name != last), last]
@@ -108,7 +109,7 @@ def _length(document: Document, config: RunConfig) -> int:
 def _shorten(document: Document, excess: int) -> None:
     """Take delimiters and clean copies, which stand in a document too, from its longest discrete part."""
     longest = max((p for p in document.parts if p.ids is not None), key=len, default=None)
-    if longest is not None and excess > 0:
+    if longest is not None and longest.ids is not None and excess > 0:
         longest.ids = longest.ids[: max(1, len(longest) - excess)]
 
 

@@ -43,6 +43,7 @@ def write_report(run_folder: str | Path, *, samples_per_task: int = 48) -> Path:
         raise DataError(f"report: {str(run)!r} is no run's folder, it must hold at least one of {', '.join(PARTS)}")
     try:
         import jinja2
+        import markupsafe
         import PIL.Image  # noqa: F401  (with soundfile, what plait.report.media reads samples with)
         import soundfile  # noqa: F401
     except ImportError as error:
@@ -56,8 +57,8 @@ def write_report(run_folder: str | Path, *, samples_per_task: int = 48) -> Path:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template("report.html").render(
         **gather(run, samples_per_task),
-        style=jinja2.utils.markupsafe.Markup((TEMPLATES / "style.css").read_text("utf-8")),
-        script=jinja2.utils.markupsafe.Markup(script),
+        style=markupsafe.Markup((TEMPLATES / "style.css").read_text("utf-8")),
+        script=markupsafe.Markup(script),
         script_hash=f"sha256-{digest}",
     )
     path = run / "report.html"

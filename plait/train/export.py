@@ -93,7 +93,7 @@ def _check_target(path: Path) -> None:
 
 def _write(store: TensorStore, folder: Path, file_bytes: int, bar) -> None:
     files = list(_files(store.tensors, file_bytes))
-    cuts = {}
+    cuts: dict[str, Cut] = {}
     stem = WEIGHTS.removesuffix(".safetensors")
 
     def read(name: str) -> torch.Tensor:
@@ -111,7 +111,8 @@ def _write(store: TensorStore, folder: Path, file_bytes: int, bar) -> None:
 
 def _files(tensors: dict[str, Cut], file_bytes: int) -> Iterator[list[str]]:
     """Share the tensors out to files, in their order."""
-    names, size = [], 0
+    names: list[str] = []
+    size = 0
     for name, cut in tensors.items():
         if names and size + cut.num_bytes > file_bytes:
             yield names

@@ -36,9 +36,10 @@ class Measures:
     def restart(self, begun: Mapping[str, Any] | None = None) -> None:
         """Begin a row anew, or go on with the one that was ``begun`` when `state` returned it."""
         names, towers = self.model.config.layout.names, self.model.config.towers
-        nothing = {"seconds": 0.0, "waited": 0.0, "sums": [0.0] * len(names), "counts": [0.0] * len(names),
-                   "skipped": [0.0] * len(names), "tokens": 0, "operations": 0.0,
-                   "rows": [0] * len(towers)}  # fmt: skip
+        nothing: dict[str, Any] = {
+            "seconds": 0.0, "waited": 0.0, "sums": [0.0] * len(names), "counts": [0.0] * len(names),
+            "skipped": [0.0] * len(names), "tokens": 0, "operations": 0.0, "rows": [0] * len(towers),
+        }  # fmt: skip
         row = nothing | dict(begun or {})
         self._started, self._waited = time.monotonic() - row["seconds"], row["waited"]
         self._sums, self._counts = (
@@ -113,7 +114,9 @@ class Measures:
         groups = _by_tower(model)
         squares = []
         for parameters in groups.values():
-            each = torch.stack(torch._foreach_norm([local(p.grad) for p in parameters])).square()
+            gradients = [local(p.grad) for p in parameters if p.grad is not None]
+            assert len(gradients) == len(parameters), "every parameter that trains has a gradient"
+            each = torch.stack(torch._foreach_norm(gradients)).square()
             shares = torch.tensor([1 / parallel.copies(p) for p in parameters], dtype=each.dtype).to(each.device)
             squares.append((each * shares).sum())
         clipped = model.ranks.total(torch.stack(squares)).sqrt()

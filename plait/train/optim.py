@@ -29,12 +29,14 @@ def make_optimizer(
             continue
         decays = part.trait.is_matrix
         muon = config.optimizer == "muon" and decays and part.in_block
-        groups.setdefault((scales.get(part.tower, 1.0), decays, muon), []).append(parameter)
+        scale = 1.0 if part.tower is None else scales.get(part.tower, 1.0)
+        groups.setdefault((scale, decays, muon), []).append(parameter)
+    first, second = config.betas
     kind = MuonAdamW if config.optimizer == "muon" else torch.optim.AdamW
     return kind(
         [{"params": p, "scale": s, "weight_decay": config.weight_decay if d else 0.0, "muon": m}
          for (s, d, m), p in groups.items()],
-        lr=config.learning_rate, betas=tuple(config.betas), eps=config.eps, fused=True,
+        lr=config.learning_rate, betas=(first, second), eps=config.eps, fused=True,
     )  # fmt: skip
 
 
