@@ -12,7 +12,7 @@ import yaml
 from conftest import model_config, random_documents
 
 from plait.arguments import Parser
-from plait.batch import Document, Part, pack
+from plait.batch import pack
 from plait.bounds import MAPPINGS, Bounds, _holds_numbers, as_number
 from plait.cli import _parser, main
 from plait.compare.study import StudyConfig
@@ -22,6 +22,7 @@ from plait.errors import ConfigError, PlaitError
 from plait.generate.request import Request, check_request
 from plait.model.mot import MixtureOfTransformers
 from plait.model_config import ModalityConfig, ModelConfig
+from plait.parts import Document, Part
 from plait.plan.estimate import Machines
 from plait.run_records import RECORDS
 from plait.shipped import _field_texts

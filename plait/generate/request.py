@@ -91,13 +91,13 @@ def check_request(
             check_sampler(diffusion, s.sampler, s.steps, f"generate.sampling.{name}")
     length = sum(len(run) for run in spell_prompt(request.prompt, config))
     require(length < max_length, "generate: the prompt's length", length, f"below {max_length} tokens")
-    name = request.output
-    if name and records[name].objective == "diffusion":
-        grid = request.grid_of(name, grids)
-        require(bool(grid) and all(n >= 1 for n in grid), f"generate.grids.{name}", list(grid),
+    output = request.output
+    if output and records[output].objective == "diffusion":
+        grid = request.grid_of(output, grids)
+        require(bool(grid) and all(n >= 1 for n in grid), f"generate.grids.{output}", list(grid),
                 "the extent of an item in tokens, such as [8, 12]")  # fmt: skip
         room = max_length - length - 2
-        require(math.prod(grid) <= room, f"generate.grids.{name}", list(grid),
+        require(math.prod(grid) <= room, f"generate.grids.{output}", list(grid),
                 f"at most {room} tokens in all beside this prompt (positions end at {max_length})")  # fmt: skip
 
 

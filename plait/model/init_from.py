@@ -100,7 +100,9 @@ def _differing(saved: ModelConfig, config: ModelConfig, towers: Mapping[str, str
             said.append((f"model.towers.{name}", mine, other, EXPERTS_SAID))
     for name, latents in config.modalities.items():
         known = saved.modalities.get(name)
-        carried = known and any(t in latents.towers and source in known.towers for t, source in towers.items())
+        if known is None:
+            continue
+        carried = any(t in latents.towers and source in known.towers for t, source in towers.items())
         if carried and latents.objective == known.objective == "diffusion":
             alike.append((f"model.modalities.{name}", latents, known, LATENTS_READ_ALIKE))
     refused, other_ones = (
