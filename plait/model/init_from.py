@@ -92,7 +92,7 @@ def _differing(saved: ModelConfig, config: ModelConfig, towers: Mapping[str, str
     With them comes what is to be said of others that differ. All else shows in places and shapes.
     """
     alike: list[tuple[str, Any, Any, tuple[str, ...]]] = [("model", config, saved, READ_ALIKE)]
-    said = [("model", config, saved, SAID)]
+    said: list[tuple[str, Any, Any, tuple[str, ...]]] = [("model", config, saved, SAID)]
     for name, source in towers.items():
         mine, other = config.towers[name], saved.towers[source]
         if mine.ffn == other.ffn == "moe":
