@@ -345,7 +345,7 @@ def test_only_some_arms_and_seeds(folder):
         ({"tuning": {"learning_rates": [1e-3, 2e-3, -1]}}, r"^tuning\.learning_rates\[2\]: -1 .* above 0$"),
         ({"tuning": {"learning_rates": [1e-3, 2e-3, 2e-3]}}, r"^tuning\.learning_rates: .* each once$"),
         ({"budget": {"flops": float("inf")}}, r"^budget\.flops: inf .* a finite number, 0 or more$"),
-        ({"arms__mot__settings": {"model.width": datetime.date(2020, 1, 1)}}, r"^arms\.mot: model\.width: datetime"),
+        ({"arms__mot__settings": {"model.width": datetime.date(2020, 1, 1)}}, r"^arms\.mot: model\.width: '2020-01-01'"),
         ({"name": "a/b"}, r"^name: 'a/b'"),
         ({"base": "none.yaml"}, "there is no file"),
     ],
