@@ -10,7 +10,7 @@ from plait.allocation import keep_freed_memory
 from plait.arguments import Parser, like, read_number, real, split, whole
 from plait.bounds import Bounds
 from plait.config import SamplingConfig
-from plait.errors import ConfigError, Held, PlaitError
+from plait.errors import ConfigError, Held, PlaitError, ResourceError, printable
 from plait.launch import STOPPED, launch
 
 DESCRIPTION = """Mixture-of-Transformers: text, images and speech, each with parameters of its own,
@@ -53,6 +53,26 @@ def main(arguments: list[str] | None = None) -> int:
         elif not isinstance(error, ConfigError | Held) and error.exit_code != STOPPED:  # those concern all ranks
             print(f"plait, rank {found.rank}: {error}", file=sys.stderr)
         return error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        print(
+            f"plait: memory: {OUT_OF_MEMORY} ({printable(str(error) or type(error).__name__)[:200]})", file=sys.stderr
+        )
+        return ResourceError.exit_code
+
+
+OUT_OF_MEMORY = (
+    "this needs more memory than the machine or its device has; lower data.batch_tokens, generate.batch_size or the "
+    "sizes of the model, and see what a run needs with plait plan"
+)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether an error is that of numpy, torch on a CPU, or torch on a device for memory that is not there."""
+    text = str(error)
+    is_torchs = type(error).__name__ == "OutOfMemoryError" or "not enough memory" in text or "allocate memory" in text
+    return isinstance(error, MemoryError) or is_torchs
 
 
 def _check_launch(command: str) -> None:

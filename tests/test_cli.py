@@ -3,7 +3,9 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
 from plait import commands
 from plait.cli import _parser, main
@@ -194,3 +196,27 @@ def test_options_of_generate_that_would_change_nothing_are_refused():
                 sampling_from({}, model, chosen)
     with pytest.raises(ConfigError, match="--grid: '8x8' is not allowed, it must be left out: it is the extent"):
         grids_from("8x8", "text", model)
+
+
+@pytest.mark.parametrize("how", ["torch", "numpy", "python"])
+def test_too_little_memory_is_one_sentence(how, monkeypatch, capsys):
+    """Sizes that no machine has, asked of the real allocators."""
+
+    def ask(chosen):
+        if how == "python":
+            bytearray(1 << 61)
+        np.ones(1 << 58) if how == "numpy" else torch.ones(1 << 58)
+
+    monkeypatch.setattr("plait.commands.report", ask)
+    assert main(["report", "x"]) == 5
+    said = capsys.readouterr().err
+    assert said.startswith("plait: memory: this needs more memory than") and said.count("\n") == 1
+
+
+def test_other_errors_are_not_taken_for_memory(monkeypatch):
+    def fail(chosen):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr("plait.commands.report", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        main(["report", "x"])
