@@ -89,6 +89,18 @@ def test_png_where_one_value_is_transparent(tmp_path):
     assert (read(tmp_path, "b.png")[1, 1] == 255).all() and (read(tmp_path, "b.png")[1, 2] < 40).all()
 
 
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_png_of_few_greys_of_which_one_is_transparent(tmp_path, bits):
+    """Pillow scales greys of 2 and 4 bits to 255, and not the one that is transparent."""
+    png, most = pytest.importorskip("png"), (1 << bits) - 1
+    values = np.arange(SIZE * SIZE).reshape(SIZE, SIZE) % (most + 1)
+    for is_interlaced in (False, True):
+        writer = png.Writer(SIZE, SIZE, greyscale=True, bitdepth=bits, transparent=1, interlace=is_interlaced)
+        with open(tmp_path / "a.png", "wb") as file:
+            writer.write(file, values.tolist())
+        assert (read(tmp_path) == grey(np.where(values == 1, 255, values * 255 // most))).all()
+
+
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("kind", ["u1", "u2", "f4", "bool"])
 @pytest.mark.parametrize("photometric", ["minisblack", "miniswhite"])

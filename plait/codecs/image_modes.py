@@ -30,6 +30,9 @@ def as_rgb(file: Any) -> Any:
     clear = file.info.get("transparency")
     if isinstance(clear, tuple) and any(";16" in str(tile) for tile in file.tile):
         file.info["transparency"] = tuple(value >> 8 for value in clear)  # as Pillow reads the colours themselves
+    for bits in (2, 4):
+        if isinstance(clear, int) and any(f"L;{bits}" in str(tile) for tile in file.tile):
+            file.info["transparency"] = clear * 255 // ((1 << bits) - 1)  # Pillow scales the greys alone
     image = PIL.ImageOps.exif_transpose(file)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _grey(image, file).convert("RGB")
