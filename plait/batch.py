@@ -193,7 +193,7 @@ def spell(document: Document, config: ModelConfig, *, close: bool = True, noised
 
 
 def spell_prompt(given: Sequence[Part], config: ModelConfig, made: Sequence[Part] = ()) -> list[Run]:
-    """Write what generation goes on from: parts that are given, and parts that were made after them.
+    """Write what generation continues: parts that are given, and parts that were made after them.
 
     Training writes the same for a document in which they stand before what follows.
     """

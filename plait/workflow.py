@@ -71,6 +71,11 @@ def _figures_of(path: Path) -> dict[str, float]:
     return found
 
 
+def _kept_figures(path: Path) -> dict[str, float]:
+    """Return the figures that evaluation or the judges wrote beside their key."""
+    return from_json(read_json(path, path.stem)["figures"])
+
+
 def prepare_step(config: RunConfig, progress: Progress, *, restart: bool = False) -> dict[str, Any]:
     """Raw media to codecs and shards (plait prepare)."""
     with one_writer(config.out, "run"):
@@ -97,7 +102,7 @@ def judge_step(config: RunConfig, progress: Progress) -> dict[str, float]:
     codecs = load_codecs(config)
     key = {"codecs": [c["fingerprint"] for c in read_index(config.data.path)["modalities"].values()], "count": count}
     if path.exists() and read_json(path, "judges").get("key") == key:
-        return from_json(read_json(path, "judges")["figures"])
+        return _kept_figures(path)
     origin, figures = remade(config.data.path, config.prepare, codecs), {}
     truths = origin and origin.truths
     if truths and splits and count:
@@ -152,7 +157,7 @@ def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:
     with one_writer(config.out, "run"):
         key = _key(config) | {"judges": available(QuietProgress())}  # once they are installed, there is more to measure
         if path.exists() and read_json(path, "evaluation").get("key") == key:
-            return from_json(read_json(path, "evaluation")["figures"])
+            return _kept_figures(path)
         with timed(config, "evaluate") as accepted:
             pipeline = load_run(config, device=config.train.device)
             accepted()
@@ -210,11 +215,11 @@ def _summarise(config: RunConfig) -> dict[str, Any]:
     if (data / "report.json").exists():
         figures |= _flat(from_json(read_json(data / "report.json", "prepare").get("figures", {})))
     if (data / "judges.json").exists():
-        figures |= from_json(read_json(data / "judges.json", "judges")["figures"])
+        figures |= _kept_figures(data / "judges.json")
     if (out / "metrics.jsonl").exists():
         figures |= _training_figures(config)
     if (out / FILE).exists():
-        figures |= from_json(read_json(out / FILE, "evaluation")["figures"])
+        figures |= _kept_figures(out / FILE)
     times, peaks = _figures_of(out / "timings.json"), _figures_of(out / "memory.json")
     figures |= {f"seconds_{stage}": seconds for stage, seconds in times.items()}
     figures |= {f"peak_memory_gb_{stage}": peak for stage, peak in peaks.items()}

@@ -54,7 +54,7 @@ def account_of(files: Sequence[str], scans: Sequence[Mapping[str, Any]], notes: 
         if rows != stored + broken or (parts + left_out) - given:
             raise DataError(
                 f"prepare.source: {place!r} has {rows:,} rows, of which {stored:,} were stored and {broken:,} are "
-                "broken: it changed while it was read; begin anew with --restart"
+                "broken: it changed while it was read; rerun with --restart to begin again"
             )
         by_key = {
             key: {"given": n, "stored": parts[key], "left out": left_out[key],

@@ -31,7 +31,7 @@ def prepared_settings(config: RunConfig, files: list[str]) -> dict:
 
 
 def check_folder(folder: str, now: dict, restart: bool) -> None:
-    """Refuse a folder that something else began, or that other settings did unless it begins anew; writes nothing."""
+    """Refuse a folder that something else began, or that other settings did unless it begins again; writes nothing."""
     path = Path(folder) / SETTINGS_NAME
     if not path.exists():
         names = os.listdir(folder) if Path(folder).is_dir() else []
@@ -66,4 +66,4 @@ def read_if_there(path: Path) -> dict | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError):
-        raise DataError(f"data.path: {str(path)!r} is not JSON, begin anew with --restart") from None
+        raise DataError(f"data.path: {str(path)!r} is not JSON, rerun with --restart to begin again") from None
