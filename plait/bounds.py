@@ -102,6 +102,8 @@ def check_numbers(value: Any, kind: Any, where: str, bounds: Bounds = ANY) -> An
     if origin in (typing.Union, types.UnionType):
         if (value is None and type(None) in arguments) or dataclasses.is_dataclass(value):
             return value
+        if any(typing.get_origin(k) is typing.Literal and value in typing.get_args(k) for k in arguments):
+            return value
         kinds = [k for k in arguments if _holds_numbers(k)]
         return check_numbers(value, kinds[0], where, bounds) if len(kinds) == 1 else value
     if origin in (list, tuple) and _holds_numbers(arguments[0]):

@@ -314,6 +314,11 @@ def _convert_union(value: Any, kinds: tuple[Any, ...], where: str, bounds: Bound
     if value is None and type(None) in kinds:
         return None
     kinds = tuple(k for k in kinds if k is not type(None))
+    words = [word for k in kinds if typing.get_origin(k) is Literal for word in typing.get_args(k)]
+    if isinstance(value, str) and words:
+        require(value in words, where, value, f"a number or {' or '.join(words)}")
+        return value
+    kinds = tuple(k for k in kinds if typing.get_origin(k) is not Literal)
     matching = [
         k for k in kinds
         if isinstance(value, dict if dataclasses.is_dataclass(k) else typing.get_origin(k) or k)

@@ -47,7 +47,8 @@ _NAMES = {
     DATA: """
         seed model.modalities model.modalities.*.codec model.modalities.*.codec_options
         prepare.source prepare.codecs_from prepare.codec_documents prepare.codec_minutes prepare.shard_documents""",
-    SCENES: "prepare.documents prepare.validation_documents prepare.passages prepare.image_size",
+    SCENES: """
+        prepare.documents prepare.validation_documents prepare.concepts prepare.passages prepare.image_size""",
     MANIFESTS: "prepare.columns prepare.allow_outside prepare.validation_share",
     STREAM: """
         seed data.sources data.batch_tokens data.max_document_tokens data.too_long data.tasks data.drop_condition

@@ -66,6 +66,8 @@ def laid(**changes) -> dict:
         ({"train__betas": [0.9, 1.0]}, r"^train\.betas\[1\]: 1\.0 is not allowed, it must be in \[0, 1\)$"),
         ({"train__betas": [0.9]}, r"^train\.betas: \[0\.9\] is not allowed, it must be two numbers in \[0, 1\)$"),
         ({"train__steps": 0}, r"^train\.steps: 0 is not allowed, it must be at least 1$"),
+        ({"prepare__concepts": "some"}, r"^prepare\.concepts: 'some' is not allowed, it must be a number or all$"),
+        ({"prepare__concepts": 1.5}, r"^prepare\.concepts: 1\.5 is not allowed, it must be a whole number$"),
         ({"train__steps": True}, r"^train\.steps: True is not allowed"),
         ({"train__schedule": "cosin"}, r"^train\.schedule: unknown name 'cosin', .* did you mean 'cosine'\?$"),
         ({"model__num_kv_heads": 3}, r"^model\.num_kv_heads: 3 .* a divisor of num_heads \(8\)$"),

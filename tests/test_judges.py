@@ -6,6 +6,7 @@ import torch
 
 from plait.data import scenes
 from plait.data.drawings import split_concepts
+from plait.data.scene_world import World
 from plait.errors import DataError, ResourceError
 from plait.evaluate.image import FeatureJudge, frechet_distance, psnr, similarity
 from plait.evaluate.speech import Recogniser, recognise, recognised_share
@@ -19,7 +20,7 @@ def judge() -> FeatureJudge:
 
 @pytest.fixture(scope="module")
 def spoken() -> tuple[list[np.ndarray], list[str]]:
-    shown = [scenes.draw_scene(0, "seen", i) for i in range(24)]
+    shown = [World(0).scene("seen", i) for i in range(24)]
     return scenes.speak_scenes(shown), [s.caption for s in shown]
 
 
@@ -51,7 +52,7 @@ def noised(picture: np.ndarray, deviation: float) -> np.ndarray:
 
 
 def test_frechet_distance_orders_sets(judge):
-    drawn = [scenes.draw(scenes.draw_scene(0, "seen", i), 32) for i in range(96)]
+    drawn = [scenes.draw(World(0).scene("seen", i), 32) for i in range(96)]
     one, other = drawn[:48], drawn[48:]
     halves = judge.frechet(one, other)
     assert judge.frechet(one, one) < 1e-6 * halves
@@ -107,16 +108,6 @@ def test_unknown_words_are_left_out_and_counted():
     silent = np.zeros(16_000, np.float32)
     result = recognised_share([silent, silent], ["a xqzvian apple", "a red apple"])
     assert (result.trials, result.left_out, result.hits) == (1, 1, [None, False])
-
-
-def test_sentences_of_slots(spoken):
-    clips, captions = spoken
-    shown = [scenes.draw_scene(0, "seen", i) for i in range(24)]
-    single = [i for i, s in enumerate(shown) if len(s.concepts) == 1]
-    names = list(dict.fromkeys(shown[i].concepts[0].name for i in single))
-    slots = scenes.sentence_slots(names)
-    result = recognised_share([clips[i] for i in single], [captions[i] for i in single], slots=slots)
-    assert result.share > 0.7
 
 
 @pytest.mark.parametrize(

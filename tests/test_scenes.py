@@ -7,6 +7,9 @@ import pytest
 
 from plait.config import PrepareConfig
 from plait.data import drawings, scenes, speaker
+from plait.data.articles import with_article
+from plait.data.scene_truths import SceneTruths, ground_of
+from plait.data.scene_world import ALL, BACKGROUNDS, NUM_HELD_OUT, VOICES, Scene, World, visible_on
 from plait.errors import ConfigError, ResourceError
 
 PREPARE = PrepareConfig(documents=3000, validation_documents=300, image_size=32)
@@ -32,7 +35,7 @@ def test_documents_have_the_promised_form():
         assert clip.dtype == np.float32 and clip.ndim == 1 and 0.5 < len(clip) / 16000 < 6
         assert 0.05 < np.abs(clip).max() <= 1.0
         assert all(o["name"] in caption for o in document.meta["objects"])
-        assert document.meta["background"] in caption and document.meta["voice"] in scenes.VOICES
+        assert document.meta["background"] in caption and document.meta["voice"] in VOICES
 
 
 def test_reading_does_not_depend_on_the_cut():
@@ -46,7 +49,7 @@ def test_reading_does_not_depend_on_the_cut():
 
 def test_seeds_and_splits_differ():
     def captions(seed, split):
-        return [scenes.draw_scene(seed, split, i).caption for i in range(50)]
+        return [World(seed).scene(split, i).caption for i in range(50)]
 
     assert captions(0, "train") == captions(0, "train")
     assert captions(0, "train") != captions(1, "train")
@@ -70,7 +73,6 @@ def test_concepts_are_many_unique_and_split_by_family():
         assert not any(c.group in drawings.HELD_OUT_GROUPS for c in split["train"])
         assert sum(c.group == "country-flag" for members in split.values() for c in members) <= 40
         assert len(split["train"]) > 1300 and len(split["unseen"]) > 80
-    assert set(scenes.concepts(0)) == {"train", "unseen"}
 
 
 def test_families_ignore_gender_number_and_direction():
@@ -80,26 +82,25 @@ def test_families_ignore_gender_number_and_direction():
     assert drawings.family_of("red apple") != drawings.family_of("red heart")
 
 
-def shown(split: str, count: int) -> list[scenes.Scene]:
-    return [scenes.draw_scene(0, split, i) for i in range(count)]
+def shown(split: str, count: int, size: int = ALL) -> list[Scene]:
+    return [World(0, size).scene(split, i) for i in range(count)]
 
 
 def test_unseen_concepts_never_appear_elsewhere():
-    names = scenes.concepts(0)
-    unseen = set(names["unseen"])
+    unseen = {c.name for c in drawings.split_concepts(0)["unseen"]}
     assert all({c.name for c in s.concepts} <= unseen for s in shown("unseen_concepts", 300))
     for split in ("train", "seen", "unseen_combinations", "other_voice"):
         assert all(not {c.name for c in s.concepts} & unseen for s in shown(split, 500))
 
 
 def test_every_training_concept_leads_equally_often():
-    count = len(scenes.concepts(0)["train"])
+    count = len(World(0).train)
     assert {c.code for s in shown("train", count) for c in s.concepts} == {
         c.code for c in drawings.split_concepts(0)["train"]
     }
 
 
-def pairs(scene: scenes.Scene) -> set[frozenset[str]]:
+def pairs(scene: Scene) -> set[frozenset[str]]:
     return {frozenset((a.code, b.code)) for a in scene.concepts for b in scene.concepts if a != b}
 
 
@@ -109,8 +110,8 @@ def test_unseen_combinations_never_meet_in_training():
     trained = {p for s in shown("train", 3000) for p in pairs(s)}
     assert len(trained) > 300 and not trained & set(held_out)
     by_code = {c.code: c for c in drawings.all_concepts()}
-    assert not any(scenes.meets_in_training(0, *(by_code[code] for code in pair)) for pair in held_out)
-    assert all(scenes.meets_in_training(0, *(by_code[code] for code in pair)) for pair in trained)
+    assert not any(World(0).meets_in_training(*(by_code[code] for code in pair)) for pair in held_out)
+    assert all(World(0).meets_in_training(*(by_code[code] for code in pair)) for pair in trained)
 
 
 def test_relations_are_true():
@@ -123,7 +124,7 @@ def test_relations_are_true():
 def test_drawings_lie_inside_and_grounds_show():
     for scene in shown("train", 60):
         picture = scenes.draw(scene, 64)
-        ground = np.array([int(scenes.BACKGROUNDS[scene.background][i : i + 2], 16) for i in (1, 3, 5)])
+        ground = np.array([int(BACKGROUNDS[scene.background][i : i + 2], 16) for i in (1, 3, 5)])
         border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]).astype(int)
         assert (np.abs(border - ground).max(1) < 60).mean() > 0.9, scene.caption
         assert (np.abs(picture.astype(int) - ground).max(2) > 30).mean() > 0.02, scene.caption
@@ -135,7 +136,7 @@ def test_articles():
         ("flag of Chad", "the flag of Chad"), ("bus", "a bus"), ("women wrestling", "women wrestling"),
         ("hourglass", "an hourglass"), ("face with tears of joy", "a face with tears of joy"), ("bread", "bread"),
     ]  # fmt: skip
-    assert [scenes.with_article(name) for name, _ in said] == [sentence for _, sentence in said]
+    assert [with_article(name) for name, _ in said] == [sentence for _, sentence in said]
 
 
 def test_speaking_does_not_depend_on_the_clock_or_earlier_calls():
@@ -175,3 +176,75 @@ def test_some_documents_are_passages_of_text():
     assert all(not d.parts for d in scenes.SceneSource(prepare, 0, parts=["image"]).read("passages", 0, 5))
     with pytest.raises(ConfigError, match=r"prepare.passages: .* take a smaller share or fewer documents"):
         scenes.SceneSource(replace(prepare, documents=100_000, passages=0.9), 0)
+
+
+SMALL = 64
+
+
+def test_everyday_things_follow_the_written_rule():
+    things = drawings.everyday(SMALL)
+    assert len(things) == SMALL and drawings.everyday(20) == things[:20]
+    assert all(c.group in drawings.EVERYDAY and 1 <= len(c.name.split()) <= 2 for c in things)
+    assert all(with_article(c.name, c.group) != c.name for c in things)
+    assert len({c.name.split()[-1] for c in things}) == len({c.family for c in things}) == SMALL
+    assert {c.code for c in things} <= {c.code for c in drawings.all_concepts()}  # none has a twin under another name
+    assert World(0, SMALL).train == World(1, SMALL).train == things  # whatever the seed
+
+
+def test_a_small_world_never_trains_on_the_held_out_grounds():
+    world = World(0, SMALL)
+    for concept in world.train:
+        held = world.held_out_grounds(concept)
+        assert len(held) == NUM_HELD_OUT and held < set(visible_on(concept))
+    for split in ("train", "seen", "unseen_combinations", "other_voice"):
+        for scene in shown(split, 2000, SMALL):
+            assert all(scene.background not in world.held_out_grounds(c) for c in scene.concepts)
+            assert all(scene.background in visible_on(c) for c in scene.concepts)
+    assert World(1, SMALL).held_out_grounds(world.train[0]) != world.held_out_grounds(world.train[0])
+
+
+def test_unseen_grounds_hold_singles_and_pairs_of_every_thing():
+    world, scene_list = World(0, SMALL), shown("unseen_grounds", 500, SMALL)
+    counts = [len(s.concepts) for s in scene_list]
+    assert counts.count(1) == 300 and counts.count(2) == 200
+    assert all(s.relation for s in scene_list if len(s.concepts) == 2)
+    assert all(any(s.background in world.held_out_grounds(c) for c in s.concepts) for s in scene_list)
+    assert {s.concepts[0].code for s in scene_list if len(s.concepts) == 1} <= {c.code for c in world.train}
+    assert len({s.concepts[0].code for s in scene_list if len(s.concepts) == 1}) > SMALL * 0.9
+
+
+def test_a_small_world_is_a_source_of_scenes():
+    source = scenes.SceneSource(replace(PREPARE, concepts=SMALL), 0, parts=["text", "image"])
+    assert list(source.splits()) == ["train", "unseen_grounds", "seen", "unseen_combinations"]
+    documents = list(source.read("unseen_grounds", 0, 40))
+    images = [dict(d.parts)["image"] for d in documents]
+    truths = source.truths
+    assert truths.image_scores(images, [d.meta for d in documents]) == {"ground": 1.0}
+    assert truths.chances["object"] == 1 / SMALL and len(truths.things()) > 1000
+    wrong = [{**d.meta, "background": "none"} for d in documents]
+    assert truths.image_scores(images, wrong) == {"ground": 0.0}
+
+
+@pytest.mark.parametrize("count", [1, 5000])
+def test_a_number_of_things_that_there_is_not_is_refused(count):
+    with pytest.raises(ConfigError, match=r"prepare.concepts: \d+ is not allowed, it must be at (least|most) \d+"):
+        scenes.SceneSource(PrepareConfig(concepts=count), 0)
+
+
+def test_the_nearest_training_scene_shows_the_same_thing():
+    truths = SceneTruths(World(0, SMALL))
+    train = [s.meta() for s in shown("train", 2000, SMALL)]
+    metas = [s.meta() for s in shown("unseen_grounds", 100, SMALL)]
+    for meta, place in zip(metas, truths.nearest(metas, train), strict=True):
+        near = train[place]
+        assert near["objects"] == meta["objects"] or len(meta["objects"]) == 2
+        assert {o["concept"] for o in near["objects"]} & {o["concept"] for o in meta["objects"]}
+    assert truths.nearest(train[:50], train) == [train.index(meta) for meta in train[:50]]
+
+
+@pytest.mark.parametrize("name", BACKGROUNDS)
+def test_a_ground_is_read_from_the_border(name):
+    color = [int(BACKGROUNDS[name][i : i + 2], 16) for i in (1, 3, 5)]
+    image = np.full((16, 16, 3), color, np.uint8)
+    image[2:-2, 2:-2] = 7
+    assert ground_of(image) == name

@@ -22,7 +22,8 @@ ORDER = ["errors", "allocation", "layout", "bounds", "model_config", "run_record
 NEVER = {"data": {"model", "objectives"}, "model": {"data", "codecs", "train"}, "objectives": {"data", "codecs"}}
 
 
-WORLDS = {"data.scenes", "data.scene_truths", "data.drawings", "data.speaker", "data.passages"}
+WORLDS = {"data.scenes", "data.scene_world", "data.scene_truths", "data.drawings", "data.articles", "data.speaker",
+          "data.passages"}  # fmt: skip
 """What is known of documents that are drawn and spoken: only they themselves and the one place that opens sources."""
 KNOW_WORLDS = {*WORLDS, "data.origins"}
 

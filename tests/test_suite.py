@@ -1,6 +1,7 @@
 """The suite of `plait evaluate`: a model that copies the truth scores the ceiling, one that copies another's zero."""
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def document(i: int) -> Document:
 class Truths:
     """What the source of these documents knows."""
 
-    num_names = len(THINGS)
+    chances: ClassVar = {"object": 1 / len(THINGS), "ground": 0.1}
 
     def caption(self, meta):
         return meta.get("caption", "")
@@ -82,6 +83,13 @@ class Truths:
 
     def reference(self, thing, size):
         return drawn(thing)
+
+    def image_scores(self, images, metas):
+        return {"ground": float(np.mean([(i == drawn(m["shows"])).all() for i, m in zip(images, metas, strict=True)]))}
+
+    def nearest(self, metas, others):
+        shown = [other.get("shows") for other in others]
+        return [(shown.index(m["shows"]) + 1) % len(THINGS) for m in metas]
 
     def openings(self, metas, count, seed):
         return [f"a {thing} on" for thing in THINGS], np.array([THINGS.index(m["shows"]) for m in metas])
@@ -151,6 +159,11 @@ class Pixels:
         return torch.stack([torch.from_numpy(p[:, :, 0].ravel().astype(np.float32)) for p in pictures])
 
 
+def documents_of(origin, split, numbers, *, scattered):
+    documents = list(origin.read(split, 0, 99))
+    return documents if split == "seen" else [documents[n] for n in numbers]
+
+
 def heard(clips, captions, sample_rate):
     return [bytes(clip.astype(np.uint8)).decode() == c for clip, c in zip(clips, captions, strict=True)]
 
@@ -168,7 +181,7 @@ def config(tmp_path, monkeypatch):
     config.generate = GenerateConfig(batch_size=4, max_tokens={"text": 40, "speech": 40})
     config.evaluate = EvaluateConfig(batches=1)
     monkeypatch.setattr(suite, "remade", lambda *a: Origin())
-    monkeypatch.setattr(suite, "raw_documents", lambda origin, split, numbers: list(origin.read(split, 0, 99)))
+    monkeypatch.setattr(suite, "raw_documents", documents_of)
     monkeypatch.setattr(suite, "available", lambda progress: True)
     monkeypatch.setattr(image, "FeatureJudge", Pixels)
     monkeypatch.setattr(judges, "_hits", heard)

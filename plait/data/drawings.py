@@ -7,21 +7,32 @@ out is always a whole family, so that no held-out drawing has a near twin in tra
 
 import functools
 import importlib.metadata
+import itertools
 import re
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from plait.data.articles import is_countable
 from plait.errors import ResourceError
 from plait.randomness import generator
 
 CREDIT = "Drawings: OpenMoji (openmoji.org), licence CC BY-SA 4.0"
 """The line that a page which shows scenes has to carry."""
 
+_EVERYDAY = """
+animal-mammal food-fruit transport-ground musical-instrument tool plant-flower animal-bird clothing food-vegetable
+household animal-bug sky-and-weather transport-air drink animal-marine plant-other food-prepared light-and-video
+transport-water dishware writing animal-reptile
+"""
 HELD_OUT_GROUPS = ("animal-bug", "food-vegetable", "musical-instrument", "transport-water")
 """Groups of which training sees nothing."""
+
+EVERYDAY = tuple(_EVERYDAY.split())
+"""Groups of things that everybody knows by one name, in the order in which a small world takes from them."""
 
 _HELD_OUT_SHARE = 0.06  # of all other families
 _FLAGS = 40  # of about 250: they look much alike
@@ -95,29 +106,85 @@ def family_of(name: str) -> str:
     return " ".join(kept) or ("clock" if "clock" in name or "thirty" in name else "person")
 
 
+class _Thing(NamedTuple):
+    """A drawing that has a name, before it is drawn."""
+
+    name: str
+    code: str
+    group: str
+    elements: str
+
+
 @functools.cache
-def all_concepts() -> tuple[Concept, ...]:
-    """Load every concept, in a fixed order, once in a process. Raises ResourceError."""
-    groups = _groups()
-    by_picture: dict[bytes, list[Concept]] = {}
+def _things() -> tuple[_Thing, ...]:
+    """Load every drawing with a name, in the order of the codes. Raises ResourceError."""
+    groups, things = _groups(), []
     for code, path in _drawings().items():
         character = "".join(chr(int(part, 16)) for part in code.split("-"))
         group = next((groups[c] for c in _spellings(character) if c in groups), "other")
         name = _name(character, group)
         svg = Path(path).read_text(encoding="utf-8") if name else ""
-        if not name or "url(#" in svg:  # ids would clash where two drawings meet
-            continue
-        elements = svg[svg.index(">") + 1 : svg.rindex("</svg>")]
-        picture = rasterize(f'<g transform="scale({1 / _CANVAS})">{elements}</g>', size=_PROBE)
-        ink = picture[..., 3] > 24
-        if not ink.any():
-            continue
-        color = tuple(picture[..., :3][ink].mean(0).tolist())
-        concept = Concept(name, code, group, family_of(name), elements, _extent(ink), color)
-        by_picture.setdefault(picture.tobytes(), []).append(concept)
+        if name and "url(#" not in svg:  # ids would clash where two drawings meet
+            things.append(_Thing(name, code, group, svg[svg.index(">") + 1 : svg.rindex("</svg>")]))
+    return tuple(things)
+
+
+def _probe(thing: _Thing) -> np.ndarray:
+    """Draw a thing small, uint8 [32, 32, 4], to compare and to measure it."""
+    return rasterize(f'<g transform="scale({1 / _CANVAS})">{thing.elements}</g>', size=_PROBE)
+
+
+def _concept(thing: _Thing, picture: np.ndarray) -> Concept | None:
+    """Return a thing with the extent and colour of its ink; None where it has none."""
+    ink = picture[..., 3] > 24
+    if not ink.any():
+        return None
+    color = tuple(picture[..., :3][ink].mean(0).tolist())
+    family = family_of(thing.name)
+    return Concept(thing.name, thing.code, thing.group, family, thing.elements, _extent(ink), color)
+
+
+@functools.cache
+def all_concepts() -> tuple[Concept, ...]:
+    """Load every concept, in a fixed order, once in a process. Raises ResourceError."""
+    by_picture: dict[bytes, list[Concept]] = {}
+    for thing in _things():
+        picture = _probe(thing)
+        if concept := _concept(thing, picture):
+            by_picture.setdefault(picture.tobytes(), []).append(concept)
     merged = [min(same, key=lambda c: (len(c.name), c.name)) for same in by_picture.values()]
     unique = {c.name: c for c in sorted(merged, key=lambda c: c.code)}
     return tuple(unique[name] for name in sorted(unique))
+
+
+@functools.cache
+def everyday_things() -> tuple[str, ...]:
+    """Return the codes of everyday things, those of a small world first.
+
+    The rule: drawings of `EVERYDAY` groups whose name is one or two words of lower-case letters and can be counted; of
+    those whose names end in the same word, the one of the shortest name. The groups take turns, each with names of one
+    word before names of two, in an order drawn from seed 0.
+    """
+    by_word: dict[str, _Thing] = {}
+    for thing in sorted(_things(), key=lambda t: (len(t.name), t.name)):
+        said = re.fullmatch(r"[a-z]+( [a-z]+)?", thing.name) and is_countable(thing.name, thing.group)
+        if thing.group in EVERYDAY and said:
+            by_word.setdefault(family_of(thing.name).split()[-1], thing)
+    queues = []
+    for group in EVERYDAY:
+        members = sorted((t for t in by_word.values() if t.group == group), key=lambda t: t.code)
+        order = generator(0, f"scenes: everyday {group}").permutation(len(members))
+        queues.append([t.code for t in sorted((members[i] for i in order), key=lambda t: " " in t.name)])
+    turns = itertools.zip_longest(*queues)
+    return tuple(code for turn in turns for code in turn if code)
+
+
+@functools.lru_cache(maxsize=8)
+def everyday(count: int) -> tuple[Concept, ...]:
+    """Return the concepts of a small world of ``count`` things; no other drawing is drawn for it."""
+    by_code = {t.code: t for t in _things()}
+    concepts = (_concept(thing, _probe(thing)) for thing in (by_code[code] for code in everyday_things()[:count]))
+    return tuple(c for c in concepts if c)
 
 
 def _drawings() -> dict[str, str]:

@@ -51,10 +51,13 @@ def open_source(setup: Setup, codecs: dict[str, Codec], keys: Sequence[str] | No
     return _scenes(setup.prepare, setup.seed, codecs, keys)
 
 
-def remade(folder: str | Path, prepare: PrepareConfig, codecs: dict[str, Codec]) -> RawSource | None:
+def remade(
+    folder: str | Path, prepare: PrepareConfig, codecs: dict[str, Codec], keys: Sequence[str] | None = None
+) -> RawSource | None:
     """Return the source that makes a prepared folder's raw documents again; None where they are a user's own.
 
-    ``prepare`` is that of the run, which gives way to what the folder was made with.
+    ``prepare`` is that of the run, which gives way to what the folder was made with; ``keys`` names the parts that are
+    wanted, all that the codecs read by default.
     """
     path = Path(folder) / SETTINGS_NAME
     made = read_json(path, "prepared data") if path.exists() else {}
@@ -63,7 +66,7 @@ def remade(folder: str | Path, prepare: PrepareConfig, codecs: dict[str, Codec])
     known = {f.name for f in dataclasses.fields(PrepareConfig)}
     recorded = {name.removeprefix("prepare."): value for name, value in made.items() if name.startswith("prepare.")}
     prepare = dataclasses.replace(prepare, **{name: value for name, value in recorded.items() if name in known})
-    return _scenes(prepare, made.get("seed", 0), codecs, None)
+    return _scenes(prepare, made.get("seed", 0), codecs, keys)
 
 
 def _scenes(prepare: PrepareConfig, seed: int, codecs: dict[str, Codec], keys: Sequence[str] | None) -> RawSource:

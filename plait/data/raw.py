@@ -81,8 +81,8 @@ class Truths(Protocol):
         """Return the shares of captions that are right in "object" (the first thing shown), and in what else is."""
 
     @property
-    def num_names(self) -> int:
-        """Names among which training shows things: guessing one is right once in so many."""
+    def chances(self) -> dict[str, float]:
+        """What a guess gets right in each score of captions and images, by its name."""
 
     def thing(self, meta: dict[str, Any]) -> str:
         """Return the one thing that a document shows; "" where it shows several, or none."""
@@ -93,6 +93,12 @@ class Truths(Protocol):
     def reference(self, thing: str, size: int) -> np.ndarray:
         """Return an image of a thing, uint8 [size, size, 3]."""
 
+    def image_scores(self, images: Sequence[Media], metas: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """Return the shares of images, uint8 [H, W, 3], that are right in what needs no judge, such as "ground"."""
+
+    def nearest(self, metas: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> list[int]:
+        """Return for each document the place, among ``others``, of the one that shows most of the same."""
+
     def openings(self, metas: Sequence[dict[str, Any]], count: int, seed: int) -> tuple[list[str], np.ndarray]:
         """Return how captions begin that name ``count`` things, and which is true of each document of one thing."""
 
@@ -101,11 +107,17 @@ ROWS_AT_ONCE = 64
 """Rows that are read together."""
 
 
-def raw_documents(source: RawSource, split: str, numbers: Sequence[int]) -> list[RawDocument]:
-    """Return documents of a split, given by number in any order. Raises DataError where one is broken."""
+def raw_documents(
+    source: RawSource, split: str, numbers: Sequence[int], *, scattered: bool = False
+) -> list[RawDocument]:
+    """Return documents of a split, given by number in any order. Raises DataError where one is broken.
+
+    ``scattered``: each is read by itself, not with those between; slower where a source reads many together.
+    """
     found: dict[int, RawDocument | BrokenRow] = {}
-    for first in sorted({n - n % ROWS_AT_ONCE for n in numbers}):
-        last = max(n for n in numbers if n < first + ROWS_AT_ONCE) + 1
+    size = 1 if scattered else ROWS_AT_ONCE
+    for first in sorted({n - n % size for n in numbers}):
+        last = max(n for n in numbers if n < first + size) + 1
         found |= dict(enumerate(source.read(split, first, last), start=first))
     documents = []
     for row in (found[n] for n in numbers):

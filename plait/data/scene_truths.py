@@ -11,11 +11,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from plait.data import scenes
-from plait.data.drawings import all_concepts, split_concepts
+from plait.data.articles import with_article
+from plait.data.drawings import all_concepts
+from plait.data.scene_world import BACKGROUNDS, GROUND_COLORS, RELATIONS, World
 from plait.randomness import generator
 
 _CAPTION = re.compile(r"^(?P<what>.*) on an? (?P<background>\w+) background$")
 _ARTICLE = re.compile(r"^(an?|the) ")
+_SEEN = ("relation", "background")
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Said:
     background: str | None
 
 
-def read_caption(caption: str, relations: Sequence[str] = scenes.RELATIONS) -> Said:
+def read_caption(caption: str, relations: Sequence[str] = RELATIONS) -> Said:
     """Read a caption by the grammar of the scenes; what does not fit becomes one object name."""
     match = _CAPTION.match(caption.strip().lower())
     what, background = (match["what"], match["background"]) if match else (caption.strip().lower(), None)
@@ -43,30 +46,37 @@ def _bare(name: str) -> str:
 
 
 def caption_scores(
-    captions: Sequence[str], truths: Sequence[dict], relations: Sequence[str] = scenes.RELATIONS
+    captions: Sequence[str], truths: Sequence[dict], relations: Sequence[str] = RELATIONS
 ) -> dict[str, float]:
     """Return shares over captions and their scenes' truths (`Scene.meta`).
 
     object: the first drawing's name is among those said. colour: the ground's colour. relation: of scenes that have
-    one. exact: the whole caption.
+    one. exact: the whole caption, of scenes of one drawing; exact_several: of the others.
     """
-    hits: dict[str, list[bool]] = {"object": [], "colour": [], "relation": [], "exact": []}
+    hits: dict[str, list[bool]] = {"object": [], "colour": [], "relation": [], "exact": [], "exact_several": []}
     for caption, truth in zip(captions, truths, strict=True):
         said = read_caption(caption, relations)
         true = read_caption(truth["caption"], relations)
         hits["object"].append(true.objects[0] in said.objects)
         hits["colour"].append(said.background == true.background)
-        hits["exact"].append(said == true)
+        hits["exact" if len(true.objects) == 1 else "exact_several"].append(said == true)
         if true.relation:
             hits["relation"].append(said.relation == true.relation)
     return {name: float(np.mean(h)) for name, h in hits.items() if h}
 
 
-class SceneTruths:
-    """What is true of the scenes drawn with a seed."""
+def ground_of(image: np.ndarray) -> str:
+    """Return the ground whose colour is nearest to an image's border, uint8 [H, W, 3]."""
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]])
+    color = np.median(border.astype(float), axis=0)
+    return min(GROUND_COLORS, key=lambda name: float(np.linalg.norm(GROUND_COLORS[name] - color)))
 
-    def __init__(self, seed: int):
-        self.seed = seed
+
+class SceneTruths:
+    """What is true of the scenes of a world."""
+
+    def __init__(self, world: World):
+        self.world = world
 
     def caption(self, meta: dict) -> str:
         return meta.get("caption", "")
@@ -75,8 +85,10 @@ class SceneTruths:
         return caption_scores(said, metas)
 
     @property
-    def num_names(self) -> int:
-        return len({concept.name for concept in split_concepts(self.seed)["train"]})
+    def chances(self) -> dict[str, float]:
+        names, grounds = len({concept.name for concept in self.world.train}), len(BACKGROUNDS)
+        return {"object": 1 / names, "colour": 1 / grounds, "ground": 1 / grounds, "relation": 1 / len(RELATIONS),
+                "exact": 1 / (names * grounds)}  # fmt: skip
 
     def thing(self, meta: dict) -> str:
         shown = meta.get("objects", [])
@@ -88,13 +100,33 @@ class SceneTruths:
     def reference(self, thing: str, size: int) -> np.ndarray:
         return scenes.reference(thing, size)
 
+    def image_scores(self, images: Sequence[np.ndarray], metas: Sequence[dict]) -> dict[str, float]:
+        hits = [ground_of(image) == meta["background"] for image, meta in zip(images, metas, strict=True)]
+        return {"ground": float(np.mean(hits))}
+
+    def nearest(self, metas: Sequence[dict], others: Sequence[dict]) -> list[int]:
+        by_thing: dict[str, list[int]] = {}
+        for i, other in enumerate(others):
+            for shown in other.get("objects", []):
+                by_thing.setdefault(shown["concept"], []).append(i)
+
+        def likeness(a: dict, b: dict) -> tuple[bool, int]:
+            same = sum(x == y for x, y in zip(a["objects"], b["objects"]))
+            return len(a["objects"]) == len(b["objects"]), 2 * same + sum(a[k] == b[k] for k in _SEEN)
+
+        return [
+            max((i for shown in meta["objects"] for i in by_thing.get(shown["concept"], [0])),
+                key=lambda i: likeness(meta, others[i]))
+            for meta in metas
+        ]  # fmt: skip
+
     def openings(self, metas: Sequence[dict], count: int, seed: int) -> tuple[list[str], np.ndarray]:
         names = [meta["objects"][0]["name"] for meta in metas]
         phrases = {n: f"{m['caption'].rsplit(' on ', 1)[0]} on" for n, m in zip(names, metas, strict=True)}
-        others = split_concepts(self.seed)["train"]
+        others = self.world.train
         for i in generator(seed, "forced choice: names").permutation(len(others)):
             if len(phrases) >= count:
                 break
-            phrases.setdefault(others[i].name, f"{scenes.with_article(others[i].name, others[i].group)} on")
+            phrases.setdefault(others[i].name, f"{with_article(others[i].name, others[i].group)} on")
         places = {name: i for i, name in enumerate(phrases)}
         return list(phrases.values()), np.array([places[name] for name in names])

@@ -137,27 +137,32 @@ def picture_figures(
     metas: Sequence[dict],
     truths: Truths,
     real: Sequence[Media],
+    nearest: Sequence[Media],
     others: Sequence[Media],
     codec: Codec,
 ) -> dict[str, float]:
     """Return how often generated pictures are named rightly, and their Fréchet distance to ``others``, real pictures.
 
-    Beside them the same figures of ``real`` pictures of the same documents and of the codec's round trip of them, and
-    the distance of blurred ones.
+    Beside them the same figures of ``real`` pictures of the same documents, of the codec's round trip of them, of the
+    ``nearest`` training pictures, which a model that only remembers would show, and the distance of blurred ones.
     """
     from plait.evaluate.image import blurred, frechet_distance
 
     judge = PictureJudge(truths, metas, made[0].shape[0])
     target = judge.features(others)
-    sets = {"": made, "real": real, "codec": codec.decode(codec.encode(real)), "blurred": [blurred(p) for p in real]}
+    sets = {"": made, "real": real, "codec": codec.decode(codec.encode(real)), "nearest": nearest,
+            "blurred": [blurred(p) for p in real]}  # fmt: skip
     features = {name: judge.features(pictures) for name, pictures in sets.items()}
     figures = {f"frechet_{n}" if n else "frechet": frechet_distance(f, target) for n, f in features.items()}
     named = judge.judge(features[""])
     low, high = interval(named.share, named.trials)
     figures |= {"object_accuracy": named.share, "object_low": low, "object_high": high,
-                "object_trials": float(named.trials), "object_chance": 1 / NUM_CONCEPTS,
-                "object_originals": judge.judge(features["real"]).share,
-                "object_codec": judge.judge(features["codec"]).share}  # fmt: skip
+                "object_trials": float(named.trials), "object_chance": 1 / NUM_CONCEPTS}  # fmt: skip
+    for label, kind in {"originals": "real", "codec": "codec", "nearest": "nearest"}.items():
+        figures[f"object_{label}"] = judge.judge(features[kind]).share
+        figures |= {f"{name}_{label}": v for name, v in truths.image_scores(sets[kind], metas).items()}
+    for name, value in truths.image_scores(made, metas).items():
+        figures |= {f"{name}_accuracy": value, f"{name}_chance": truths.chances[name]}
     return figures | {"frechet_count": float(len(made))}
 
 

@@ -114,26 +114,14 @@ def recognise(clips: Sequence[np.ndarray], captions: Sequence[str]) -> list[str]
 
 
 def recognised_share(
-    clips: Sequence[np.ndarray],
-    captions: Sequence[str],
-    *,
-    slots: Sequence[Sequence[str]] | None = None,
-    among: int = 100,
-    sample_rate: int = SAMPLE_RATE,
+    clips: Sequence[np.ndarray], captions: Sequence[str], *, among: int = 100, sample_rate: int = SAMPLE_RATE
 ) -> Recognised:
-    """Count the clips in which a recogniser hears their own caption.
-
-    It chooses ``among`` so many captions at a time, in their order, or among the sentences of ``slots`` (see
-    `Recogniser`) where they are given.
-    """
+    """Count the clips in which a recogniser hears their own caption, ``among`` so many at a time, in their order."""
     hits: list[bool | None] = []
-    if slots is not None:
-        hits = _hits(Recogniser(slots, sample_rate=sample_rate), clips, captions, 0)
-    else:
-        for start in range(0, len(clips), among):
-            group = captions[start : start + among]
-            judge = Recogniser([list(dict.fromkeys(group))], sample_rate=sample_rate)
-            hits += _hits(judge, clips[start : start + among], group, start)
+    for start in range(0, len(clips), among):
+        group = captions[start : start + among]
+        judge = Recogniser([list(dict.fromkeys(group))], sample_rate=sample_rate)
+        hits += _hits(judge, clips[start : start + among], group, start)
     tried = [hit for hit in hits if hit is not None]
     return Recognised(float(np.mean(tried)) if tried else 0.0, len(tried), len(hits) - len(tried), hits)
 

@@ -87,7 +87,7 @@ class Suite:
                 figures |= {f"{prefix}_{k}_accuracy": v for k, v in scores.items()}
                 low, high = interval(scores["object"], len(documents))
                 figures |= {f"{prefix}_object_low": low, f"{prefix}_object_high": high}
-                figures |= {f"{prefix}_object_chance": 1 / truths.num_names}
+                figures |= {f"{prefix}_{k}_chance": v for k, v in truths.chances.items() if k in scores}
                 figures |= self.choices(prefix, name, documents, truths)
         return figures
 
@@ -116,21 +116,27 @@ class Suite:
                 )
             metas = [d.meta for d in documents]
             if codec.key == "image":
-                figures |= self.pictures(name, made, documents, source.split, origin)
+                figures |= self.pictures(name, made, documents, source, truths)
             else:
                 judged = media_judge(codec, made, metas, truths)(made)
                 figures |= {f"{name}_recognised": judged.share, f"{name}_recognised_trials": float(judged.trials)}
         return figures
 
-    def pictures(self, name: str, made: list[Media], documents: Sequence[Document], split: str,
-                 origin: RawSource) -> dict[str, float]:  # fmt: skip
+    def pictures(self, name: str, made: list[Media], documents: Sequence[Document], source: ShardSource,
+                 truths: Truths) -> dict[str, float]:  # fmt: skip
         """Return what the judge makes of generated images, beside real ones of the same documents and others."""
-        codec = self.pipeline.codecs[name]
-        originals = raw_documents(origin, split, [d.index for d in documents])
-        real = [dict(reversed(d.parts))[codec.key] for d in originals]
-        others = list(islice(raw_items(origin, "train", codec.key), len(made)))
+        codec, metas = self.pipeline.codecs[name], [d.meta for d in documents]
+        # no more than the images is made again: sound would take longer than all of this
+        origin = remade(source.folder, self.config.prepare, self.pipeline.codecs, [codec.key])
+        train = open_sources(self.config, "train")[0]
         with self.progress.stage(f"judge of {name}", total=1):
-            figures = picture_figures(made, [d.meta for d in documents], origin.truths, real, others, codec)
+            nearest = truths.nearest(metas, [train.meta(i) for i in range(len(train))])
+            real, remembered = (
+                [dict(reversed(d.parts))[codec.key] for d in raw_documents(origin, split, numbers, scattered=True)]
+                for split, numbers in ((source.split, [d.index for d in documents]), ("train", nearest))
+            )
+            others = list(islice(raw_items(origin, "train", codec.key), len(made)))
+            figures = picture_figures(made, metas, truths, real, remembered, others, codec)
         return {f"{name}_{label}": value for label, value in figures.items()}
 
     def choices(self, prefix: str, modality: str, documents: list[Document], truths: Truths) -> dict[str, float]:
