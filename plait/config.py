@@ -325,6 +325,8 @@ class EvaluateConfig(Checked):
     """Clips to generate from captions for the speech judge; 0 leaves it out."""
     judged: int = bounded(400, at_least=0)
     """Held-out documents on which the judges compare the codecs' round trip with the originals; 0 leaves it out."""
+    aims: dict[str, float] = field(default_factory=dict)
+    """The least that is asked of some figures of summary.json, by name; the report says which fell short."""
 
 
 @dataclass

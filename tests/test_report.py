@@ -17,6 +17,7 @@ soundfile = pytest.importorskip("soundfile")
 
 from plait.errors import DataError, ResourceError  # noqa: E402
 from plait.report import charts, figures, write_report  # noqa: E402
+from plait.report.scores import scores  # noqa: E402
 
 CAPTIONS = [
     "a fox left of a red apple on a blue background",
@@ -184,8 +185,8 @@ MEDIA = """Promise.all([...document.querySelectorAll("audio")].map(a => a.readyS
 def test_everything_loads_in_a_browser_with_nothing_in_the_console(run, browser, width):
     browser.open(run / "report.html", width)
     seen = browser.run(MEDIA)
-    assert len(seen["images"]) == 36 + 6 + 3 + 12 and min(seen["images"]) == 32
-    assert len(seen["clips"]) == 12 + 6 + 3 + 12 and min(seen["clips"]) >= 1
+    assert len(seen["images"]) == 36 + 6 + 3 + 12 + 10 and min(seen["images"]) == 32
+    assert len(seen["clips"]) == 12 + 6 + 3 + 12 + 2 and min(seen["clips"]) >= 1
     assert len(seen["curves"]) == 8 and min(seen["curves"]) >= 1
     assert seen["wider"] <= 0, "the page must not scroll sideways"
     assert browser.problems() == []
@@ -317,13 +318,53 @@ def test_long_runs_are_averaged_down_and_gaps_stay_gaps():
     assert charts.chart_groups(rows, [])["optimizer"][0]["series"][0]["y"] == [2.0, None, 2.0]
 
 
-def test_goals_are_judged():
-    groups = {g["title"]: {f["label"]: f for f in g["figures"]} for g in figures.headline(SUMMARY, ["text"], [])}
-    assert groups["Understanding"]["Right object, open caption"]["met"] is True
-    assert groups["Understanding"]["Object picked among 400"]["met"] is True
-    assert groups["Codecs"]["image round trip"]["met"] is True
-    assert groups["Codecs"]["speech still recognised"]["met"] is False
-    assert groups["The run"]["Time, from data to page"]["value"] == "13 min 43 s"
+NAMES = ["text", "image", "speech"]
+MEASURED = {
+    "image_object_accuracy": 0.52, "image_object_chance": 0.0025, "image_object_codec": 0.88,
+    "image_object_trials": 300.0, "image_object_nearest": 0.9,
+    "image_ground_accuracy": 0.97, "image_ground_chance": 0.1, "image_ground_codec": 1.0,
+    "image_frechet": 310.4, "image_frechet_codec": 120.2, "image_frechet_blurred": 330.0, "image_frechet_count": 500.0,
+    "speech_recognised": 0.8, "speech_recognised_trials": 240.0, "speech_codec_recognised": 0.9,
+    "speech_codec_recognised_originals": 0.95, "caption_speech_object_accuracy": 0.91,
+    "caption_speech_object_chance": 1 / 64,
+}  # fmt: skip
+
+
+def test_scores_stand_beside_chance_and_ceiling():
+    rows = scores(SUMMARY | MEASURED, NAMES, {"image_object_accuracy": 0.6, "image_ground_accuracy": 0.95})
+    found = {(r.given, r.made, r.label.split(",")[0]): r for r in rows}
+    named = found["text", "image", "shows the right thing"]
+    assert (named.value, named.chance, named.ceiling) == ("52.0%", "0.25%", "88.0%")
+    assert named.note == "300 images, nearest training images 90.0%, short of the 60.0% aimed at"
+    assert named.bar == (0.52, 0.0025, 0.88)
+    assert found["text", "image", "right background"].note == ""
+    distance = found["text", "image", "Fréchet distance to real images"]
+    assert (distance.value, distance.ceiling, distance.bar) == ("310", "120", None)
+    assert distance.note == "blurred images 330, 500 images"
+    heard = found["text", "speech", "understood by a recogniser"]
+    assert (heard.value, heard.ceiling, heard.note) == ("80.0%", "85.5%", "240 clips, originals 95.0%")
+    assert found["image", "text", "names the right thing"].value == "6.3%"
+    assert found["speech", "text", "names the right thing"].value == "91.0%"
+    assert ("speech", "text", "right background") not in found
+
+
+def test_scores_of_any_modality_are_found_by_its_name():
+    """Also of one whose name begins like a figure's own."""
+    numbers = {"captions_object_accuracy": 0.3, "captions_frechet": 9.0, "caption_depth_object_accuracy": 0.4}
+    rows = [(r.given, r.made, r.value) for r in scores(numbers, ["text", "captions", "depth"], {})]
+    assert rows == [("text", "captions", "30.0%"), ("text", "captions", "9"), ("depth", "text", "40.0%")]
+    assert scores({}, [], {}) == [] and scores({"answer": 1.0}, ["text"], {}) == []
+
+
+def test_the_first_screen_shows_what_was_made(run, browser):
+    browser.open(run / "report.html", 1400)
+    seen = browser.run("""(() => { const made = document.querySelector("#made"); return {
+        images: made.querySelectorAll(".gallery img").length, said: made.querySelectorAll(".told").length,
+        clips: made.querySelectorAll(".spoken audio").length, top: made.getBoundingClientRect().top,
+        first: document.querySelector("main > *").id,
+        table: document.querySelectorAll("#scores tbody tr").length}; })()""")
+    assert (seen["images"], seen["said"], seen["clips"], seen["first"]) == (8, 2, 2, "made")
+    assert seen["top"] < 400 and seen["table"] == 3
 
 
 @pytest.mark.parametrize(

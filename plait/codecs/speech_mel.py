@@ -6,6 +6,7 @@ by Griffin and Lim's algorithm.
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -129,11 +130,17 @@ class SpeechCodec(Codec):
         return self.model.mel(torch.from_numpy(waves))
 
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
-        waves: list[np.ndarray] = []
-        for mel in [self._decoded_mel(item) for item in encoded]:
-            wave = self.model.mel.waveform(mel[None])[0] if mel.shape[1] else torch.zeros(0)
-            waves.append(wave.clamp(-1, 1).numpy())
-        return waves
+        mels, threads = [self._decoded_mel(item) for item in encoded], torch.get_num_threads()
+        if len(mels) < 2 or threads < 2:
+            return [self._waveform(mel) for mel in mels]
+        # one clip is too short to share: each core takes its own
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(self._waveform, mels))
+
+    def _waveform(self, mel_FT: Tensor) -> np.ndarray:
+        """Return the samples of one clip's log-mel [BINS, T]."""
+        wave = self.model.mel.waveform(mel_FT[None])[0] if mel_FT.shape[1] else torch.zeros(0)
+        return wave.clamp(-1, 1).numpy()
 
     def read(self, value: Any, base: Path) -> np.ndarray:
         return sounds.read_sound(value, base, RATE)

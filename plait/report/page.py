@@ -11,8 +11,9 @@ import yaml
 
 from plait.errors import DataError, ResourceError
 from plait.files import from_json, write_text
-from plait.report import charts, denoising, figures
+from plait.report import charts, denoising, figures, showcase
 from plait.report.media import Media, clean
+from plait.report.scores import scores
 from plait.train.metrics import read_jsonl, read_metrics
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -87,6 +88,8 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
     modalities = _modalities(config, rows, samples, [*codecs, *strips, *guided])
     curves = charts.chart_groups(rows, modalities)
     strings = {k: v for k, v in summary.items() if isinstance(v, str)}
+    numbers = {k: float(v) for k, v in summary.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    aims = {k: v for k, v in _section(_section(config, "evaluate"), "aims").items() if isinstance(v, int | float)}
     return {
         "name": clean(config.get("name") or summary.get("name") or run.resolve().name),
         "modalities": modalities,
@@ -95,7 +98,9 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
         "braid": charts.braid(max(len(modalities), 2)),
         "denoised": [name for name in modalities if name in denoised],
         "predicted": "velocity" if _section(config, "diffusion").get("process") == "flow" else "noise",
-        "headline": figures.headline(summary, modalities, denoised),
+        "shown": showcase.shown(samples),
+        "scores": scores(numbers, modalities, aims),
+        "took": figures.run_facts(summary),
         "curves": curves,
         "tasks": _tasks(samples, counts),
         "strips": strips,

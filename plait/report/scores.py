@@ -1,0 +1,115 @@
+"""How good a run is, as a table: each score beside what chance reaches and what the codec's round trip reaches.
+
+Rows are made of the figures of summary.json by their names (`plait.evaluate.suite`), for the modalities that the run
+has. Shares are out of 1; a Fréchet distance has no chance, and lower is better.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from plait.report.figures import percent, plain
+
+CAPTIONS = {
+    "object": "names the right thing",
+    "exact": "whole caption right, one thing",
+    "exact_several": "whole caption right, several things",
+    "relation": "right relation of two things",
+    "colour": "right background",
+}
+"""What a caption can say rightly, in the order of the page."""
+
+
+_DISTANCES = {"made": "", "codec": "_codec", "blurred": "_blurred", "count": "_count"}
+
+
+class Score(NamedTuple):
+    """A row of the table."""
+
+    given: str
+    """Modality that the model was given."""
+    made: str
+    """Modality that it made."""
+    label: str
+    value: str
+    chance: str
+    ceiling: str
+    """What the same judge makes of the codec's round trip of real items; "" where there is none."""
+    bar: tuple[float, float, float] | None
+    """Value, chance and ceiling between 0 and 1, for a drawing; None where the score is no share."""
+    note: str = ""
+
+
+def scores(numbers: Mapping[str, float], modalities: Sequence[str], aims: Mapping[str, float]) -> list[Score]:
+    """Return the rows that a run's figures have; ``aims`` is the least that its config asks of some of them."""
+    host = modalities[0] if modalities else ""
+    rows: list[Score] = []
+    for name in modalities[1:]:
+        rows += _images(numbers, host, name, aims)
+        rows += _speech(numbers, host, name, aims)
+    for name in modalities[1:]:
+        prefix = f"caption_{name}" if f"caption_{name}_object_accuracy" in numbers else "caption"
+        if prefix != "caption" or name == _captioned(numbers, modalities):
+            rows += _captions(numbers, prefix, name, host, aims)
+    return rows
+
+
+def _captioned(numbers: Mapping[str, float], modalities: Sequence[str]) -> str:
+    """Return the modality whose captions are scored under the bare name: the images."""
+    others = [m for m in modalities[1:] if f"caption_{m}_object_accuracy" not in numbers]
+    return others[0] if others else ""
+
+
+def _images(numbers: Mapping[str, float], host: str, name: str, aims: Mapping[str, float]) -> Iterator[Score]:
+    """Yield how often images made from text are right, and their distance to real ones."""
+    count = numbers.get(f"{name}_object_trials")
+    labels = {"object": "shows the right thing, by a reference classifier", "ground": "right background"}
+    for score, label in labels.items():
+        key = f"{name}_{score}_accuracy"
+        if key in numbers:
+            notes = [f"{plain(count)} images"] if score == "object" and count else []
+            nearest = numbers.get(f"{name}_{score}_nearest")
+            notes += [f"nearest training images {percent(nearest)}"] if nearest is not None else []
+            others = f"{name}_{score}_chance", f"{name}_{score}_codec"
+            yield _share(numbers, host, name, label, key, *others, aims, notes)
+    distances = {kind: numbers.get(f"{name}_frechet{end}") for kind, end in _DISTANCES.items()}
+    said = {kind: "" if value is None else plain(round(value)) for kind, value in distances.items()}
+    if said["made"]:
+        notes = [f"blurred images {said['blurred']}"] if said["blurred"] else []
+        notes += [f"{said['count']} images"] if said["count"] else []
+        label = "Fréchet distance to real images, lower is better"
+        yield Score(host, name, label, said["made"], "", said["codec"], None, ", ".join(notes))
+
+
+def _speech(numbers: Mapping[str, float], host: str, name: str, aims: Mapping[str, float]) -> Iterator[Score]:
+    """Yield how often speech made from text is understood."""
+    key, trials = f"{name}_recognised", numbers.get(f"{name}_recognised_trials")
+    if key in numbers:
+        notes = [f"{plain(trials)} clips"] if trials else []
+        original, relative = (numbers.get(f"{name}_codec_recognised{end}") for end in ("_originals", ""))
+        known = dict(numbers)
+        if original is not None and relative is not None:
+            notes.append(f"originals {percent(original)}")
+            known["ceiling"] = original * relative
+        yield _share(known, host, name, "understood by a recogniser", key, f"{key}_chance", "ceiling", aims, notes)
+
+
+def _captions(
+    numbers: Mapping[str, float], prefix: str, name: str, host: str, aims: Mapping[str, float]
+) -> Iterator[Score]:
+    """Yield the scores of captions of a modality."""
+    for score, label in CAPTIONS.items():
+        key = f"{prefix}_{score}_accuracy"
+        if key in numbers:
+            yield _share(numbers, name, host, label, key, f"{prefix}_{score}_chance", "", aims, [])
+
+
+def _share(
+    numbers: Mapping[str, float], given: str, made: str, label: str, key: str, chance: str, ceiling: str,
+    aims: Mapping[str, float], notes: Sequence[str],
+) -> Score:  # fmt: skip
+    value, low, high = numbers[key], numbers.get(chance), numbers.get(ceiling)
+    if key in aims and value < aims[key]:
+        notes = [*notes, f"short of the {percent(aims[key])} aimed at"]
+    said, guessed, most = (percent(x) if x is not None else "" for x in (value, low, high))
+    bar = value, low or 0.0, 1.0 if high is None else high
+    return Score(given, made, label, said, guessed, most, bar, ", ".join(notes))
