@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from plait.model.ranks import part_of
+from plait.model.ranks import local, part_of
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Jordan's quintic: singular values end between about .7 and 1.2."""
@@ -26,51 +26,67 @@ class MuonAdamW(torch.optim.AdamW):
     """AdamW whose groups with ``muon: True`` hold matrices [..., out, in] that Muon moves.
 
     torch.optim.Muon takes matrices one by one and cannot leave a step out without asking the device whether to; here
-    matrices of one shape go together, and where ``found_inf`` is 1 nothing changes.
+    matrices of one shape go together, and where ``found_inf`` is 1 nothing changes. Small matrices cost what is read
+    and written, not the products: gradients are used up, and nothing is copied but into the products' precision.
     """
 
     @torch.no_grad()
     def step(self, closure=None) -> None:
-        """Move all parameters."""
+        """Move all parameters; afterwards the gradients of matrices are no longer what they were."""
         groups = self.param_groups
         self.param_groups = [g for g in groups if not g["muon"]]
         try:
             super().step(closure)
         finally:
             self.param_groups = groups
+        bad = getattr(self, "found_inf", None)
+        if bad is not None and bad.device.type == "cpu":  # where asking waits for nothing
+            if bad:
+                return
+            bad = None
         for group in groups:
             if group["muon"]:
-                self._step_matrices(group)
+                self._step_matrices(group, bad)
 
-    def _step_matrices(self, group: dict) -> None:
-        bad = getattr(self, "found_inf", None)
+    def _step_matrices(self, group: dict, bad: Tensor | None) -> None:
         by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
                 by_shape[parameter.shape].append(parameter)
         for shape, parameters in by_shape.items():
-            updates = [whole(self._momentum(p, bad)) for p in parameters]
             size = 0.2 * math.sqrt(max(shape[-2:])) * group["lr"]
             decay = group["lr"] * group["weight_decay"]
-            if bad is not None:
-                size, decay = size * (1 - bad), decay * (1 - bad)
             # the experts of one weight [E, in, out] are matrices of their own
-            moved = orthogonal(torch.stack(updates).flatten(0, -3)).view(len(updates), *shape)
+            moved = orthogonal(self._look_ahead(parameters, bad).flatten(0, -3)).view(len(parameters), *shape)
             for parameter, update in zip(parameters, moved, strict=True):
-                parameter.mul_(1 - decay).sub_(part_of(update.to(parameter.dtype) * size, parameter))
+                if bad is None:
+                    parameter.mul_(1 - decay).add_(part_of(update, parameter), alpha=-size)
+                else:
+                    update = update.to(parameter.dtype) * (size * (1 - bad))
+                    parameter.mul_(1 - decay * (1 - bad)).sub_(part_of(update, parameter))
 
-    def _momentum(self, parameter: Tensor, bad: Tensor | None) -> Tensor:
-        """Take the gradient into the parameter's momentum; return Nesterov's look ahead."""
-        state, gradient = self.state[parameter], parameter.grad
-        if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        momentum, share = state["momentum"], 1 - MOMENTUM
+    def _look_ahead(self, parameters: list[Tensor], bad: Tensor | None) -> Tensor:
+        """Take the gradients into the momenta; return Nesterov's look ahead, [number of parameters, ...]."""
+        for parameter in parameters:
+            if "momentum" not in self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        momenta = [local(self.state[p]["momentum"]) for p in parameters]
+        gradients = [local(p.grad) for p in parameters]
+        share = 1 - MOMENTUM
         if bad is None:
-            momentum.lerp_(gradient, share)
+            torch._foreach_lerp_(momenta, gradients, share)
         else:
-            gradient = torch.where(bad > 0, 0.0, gradient)
-            momentum.mul_(1 - share * (1 - bad)).add_(gradient * share)
-        return gradient.lerp(momentum, MOMENTUM)
+            for gradient in gradients:
+                gradient.copy_(torch.where(bad > 0, 0.0, gradient))
+            torch._foreach_mul_(momenta, 1 - share * (1 - bad))
+            torch._foreach_add_(momenta, torch._foreach_mul(gradients, share * (1 - bad)))
+        torch._foreach_lerp_(gradients, momenta, MOMENTUM)
+        first = parameters[0]
+        dtype = first.dtype if first.dtype == torch.float64 else torch.bfloat16
+        matrices = torch.empty(len(parameters), *first.shape, dtype=dtype, device=first.device)
+        for row, parameter in zip(matrices, parameters, strict=True):
+            row.copy_(whole(parameter.grad))
+        return matrices
 
 
 def orthogonal(matrices: Tensor, steps: int = NUM_STEPS) -> Tensor:
