@@ -35,7 +35,9 @@ def test_caption_scores():
     scores = caption_scores(
         ["a fox on a blue background", "an owl above a fox on a blue background"], truths, RELATIONS
     )
-    assert scores == {"object": 1.0, "colour": 0.5, "relation": 1.0, "exact": 0.0}
+    assert scores == {"object": 1.0, "colour": 0.5, "relation": 1.0, "exact": 0.0, "exact_several": 0.0}
+    several = caption_scores(["a fox", truths[1]["caption"]], truths, RELATIONS)
+    assert (several["exact"], several["exact_several"]) == (0.0, 1.0)
     assert caption_scores(["a cat on a red background", ""], truths, RELATIONS)["object"] == 0.0
 
 

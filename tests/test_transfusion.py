@@ -56,7 +56,7 @@ def test_samples_strips_and_scales_are_written_and_shown(run):
         assert Image.open(folder / part["file"]).size == (64, 64)
     assert [o["guidance"] for o in scales[0]["outputs"]] == [1, 2, 3, 5]
     page = (run / "report.html").read_text()
-    assert "Denoising" in page and "Pictures made from text" in page
+    assert "Denoising" in page and "How good it is" in page
     assert (run / "progress").is_dir()
 
 
