@@ -197,7 +197,7 @@ def test_a_small_world_never_trains_on_the_held_out_grounds():
         held = world.held_out_grounds(concept)
         assert len(held) == NUM_HELD_OUT and held < set(visible_on(concept))
     for split in ("train", "seen", "unseen_combinations", "other_voice"):
-        for scene in shown(split, 2000, SMALL):
+        for scene in shown(split, 500, SMALL):
             assert all(scene.background not in world.held_out_grounds(c) for c in scene.concepts)
             assert all(scene.background in visible_on(c) for c in scene.concepts)
     assert World(1, SMALL).held_out_grounds(world.train[0]) != world.held_out_grounds(world.train[0])
