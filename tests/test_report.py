@@ -344,6 +344,9 @@ def test_scores_stand_beside_chance_and_ceiling():
     heard = found["text", "speech", "understood by a recogniser"]
     assert (heard.value, heard.ceiling, heard.note) == ("80.0%", "85.5%", "240 clips, originals 95.0%")
     assert found["image", "text", "names the right thing"].value == "6.3%"
+    assert found["image", "text", "names the right thing"].ceiling == "100.0%"
+    (unjudged,) = scores({"speech_recognised": 0.8}, NAMES, {})
+    assert unjudged.ceiling == ""  # what the codec reaches was not measured
     assert found["speech", "text", "names the right thing"].value == "91.0%"
     assert ("speech", "text", "right background") not in found
 

@@ -33,7 +33,7 @@ class Score(NamedTuple):
     value: str
     chance: str
     ceiling: str
-    """What the same judge makes of the codec's round trip of real items; "" where there is none."""
+    """What the same judge makes of the codec's round trip of real items, all for words; "" where it is not known."""
     bar: tuple[float, float, float] | None
     """Value, chance and ceiling between 0 and 1, for a drawing; None where the score is no share."""
     note: str = ""
@@ -69,8 +69,8 @@ def _images(numbers: Mapping[str, float], host: str, name: str, aims: Mapping[st
             notes = [f"{plain(count)} images"] if score == "object" and count else []
             nearest = numbers.get(f"{name}_{score}_nearest")
             notes += [f"nearest training images {percent(nearest)}"] if nearest is not None else []
-            others = f"{name}_{score}_chance", f"{name}_{score}_codec"
-            yield _share(numbers, host, name, label, key, *others, aims, notes)
+            ceiling = numbers.get(f"{name}_{score}_codec")
+            yield _share(numbers, host, name, label, key, f"{name}_{score}_chance", ceiling, aims, notes)
     distances = {kind: numbers.get(f"{name}_frechet{end}") for kind, end in _DISTANCES.items()}
     said = {kind: "" if value is None else plain(round(value)) for kind, value in distances.items()}
     if said["made"]:
@@ -86,11 +86,11 @@ def _speech(numbers: Mapping[str, float], host: str, name: str, aims: Mapping[st
     if key in numbers:
         notes = [f"{plain(trials)} clips"] if trials else []
         original, relative = (numbers.get(f"{name}_codec_recognised{end}") for end in ("_originals", ""))
-        known = dict(numbers)
+        ceiling = None
         if original is not None and relative is not None:
             notes.append(f"originals {percent(original)}")
-            known["ceiling"] = original * relative
-        yield _share(known, host, name, "understood by a recogniser", key, f"{key}_chance", "ceiling", aims, notes)
+            ceiling = original * relative
+        yield _share(numbers, host, name, "understood by a recogniser", key, f"{key}_chance", ceiling, aims, notes)
 
 
 def _captions(
@@ -100,16 +100,16 @@ def _captions(
     for score, label in CAPTIONS.items():
         key = f"{prefix}_{score}_accuracy"
         if key in numbers:
-            yield _share(numbers, name, host, label, key, f"{prefix}_{score}_chance", "", aims, [])
+            yield _share(numbers, name, host, label, key, f"{prefix}_{score}_chance", 1.0, aims, [])
 
 
 def _share(
-    numbers: Mapping[str, float], given: str, made: str, label: str, key: str, chance: str, ceiling: str,
+    numbers: Mapping[str, float], given: str, made: str, label: str, key: str, chance: str, ceiling: float | None,
     aims: Mapping[str, float], notes: Sequence[str],
 ) -> Score:  # fmt: skip
-    value, low, high = numbers[key], numbers.get(chance), numbers.get(ceiling)
+    value, low = numbers[key], numbers.get(chance)
     if key in aims and value < aims[key]:
         notes = [*notes, f"short of the {percent(aims[key])} aimed at"]
-    said, guessed, most = (percent(x) if x is not None else "" for x in (value, low, high))
-    bar = value, low or 0.0, 1.0 if high is None else high
+    said, guessed, most = (percent(x) if x is not None else "" for x in (value, low, ceiling))
+    bar = value, low or 0.0, 1.0 if ceiling is None else ceiling
     return Score(given, made, label, said, guessed, most, bar, ", ".join(notes))
