@@ -99,6 +99,9 @@ class DataConfig(Checked):
     """Rate at which all parts before the last are dropped, for classifier-free guidance."""
     drop_host: float = bounded(0.0, at_least=0, below=1)
     """Rate at which the first modality's parts before the last are dropped and others kept, for guidance by each."""
+    given_loss: bool = True
+    """Whether parts that a task gives are learnt as well, as far as later tokens see what was learnt (ids in Chameleon,
+    noised images in Transfusion). false: a task teaches its last part alone."""
     pad_rows_to: int = bounded(32, at_least=1)
     """Every tower's rows are padded to a multiple of this, so that sizes rarely change."""
     num_workers: int = bounded(1, at_least=0)
@@ -124,6 +127,9 @@ class TrainConfig(Checked):
     optimizer: Literal["adamw", "muon"] = "adamw"
     """muon: Muon for the matrices of the blocks, AdamW for the rest, by one learning rate (arXiv 2502.16982). Its
     own work does not grow with the batch, so its share of a step falls as batches grow."""
+    muon_rows: int = bounded(0, at_least=0)
+    """Rows of a matrix that Muon makes orthogonal together, where they divide it; 0: all. The width of a head treats
+    heads apart and costs a fraction of the products."""
     learning_rate: float = bounded(1e-3, above=0)
     """Peak learning rate."""
     final_learning_rate: float = bounded(0.0, at_least=0)
@@ -323,8 +329,6 @@ class EvaluateConfig(Checked):
     """Pictures to generate from captions for the picture judge, and for the Fréchet distance; 0 leaves it out."""
     clips: int = bounded(100, at_least=0)
     """Clips to generate from captions for the speech judge; 0 leaves it out."""
-    judged: int = bounded(400, at_least=0)
-    """Held-out documents on which the judges compare the codecs' round trip with the originals; 0 leaves it out."""
     aims: dict[str, float] = field(default_factory=dict)
     """The least that is asked of some figures of summary.json, by name; the report says which fell short."""
 

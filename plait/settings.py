@@ -52,11 +52,11 @@ _NAMES = {
     MANIFESTS: "prepare.columns prepare.allow_outside prepare.validation_share",
     STREAM: """
         seed data.sources data.batch_tokens data.max_document_tokens data.too_long data.tasks data.drop_condition
-        data.drop_host""",
+        data.drop_host data.given_loss""",
     TRAINED: """
         model.modalities.*.loss_weight model.towers.*.frozen model.towers.*.learning_rate_scale
         model.towers.*.moe_balance_rate
-        train.steps train.minutes train.accumulate train.global_batch_tokens train.learning_rate
+        train.steps train.minutes train.accumulate train.global_batch_tokens train.muon_rows train.learning_rate
         train.final_learning_rate train.warmup_steps train.schedule train.betas train.eps train.weight_decay train.clip
         train.z_loss train.normalize train.precision train.compile train.ema train.checkpoint_activations
         train.validate_every train.validation_batches train.max_bad_steps
@@ -65,7 +65,7 @@ _NAMES = {
     MEASURED: """
         generate.sampling generate.max_tokens generate.grids generate.batch_size generate.precision generate.cache
         generate.page_size generate.cache_tokens generate.cuda_graphs generate.speculate
-        evaluate.batches evaluate.captions evaluate.choices evaluate.pictures evaluate.clips evaluate.judged
+        evaluate.batches evaluate.captions evaluate.choices evaluate.pictures evaluate.clips
         train.precision diffusion.max_level_first diffusion.logit_mean diffusion.logit_std diffusion.shift""",
     FREE: """
         name out data.path data.num_workers prepare.num_workers prepare.max_broken_share train.device train.log_every
@@ -121,7 +121,9 @@ def identity(config: RunConfig | dict[str, Any], kinds: Iterable[str]) -> dict[s
 
     An order is kept where it decides something (modalities, tasks, sources); places of files are left out.
     """
-    values, kinds = flat(config), set(kinds)
+    # what another version kept may have settings that are no more: nothing here follows from them
+    values = {name: v for name, v in flat(config).items() if _pattern(name) in KINDS}
+    kinds = set(kinds)
     kept = {name: v for name, v in values.items() if kinds.intersection(kinds_of(name))}
     is_scenes = values.get("prepare.source", "scenes") == "scenes"
     unused = MANIFESTS if is_scenes else SCENES

@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from plait.config import RunConfig
-from plait.data.origins import remade
 from plait.data.prepare import check_prepare, prepare
-from plait.data.raw import RawDocument
 from plait.data.rows import sources_of
-from plait.data.shards import read_index
-from plait.data.sources import data_fingerprint, validation_splits
+from plait.data.sources import data_fingerprint
 from plait.errors import CheckpointError, Held, require
-from plait.evaluate.judges import available, judge_codecs
+from plait.evaluate.judges import available
 from plait.evaluate.suite import FILE, Suite
 from plait.files import atomic_folder, from_json, read_json, write_json, write_text
 from plait.launch import is_first
@@ -72,7 +69,7 @@ def _figures_of(path: Path) -> dict[str, float]:
 
 
 def _kept_figures(path: Path) -> dict[str, float]:
-    """Return the figures that evaluation or the judges wrote beside their key."""
+    """Return the figures that evaluation wrote beside their key."""
     return from_json(read_json(path, path.stem)["figures"])
 
 
@@ -86,31 +83,7 @@ def prepare_step(config: RunConfig, progress: Progress, *, restart: bool = False
                 keep_config(config)
                 accepted()
 
-            figures = prepare(config, progress=progress, restart=restart, on_accepted=accept)
-        with timed(config, "judge") as begun:
-            begun()
-            return figures | judge_step(config, progress)
-
-
-def judge_step(config: RunConfig, progress: Progress) -> dict[str, float]:
-    """Let the judges compare the codecs' round trip with the originals, once; kept beside the prepared data.
-
-    There is something to judge where the source of the data knows what is true of its documents.
-    """
-    path = Path(config.data.path) / "judges.json"
-    splits, count = validation_splits(config), config.evaluate.judged
-    codecs = load_codecs(config)
-    key = {"codecs": [c["fingerprint"] for c in read_index(config.data.path)["modalities"].values()], "count": count}
-    if path.exists() and read_json(path, "judges").get("key") == key:
-        return _kept_figures(path)
-    origin, figures = remade(config.data.path, config.prepare, codecs), {}
-    truths = origin and origin.truths
-    if truths and splits and count:
-        rows = origin.read(splits[0], 0, count)
-        documents = [r for r in rows if isinstance(r, RawDocument) and truths.caption(r.meta)]
-        figures = judge_codecs(codecs, documents, truths, progress) if documents and available(progress) else {}
-    write_json(path, {"key": key, "figures": figures})
-    return figures
+            return prepare(config, progress=progress, restart=restart, on_accepted=accept)
 
 
 def train_step(config: RunConfig, progress: Progress) -> None:
@@ -214,8 +187,6 @@ def _summarise(config: RunConfig) -> dict[str, Any]:
     data = Path(config.data.path)
     if (data / "report.json").exists():
         figures |= _flat(from_json(read_json(data / "report.json", "prepare").get("figures", {})))
-    if (data / "judges.json").exists():
-        figures |= _kept_figures(data / "judges.json")
     if (out / "metrics.jsonl").exists():
         figures |= _training_figures(config)
     if (out / FILE).exists():

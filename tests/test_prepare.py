@@ -450,14 +450,6 @@ def given(tmp_path_factory, manifest) -> RunConfig:
     return config
 
 
-def test_a_caption_in_the_meta_makes_no_scene_of_a_row(given, monkeypatch):
-    """Judges, which know scenes, have nothing to say about it, and are not even asked whether they are there."""
-    from plait import workflow
-
-    monkeypatch.setattr(workflow, "available", None)
-    assert workflow.judge_step(given, QuietProgress()) == {}
-
-
 def test_parts_without_loss_stay_so_all_the_way(given):
     """``loss: false`` in a manifest is understanding in training: seen clean, and never a target."""
     folder = Path(given.data.path)

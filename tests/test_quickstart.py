@@ -23,7 +23,7 @@ TINY = ["--prepare.documents", "192", "--prepare.passages", "0.5", "--prepare.va
         "--train.minutes", "0", "--train.steps", "12", "--train.log_every", "2", "--train.validate_every", "6",
         "--train.checkpoint_every", "4", "--train.sample_every", "12",
         "--evaluate.captions", "8", "--evaluate.choices", "2", "--train.device", "cpu",
-        "--evaluate.batches", "1", "--evaluate.judged", "16", "--evaluate.pictures", "4", "--evaluate.clips",
+        "--evaluate.batches", "1", "--evaluate.pictures", "4", "--evaluate.clips",
         "4"]  # fmt: skip
 
 

@@ -403,7 +403,7 @@ def test_prepare_is_killed(lab, table, tmp_path, seed):
     config = run_config(tmp_path / "whole", ("text",))
     config.modalities["text"].codec = "fake_text"
     config.prepare.source, config.prepare.shard_documents = str(tmp_path / "rows.jsonl"), 16
-    config.prepare.num_workers, config.evaluate.judged = 2, 0
+    config.prepare.num_workers = 2
 
     def prepared(folder: str) -> list[str]:
         config.data.path, config.out = str(tmp_path / folder), str(tmp_path / f"{folder}-run")
@@ -411,9 +411,7 @@ def test_prepare_is_killed(lab, table, tmp_path, seed):
         return ["prepare", str(tmp_path / f"{folder}.yaml")]
 
     def shards(folder: str) -> dict[str, bytes]:
-        found = (
-            p for p in (tmp_path / folder).rglob("*") if p.is_file() and p.name not in ("report.json", "judges.json")
-        )
+        found = (p for p in (tmp_path / folder).rglob("*") if p.is_file() and p.name != "report.json")
         return {str(p.relative_to(tmp_path / folder)): p.read_bytes() for p in found}
 
     with table.row("SIGKILL in prepare", seed) as detail:

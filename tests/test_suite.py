@@ -41,7 +41,12 @@ class Image(FakeImage):
         return [Encoded(m[:, :, 0].astype(np.int32).ravel() // 4, grid=(SIDE, SIDE)) for m in media]
 
 
-CODECS = {"text": Text(FakeOptions()), "image": Image(FakeOptions(SIDE)), "speech": FakeSpeech(FakeOptions())}
+class Speech(FakeSpeech):
+    def encode(self, media):
+        return [Encoded(wave.astype(np.int32)) for wave in media]
+
+
+CODECS = {"text": Text(FakeOptions()), "image": Image(FakeOptions(SIDE)), "speech": Speech(FakeOptions())}
 CODECS["image"].mean = 0.0
 
 
@@ -105,7 +110,8 @@ class Origin:
 
     def read(self, split, start, stop):
         for i in range(start, min(stop, len(THINGS))):
-            yield RawDocument([("text", caption(i)), ("image", drawn(THINGS[i]))], {"caption": caption(i)})
+            parts = [("text", caption(i)), ("image", drawn(THINGS[i])), ("audio", document(i).parts[2].ids)]
+            yield RawDocument(parts, {"caption": caption(i)})
 
 
 class Planted(MixtureOfTransformers):
@@ -205,6 +211,7 @@ def test_a_model_that_copies_the_truth_scores_the_ceiling(config, monkeypatch):
     assert {name: figures[name] for name in SHARES} == dict.fromkeys(SHARES, 1.0)
     assert figures["caption_object_chance"] == 1 / len(THINGS) and figures["image_object_trials"] == len(THINGS)
     assert figures["image_frechet"] == pytest.approx(0, abs=1e-3) and figures["image_object_codec"] == 1.0
+    assert figures["speech_codec_recognised"] == figures["speech_codec_recognised_originals"] == 1.0
     assert set(rows) == {4}  # as many together as the run's config says
 
 

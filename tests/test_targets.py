@@ -100,6 +100,21 @@ def test_a_modality_that_no_task_predicts_is_said(tmp_path):
     assert check_targets(config) == ["speech: none of data.tasks predicts it, so that it gets no target"]
 
 
+def test_what_a_task_gives_can_be_left_unlearnt(tmp_path):
+    """``data.given_loss: false`` teaches a task's last part alone, with the same tokens in the same batches."""
+    folder = folder_of(tmp_path, [captioned(i) for i in range(20)])
+    seen = {}
+    for learnt in (True, False):
+        config = resolve_vocabulary(run_config(folder, ("text", "image"), tasks={"image,text": 1.0}, given_loss=learnt))
+        said = check_targets(config)
+        assert said == ([] if learnt else ["image: none of data.tasks predicts it, so that it gets no target"])
+        seen[learnt] = list(itertools.islice(Loader(config), 5))
+    for (batch, _), (alone, _) in zip(seen[True], seen[False], strict=True):
+        assert batch.ids.equal(alone.ids) and [s.role for s in batch.spans] == [s.role for s in alone.spans]
+        assert alone.counts[0] > 0 and batch.counts[1] > 0 == alone.counts[1]
+        assert all(p.loss == (p.modality == "text") for d in alone.documents for p in d.parts)
+
+
 def test_prepare_says_that_images_do_not_fit(tmp_path):
     """A fake image has 16 tokens."""
     from test_prepare_inputs import write_lines

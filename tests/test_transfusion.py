@@ -18,7 +18,7 @@ TINY = ["--prepare.documents", "192", "--prepare.validation_documents", "32", "-
         "--model.num_layers", "2", "--model.ffn_width", "64", "--model.num_heads", "2",
         "--train.minutes", "0", "--train.steps", "12", "--train.log_every", "2", "--train.validate_every", "6",
         "--train.sample_every", "12", "--train.device", "cpu", "--evaluate.captions", "6", "--evaluate.choices", "2",
-        "--evaluate.batches", "1", "--evaluate.judged", "8", "--evaluate.pictures", "12",
+        "--evaluate.batches", "1", "--evaluate.pictures", "12",
         "--generate.sampling.image.steps", "4"]  # fmt: skip
 
 

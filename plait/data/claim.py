@@ -17,7 +17,7 @@ from plait.settings import PREPARED, check_same, identity
 REPORT_NAME = "report.json"
 BROKEN_NAME = "broken.jsonl"
 
-_OURS = (INDEX_NAME, REPORT_NAME, BROKEN_NAME, "judges.json", "codecs", "rows", "shards", "tables", "work",
+_OURS = (INDEX_NAME, REPORT_NAME, BROKEN_NAME, "codecs", "rows", "shards", "tables", "work",
          SETTINGS_NAME)  # fmt: skip
 """What --restart removes: first what says that the folder is whole, last what says whose it is."""
 

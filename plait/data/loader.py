@@ -319,7 +319,14 @@ def open_task_sources(
     """Open one split of the run's prepared folders, with tasks drawn by the run's seed."""
     return [
         TaskSource(
-            s, config.model, tasks, drop_condition=drop_condition, drop_host=drop_host, seed=config.seed, number=k
+            s,
+            config.model,
+            tasks,
+            drop_condition=drop_condition,
+            drop_host=drop_host,
+            seed=config.seed,
+            number=k,
+            given_loss=config.data.given_loss,
         )
         for k, s in enumerate(open_sources(config, split))
     ]

@@ -160,7 +160,8 @@ class TaskSource:
     last mention all that are left; parts of modalities not mentioned are no part of the task. Documents that cannot
     serve any task stay as written. The last mention is predicted, those before it are given; at rate
     ``drop_condition`` all given parts are dropped, at rate ``drop_host`` only those of the host modality, where others
-    are given with them. A draw depends on (seed, source, document, epoch) alone, and is made when it is asked for.
+    are given with them. Without ``given_loss`` what is given carries no loss. A draw depends on (seed, source,
+    document, epoch) alone, and is made when it is asked for.
     """
 
     def __init__(
@@ -173,8 +174,9 @@ class TaskSource:
         drop_host: float = 0.0,
         seed: int = 0,
         number: int = 0,
+        given_loss: bool = True,
     ):
-        self.source = source
+        self.source, self.given_loss = source, given_loss
         self.tasks = [task.split(",") for task in tasks if task != AS_WRITTEN_TASK]
         self.weights = np.array([weight for task, weight in tasks.items() if task != AS_WRITTEN_TASK], float)
         self.weight_as_written = tasks.get(AS_WRITTEN_TASK, 0.0)
@@ -288,10 +290,7 @@ class TaskSource:
     ) -> Document:
         """Return a document for a task; ``piece`` holds (chosen part, start, stop) where it is cut."""
         chosen = self.choose([p.modality for p in written.parts], task, dropped)
-        parts = [
-            dataclasses.replace(written.parts[p], role=role_of(given=given, loss=written.parts[p].loss))
-            for p, given in chosen
-        ]
+        parts = [self._as_given(written.parts[p]) if given else written.parts[p] for p, given in chosen]
         if piece is not None:
             parts = [_slice(parts[k], start, stop) for k, start, stop in piece]
         names = dict.fromkeys(p.modality for p in parts) if task != AS_WRITTEN else [p.modality for p in parts]
@@ -299,6 +298,10 @@ class TaskSource:
             mentions = self.tasks[task]
             names = [name for k, name in enumerate(mentions) if self._keeps(mentions, k, dropped)]
         return Document(parts, index=written.index, task=">".join(names), meta=written.meta)
+
+    def _as_given(self, part: Part) -> Part:
+        loss = part.loss if self.given_loss else 0.0
+        return dataclasses.replace(part, role=role_of(given=True, loss=loss), loss=loss)
 
     def serves(self, documents: np.ndarray) -> np.ndarray:
         """Say for each document [n] and task [tasks, as_written left out] whether it has the task's parts."""

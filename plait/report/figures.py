@@ -13,9 +13,6 @@ CODEC_LABELS = {
     "recognised_trials": ("Clips judged", "plain"),
     "mel_l1": ("Mel spectrogram, L1", "plain"),
     "codes_used": ("Codes in use", "plain"),
-    "judge_top1": ("Drawings still recognised, relative to the originals", "percent"),
-    "judge_top1_originals": ("Originals recognised", "percent"),
-    "judge_top1_trials": ("Drawings judged", "plain"),
 }
 SPACE = "\N{NO-BREAK SPACE}"
 

@@ -54,10 +54,12 @@ class MuonAdamW(torch.optim.AdamW):
             if parameter.grad is not None:
                 by_shape[parameter.shape].append(parameter)
         for shape, parameters in by_shape.items():
-            size = 0.2 * math.sqrt(max(shape[-2:])) * group["lr"]
+            rows = rows_together(shape, group.get("rows", 0))
+            size = 0.2 * math.sqrt(max(rows, shape[-1])) * group["lr"]
             decay = group["lr"] * group["weight_decay"]
             # the experts of one weight [E, in, out] are matrices of their own
-            moved = orthogonal(self._look_ahead(parameters, bad).flatten(0, -3)).view(len(parameters), *shape)
+            pieces = self._look_ahead(parameters, bad).view(-1, rows, shape[-1])
+            moved = orthogonal(pieces).reshape(len(parameters), *shape)
             for parameter, update in zip(parameters, moved, strict=True):
                 if bad is None:
                     parameter.mul_(1 - decay).add_(part_of(update, parameter), alpha=-size)
@@ -87,6 +89,11 @@ class MuonAdamW(torch.optim.AdamW):
         for row, parameter in zip(matrices, parameters, strict=True):
             row.copy_(whole(parameter.grad))
         return matrices
+
+
+def rows_together(shape: torch.Size, rows: int) -> int:
+    """Return how many rows of matrices [..., out, in] are made orthogonal together: ``rows`` where they divide out."""
+    return rows if rows and shape[-2] % rows == 0 else shape[-2]
 
 
 def orthogonal(matrices: Tensor, steps: int = NUM_STEPS) -> Tensor:

@@ -34,7 +34,8 @@ def make_optimizer(
     first, second = config.betas
     kind = MuonAdamW if config.optimizer == "muon" else torch.optim.AdamW
     return kind(
-        [{"params": p, "scale": s, "weight_decay": config.weight_decay if d else 0.0, "muon": m}
+        [{"params": p, "scale": s, "weight_decay": config.weight_decay if d else 0.0, "muon": m,
+          "rows": config.muon_rows}
          for (s, d, m), p in groups.items()],
         lr=config.learning_rate, betas=(first, second), eps=config.eps, fused=True,
     )  # fmt: skip
