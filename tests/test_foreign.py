@@ -19,6 +19,7 @@ from fake_data import FakeImage, FakeOptions, FakeText
 from test_manifest import media, open_source, read_all, write  # noqa: F401  (a fixture)
 from test_prepare import config_for, fake_codecs  # noqa: F401  (a fixture)
 
+from plait.data.formats import open_rows
 from plait.data.prepare import prepare
 from plait.data.raw import BrokenRow
 from plait.errors import DataError
@@ -223,19 +224,34 @@ def test_whole_files_of_other_tools(tmp_path):
     assert "img2dataset" in row.reason
 
 
-def test_a_folder_of_images_and_texts_is_joined_by_the_line_that_is_given(media):  # noqa: F811
+def test_a_folder_of_images_and_texts_is_read_as_its_tar(media):  # noqa: F811
     folder = media / "10_fox"
+    (folder / "more").mkdir(parents=True)
+    for i, where in enumerate((folder, folder, folder / "more")):
+        shutil.copy(media / "good.png", where / f"{i}.PNG")
+        (where / f"{i}.txt").write_text(f"fox {i}")
+    (folder / "9.txt").write_text("fox 9")
+    (folder / "notes").write_text("no suffix")
+    subprocess.run(["tar", "cf", media / "10_fox.tar", "-C", folder, "."], check=True)
+    mine, theirs = (read_all(place)["train"] for place in (folder, media / "10_fox.tar"))
+    texts = [[value for key, value in d.parts if key == "text"] for d in mine]
+    assert texts == [["fox 0"], ["fox 1"], ["fox 9"], ["fox 2"]] and [len(d.parts) for d in mine] == [2, 2, 1, 2]
+    assert sorted(d.meta["key"] for d in mine) == sorted(d.meta["key"] for d in theirs)
+    rows = open_rows(str(folder), {}, ["text", "image"])
+    assert len(list(rows.rows())) == 4 and rows.account["members"]["left out"] == {"files without a suffix": 1}
+
+
+def test_a_folder_says_what_is_wrong_with_its_files(media):  # noqa: F811
+    folder = media / "fox"
     folder.mkdir()
-    for i in range(3):
-        shutil.copy(media / "good.png", folder / f"{i}.png")
-        (folder / f"{i}.txt").write_text(f"fox {i}")
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match="it holds no image, recording or text"):
         read_all(folder)
-    line = re.search(r"it holds 3 images or recordings and 3 texts.*: (tar cf .*)$", str(error.value))[1]
-    subprocess.run(line, shell=True, check=True)
-    rows = read_all(media / "10_fox.tar")["train"]
-    assert sorted(d.parts[0][1] for d in rows) == ["fox 0", "fox 1", "fox 2"] and all(len(d.parts) == 2 for d in rows)
-    os.symlink("loop.png", folder / "loop.png")
+    for name in ("a.txt", "a.TXT", "c.txt"):
+        (folder / name).write_text("a fox")
+    os.symlink("/etc/hostname", folder / "b.txt")
+    reasons = [getattr(row, "reason", "") for row in read_all(folder)["train"]]
+    assert "differ in small and capital letters" in reasons[0] and "'b.txt' is a link" in reasons[1]
+    assert reasons[2] == ""
     (folder / "metadata.jsonl").write_text("{}")
     with pytest.raises(DataError, match=r"it holds 'metadata\.jsonl', name that"):
         read_all(folder)

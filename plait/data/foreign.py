@@ -119,15 +119,15 @@ def about_folder(folder: str) -> str:
             return (
                 f"; it holds {by_suffix[suffix]} files *.{suffix}, name them: {os.path.join(folder, '*.' + suffix)!r}"
             )
-    media = sum(count for suffix, count in by_suffix.items() if KEY_OF.get(suffix, "text") != "text")
-    if not media and not by_suffix.get("txt"):
-        return ""
-    texts = by_suffix.get("txt", 0) + by_suffix.get("caption", 0)
-    quoted = shlex.quote(folder.rstrip("/"))
-    return (
-        f"; it holds {media} images or recordings and {texts} texts: join them to one file, in which those of one "
-        f"name are a document: tar cf {quoted}.tar -C {quoted} ."
-    )
+    return "; it holds no image, recording or text that plait knows by its suffix"
+
+
+def is_media_folder(folder: str) -> bool:
+    """Say whether a folder holds media or texts, in subfolders too, and nothing that is a source by itself."""
+    tables = (".parquet", ".tar", ".jsonl")
+    if not os.path.isdir(folder) or any(name.endswith(tables) for name in os.listdir(folder)):
+        return False
+    return any(name.rsplit(".", 1)[-1].lower() in KEY_OF for _, _, names in os.walk(folder) for name in names)
 
 
 def about_row(row: dict[str, Any]) -> str:

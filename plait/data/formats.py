@@ -1,13 +1,15 @@
-"""The forms of a manifest's file, each as rows at places: JSON, Parquet, WebDataset tars.
+"""The forms of a source, each as rows at places: lines of JSON, Parquet, WebDataset tars, folders of files.
 
 A row is ``{"parts": [{key: value}, ...], "meta": {...}}`` whatever the form. ``rows`` yields every row once with its
 place, and a `BadRow` where one cannot be read; ``row`` reads the one at a place again.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
+from plait.data.folder import Folder
 from plait.data.foreign import refuse_file
 from plait.data.gzip_file import MAGIC, GzipFile
 from plait.data.json_values import JsonValues, parse
@@ -40,12 +42,14 @@ class Rows(Protocol):
 def open_rows(place: str, columns: dict[str, str], keys: Sequence[str]) -> Rows:
     """Open a file as what its first bytes, or its suffix, say. ``columns`` are prepare.columns, ``keys`` the known
     manifest keys. Raises DataError."""
+    if os.path.isdir(place):
+        return _Samples("folder", Folder(place), columns, keys)
     file = open_place(place)
     head = _read(file, place, 0, _HEAD)
     if head[:4] == b"PAR1":
         return Parquet(file, place, columns, keys)
     if head[257:262] == b"ustar" or place.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
-        return _Tar(TarFile(file, place), columns, keys)
+        return _Samples("tar", TarFile(file, place), columns, keys)
     if head[:2] == MAGIC:
         file = GzipFile(file, place)
         head = file.read(_HEAD)
@@ -120,11 +124,11 @@ def _good(row: Any) -> Any:
     return row
 
 
-class _Tar:
-    """Samples of a WebDataset tar: members are parts by their suffix, a .json member is the meta."""
+class _Samples:
+    """Samples of a WebDataset tar or of a folder: members are parts by their suffix, a .json member is the meta."""
 
-    def __init__(self, file: TarFile, columns: dict[str, str], keys: Sequence[str]):
-        self._file = file
+    def __init__(self, form: str, file: TarFile | Folder, columns: dict[str, str], keys: Sequence[str]):
+        self._form, self._file = form, file
         known = {suffix: key for suffix, key in KEY_OF.items() if key in keys}
         known |= {key: key for key in keys if key not in known}
         self._columns = {suffix.lower(): key for suffix, key in columns.items()} or known
@@ -135,7 +139,7 @@ class _Tar:
     def account(self) -> dict[str, Any]:
         """What became of the members."""
         left_out = self._file.left_out + self._unused
-        return {"form": "tar", "members": {**{k: self._used[k] for k in _FATES}, "left out": dict(left_out)}}
+        return {"form": self._form, "members": {**{k: self._used[k] for k in _FATES}, "left out": dict(left_out)}}
 
     def rows(self) -> Iterator[tuple[int, int, Any]]:
         """Yield (place, sample number from 1, row or BadRow)."""

@@ -8,7 +8,7 @@ import os
 from collections.abc import Sequence
 from typing import Any, BinaryIO
 
-from plait.data.foreign import about_folder
+from plait.data.foreign import about_folder, is_media_folder
 from plait.errors import DataError, ResourceError
 
 MAX_ITEM_BYTES = 1 << 28
@@ -30,7 +30,8 @@ def is_remote(place: str) -> bool:
 def expand(sources: Sequence[str]) -> list[str]:
     """Return the files that paths, addresses and globs stand for, in the order given, each glob's sorted.
 
-    Local ones become absolute, as worker processes may start elsewhere. Raises DataError where there is none.
+    A folder of media and texts counts as a file. Local ones become absolute, as worker processes may start elsewhere.
+    Raises DataError where there is none.
     """
     found: list[str] = []
     for source in sources:
@@ -44,10 +45,19 @@ def expand(sources: Sequence[str]) -> list[str]:
         if not files:
             raise DataError(f"prepare.source: {source!r} matches no file")
         for place in files:
-            if not is_remote(place) and not os.path.isfile(place):
+            if not is_remote(place) and not os.path.isfile(place) and not is_media_folder(place):
                 raise DataError(f"prepare.source: {_why_no_file(place)}")
         found += [place if is_remote(place) else os.path.abspath(place) for place in files]
     return found
+
+
+def listed(folder: str) -> list[str]:
+    """Return the names of all files below a folder, relative to it, in alphabetical order; links are not followed."""
+    names = []
+    for path, folders, files in os.walk(folder):
+        links = [name for name in folders if os.path.islink(os.path.join(path, name))]
+        names += [os.path.relpath(os.path.join(path, name), folder).replace(os.sep, "/") for name in (*files, *links)]
+    return sorted(names)
 
 
 def _why_no_file(place: str) -> str:
@@ -120,6 +130,7 @@ def fingerprint(places: Sequence[str]) -> str:
     """Return what tells files apart. Local ones: names, sizes and bytes (above 64 MiB in all, both ends of each), so
     that they may move. Remote ones: what their file system says of this version of them."""
     digest = hashlib.sha256()
+    places = [file for place in places for file in _files_of(place)]
     sizes = {place: os.path.getsize(place) for place in places if not is_remote(place)}
     whole = sum(sizes.values()) <= _WHOLE
     for place in places:
@@ -134,6 +145,14 @@ def fingerprint(places: Sequence[str]) -> str:
                         digest.update(block)
                         start += len(block)
     return digest.hexdigest()[:16]
+
+
+def _files_of(place: str) -> list[str]:
+    """Return the files of a folder, or the one file that a place is."""
+    if is_remote(place) or not os.path.isdir(place):
+        return [place]
+    files = [os.path.join(place, name) for name in listed(place)]
+    return [file for file in files if os.path.isfile(file)]
 
 
 def _version(place: str) -> str:

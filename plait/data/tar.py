@@ -25,7 +25,8 @@ _BLOCK = 512
 _MAX_NAME = 1 << 16  # bytes of an extended header
 _MAX_MEMBERS = 10_000  # of one sample
 _MAX_ZEROS = 1 << 20  # between two tars in one file
-_SAMPLE = re.compile(r"(?:\./)*((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+NAME = re.compile(r"(?:\./)*((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
+"""The name of a file: its sample's, up to the first dot, and its suffix."""
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 _SCATTERED = 1
 """Bit of a sample's place, which is a multiple of 512 else: its members lie in several stretches."""
@@ -246,7 +247,7 @@ class TarFile:
             member.wrong = f"member {name!r} points outside of the tar"
         elif size > MAX_ITEM_BYTES:
             member.wrong = f"member {name!r} has {size:,} bytes, at most {MAX_ITEM_BYTES:,} are allowed"
-        match = _SAMPLE.fullmatch(name)
+        match = NAME.fullmatch(name)
         if match:
             member.key, member.suffix = match[1], match[2].lower()
         elif member.wrong:
