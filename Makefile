@@ -45,7 +45,7 @@ figures: $(READY)
 
 # keep the figures of the quickstarts that were run in this checkout
 figures-quickstart: $(READY)
-	$(BIN)/python benchmarks/figures.py --take runs/quickstart chameleon_speech
+	$(BIN)/python benchmarks/figures.py --take runs/quickstart mixed
 	if [ -f runs/quickstart-transfusion/summary.json ]; then \
 	  $(BIN)/python benchmarks/figures.py --take runs/quickstart-transfusion transfusion; fi
 

@@ -99,9 +99,9 @@ def _parser() -> Parser:
                 "the whole path on the embedded scenes: data, codecs, training, report",
                 settings=True, epilog=QUICKSTART_EXAMPLES)  # fmt: skip
     which = quick.add_mutually_exclusive_group()
-    which.add_argument("--setting", default="chameleon-speech", metavar="NAME",
-                       help="chameleon-speech (text, pictures and speech as tokens; the default) or transfusion "
-                       "(pictures by diffusion)")  # fmt: skip
+    which.add_argument("--setting", default="mixed", metavar="NAME",
+                       help="mixed (text and speech as tokens, images by flow; the default), chameleon-speech (all "
+                       "three as tokens) or transfusion (text as tokens, images by flow)")  # fmt: skip
     which.add_argument("--config", default="", help="in place of a setting: a shipped config's name, or a YAML file")
     quick.add_argument("--restart", action="store_true", help="throw the run's folder away and begin anew")
 
@@ -187,7 +187,7 @@ def _parser() -> Parser:
 
 
 QUICKSTART_EXAMPLES = """examples:
-  plait quickstart                           (into runs/quickstart)
+  plait quickstart                           (into runs/quickstart; draws, speaks and captions)
   plait quickstart --setting transfusion     (into runs/quickstart-transfusion)
   plait quickstart --out runs/longer --train.minutes 60"""
 

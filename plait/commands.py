@@ -1,6 +1,7 @@
 """What each command of `plait.cli` does with its parsed arguments. Heavy imports stand inside: --help needs none."""
 
 import functools
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -130,13 +131,17 @@ def _compare_logs(chosen) -> None:
 
 
 def quickstart(chosen) -> None:
+    from plait.next_steps import next_steps
     from plait.progress import Progress
-    from plait.shipped import quickstart_config
+    from plait.shipped import QUICKSTARTS, quickstart_config
     from plait.workflow import whole_run
 
     config = _config(chosen.config or quickstart_config(chosen.setting), chosen.overrides)
     path = whole_run(config, Progress(), restart=chosen.restart)
-    print(f"report: {path}  (open it in a browser)")
+    named = {"--config": chosen.config} if chosen.config else {"--setting": chosen.setting}
+    named = {} if chosen.setting == next(iter(QUICKSTARTS)) and not chosen.config else named
+    command = " ".join(["quickstart", *(f"{option} {shlex.quote(value)}" for option, value in named.items())])
+    print(f"report: {path}\n\nwhat to do next:", *next_steps(config, path, command), sep="\n")
 
 
 def generate(chosen) -> None:

@@ -25,6 +25,9 @@ from plait.progress import Progress, QuietProgress
 STRIPS, SNAPSHOTS = 6, 8
 """Items shown under denoising, and moments of each."""
 
+FOLDER, FILES = "folder", 64
+"""Held-out documents as files, an example of a folder to train on: its name, and how many documents it has."""
+
 GUIDED, SCALES = 6, (1.0, 2.0, 3.0, 5.0)
 """Prompts shown at several scales of guidance."""
 
@@ -53,8 +56,9 @@ class SampleSet:
         self._write("samples", self._tasks() + self._free(free))
 
     def write_more(self) -> None:
-        """Write codecs.jsonl, strips.jsonl and guidance.jsonl: round trips, denoising, and scales of guidance."""
+        """Write codecs.jsonl, strips.jsonl, guidance.jsonl (round trips, denoising, scales of guidance), and FOLDER."""
         if self.sources:
+            self._write_files()
             self._write("codecs", list(self._codecs()))
             self._write("strips", list(self._strips()))
             self._write("guidance", list(self._guidance()))
@@ -62,6 +66,18 @@ class SampleSet:
     def _write(self, name: str, records: list[dict]) -> None:
         lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         write_text(self.folder / f"{name}.jsonl", "".join(lines))
+
+    def _write_files(self) -> None:
+        """Write documents as files that share a name: 0000.png, 0000.txt and so on."""
+        source, origin, folder = self.sources[0], self._origins[0], self.folder / FOLDER
+        folder.mkdir()
+        for i, media in enumerate(self._media(source, origin, list(range(min(FILES, len(source)))))):
+            for name, item in media:
+                codec = self.pipeline.codecs[name]
+                if codec.key == "text":
+                    write_text(folder / f"{i:04d}.txt", item)
+                else:
+                    codec.write(item, folder / f"{i:04d}{codec.suffix}")
 
     def _tasks(self) -> list[dict]:
         """Generate what each task predicts from what it gives."""

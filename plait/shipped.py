@@ -18,8 +18,12 @@ FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "co
 STUDIES = tuple(folder.parent / "studies" for folder in FOLDERS)
 """Where shipped studies lie."""
 
-QUICKSTARTS = {"chameleon-speech": "quickstart", "transfusion": "quickstart_transfusion"}
-"""The config of each setting's quickstart."""
+QUICKSTARTS = {
+    "mixed": "quickstart",
+    "chameleon-speech": "all_concepts",
+    "transfusion": "quickstart_transfusion",
+}
+"""The config of each setting's quickstart; the first is the default."""
 
 
 def config_path(name: str) -> Path:

@@ -59,6 +59,21 @@ def test_experts_are_matrices_of_their_own():
     torch.testing.assert_close(together, torch.stack(alone), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("rows", [0, 8, 24, 7])
+def test_blocks_of_rows_are_matrices_of_their_own(rows):
+    """Where ``rows`` divide a matrix; else it is moved as one."""
+    torch.manual_seed(0)
+    whole = torch.nn.Parameter(torch.randn(24, 16))
+    size = rows if rows in (8, 24) else 24
+    pieces = [torch.nn.Parameter(x.clone()) for x in whole.detach().split(size)]
+    whole.grad = torch.randn_like(whole)
+    for p, g in zip(pieces, whole.grad.split(size), strict=True):
+        p.grad = g.clone()
+    optimizer_of([whole], rows=rows).step()
+    optimizer_of(pieces).step()
+    torch.testing.assert_close(whole.detach(), torch.cat([p.detach() for p in pieces]), rtol=0.02, atol=1e-4)
+
+
 def test_a_bad_step_changes_nothing():
     torch.manual_seed(0)
     parameters = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]

@@ -16,8 +16,11 @@ from plait.errors import ConfigError
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+DESIGN = (Path(__file__).parent.parent / "docs" / "design.md").read_text()
+
+
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 def commands_of(page: str) -> list[str]:
@@ -47,7 +50,7 @@ def parsed_command(command: str):
 
 def test_five_lines_of_python():
     scope: dict = {}
-    exec(blocks("python")[0], scope)
+    exec(blocks("python", DESIGN)[0], scope)
     assert len(scope["hidden"]) == 2 and scope["hidden"][0].shape[1] == 256
 
 
@@ -80,6 +83,10 @@ def test_a_command_that_is_none_is_found():
                   "plait train x --train.steps"):  # fmt: skip
         with pytest.raises(ConfigError):
             parsed_command(wrong)
+
+
+def test_a_stranger_reads_it_in_a_minute():
+    assert len(README.splitlines()) <= 150
 
 
 def test_make_targets_exist():

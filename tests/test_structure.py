@@ -15,8 +15,8 @@ ROOT = Path(__file__).parent.parent / "plait"
 ORDER = ["errors", "allocation", "layout", "bounds", "model_config", "run_records", "config", "config_file",
          "settings", "launch", "files", "locks", "tensor_header", "tensor_files", "randomness", "spans",
          "progress", "parts", "batch", "model", "objectives", "codecs", "data", "plan", "generate", "evaluate",
-         "train", "compare", "report", "pipeline", "samples", "shipped", "workflow", "inspect", "commands",
-         "arguments", "cli"]  # fmt: skip
+         "train", "compare", "report", "pipeline", "samples", "shipped", "next_steps", "workflow", "inspect",
+         "commands", "arguments", "cli"]  # fmt: skip
 """A file imports only from its own package and from what stands before it."""
 
 NEVER = {"data": {"model", "objectives"}, "model": {"data", "codecs", "train"}, "objectives": {"data", "codecs"}}
