@@ -1,0 +1,126 @@
+"""The quickstarts: what a step of the shipped recipe costs beside a dense model's, and every figure over several seeds.
+
+    python benchmarks/quickstart.py step                 about 2 minutes, on the data of runs/quickstart
+    python benchmarks/quickstart.py runs                 three settings, three seeds: about three hours
+    python benchmarks/quickstart.py runs --settings mixed --seeds 1,2
+
+``step``: two models take turns on the same batches, by the wall clock, on a machine that does nothing else. Dense is
+the same recipe with one tower for all modalities. ``runs``: each run is a folder of its own below ``--out``; rerun the
+same command to resume, finished runs are read and not repeated.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from plait.config_file import load
+from plait.progress import QuietProgress
+from plait.shipped import QUICKSTARTS, config_path
+from plait.train import engine
+from plait.train.engine import Trainer
+
+PARTS = ("loader", "gradients", "optimizer", "rest", "whole step")
+FIGURES = (
+    "caption_object_accuracy", "caption_exact_accuracy", "caption_relation_accuracy",
+    "caption_speech_object_accuracy", "caption_speech_exact_accuracy", "caption_speech_relation_accuracy",
+    "image_object_accuracy", "image_object_codec", "image_object_nearest", "image_ground_accuracy",
+    "image_frechet", "image_frechet_blurred", "image_frechet_codec",
+    "speech_recognised", "speech_codec_recognised_originals", "steps", "seconds_total", "seconds_evaluate",
+    "peak_memory_gb",
+)  # fmt: skip
+"""Figures of summary.json that the table shows, where a setting has them."""
+
+
+class Timed:
+    """A trainer whose steps are timed by part."""
+
+    def __init__(self, data: Path, overrides: list[str]):
+        config = load(config_path("quickstart"), [f"out={tempfile.mkdtemp()}", f"data.path={data}", *overrides])
+        self.trainer, self.seconds = Trainer(config, QuietProgress()), dict.fromkeys(PARTS, 0.0)
+        self.batches = iter(self.trainer._loader(None))
+        self.trainer.optimizer.step = self._timed("optimizer", self.trainer.optimizer.step)
+
+    def _timed(self, part: str, call: Callable) -> Callable:
+        def timed(*arguments, **more):
+            began = time.perf_counter()
+            result = call(*arguments, **more)
+            self.seconds[part] += time.perf_counter() - began
+            return result
+
+        return timed
+
+    def step(self) -> dict[str, float]:
+        """Do a step; return the seconds of its parts."""
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        plain, engine.add_gradients = engine.add_gradients, self._timed("gradients", engine.add_gradients)
+        began = time.perf_counter()
+        batches = [batch for batch, _ in itertools.islice(self.batches, self.trainer.num_batches)]
+        self.seconds["loader"] = time.perf_counter() - began
+        self.trainer.update(batches)
+        self.seconds["whole step"] = time.perf_counter() - began
+        engine.add_gradients = plain
+        known = sum(self.seconds[part] for part in ("loader", "gradients", "optimizer"))
+        self.seconds["rest"] = self.seconds["whole step"] - known
+        return self.seconds
+
+
+def step(data: Path, turns: int) -> None:
+    """Print the parts of a step of the mixture and of the dense model."""
+    one_tower = [f"model.modalities.{name}.tower=text" for name in ("image", "speech")]
+    arms = {"mixture": Timed(data, []), "dense": Timed(data, one_tower)}
+    times: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
+    for turn in range(turns + 3):
+        for name in list(arms)[:: 1 if turn % 2 else -1]:
+            times[name].append(arms[name].step())
+    kept = {name: rows[3:] for name, rows in times.items()}
+    print("| part of a step | mixture | dense | mixture / dense |\n|---|---|---|---|")
+    for part in PARTS:
+        mixture, dense = (statistics.median(row[part] for row in kept[name]) for name in arms)
+        ratios = sorted(a[part] / b[part] for a, b in zip(kept["mixture"], kept["dense"], strict=True) if b[part])
+        low, middle, high = (ratios[round(q * (len(ratios) - 1))] for q in (0.25, 0.5, 0.75))
+        print(f"| {part} | {1e3 * mixture:.1f} ms | {1e3 * dense:.1f} ms | {middle:.2f} ({low:.2f} to {high:.2f}) |")
+
+
+def runs(settings: list[str], seeds: list[int], out: Path) -> None:
+    """Run every setting with every seed, and print the mean and range of every figure."""
+    for setting in settings:
+        found = []
+        for seed in seeds:
+            folder = out / f"{setting}-{seed}"
+            if not (folder / "report.html").exists():
+                command = [sys.executable, "-m", "plait", "quickstart", "--setting", setting, "--out", str(folder)]
+                subprocess.run([*command, "--seed", str(seed)], check=True)
+            found.append(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+        said = ", ".join(map(str, seeds))
+        print(f"\n{setting}, seeds {said}, commit {found[0]['commit'][:7]}\n\n| figure | mean | range |\n|---|---|---|")
+        for name in FIGURES:
+            values = [summary[name] for summary in found if name in summary]
+            if len(values) == len(found):
+                print(f"| {name} | {statistics.mean(values):.3g} | {min(values):.3g} to {max(values):.3g} |")
+
+
+def main() -> None:
+    """Run one of the two parts."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["step", "runs"])
+    parser.add_argument("--data", type=Path, default=Path("runs/quickstart/data"), help="prepared data (step)")
+    parser.add_argument("--turns", type=int, default=25)
+    parser.add_argument("--settings", type=lambda text: text.split(","), default=list(QUICKSTARTS))
+    parser.add_argument("--seeds", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2, 3])
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
+    options = parser.parse_args()
+    if options.part == "step":
+        step(options.data, options.turns)
+    else:
+        runs(options.settings, options.seeds, options.out)
+
+
+if __name__ == "__main__":
+    main()
