@@ -86,11 +86,6 @@ def all_concepts_score(summary: Mapping[str, Any]) -> str:
     return " ".join(filter(None, found))
 
 
-def transfusion(summary: Mapping[str, Any]) -> str:
-    """Return what a Transfusion quickstart took and reached."""
-    return f"{cost(summary)}: {transfusion_score(summary)}. {source('plait quickstart --setting transfusion', summary)}"
-
-
 def transfusion_score(summary: Mapping[str, Any]) -> str:
     """Return how well a Transfusion quickstart draws, and tells what it sees."""
     found = [
@@ -191,7 +186,6 @@ def rows_of(titles: Sequence[tuple[str, str]], part: str) -> Callable[[Mapping[s
 
 BLOCKS: dict[str, tuple[Path, Callable[[Mapping[str, Any]], str]]] = {
     "quickstart": (QUICKSTARTS / "mixed.json", quickstart),
-    "transfusion": (QUICKSTARTS / "transfusion.json", transfusion),
     "studies": (STUDIES, studies),
     "speed": (SPEED, speed),
     "checkpoint": (SPEED, rows_of(CHECKPOINT, "checkpoint")),

@@ -276,7 +276,6 @@ def test_figures_follow_their_results_files_and_blocks_name_command_and_commit(t
 
 
 NOT_MEASURED = {
-    "README.md": {"97%": "tests/test_packing.py holds it"},
     "clusters.md": {"30 seconds": "torchrun's limit", "300 seconds": "an option of sbatch"},
     "compare.md": {"2%": "default of tolerance", "4. s": "number of a step", "95%": "an interval's definition",
                    "100 times": "how far savings are extrapolated"},

@@ -138,7 +138,8 @@ def test_what_is_printed_at_the_end_works(run, tmp_path, monkeypatch):
         words = shlex.split(line[line.index("  ", 3) :])
         if "--prepare.source" in words:
             options = dict(zip(TINY[::2], TINY[1::2], strict=True))
-            options |= {"--prepare.codec_documents": "32", "--out": str(tmp_path / "mine")}
+            options |= {"--prepare.codec_documents": "32"}
+            words[words.index("runs/mine")] = str(tmp_path / "mine")
             words += [word for option in options.items() for word in option]
         done = subprocess.run(words, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, (words, done.stderr)

@@ -36,7 +36,7 @@ def speech_figures(
     recognised: the share of the clips ``made``. codec_recognised_originals: of the real ones. codec_recognised: of the
     codec's round trip, relative to the originals. All choose among the same groups of captions.
     """
-    figures = {}
+    figures: dict[str, float] = {}
     sets = {"recognised": made, "codec_recognised_originals": real, "codec": codec.decode(codec.encode(real))}
     for number, (label, clips) in enumerate(sets.items()):
         advance(number / len(sets), "originals" if clips is real else label)
