@@ -9,7 +9,7 @@ from pathlib import Path
 
 from plait.data.places import MAX_ITEM_BYTES, listed, reason_of
 from plait.data.raw import Blob
-from plait.data.tar import NAME, Sample
+from plait.data.tar import Sample, sample_of
 
 
 class Folder:
@@ -59,11 +59,10 @@ class Folder:
             found: dict[str, list[tuple[str, str]]] = {}
             self.left_out.clear()
             for name in listed(str(self._path)):
-                match = NAME.fullmatch(name)
-                if match is None:
-                    hidden = name.rsplit("/", 1)[-1].startswith(".")
-                    self.left_out["hidden files" if hidden else "files without a suffix"] += 1
-                    continue
-                found.setdefault(match[1], []).append((match[2].lower(), name))
+                key, suffix, left_out = sample_of(name)
+                if left_out:
+                    self.left_out[left_out] += 1
+                else:
+                    found.setdefault(key, []).append((suffix, name))
             self._samples = list(found.items())
         return self._samples

@@ -25,8 +25,7 @@ _BLOCK = 512
 _MAX_NAME = 1 << 16  # bytes of an extended header
 _MAX_MEMBERS = 10_000  # of one sample
 _MAX_ZEROS = 1 << 20  # between two tars in one file
-NAME = re.compile(r"(?:\./)*((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
-"""The name of a file: its sample's, up to the first dot, and its suffix."""
+_SAMPLE = re.compile(r"(?:\./)*((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 _SCATTERED = 1
 """Bit of a sample's place, which is a multiple of 512 else: its members lie in several stretches."""
@@ -247,14 +246,11 @@ class TarFile:
             member.wrong = f"member {name!r} points outside of the tar"
         elif size > MAX_ITEM_BYTES:
             member.wrong = f"member {name!r} has {size:,} bytes, at most {MAX_ITEM_BYTES:,} are allowed"
-        match = NAME.fullmatch(name)
-        if match:
-            member.key, member.suffix = match[1], match[2].lower()
-        elif member.wrong:
+        member.key, member.suffix, left_out = sample_of(name)
+        if left_out and member.wrong:
             member.key = name or "?"
-        else:
-            hidden = name.rsplit("/", 1)[-1].startswith(".")
-            member.left_out = "hidden files" if hidden else "files without a suffix"
+        elif left_out:
+            member.left_out = left_out
         return member
 
     def _read(self, at: int, count: int) -> bytes:
@@ -263,6 +259,15 @@ class TarFile:
         except (OverflowError, ValueError):  # an absurd size led there
             return b""
         return self._file.read(count)
+
+
+def sample_of(name: str) -> tuple[str, str, str]:
+    """Return the sample that a file is of and its suffix, or "" twice and the rule that leaves it out."""
+    match = _SAMPLE.fullmatch(name)
+    if match:
+        return match[1], match[2].lower(), ""
+    hidden = name.rsplit("/", 1)[-1].startswith(".")
+    return "", "", "hidden files" if hidden else "files without a suffix"
 
 
 def _padded(size: int) -> int:

@@ -36,14 +36,18 @@ def speech_figures(
     recognised: the share of the clips ``made``. codec_recognised_originals: of the real ones. codec_recognised: of the
     codec's round trip, relative to the originals. All choose among the same groups of captions.
     """
-    figures: dict[str, float] = {}
-    sets = {"recognised": made, "codec_recognised_originals": real, "codec": codec.decode(codec.encode(real))}
-    for number, (label, clips) in enumerate(sets.items()):
-        advance(number / len(sets), "originals" if clips is real else label)
-        judged = judge_speech(clips, captions, codec.sample_rate)
-        figures |= {label: judged.share, "recognised_trials": float(judged.trials)}
-    original, copied = figures["codec_recognised_originals"], figures.pop("codec")
-    return figures | {"codec_recognised": copied / original if original else 0.0}
+    sets = {"recognised": made, "originals": real, "codec": codec.decode(codec.encode(real))}
+    heard: list[Judged] = []
+    for name, clips in sets.items():
+        advance(len(heard) / len(sets), name)
+        heard.append(judge_speech(clips, captions, codec.sample_rate))
+    own, originals, copies = heard
+    return {
+        "recognised": own.share,
+        "recognised_trials": float(own.trials),
+        "codec_recognised": copies.share / originals.share if originals.share else 0.0,
+        "codec_recognised_originals": originals.share,
+    }
 
 
 class Judged(NamedTuple):
