@@ -46,8 +46,9 @@ figures: $(READY)
 # keep the figures of the quickstarts that were run in this checkout
 figures-quickstart: $(READY)
 	$(BIN)/python benchmarks/figures.py --take runs/quickstart mixed
-	if [ -f runs/quickstart-transfusion/summary.json ]; then \
-	  $(BIN)/python benchmarks/figures.py --take runs/quickstart-transfusion transfusion; fi
+	for pair in quickstart-transfusion:transfusion all-concepts:all_concepts; do \
+	  if [ -f runs/$${pair%:*}/summary.json ]; then \
+	    $(BIN)/python benchmarks/figures.py --take runs/$${pair%:*} $${pair#*:}; fi; done
 
 # torch first and alone: its CPU build must be there before anything else asks for torch
 $(READY): pyproject.toml constraints.txt

@@ -11,6 +11,7 @@ docs/figures/plans.json (`python benchmarks/plans.py`), benchmarks/results/*.jso
 """
 
 import argparse
+import functools
 import json
 import re
 import shutil
@@ -55,50 +56,46 @@ OTHERS = (
 )  # fmt: skip
 
 
+MIXED_SCORE = (
+    ("", "On backgrounds on which training never showed the object:"),
+    ("image_object_accuracy", "{:.0%} of the images made from captions show the right object"),
+    ("image_object_chance", "(400-way choice of a reference classifier: chance {:.2%},"),
+    ("image_object_codec", "the codec's round trip of real images {:.0%}),"),
+    ("image_ground_accuracy", "{:.0%} the right background;"),
+    ("speech_recognised", "a recogniser understands {:.0%} of the speech"),
+    ("speech_codec_recognised_originals", "(originals {:.0%});"),
+    ("caption_object_accuracy", "captions name the right object in {:.0%} of images"),
+    ("caption_speech_object_accuracy", "and {:.0%} of recordings"),
+    ("caption_object_chance", "(chance {:.1%})"),
+)
+"""How well a quickstart's model does: figures of its summary and what is said of each; "" is said always."""
+ALL_CONCEPTS_SCORE = (
+    ("caption_object_accuracy", "captions name the right one of 1,532 objects in {:.1%}"),
+    ("caption_object_chance", "(chance {:.2%})"),
+)
+TRANSFUSION_SCORE = (
+    ("", "of images made from captions a reference classifier names"),
+    ("image_object_accuracy", "{:.1%} rightly"),
+    ("image_object_chance", "(chance {:.2%},"),
+    ("image_object_originals", "real scenes {:.0%});"),
+    ("image_frechet", "their Fréchet distance to real scenes is {:.0f},"),
+    ("image_frechet_blurred", "that of blurred scenes {:.0f};"),
+    ("caption_object_accuracy", "captions name the right object in {:.1%}"),
+    ("caption_choice_accuracy", "(400-way forced choice: {:.0%})"),
+)
+SCORES = {"quickstart": ("mixed", MIXED_SCORE), "all-concepts": ("all_concepts", ALL_CONCEPTS_SCORE),
+          "transfusion": ("transfusion", TRANSFUSION_SCORE)}  # fmt: skip
+"""Name of a run's two figures within sentences, its results file, and what is said of it."""
+
+
 def quickstart(summary: Mapping[str, Any]) -> str:
     """Return what the quickstart took and reached."""
-    return f"{cost(summary)}. {mixed_score(summary)}. {source('plait quickstart', summary)}"
+    return f"{cost(summary)}. {score(summary, MIXED_SCORE)}. {source('plait quickstart', summary)}"
 
 
-def mixed_score(summary: Mapping[str, Any]) -> str:
-    """Return how well the quickstart's model draws, speaks and tells what it sees and hears."""
-    found = [
-        "On backgrounds on which training never showed the object:",
-        phrase(summary, "image_object_accuracy", "{:.0%} of the images made from captions show the right object"),
-        phrase(summary, "image_object_chance", "(400-way choice of a reference classifier: chance {:.2%},"),
-        phrase(summary, "image_object_codec", "the codec's round trip of real images {:.0%}),"),
-        phrase(summary, "image_ground_accuracy", "{:.0%} the right background;"),
-        phrase(summary, "speech_recognised", "a recogniser understands {:.0%} of the speech"),
-        phrase(summary, "speech_codec_recognised_originals", "(originals {:.0%});"),
-        phrase(summary, "caption_object_accuracy", "captions name the right object in {:.0%} of images"),
-        phrase(summary, "caption_speech_object_accuracy", "and {:.0%} of recordings"),
-        phrase(summary, "caption_object_chance", "(chance {:.1%})"),
-    ]
-    return " ".join(filter(None, found))
-
-
-def all_concepts_score(summary: Mapping[str, Any]) -> str:
-    """Return how well a Chameleon + speech model tells what it sees among all concepts."""
-    found = [
-        phrase(summary, "caption_object_accuracy", "captions name the right one of 1,532 objects in {:.1%}"),
-        phrase(summary, "caption_object_chance", "(chance {:.2%})"),
-    ]
-    return " ".join(filter(None, found))
-
-
-def transfusion_score(summary: Mapping[str, Any]) -> str:
-    """Return how well a Transfusion quickstart draws, and tells what it sees."""
-    found = [
-        "of images made from captions a reference classifier names",
-        phrase(summary, "image_object_accuracy", "{:.1%} rightly"),
-        phrase(summary, "image_object_chance", "(chance {:.2%},"),
-        phrase(summary, "image_object_originals", "real scenes {:.0%});"),
-        phrase(summary, "image_frechet", "their Fréchet distance to real scenes is {:.0f},"),
-        phrase(summary, "image_frechet_blurred", "that of blurred scenes {:.0f};"),
-        phrase(summary, "caption_object_accuracy", "captions name the right object in {:.1%}"),
-        phrase(summary, "caption_choice_accuracy", "(400-way forced choice: {:.0%})"),
-    ]
-    return " ".join(filter(None, found))
+def score(summary: Mapping[str, Any], said: Sequence[tuple[str, str]]) -> str:
+    """Return in words how well a model does."""
+    return " ".join(filter(None, (phrase(summary, name, form) if name else form for name, form in said)))
 
 
 def phrase(summary: Mapping[str, Any], name: str, form: str) -> str:
@@ -111,6 +108,11 @@ def cost(summary: Mapping[str, Any]) -> str:
     """Return time and memory of a run."""
     memory = phrase(summary, "peak_memory_gb", " and {:.1f} GB of memory (PSS of all processes)")
     return f"One run took {summary['seconds_total'] / 60:.0f} min{memory} on two CPU cores"
+
+
+def cost_at(summary: Mapping[str, Any]) -> str:
+    """Return time and memory of a run, with its commit."""
+    return f"{cost(summary)} (commit {short(summary['commit'])})"
 
 
 def source(command: str, summary: Mapping[str, Any]) -> str:
@@ -218,19 +220,17 @@ def run_minutes(study: str) -> tuple[Path, Callable[[Mapping[str, Any]], str]]:
     return ROOT / "docs" / "study_logs" / Path(settings["out"]).name / "study.json", text
 
 
-_MIXED, _TRANSFUSION, _ALL = (QUICKSTARTS / f"{name}.json" for name in ("mixed", "transfusion", "all_concepts"))
 _LARGEST = "step_ratio/mot/d2048-t1024-3towers-34-33-33/bfloat16"
 INLINE: dict[str, tuple[Path, Callable[[Mapping[str, Any]], str]]] = {
     "eager-2048": row(f"{_LARGEST}/eager", "{:.2f}"),
     "compiled-2048": row(f"{_LARGEST}/compiled", "{:.2f}"),
     **{f"towers-{n}": row(f"towers_ratio/{n}/d256-t4096/float32/compiled", "{:.2f}") for n in (4, 8, 16)},
     "open-data": row("data/open/10000384", "{:.2f} s (commit {commit})"),
-    "quickstart-cost": (_MIXED, lambda summary: f"{cost(summary)} (commit {short(summary['commit'])})"),
-    "quickstart-score": (_MIXED, mixed_score),
-    "all-concepts-cost": (_ALL, lambda summary: f"{cost(summary)} (commit {short(summary['commit'])})"),
-    "all-concepts-score": (_ALL, all_concepts_score),
-    "transfusion-cost": (_TRANSFUSION, lambda summary: f"{cost(summary)} (commit {short(summary['commit'])})"),
-    "transfusion-score": (_TRANSFUSION, transfusion_score),
+    **{f"{name}-cost": (QUICKSTARTS / f"{file}.json", cost_at) for name, (file, _) in SCORES.items()},
+    **{
+        f"{name}-score": (QUICKSTARTS / f"{file}.json", functools.partial(score, said=said))
+        for name, (file, said) in SCORES.items()
+    },
     **{f"minutes-{path.stem}": run_minutes(path.stem) for path in HEADS if path.parent.name == "studies"},
 }
 """Name of a figure within a sentence: its results file, and what makes the text of it."""

@@ -138,9 +138,9 @@ def quickstart(chosen) -> None:
 
     config = _config(chosen.config or quickstart_config(chosen.setting), chosen.overrides)
     path = whole_run(config, Progress(), restart=chosen.restart)
-    named = {"--config": chosen.config} if chosen.config else {"--setting": chosen.setting}
-    named = {} if chosen.setting == next(iter(QUICKSTARTS)) and not chosen.config else named
-    command = " ".join(["quickstart", *(f"{option} {shlex.quote(value)}" for option, value in named.items())])
+    is_default = not chosen.config and chosen.setting == next(iter(QUICKSTARTS))
+    named = ["--config", chosen.config] if chosen.config else ["--setting", chosen.setting]
+    command = shlex.join(["quickstart", *([] if is_default else named)])
     print(f"report: {path}\n\nwhat to do next:", *next_steps(config, path, command), sep="\n")
 
 
