@@ -379,6 +379,10 @@ class RunConfig(Checked):
         require(not self.train.global_batch_tokens or self.train.accumulate == 1, "train.accumulate",
                 self.train.accumulate, "1 where train.global_batch_tokens is set, which it follows from")  # fmt: skip
         self._check_parallel()
+        for name, modality in self.model.modalities.items():
+            require(modality.predicts == "target" or self.diffusion.process == "flow",
+                    f"model.modalities.{name}.predicts", modality.predicts,
+                    "target where diffusion.process is ddpm")  # fmt: skip
         for name in (*self.generate.sampling, *self.generate.max_tokens, *self.generate.grids):
             if name not in self.model.modalities:
                 raise ConfigError(unknown("generate", name, self.model.modalities))

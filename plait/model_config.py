@@ -81,6 +81,9 @@ class ModalityConfig(Fixed):
     """Latents folded into one token along each side (continuous). Training takes the codec's own where this is 0."""
     patch_network: Literal["linear", "unet"] = "linear"
     """How latents enter and leave the tower: one matrix, or U-Net down and up blocks on the grid of latents."""
+    predicts: Literal["target", "clean"] = "target"
+    """What the latent head says (continuous): the objective's own target, or the clean latents, from which the target
+    of flow follows. Tokens of many numbers, such as patches of pixels, want the latter (JiT, arXiv 2511.13720)."""
     place_embedding: bool = False
     """Add sinusoids of each latent token's place in its item (row, column), as DiT and BAGEL do: the rotary positions
     of attention only tell tokens how far apart they are."""
@@ -234,6 +237,7 @@ class ModelConfig(Fixed):
                     ("tower_by_noise", {}),
                     ("later_sees", "noised"),
                     ("patch_network", "linear"),
+                    ("predicts", "target"),
                 ):
                     require(getattr(m, field_name) == plain, f"{where}.{field_name}", getattr(m, field_name),
                             f"{plain!r} where the objective is next_token")  # fmt: skip

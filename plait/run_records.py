@@ -24,6 +24,18 @@ class ModalitySettings(Checked):
     """Settings of that codec; checked by the codec itself."""
     loss_weight: float = bounded(1.0, at_least=0)
     """Factor of this modality's loss in the total."""
+    final_loss_weight: float | None = bounded(None, at_least=0)
+    """Factor at the end of the run, to which `loss_weight` goes in a straight line. Null: the same all the time."""
+
+    def weight_at(self, progress: float) -> float:
+        """Return the factor when this share of the run is done (0 to 1)."""
+        final = self.loss_weight if self.final_loss_weight is None else self.final_loss_weight
+        return self.loss_weight + (final - self.loss_weight) * min(max(progress, 0.0), 1.0)
+
+    @property
+    def learns(self) -> bool:
+        """Whether this modality's loss counts at any time."""
+        return self.loss_weight > 0 or bool(self.final_loss_weight)
 
 
 @dataclass

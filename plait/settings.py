@@ -37,7 +37,7 @@ _NAMES = {
         model.modalities.*.attention_by_role model.modalities.*.tower model.modalities.*.tower_by_role
         model.modalities.*.tower_by_noise model.modalities.*.tower_at_random model.modalities.*.later_sees
         model.modalities.*.vocab_size model.modalities.*.latent_channels model.modalities.*.patch_size
-        model.modalities.*.patch_network model.modalities.*.place_embedding
+        model.modalities.*.patch_network model.modalities.*.place_embedding model.modalities.*.predicts
         model.towers model.towers.*.width model.towers.*.ffn_width model.towers.*.ffn model.towers.*.num_experts
         model.towers.*.top_k model.towers.*.moe_routing model.towers.*.init_from
         model.width model.num_layers model.num_heads model.num_kv_heads model.head_dim model.ffn_width
@@ -54,7 +54,7 @@ _NAMES = {
         seed data.sources data.batch_tokens data.max_document_tokens data.too_long data.tasks data.drop_condition
         data.drop_host data.given_loss""",
     TRAINED: """
-        model.modalities.*.loss_weight model.towers.*.frozen model.towers.*.learning_rate_scale
+        model.modalities.*.loss_weight model.modalities.*.final_loss_weight model.towers.*.frozen model.towers.*.learning_rate_scale
         model.towers.*.moe_balance_rate
         train.steps train.minutes train.accumulate train.global_batch_tokens train.muon_rows train.learning_rate
         train.final_learning_rate train.warmup_steps train.schedule train.betas train.eps train.weight_decay train.clip

@@ -11,9 +11,10 @@ from conftest import model_config, random_documents
 from torch import Tensor
 
 from plait.batch import pack, pack_checked
-from plait.config import DiffusionConfig
+from plait.config import DiffusionConfig, RunConfig
 from plait.errors import ConfigError, DataError, ResourceError
 from plait.model.mot import MixtureOfTransformers
+from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt, loss_sum, signal_and_noise, target
 from plait.objectives.samplers import RANDOM_SAMPLERS, SAMPLERS, Denoiser, check_sampler
 from plait.parts import Document, Part
@@ -427,3 +428,28 @@ def test_without_noised_items_the_loss_is_zero_and_so_are_gradients(parts):
     assert loss.item() == 0
     loss.backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.latent_out.parameters())
+
+
+def test_clean_latents_that_are_predicted_say_the_velocity(rng):
+    """x_t = (1 - t) x_0 + t noise: where the head says x_0, noise - x_0 follows, and nothing is left of the loss."""
+    documents = random_documents(rng, model_config(mel=True), 6)
+    documents.append(Document([text(), mel(5, rng)], index=99))
+    models = {kind: MixtureOfTransformers(model_config(mel=True, predicts=kind)).double() for kind in ("target", "clean")}
+    batch = corrupt(pack(documents, models["target"].config), DiffusionConfig(process="flow"), 0)
+    group = batch.latents["mel"]
+    said, velocity = (model.predict_latents(model(batch), batch, "mel") for model in models.values())
+    levels = group.timesteps.double().clamp_min(0.05)[:, None]
+    torch.testing.assert_close(velocity, (group.values - said) / levels, rtol=1e-12, atol=1e-12)
+    is_high = group.timesteps > 0.05
+    clean = group.values.double() - group.timesteps[:, None] * group.targets
+    exact = (group.values - clean) / levels
+    torch.testing.assert_close(exact[is_high], group.targets.double()[is_high], rtol=1e-4, atol=1e-4)
+    loss_sums(models["clean"], models["clean"](batch), batch).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in models["clean"].parameters())
+
+
+def test_clean_latents_are_predicted_by_flow_alone():
+    config = model_config(mel=True, predicts="clean")
+    RunConfig(config, diffusion=DiffusionConfig(process="flow"))
+    with pytest.raises(ConfigError, match=r"mel\.predicts: 'clean' is not allowed, it must be target .*ddpm"):
+        RunConfig(config, diffusion=DiffusionConfig(process="ddpm"))

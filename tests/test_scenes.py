@@ -213,6 +213,19 @@ def test_unseen_grounds_hold_singles_and_pairs_of_every_thing():
     assert len({s.concepts[0].code for s in scene_list if len(s.concepts) == 1}) > SMALL * 0.9
 
 
+def test_in_a_small_world_a_thing_has_one_place_and_one_size():
+    places: dict[str | None, set] = {}
+    for scene in shown("train", 300, SMALL):
+        places.setdefault(scene.relation, set()).add((scene.centers, scene.extents))
+    assert all(len(found) == 1 for found in places.values())
+    (first, second), _ = next(iter(places["left of"]))
+    assert first[0] < second[0] and first[1] == second[1]
+    (first, second), _ = next(iter(places["above"]))
+    assert first[1] < second[1] and first[0] == second[0]
+    everywhere = {(s.centers, s.extents) for s in shown("train", 300, ALL) if len(s.concepts) == 1}
+    assert len(everywhere) > 100
+
+
 def test_a_small_world_is_a_source_of_scenes():
     source = scenes.SceneSource(replace(PREPARE, concepts=SMALL), 0, parts=["text", "image"])
     assert list(source.splits()) == ["train", "unseen_grounds", "seen", "unseen_combinations"]

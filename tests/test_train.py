@@ -233,6 +233,16 @@ def test_all_tokens_is_one_mean(folder, tmp_path):
     assert trainer.loss_factors([6.0, 2.0, 0.0]) == [1 / 6, 1 / 2, 0.0]
 
 
+def test_the_weight_of_a_loss_goes_to_its_last_value_in_a_straight_line(folder, tmp_path):
+    trainer = Trainer(config_for(folder, tmp_path))
+    trainer.config.modalities["text"].loss_weight, trainer.config.modalities["text"].final_loss_weight = 1.0, 5.0
+    shares, steps = {}, trainer.config.train.steps
+    for share in (0.0, 0.5, 1.0):
+        trainer.state.step = round(steps * share)
+        shares[share] = trainer.loss_factors([6.0, 2.0, 0.0])
+    assert shares == {0.0: [1 / 8, 1 / 8, 1 / 8], 0.5: [3 / 8, 1 / 8, 1 / 8], 1.0: [5 / 8, 1 / 8, 1 / 8]}
+
+
 def test_a_step_that_is_not_finite_changes_nothing(folder, tmp_path, rng):
     trainer = Trainer(config_for(folder, tmp_path))
     batch = pack(random_documents(rng, 4), trainer.config.model)

@@ -6,9 +6,10 @@ Document ``i`` of a split depends on (seed, split, i) alone. Two worlds:
   ("a fox left of a key on a red background"), a few three. Splits: ``seen`` (training concepts, fresh scenes);
   ``unseen_concepts`` (families and groups of which training sees nothing); ``unseen_combinations`` (two concepts seen
   apart, never together); ``other_voice`` (training concepts, a voice that training never hears).
-- a small world of some everyday things (`plait.data.drawings.everyday`). Each has three grounds on which training
-  never shows it: ``unseen_grounds`` holds such scenes, three of five with one thing and two of five with two, so that
-  what is right there is composed, not remembered. It comes first; there is no ``unseen_concepts``.
+- a small world of some everyday things (`plait.data.drawings.everyday`), each drawn in the middle at one size, or where
+  there are two, each on its half. Each has three grounds on which training never shows it: ``unseen_grounds`` holds such
+  scenes, three of five with one thing and two of five with two, so that what is right there is composed, not
+  remembered. It comes first; there is no ``unseen_concepts``.
 """
 
 import functools
@@ -122,6 +123,8 @@ class World:
         chosen = self._companions(split, pool, first, count, rng)
         relation = RELATIONS[rng.integers(len(RELATIONS))] if count == 2 else None
         centers, extents = _places(chosen, relation, rng)
+        if self.size:
+            centers, extents = _settled(relation)
         grounds = self.grounds(split, first, chosen)
         return Scene(
             chosen,
@@ -211,3 +214,15 @@ def _places(chosen: Sequence[Concept], relation: str | None, rng):
         return tuple(centers), tuple(rng.uniform(0.4, 0.47, 2).tolist())
     corners = [(0.27, 0.27), (0.73, 0.3), (0.5, 0.73)]
     return tuple(corners), tuple(rng.uniform(0.38, 0.44, 3).tolist())
+
+
+def _settled(relation: str | None) -> tuple[tuple[tuple[float, float], ...], tuple[float, ...]]:
+    """Return centres and longer sides of a small world, where a thing has one place and one size.
+
+    What varies by a few pixels is what a small model would spend its quarter of an hour on: it is sought among the
+    noise by comparing patches, and without it the drawing follows from its name (docs/experiments.md).
+    """
+    if relation is None:
+        return ((0.5, 0.5),), (0.87,)
+    along = (0.25, 0.75) if relation in ("left of", "above") else (0.75, 0.25)
+    return tuple((a, 0.5) if relation.endswith("of") else (0.5, a) for a in along), (0.44, 0.44)

@@ -26,7 +26,7 @@ def check_targets(config: RunConfig) -> list[str]:
     soon as every modality was found to have a target: data that are as they should be are read no further. ``config``
     has its vocabularies resolved.
     """
-    missing = {name for name, record in config.modalities.items() if record.loss_weight > 0}
+    missing = {name for name, record in config.modalities.items() if record.learns}
     sources = open_task_sources(config, "train", config.data.tasks)
     for source in sources:
         for start in range(0, len(source), _AT_ONCE):
@@ -67,7 +67,7 @@ def too_long_item(name: str, tokens: int, config: RunConfig) -> str:
     limit = document_limit(config)
     is_host = name == config.model.layout.host
     needed = tokens + EDGES + (0 if is_host else 2)
-    if needed <= limit or config.modalities[name].loss_weight == 0:
+    if needed <= limit or not config.modalities[name].learns:
         return ""
     return (
         f"{name}: an item has {tokens:,} tokens and needs documents of {needed:,}, but at most {limit:,} are allowed; "

@@ -333,7 +333,7 @@ class Trainer:
     def loss_factors(self, counts: list[float]) -> list[float]:
         """Return what each modality's loss sum is multiplied by; a count of zero contributes zero."""
         records = list(self.config.model.modalities.values())
-        weights = [m.loss_weight for m in self.config.modalities.values()]
+        weights = [m.weight_at(self.share_done) for m in self.config.modalities.values()]
         tokens = sum(c for c, m in zip(counts, records, strict=True) if m.objective == "next_token")
         together = self.config.train.normalize == "all_tokens"
         factors = []
