@@ -54,8 +54,8 @@ _NAMES = {
         seed data.sources data.batch_tokens data.max_document_tokens data.too_long data.tasks data.drop_condition
         data.drop_host data.given_loss""",
     TRAINED: """
-        model.modalities.*.loss_weight model.modalities.*.final_loss_weight model.towers.*.frozen model.towers.*.learning_rate_scale
-        model.towers.*.moe_balance_rate
+        model.modalities.*.loss_weight model.modalities.*.final_loss_weight
+        model.towers.*.frozen model.towers.*.learning_rate_scale model.towers.*.moe_balance_rate
         train.steps train.minutes train.accumulate train.global_batch_tokens train.muon_rows train.learning_rate
         train.final_learning_rate train.warmup_steps train.schedule train.betas train.eps train.weight_decay train.clip
         train.z_loss train.normalize train.precision train.compile train.ema train.checkpoint_activations

@@ -434,7 +434,8 @@ def test_clean_latents_that_are_predicted_say_the_velocity(rng):
     """x_t = (1 - t) x_0 + t noise: where the head says x_0, noise - x_0 follows, and nothing is left of the loss."""
     documents = random_documents(rng, model_config(mel=True), 6)
     documents.append(Document([text(), mel(5, rng)], index=99))
-    models = {kind: MixtureOfTransformers(model_config(mel=True, predicts=kind)).double() for kind in ("target", "clean")}
+    configs = {kind: model_config(mel=True, predicts=kind) for kind in ("target", "clean")}
+    models = {kind: MixtureOfTransformers(config).double() for kind, config in configs.items()}
     batch = corrupt(pack(documents, models["target"].config), DiffusionConfig(process="flow"), 0)
     group = batch.latents["mel"]
     said, velocity = (model.predict_latents(model(batch), batch, "mel") for model in models.values())
