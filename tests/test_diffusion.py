@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import model_config, random_documents
+from conftest import model_config, random_documents, with_modality
 from torch import Tensor
 
 from plait.batch import pack, pack_checked
@@ -432,9 +432,8 @@ def test_without_noised_items_the_loss_is_zero_and_so_are_gradients(parts):
 
 def test_clean_latents_that_are_predicted_say_the_velocity(rng):
     """x_t = (1 - t) x_0 + t noise: where the head says x_0, noise - x_0 follows, and nothing is left of the loss."""
-    documents = random_documents(rng, model_config(mel=True), 6)
-    documents.append(Document([text(), mel(5, rng)], index=99))
-    configs = {kind: model_config(mel=True, predicts=kind) for kind in ("target", "clean")}
+    documents = [*random_documents(rng, 6, mel=True), Document([text(), mel(5, rng)], index=99)]
+    configs = {kind: with_modality(model_config(mel=True), "mel", predicts=kind) for kind in ("target", "clean")}
     models = {kind: MixtureOfTransformers(config).double() for kind, config in configs.items()}
     batch = corrupt(pack(documents, models["target"].config), DiffusionConfig(process="flow"), 0)
     group = batch.latents["mel"]
@@ -450,7 +449,7 @@ def test_clean_latents_that_are_predicted_say_the_velocity(rng):
 
 
 def test_clean_latents_are_predicted_by_flow_alone():
-    config = model_config(mel=True, predicts="clean")
+    config = with_modality(model_config(mel=True), "mel", predicts="clean")
     RunConfig(config, diffusion=DiffusionConfig(process="flow"))
     with pytest.raises(ConfigError, match=r"mel\.predicts: 'clean' is not allowed, it must be target .*ddpm"):
         RunConfig(config, diffusion=DiffusionConfig(process="ddpm"))
