@@ -30,7 +30,7 @@ class ModalitySettings(Checked):
     def weight_at(self, progress: float) -> float:
         """Return the factor when this share of the run is done (0 to 1)."""
         final = self.loss_weight if self.final_loss_weight is None else self.final_loss_weight
-        return self.loss_weight + (final - self.loss_weight) * min(max(progress, 0.0), 1.0)
+        return self.loss_weight + (final - self.loss_weight) * progress
 
     @property
     def learns(self) -> bool:

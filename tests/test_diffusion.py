@@ -15,7 +15,7 @@ from plait.config import DiffusionConfig, RunConfig
 from plait.errors import ConfigError, DataError, ResourceError
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import loss_sums
-from plait.objectives.diffusion import corrupt, loss_sum, signal_and_noise, target
+from plait.objectives.diffusion import corrupt, loss_sum, predicted_target, signal_and_noise, target
 from plait.objectives.samplers import RANDOM_SAMPLERS, SAMPLERS, Denoiser, check_sampler
 from plait.parts import Document, Part
 
@@ -395,7 +395,8 @@ def test_latents_that_are_not_finite_are_told(bad):
 
 def loss_of(batch, predictions: Tensor) -> float:
     """Return the summed loss where the model says ``predictions`` [n, C]."""
-    model = SimpleNamespace(latent_out={"mel": {}}, predict_latents=lambda *_: predictions)
+    config = model_config(mel=True)
+    model = SimpleNamespace(config=config, latent_out={"mel": {}}, predict_latents=lambda *_: predictions)
     return loss_sum(model, [predictions], batch, "mel").item()
 
 
@@ -437,7 +438,7 @@ def test_clean_latents_that_are_predicted_say_the_velocity(rng):
     models = {kind: MixtureOfTransformers(config).double() for kind, config in configs.items()}
     batch = corrupt(pack(documents, models["target"].config), DiffusionConfig(process="flow"), 0)
     group = batch.latents["mel"]
-    said, velocity = (model.predict_latents(model(batch), batch, "mel") for model in models.values())
+    said, velocity = (predicted_target(model, model(batch), batch, "mel") for model in models.values())
     levels = group.timesteps.double().clamp_min(0.05)[:, None]
     torch.testing.assert_close(velocity, (group.values - said) / levels, rtol=1e-12, atol=1e-12)
     is_high = group.timesteps > 0.05

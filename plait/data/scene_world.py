@@ -123,7 +123,7 @@ class World:
         chosen = self._companions(split, pool, first, count, rng)
         relation = RELATIONS[rng.integers(len(RELATIONS))] if count == 2 else None
         centers, extents = _places(chosen, relation, rng)
-        if self.size:
+        if self.size:  # drawn above all the same: the draws that follow stay as they are
             centers, extents = _settled(relation)
         grounds = self.grounds(split, first, chosen)
         return Scene(
@@ -207,11 +207,8 @@ def _places(chosen: Sequence[Concept], relation: str | None, rng):
         shift = rng.uniform(-1, 1, 2) * np.minimum(room, 0.05)
         return ((0.5 + float(shift[0]), 0.5 + float(shift[1])),), (extent,)
     if relation:
-        near, far, drift = 0.26, 0.74, 0.1
-        along = (near, far) if relation in ("left of", "above") else (far, near)
-        across = 0.5 + rng.uniform(-drift, drift, 2)
-        centers = [(a, float(c)) if relation.endswith("of") else (float(c), a) for a, c in zip(along, across)]
-        return tuple(centers), tuple(rng.uniform(0.4, 0.47, 2).tolist())
+        centers = _arranged(relation, 0.26, 0.74, (0.5 + rng.uniform(-0.1, 0.1, 2)).tolist())
+        return centers, tuple(rng.uniform(0.4, 0.47, 2).tolist())
     corners = [(0.27, 0.27), (0.73, 0.3), (0.5, 0.73)]
     return tuple(corners), tuple(rng.uniform(0.38, 0.44, 3).tolist())
 
@@ -224,5 +221,10 @@ def _settled(relation: str | None) -> tuple[tuple[tuple[float, float], ...], tup
     """
     if relation is None:
         return ((0.5, 0.5),), (0.87,)
-    along = (0.25, 0.75) if relation in ("left of", "above") else (0.75, 0.25)
-    return tuple((a, 0.5) if relation.endswith("of") else (0.5, a) for a in along), (0.44, 0.44)
+    return _arranged(relation, 0.25, 0.75, (0.5, 0.5)), (0.44, 0.44)
+
+
+def _arranged(relation: str, near: float, far: float, across: Sequence[float]) -> tuple[tuple[float, float], ...]:
+    """Return the centres of two drawings in a relation; ``across`` are their places on the other axis."""
+    along = (near, far) if relation in ("left of", "above") else (far, near)
+    return tuple((a, c) if relation.endswith("of") else (c, a) for a, c in zip(along, across, strict=True))

@@ -12,6 +12,7 @@ from plait.generate.decoding import guided
 from plait.generate.rows import Row, Stream
 from plait.generate.waves import Canvas, start_waves
 from plait.model.mot import MixtureOfTransformers
+from plait.objectives.diffusion import predicted_target
 from plait.objectives.samplers import Denoiser
 
 
@@ -54,7 +55,7 @@ def advance(model: MixtureOfTransformers, hidden: list[Tensor], moved: Batch, st
         at = {d: int(starts[i]) for i, (d, n) in enumerate(zip(group.documents, group.noised, strict=True)) if n}
         if not at:
             continue
-        predicted = model.predict_latents(hidden, moved, name)
+        predicted = predicted_target(model, hidden, moved, name)
         place = {id(s): at[d] for d, s in enumerate(streams) if d in at}
         mine = {id(r.canvas): r for r in rows if r.canvas and r.span == name}
         for wave in dict.fromkeys(r.open_canvas.started for r in mine.values()):

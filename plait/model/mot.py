@@ -27,9 +27,6 @@ from plait.model.traits import WeightRecord
 from plait.model_config import ModalityConfig, ModelConfig
 from plait.spans import refuse_generation
 
-LOWEST_LEVEL = 0.05
-"""The least that a difference from clean latents is divided by (JiT, arXiv 2511.13720, appendix A)."""
-
 
 class MixtureOfTransformers(nn.Module):
     """Towers of parameters joined by one global attention; with one tower, the dense transformer.
@@ -180,9 +177,9 @@ class MixtureOfTransformers(nn.Module):
         return torch.cat([nn.functional.linear(x, w) for x, w in zip(chosen, weights, strict=True)])
 
     def predict_latents(self, hidden: list[Tensor], batch: Batch, modality: str) -> Tensor:
-        """Return the objective's target as the model predicts it for each token [n, C] of a continuous modality.
+        """Return what the latent head says for each token [n, C] of a continuous modality, in sequence order.
 
-        In sequence order; of no meaning where a tower has no head, as it never carries noised ones.
+        Zero where a tower has no head, as it never carries noised ones.
         """
         towers, group = list(self.config.towers), batch.latents[modality]
         out = hidden[0].new_zeros(group.values.shape)
@@ -192,11 +189,6 @@ class MixtureOfTransformers(nn.Module):
             mine = self.ranks.gather_all(hidden[towers.index(tower)]).index_select(0, place.rows)
             y = self.latent_out[modality][tower](mine, *self._latents_of(group, place))
             out = out.index_copy(0, place.tokens, y.to(out.dtype))
-        if self.config.modalities[modality].predicts == "clean" and group.timesteps is not None:
-            # x_t = (1 - t) x_0 + t noise, so that noise - x_0 = (x_t - x_0) / t
-            exact = torch.promote_types(out.dtype, torch.float32)
-            levels = group.timesteps.to(exact).clamp_min(LOWEST_LEVEL)
-            return (group.values.to(exact) - out.to(exact)) / levels[:, None]
         return out
 
     def _latents_of(self, group: Latents, place: Place) -> tuple[Tensor, Tensor | None, list[tuple[int, ...]]]:

@@ -21,6 +21,9 @@ from plait.model.ranks import local
 from plait.parts import Document
 from plait.randomness import generator
 
+LOWEST_LEVEL = 0.05
+"""Least noise level that a predicted velocity is divided by (JiT, arXiv 2511.13720, appendix A)."""
+
 
 def signal_and_noise(timesteps: Tensor, process: str) -> tuple[Tensor, Tensor]:
     """Return the factors (a, b) of x_t = a x_0 + b noise at noise levels in [0, 1]."""
@@ -35,6 +38,19 @@ def signal_and_noise(timesteps: Tensor, process: str) -> tuple[Tensor, Tensor]:
 def target(clean: Tensor, noise: Tensor, process: str) -> Tensor:
     """Return what the model shall predict: the noise (ddpm) or the velocity (flow)."""
     return noise if process == "ddpm" else noise - clean
+
+
+def predicted_target(model: MixtureOfTransformers, hidden: list[Tensor], batch: Batch, name: str) -> Tensor:
+    """Return the target [n, C] of a modality as the model predicts it, also where its head predicts clean latents."""
+    said = model.predict_latents(hidden, batch, name)
+    if model.config.modalities[name].predicts == "target":
+        return said
+    group = batch.latents[name]
+    assert group.timesteps is not None, "corrupt() sets the noise levels"
+    # flow: x_t = (1 - t) x_0 + t noise, so that noise - x_0 = (x_t - x_0) / t
+    exact = torch.promote_types(said.dtype, torch.float32)
+    levels = group.timesteps.to(exact).clamp_min(LOWEST_LEVEL)
+    return (group.values.to(exact) - said.to(exact)) / levels[:, None]
 
 
 def corrupt(batch: Batch, config: DiffusionConfig, seed: int) -> Batch:
@@ -122,7 +138,7 @@ def loss_sum(model: MixtureOfTransformers, hidden: list[Tensor], batch: Batch, n
     if group is None:
         return total
     assert group.targets is not None, f"corrupt() must run before the loss of {name}"
-    error = (model.predict_latents(hidden, batch, name) - group.targets.to(hidden[0].dtype)).square().mean(-1)
+    error = (predicted_target(model, hidden, batch, name) - group.targets.to(hidden[0].dtype)).square().mean(-1)
     error = error if error.dtype == torch.float64 else error.float()
     sums = error.new_zeros(len(group.lengths)).index_add(0, group.span, error * is_noised(group))
     tokens = error.new_zeros(len(group.lengths)).index_add(0, group.span, torch.ones_like(error))

@@ -174,8 +174,8 @@ class Trainer:
     def share_done(self) -> float:
         """How much of the run is done, 0 to 1."""
         if self.config.train.minutes > 0:
-            return self.state.seconds / (60 * self.config.train.minutes)
-        return self.state.step / self.config.train.steps
+            return min(self.state.seconds / (60 * self.config.train.minutes), 1.0)
+        return min(self.state.step / self.config.train.steps, 1.0)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -229,7 +229,7 @@ class Trainer:
                 step, last = self.state.step, self.finished
                 if step % train.log_every == 0 or last or step == 1:
                     self.watchdog.at(step, "losses")
-                    bar.to(min(self.share_done, 1.0), self._log(log))
+                    bar.to(self.share_done, self._log(log))
                     measures.restart()
                 if step % train.validate_every == 0 or last:
                     self.watchdog.at(step, "validation")
