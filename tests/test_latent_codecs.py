@@ -153,10 +153,10 @@ def test_one_by_one_equals_together(codec, request, mixed):
         assert any(again.shape == w.shape and np.abs(again - w).max() <= 1 for w in whole)
 
 
-@pytest.mark.parametrize("name", ["image_latents", "image_pixels"])
+@pytest.mark.parametrize("name", ["image_latents", "image_pixels", "image_components"])
 def test_any_aspect_in_one_batch(name, any_codec, mixed, tmp_path):
     codec = any_codec
-    if name == "image_pixels":
+    if name != "image_latents":
         codec = fitted(name, mixed, tmp_path, size=32, patch_size=8, aspect="any")
     batch = [*mixed[:8], np.zeros((400, 30, 3), np.uint8)]
     encoded = codec.encode(batch)
@@ -165,7 +165,8 @@ def test_any_aspect_in_one_batch(name, any_codec, mixed, tmp_path):
     decoded = codec.decode(encoded)
     assert [d.shape for d in decoded] == [(8 * e.grid[0], 8 * e.grid[1], 3) for e in encoded]
     values = per_channel(codec.encode(mixed), codec.latent_channels // codec.patch_size**2)
-    assert np.allclose(values.mean(0), 0, atol=1e-5) and np.allclose(values.std(0), 1, atol=1e-5)
+    assert np.allclose(values.mean(0), 0, atol=1e-4)
+    assert name == "image_components" or np.allclose(values.std(0), 1, atol=1e-5)
     if name == "image_pixels":
         shaped = [pictures.resize_picture(p, 32, multiple=8) for p in batch]
         assert all(np.array_equal(a, b) for a, b in zip(decoded, shaped))
@@ -276,6 +277,41 @@ def test_pixels_come_back_exactly_and_are_saved(scenes, tmp_path):
     codec.save_pretrained(tmp_path / "saved")
     again = load_codec(tmp_path / "saved")
     assert isinstance(again, ImagePixelCodec) and same(encoded, again.encode(scenes["seen"]))
+
+
+# principal components
+
+
+def test_components_are_the_best_that_so_many_can_be(scenes, tmp_path):
+    codec = fitted("image_components", scenes["train"], tmp_path, size=32, patch_size=8, components=40)
+    assert codec.latent_channels == 40 and codec.patch_size == 1 and codec.default_grid == (4, 4)
+    encoded = codec.encode(scenes["train"])
+    values = np.concatenate([e.latents for e in encoded])
+    spread = np.cov(values.T, ddof=0)
+    assert np.allclose(values.mean(0), 0, atol=1e-4) and np.allclose(spread, np.diag(spread.diagonal()), atol=1e-2)
+    assert np.isclose(spread.diagonal().mean(), 1, atol=1e-3) and (np.diff(spread.diagonal()) <= 1e-3).all()
+    # no other 40 numbers of a patch leave less of its variance (Eckart and Young): compare with the singular values
+    pixels = torch.from_numpy(np.stack(scenes["train"])).permute(0, 3, 1, 2).double() / 127.5 - 1
+    patches = from_images(pixels, 8).flatten(0, 1)
+    left = torch.linalg.svdvals(patches - patches.mean(0))[40:].square().sum() / len(patches) / 192
+    grid = codec.scaling.restore(to_images(torch.from_numpy(np.stack([e.latents for e in encoded])), (4, 4), 1))
+    assert torch.isclose((codec._pictures(grid).detach() - pixels).square().mean(), left, rtol=5e-3)
+    codec.save_pretrained(tmp_path / "saved")
+    assert same(encoded, load_codec(tmp_path / "saved").encode(scenes["train"]))
+
+
+def test_all_components_bring_pixels_back(scenes, tmp_path):
+    codec = fitted("image_components", scenes["train"], tmp_path, size=32, patch_size=4, components=48)
+    again = codec.decode(codec.encode(scenes["seen"]))
+    assert all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(again, scenes["seen"]))
+
+
+def test_components_that_say_nothing_are_not_blown_up(tmp_path):
+    flat = [np.full((32, 32, 3), level, np.uint8) for level in (10, 90, 200)]
+    codec = fitted("image_components", flat, tmp_path, size=32, patch_size=8, components=20)
+    latents = np.stack([e.latents for e in codec.encode(flat)])
+    assert latents[..., 0].std() > 4 and np.abs(latents[..., 1:]).max() < 1e-2
+    assert all(np.array_equal(a, b) for a, b in zip(codec.decode(codec.encode(flat)), flat))
 
 
 # speech
@@ -389,7 +425,7 @@ def test_broken_weights_are_noticed_when_measured():
         Scaling.measure([torch.ones(2, 3), torch.tensor([[1.0, float("nan"), 2.0]])])
 
 
-@pytest.mark.parametrize("name", ["image_latents", "image_pixels", "speech_latents"])
+@pytest.mark.parametrize("name", ["image_latents", "image_pixels", "image_components", "speech_latents"])
 def test_fitting_on_nothing(name, tmp_path):
     with pytest.raises(DataError, match="there are no"):
         fitted(name, [], tmp_path)
@@ -407,6 +443,8 @@ def test_fitting_on_nothing(name, tmp_path):
         ("image_latents", {"kl_weight": -1.0}, "kl_weight: -1"),
         ("image_latents", {"aspect": "sqare"}, "did you mean 'square'"),
         ("image_pixels", {"size": 60}, r"size: 60 .* multiple of patch_size \(8\)"),
+        ("image_components", {"patch_size": 4, "components": 49}, r"components: 49 .* 1 to 3 \* patch_size\^2 \(48\)"),
+        ("image_components", {"components": 0}, "components: 0"),
         ("image_pixels", {"patchsize": 4}, "did you mean 'patch_size'"),
         ("speech_latents", {"latent_channels": 0}, "latent_channels: 0"),
         ("speech_latents", {"channels": 3}, "channels: 3"),

@@ -15,6 +15,7 @@ CODECS = {
     "text_pretrained": "plait.codecs.text:PretrainedTokenizerCodec",
     "image_tokens": "plait.codecs.image_tokens:ImageTokenCodec",
     "image_latents": "plait.codecs.image_latents:ImageLatentCodec",
+    "image_components": "plait.codecs.image_components:ImageComponentCodec",
     "image_pixels": "plait.codecs.image_pixels:ImagePixelCodec",
     "image_tokens_pretrained": "plait.codecs.image_pretrained:PretrainedImageCodec",
     "speech_tokens": "plait.codecs.speech_tokens:SpeechTokenCodec",

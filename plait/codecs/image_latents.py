@@ -80,7 +80,10 @@ class ImageLatentCodec(PictureLatentCodec):
 
     def __init__(self, options: ImageLatentOptions):
         super().__init__(
-            options, channels=options.latent_channels, token_pixels=options.downsample * options.patch_size
+            options,
+            channels=options.latent_channels,
+            latents_side=options.patch_size,
+            token_pixels=options.downsample * options.patch_size,
         )
         self.vae = _pretrained(options) if options.path else None
 

@@ -40,11 +40,11 @@ class PictureLatentCodec(Codec):
     key: ClassVar[str] = "image"
     suffix: ClassVar[str] = ".png"
 
-    def __init__(self, options: Any, *, channels: int, token_pixels: int):
-        """``channels`` of one latent, and pixels along one side of a token."""
+    def __init__(self, options: Any, *, channels: int, latents_side: int, token_pixels: int):
+        """``channels`` of one latent, and latents and pixels along one side of a token."""
         super().__init__(options)
-        self.patch_size = options.patch_size
-        self.latent_channels = channels * options.patch_size**2
+        self.latent_channels = channels * latents_side**2
+        self.patch_size = latents_side
         self.scaling: Scaling | None = None
         """Mean and scale of the latents, per channel; None until fitted."""
         self._token_pixels = token_pixels
@@ -68,7 +68,7 @@ class PictureLatentCodec(Codec):
 
     @torch.no_grad()
     def encode(self, media: Sequence[np.ndarray]) -> list[Encoded]:
-        """Encode pictures of any sizes: latents [rows * columns, patch^2 * C] of mean 0 and deviation 1 per channel."""
+        """Encode pictures of any sizes: latents [rows * columns, latent_channels], normalised by `scaling`."""
         shaped = self._shaped(media)
         encoded: list[Encoded | None] = [None] * len(shaped)
         for (height, width), places in alike([p.shape[:2] for p in shaped], _BATCH):

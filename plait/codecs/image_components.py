@@ -1,0 +1,110 @@
+"""Pictures as principal components of patches: a token holds the largest components of one patch of pixels.
+
+Of the 3 p^2 numbers of a patch a few components say nearly all, and a loss of squares sees little else: edges and
+lines are much smaller than colours. So a component is divided by the root of its deviation: the small ones are raised,
+without drowning the large ones (docs/experiments.md compares this with pixels and with components of one size). The
+components follow in closed form from training pictures, and nothing is trained; the round trip loses what the
+components left out hold.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from plait.codecs import pictures, saved
+from plait.codecs.base import Progress, alike
+from plait.codecs.latents import Scaling
+from plait.codecs.patches import PictureLatentCodec, check_picture_options
+from plait.errors import DataError, require
+from plait.model.heads import from_images, to_images
+
+_COLOURS = 3
+_BATCH = 64  # pictures measured together
+_SMALLEST = 1e-3  # least deviation of a component beside the largest one's: smaller ones are not raised further
+
+
+@dataclass
+class ImageComponentOptions:
+    """Settings of `ImageComponentCodec`."""
+
+    size: int = 64
+    """Side of a picture, in pixels; with ``aspect: any`` the side of a square of the same area."""
+    patch_size: int = 16
+    """Pixels along each side of a token."""
+    components: int = 192
+    """Numbers of a token, at most 3 * patch_size^2."""
+    aspect: Literal["square", "any"] = "square"
+    """square: scaled and cut to size x size. any: keeps its aspect ratio, see `plait.codecs.pictures.picture_sides`."""
+
+    def __post_init__(self):
+        check_picture_options(self, self.patch_size, "patch_size")
+        most = _COLOURS * self.patch_size**2
+        require(1 <= self.components <= most, "codec_options.components", self.components,
+                f"1 to 3 * patch_size^2 ({most})")  # fmt: skip
+
+
+class ImageComponentCodec(PictureLatentCodec):
+    """Principal components of patches of pixels (Hotelling 1933), each with mean 0; their mean variance is 1."""
+
+    name: ClassVar[str] = "image_components"
+    options_class: ClassVar[type] = ImageComponentOptions
+
+    def __init__(self, options: ImageComponentOptions):
+        super().__init__(options, channels=options.components, latents_side=1, token_pixels=options.patch_size)
+        self._patch = options.patch_size
+        self._basis = nn.utils.skip_init(nn.Linear, _COLOURS * self._patch**2, options.components, bias=False)
+
+    @torch.no_grad()
+    def fit(self, media: Sequence[np.ndarray], *, minutes: float, seed: int, folder: Path, progress: Progress) -> None:
+        """Find the components of all patches of ``media``; exact, so ``minutes`` and ``seed`` have no effect."""
+        if not len(media):
+            raise DataError("image codec: there are no pictures to measure")
+        mean, spread = self._moments(self._shaped(media))
+        variances, directions = torch.linalg.eigh(spread)
+        largest = directions.flip(1)[:, : self.options.components].T
+        deviations = variances.flip(0)[: self.options.components].clamp_min(0).sqrt()
+        deviations = deviations.clamp_min(_SMALLEST * deviations[0].item())
+        self._basis.weight.copy_(largest)
+        self.scaling = Scaling((largest @ mean).tolist(), (deviations * deviations.mean()).sqrt().tolist())
+        progress(1.0, "measured")
+
+    def _moments(self, shaped: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+        """Return mean [3 p^2] and covariance [3 p^2, 3 p^2] of all patches, in float64."""
+        numbers = _COLOURS * self._patch**2
+        count, total = 0, torch.zeros(numbers, dtype=torch.float64)
+        products = torch.zeros(numbers, numbers, dtype=torch.float64)
+        for _, places in alike([p.shape[:2] for p in shaped], _BATCH):
+            together = pictures.to_unit(np.stack([shaped[i] for i in places]))
+            patches = self._patches(together).flatten(0, 1).double()
+            count, total = count + len(patches), total + patches.sum(0)
+            products.addmm_(patches.T, patches)
+        mean = total / count
+        return mean, products / count - torch.outer(mean, mean)
+
+    def _patches(self, pictures_BCHW: Tensor) -> Tensor:
+        return from_images(pictures_BCHW, self._patch)
+
+    def _latents(self, pictures_BCHW: Tensor) -> Tensor:
+        rows, columns = (side // self._patch for side in pictures_BCHW.shape[2:])
+        return to_images(self._basis(self._patches(pictures_BCHW)), (rows, columns), 1)
+
+    def _pictures(self, latents_BCHW: Tensor) -> Tensor:
+        patches = from_images(latents_BCHW, 1) @ self._basis.weight
+        return to_images(patches, latents_BCHW.shape[2:], self._patch)
+
+    def save_pretrained(self, folder: Path) -> None:
+        assert self.scaling is not None, "a codec is fitted before it is saved"
+        saved.write_description(self, folder, **self.scaling.describe())
+        saved.write_weights(self._basis, folder)
+
+    @classmethod
+    def from_pretrained(cls, folder: Path) -> "ImageComponentCodec":
+        codec, description = saved.read_description(cls, folder)
+        codec.scaling = Scaling.described(description, codec.options.components, folder)
+        saved.read_weights(codec._basis, folder)
+        return codec
