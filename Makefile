@@ -46,7 +46,7 @@ figures: $(READY)
 # keep the figures of the quickstarts that were run in this checkout
 figures-quickstart: $(READY)
 	$(BIN)/python benchmarks/figures.py --take runs/quickstart mixed
-	for pair in quickstart-transfusion:transfusion all-concepts:all_concepts; do \
+	for pair in quickstart-transfusion:transfusion quickstart-chameleon-speech:chameleon_speech all-concepts:all_concepts; do \
 	  if [ -f runs/$${pair%:*}/summary.json ]; then \
 	    $(BIN)/python benchmarks/figures.py --take runs/$${pair%:*} $${pair#*:}; fi; done
 

@@ -56,7 +56,7 @@ OTHERS = (
 )  # fmt: skip
 
 
-MIXED_SCORE = (
+SMALL_WORLD_SCORE = (
     ("", "On backgrounds on which training never showed the object:"),
     ("image_object_accuracy", "{:.0%} of the images made from captions show the right object"),
     ("image_object_chance", "(400-way choice of a reference classifier: chance {:.2%},"),
@@ -73,24 +73,15 @@ ALL_CONCEPTS_SCORE = (
     ("caption_object_accuracy", "captions name the right one of 1,532 objects in {:.1%}"),
     ("caption_object_chance", "(chance {:.2%})"),
 )
-TRANSFUSION_SCORE = (
-    ("", "of images made from captions a reference classifier names"),
-    ("image_object_accuracy", "{:.1%} rightly"),
-    ("image_object_chance", "(chance {:.2%},"),
-    ("image_object_originals", "real scenes {:.0%});"),
-    ("image_frechet", "their Fréchet distance to real scenes is {:.0f},"),
-    ("image_frechet_blurred", "that of blurred scenes {:.0f};"),
-    ("caption_object_accuracy", "captions name the right object in {:.1%}"),
-    ("caption_choice_accuracy", "(400-way forced choice: {:.0%})"),
-)
-SCORES = {"quickstart": ("mixed", MIXED_SCORE), "all-concepts": ("all_concepts", ALL_CONCEPTS_SCORE),
-          "transfusion": ("transfusion", TRANSFUSION_SCORE)}  # fmt: skip
+SCORES = {"quickstart": ("mixed", SMALL_WORLD_SCORE), "transfusion": ("transfusion", SMALL_WORLD_SCORE),
+          "chameleon-speech": ("chameleon_speech", SMALL_WORLD_SCORE),
+          "all-concepts": ("all_concepts", ALL_CONCEPTS_SCORE)}  # fmt: skip
 """Name of a run's two figures within sentences, its results file, and what is said of it."""
 
 
 def quickstart(summary: Mapping[str, Any]) -> str:
     """Return what the quickstart took and reached."""
-    return f"{cost(summary)}. {score(summary, MIXED_SCORE)}. {source('plait quickstart', summary)}"
+    return f"{cost(summary)}. {score(summary, SMALL_WORLD_SCORE)}. {source('plait quickstart', summary)}"
 
 
 def score(summary: Mapping[str, Any], said: Sequence[tuple[str, str]]) -> str:

@@ -20,7 +20,7 @@ STUDIES = tuple(folder.parent / "studies" for folder in FOLDERS)
 
 QUICKSTARTS = {
     "mixed": "quickstart",
-    "chameleon-speech": "all_concepts",
+    "chameleon-speech": "quickstart_chameleon_speech",
     "transfusion": "quickstart_transfusion",
 }
 """The config of each setting's quickstart; the first is the default."""

@@ -218,8 +218,9 @@ def test_in_a_small_world_a_thing_has_one_place_and_one_size():
     for scene in shown("train", 300, SMALL):
         places.setdefault(scene.relation, set()).add((scene.centers, scene.extents))
     assert all(len(found) == 1 for found in places.values())
-    (first, second), _ = next(iter(places["left of"]))
+    (first, second), sizes = next(iter(places["left of"]))
     assert first[0] < second[0] and first[1] == second[1]
+    assert sizes[0] > sizes[1]  # the image says which of the two its caption names first
     (first, second), _ = next(iter(places["above"]))
     assert first[1] < second[1] and first[0] == second[0]
     everywhere = {(s.centers, s.extents) for s in shown("train", 300, ALL) if len(s.concepts) == 1}

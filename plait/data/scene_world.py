@@ -7,9 +7,9 @@ Document ``i`` of a split depends on (seed, split, i) alone. Two worlds:
   ``unseen_concepts`` (families and groups of which training sees nothing); ``unseen_combinations`` (two concepts seen
   apart, never together); ``other_voice`` (training concepts, a voice that training never hears).
 - a small world of some everyday things (`plait.data.drawings.everyday`), each drawn in the middle at one size, or where
-  there are two, each on its half. Each has three grounds on which training never shows it: ``unseen_grounds`` holds
-  such scenes, three of five with one thing and two of five with two, so that what is right there is composed, not
-  remembered. It comes first; there is no ``unseen_concepts``.
+  there are two, each on its half, the one that the caption names first larger. Each has three grounds on which training
+  never shows it: ``unseen_grounds`` holds such scenes, three of five with one thing and two of five with two, so that
+  what is right there is composed, not remembered. It comes first; there is no ``unseen_concepts``.
 """
 
 import functools
@@ -217,11 +217,12 @@ def _settled(relation: str | None) -> tuple[tuple[tuple[float, float], ...], tup
     """Return centres and longer sides of a small world, where a thing has one place and one size.
 
     What varies by a few pixels is what a small model would spend its quarter of an hour on: it is sought among the
-    noise by comparing patches, and without it the drawing follows from its name (docs/experiments.md).
+    noise by comparing patches, and without it the drawing follows from its name (docs/experiments.md). Of two things
+    the larger one is named first, as people do: else the image would leave open which of two sentences describes it.
     """
     if relation is None:
         return ((0.5, 0.5),), (0.87,)
-    return _arranged(relation, 0.25, 0.75, (0.5, 0.5)), (0.44, 0.44)
+    return _arranged(relation, 0.25, 0.75, (0.5, 0.5)), (0.48, 0.36)
 
 
 def _arranged(relation: str, near: float, far: float, across: Sequence[float]) -> tuple[tuple[float, float], ...]:

