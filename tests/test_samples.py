@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from fake_data import run_config, scene_like, write_folder
-from test_suite import CODECS
+from fake_data import model_config, run_config, scene_like, write_folder
+from test_suite import CODECS, document
 
 from plait.config import GenerateConfig
 from plait.data.sources import resolve_vocabulary
@@ -35,6 +35,16 @@ def shown(tmp_path_factory):
     pipeline = Pipeline(MixtureOfTransformers(config.model), CODECS, generate, config.diffusion)
     SampleSet(config, pipeline, path / "out", 3).write(free=1)
     return [json.loads(line) for line in (path / "out" / "samples.jsonl").read_text().splitlines()]
+
+
+def test_parts_of_several_modalities_are_decoded_in_their_order():
+    pipeline = Pipeline(MixtureOfTransformers(model_config()), CODECS, GenerateConfig())
+    parts = [part for i in (2, 0, 1) for part in document(i).parts] + document(3).parts[1:2]
+    together = pipeline.decode(parts)
+    assert [name for name, _ in together] == ["text", "image", "speech"] * 3 + ["image"]
+    for part, (_, media) in zip(parts, together, strict=True):
+        np.testing.assert_array_equal(media, pipeline.decode([part])[0][1])
+    assert pipeline.decode([]) == []
 
 
 def test_each_task_is_shown_on_the_first_documents_that_have_its_parts(shown):

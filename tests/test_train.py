@@ -6,6 +6,7 @@ import itertools
 import json
 import threading
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -198,6 +199,25 @@ def test_accumulated_equals_whole_where_some_spans_are_noised(folder, tmp_path, 
     ((sums, counts, norm), weights), ((sums_cut, counts_cut, norm_cut), weights_cut) = results
     assert counts == counts_cut and counts[-1] == 3
     torch.testing.assert_close((sums, norm, weights), (sums_cut, norm_cut, weights_cut), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("lacking", [{0}, {1}, {0, 1}])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_batches_side_by_side_may_lack_a_modality(folder, tmp_path, rng, lacking, optimizer):
+    """The gradients of a batch without latents are zeros that autograd spreads over one number."""
+    documents = latent_documents(rng, ["generation"] * 4)
+    for i in (i for b in lacking for i in (2 * b, 2 * b + 1)):
+        documents[i] = Document([p for p in documents[i].parts if p.modality != "mel"], index=i)
+    results = []
+    for threads in (1, 2):
+        trainer = Trainer(with_latents(folder, tmp_path, optimizer=optimizer))
+        trainer._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        batches = [pack(documents[i : i + 2], trainer.config.model) for i in (0, 2)]
+        batches = [corrupt(b, trainer.config.diffusion, 0) for b in batches]
+        for _ in range(2):
+            sums, _, norm = trainer.update(batches)
+        results.append((sums, norm, trainer.model.state_dict()))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

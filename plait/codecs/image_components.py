@@ -1,10 +1,10 @@
-"""Pictures as principal components of patches: a token holds the largest components of one patch of pixels.
+"""Images as principal components of patches: one token holds the largest components of one patch of pixels.
 
-Of the 3 p^2 numbers of a patch a few components say nearly all, and a loss of squares sees little else: edges and
-lines are much smaller than colours. So a component is divided by the root of its deviation: the small ones are raised,
-without drowning the large ones (docs/experiments.md compares this with pixels and with components of one size). The
-components follow in closed form from training pictures, and nothing is trained; the round trip loses what the
-components left out hold.
+A patch of p x p pixels has 3 p^2 numbers, and a few principal components hold most of their variance. A squared error
+hardly sees the others, which is where lines and edges are. So each component is divided by the square root of its
+standard deviation: small components gain weight, and large ones stay larger (docs/experiments.md compares this with
+pixels and with components of equal size). The components have a closed form, so nothing is trained. Decoding loses
+the components that were left out.
 """
 
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ from plait.errors import DataError, require
 from plait.model.heads import from_images, to_images
 
 _COLOURS = 3
-_BATCH = 64  # pictures measured together
-_SMALLEST = 1e-3  # least deviation of a component beside the largest one's: smaller ones are not raised further
+_BATCH = 64  # images measured together
+_SMALLEST = 1e-3  # of the largest deviation: components below it are not raised further
 
 
 @dataclass
@@ -33,7 +33,7 @@ class ImageComponentOptions:
     """Settings of `ImageComponentCodec`."""
 
     size: int = 64
-    """Side of a picture, in pixels; with ``aspect: any`` the side of a square of the same area."""
+    """Side of an image, in pixels; with ``aspect: any`` the side of a square of the same area."""
     patch_size: int = 16
     """Pixels along each side of a token."""
     components: int = 192
@@ -63,7 +63,7 @@ class ImageComponentCodec(PictureLatentCodec):
     def fit(self, media: Sequence[np.ndarray], *, minutes: float, seed: int, folder: Path, progress: Progress) -> None:
         """Find the components of all patches of ``media``; exact, so ``minutes`` and ``seed`` have no effect."""
         if not len(media):
-            raise DataError("image codec: there are no pictures to measure")
+            raise DataError("image codec: there are no images to measure")
         mean, spread = self._moments(self._shaped(media))
         variances, directions = torch.linalg.eigh(spread)
         largest = directions.flip(1)[:, : self.options.components].T

@@ -61,6 +61,8 @@ def add_gradients(
 def _add(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
     if parameters[0].grad is None:
         for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+            # laid out as the parameter, as backward() leaves it: zeros of an idle head are one number, spread out
+            same = gradient.stride() == parameter.stride()
+            parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
     else:
         torch._foreach_add_([p.grad for p in parameters], list(gradients))
