@@ -1,6 +1,7 @@
 """The suite of `plait evaluate`: a model that copies the truth scores the ceiling, one that copies another's zero."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
@@ -14,6 +15,7 @@ from plait.config import EvaluateConfig, GenerateConfig, SamplingConfig
 from plait.data.raw import RawDocument
 from plait.data.sources import resolve_vocabulary
 from plait.evaluate import image, judges, suite
+from plait.evaluate.speech import Recognised
 from plait.evaluate.suite import Suite
 from plait.generate import Generator
 from plait.generate.pipeline import Pipeline
@@ -170,8 +172,9 @@ def documents_of(origin, split, numbers, *, scattered):
     return documents if split == "seen" else [documents[n] for n in numbers]
 
 
-def heard(clips, captions, sample_rate):
-    return [bytes(clip.astype(np.uint8)).decode() == c for clip, c in zip(clips, captions, strict=True)]
+def heard(clips, captions, *, among, sample_rate):
+    hits = [bytes(clip.astype(np.uint8)).decode() == c for clip, c in zip(clips, captions, strict=True)]
+    return Recognised(float(np.mean(hits)), len(hits), 0, hits)
 
 
 @pytest.fixture
@@ -190,7 +193,8 @@ def config(tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "raw_documents", documents_of)
     monkeypatch.setattr(suite, "available", lambda progress: True)
     monkeypatch.setattr(image, "FeatureJudge", Pixels)
-    monkeypatch.setattr(judges, "_hits", heard)
+    monkeypatch.setattr(judges, "recognised_share", heard)
+    monkeypatch.setattr(judges, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
     return config
 
 

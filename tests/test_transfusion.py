@@ -19,7 +19,7 @@ TINY = ["--prepare.documents", "192", "--prepare.validation_documents", "32", "-
         "--train.minutes", "0", "--train.steps", "12", "--train.log_every", "2", "--train.validate_every", "6",
         "--train.sample_every", "12", "--train.device", "cpu", "--evaluate.captions", "6", "--evaluate.choices", "2",
         "--evaluate.batches", "1", "--evaluate.pictures", "12",
-        "--generate.sampling.image.steps", "4"]  # fmt: skip
+        "--generate.sampling.image.steps", "4", "--generate.sampling.image.guidance", "2"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_a_run_generates_by_command_and_in_python(run, capsys, tmp_path):
     assert main([*command, "--grid", "4x12", "--sampler", "heun", "--guidance", "2"]) == 0
     record = lines(tmp_path / "samples.jsonl")[0]
     picture = Image.open(tmp_path / record["output"][0]["file"])
-    assert picture.size == (96, 32)  # 12 x 4 tokens of 8 pixels
+    assert picture.size == (192, 64)  # 12 x 4 tokens of 16 pixels
     pipeline = plait.load(run)
     sampling = {"image": plait.SamplingConfig(steps=2, guidance=2.0, media_guidance=1.5)}
     picture.save(tmp_path / "given.png")
@@ -78,7 +78,9 @@ def test_a_run_generates_by_command_and_in_python(run, capsys, tmp_path):
 
 def test_inspect_names_latents(run, capsys):
     assert main(["inspect", str(run)]) == 0
-    assert "<image> [64 noised latents of image] </image>" in " ".join(capsys.readouterr().out.split())
+    said = " ".join(capsys.readouterr().out.split())
+    # the first document gives its image, and nothing given is noised
+    assert "<image> [16 clean latents of image] </image>" in said
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
@@ -99,13 +101,14 @@ def test_what_cannot_be_denoised_is_one_sentence(run, arguments, message, capsys
 
 def test_a_sampler_of_another_process_is_refused_before_training():
     with pytest.raises(ConfigError, match=r"generate.sampling.image.sampler: 'euler'.*ddpm"):
-        load(config_path("quickstart_transfusion"), ["diffusion.process=ddpm", "generate.sampling.image.sampler=euler"])
+        load(config_path("quickstart_transfusion"), ["diffusion.process=ddpm", "generate.sampling.image.sampler=euler",
+                                                     "model.modalities.image.predicts=target"])  # fmt: skip
 
 
 def test_a_codec_of_another_shape_is_refused_before_training(run, capsys):
     code = main(["train", str(run), "--model.modalities.image.latent_channels", "8"])
     error = capsys.readouterr().err
-    assert code == 2 and "model.modalities.image.latent_channels: 8 is not allowed, it must be 16" in error
+    assert code == 2 and "model.modalities.image.latent_channels: 8 is not allowed, it must be 192" in error
 
 
 def test_an_unknown_setting_names_the_nearest(capsys):
