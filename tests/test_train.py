@@ -30,6 +30,7 @@ from plait.progress import Progress
 from plait.run_records import TowerSettings
 from plait.train import checkpoint, engine
 from plait.train.engine import Trainer, TrainingStopped, pick_device
+from plait.train.gradients import add_gradients
 from plait.train.measures import Measures
 from plait.train.metrics import read_metrics
 from plait.train.optim import learning_rate, make_optimizer
@@ -218,6 +219,18 @@ def test_batches_side_by_side_may_lack_a_modality(folder, tmp_path, rng, lacking
             sums, _, norm = trainer.update(batches)
         results.append((sums, norm, trainer.model.state_dict()))
     torch.testing.assert_close(results[0], results[1], rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_that_share_memory_are_added_apart():
+    """Both addends of a sum get one and the same gradient, and one-element parameters that of the whole sum."""
+    a, b, c, d = (torch.nn.Parameter(torch.zeros(n)) for n in (3, 3, 1, 1))
+
+    def loss(batch):
+        return ((a + b) * batch).sum() + (c + d).sum() * batch, torch.zeros(1)
+
+    with ThreadPoolExecutor(2) as pool:
+        add_gradients([a, b, c, d], [2.0, 3.0], loss, pool)
+    assert [p.grad.tolist() for p in (a, b, c, d)] == [[5.0] * 3, [5.0] * 3, [5.0], [5.0]]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -59,10 +59,13 @@ def add_gradients(
 
 
 def _add(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-    if parameters[0].grad is None:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            # laid out as the parameter, as backward() leaves it: zeros of an idle head are one number, spread out
-            same = gradient.stride() == parameter.stride()
-            parameter.grad = gradient if same else torch.empty_like(parameter).copy_(gradient)
-    else:
+    if parameters[0].grad is not None:
         torch._foreach_add_([p.grad for p in parameters], list(gradients))
+        return
+    held: set[int] = set()
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        # what is added to later is memory of its own, as backward() sees to: the zeros of an idle head are one number
+        # spread out, and two addends have one gradient
+        own = gradient.stride() == parameter.stride() and gradient.data_ptr() not in held
+        held.add(gradient.data_ptr())
+        parameter.grad = gradient if own else torch.empty_like(parameter).copy_(gradient)
