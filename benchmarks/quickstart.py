@@ -12,6 +12,7 @@ same command to resume, finished runs are read and not repeated.
 import argparse
 import itertools
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -20,6 +21,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from plait.allocation import keep_freed_memory
 from plait.config_file import load
 from plait.progress import QuietProgress
 from plait.shipped import QUICKSTARTS, config_path
@@ -73,6 +75,7 @@ class Timed:
 
 def step(data: Path, turns: int) -> None:
     """Print the parts of a step of the mixture and of the dense model."""
+    keep_freed_memory()  # as the command line does
     one_tower = [f"model.modalities.{name}.tower=text" for name in ("image", "speech")]
     arms = {"mixture": Timed(data, []), "dense": Timed(data, one_tower)}
     times: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
@@ -117,6 +120,9 @@ def main() -> None:
                         help="seeds that no trial used")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
     options = parser.parse_args()
+    if options.part == "step" and "OMP_WAIT_POLICY" not in os.environ:
+        # as the command line has it; it counts only where it is set before torch is imported
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
     if options.part == "step":
         step(options.data, options.turns)
     else:
