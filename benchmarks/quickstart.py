@@ -120,10 +120,10 @@ def main() -> None:
                         help="seeds that no trial used")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
     options = parser.parse_args()
-    if options.part == "step" and "OMP_WAIT_POLICY" not in os.environ:
-        # as the command line has it; it counts only where it is set before torch is imported
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
     if options.part == "step":
+        if "OMP_WAIT_POLICY" not in os.environ:
+            # as the command line has it; it counts only where it is set before torch is imported
+            os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | {"OMP_WAIT_POLICY": "PASSIVE"})
         step(options.data, options.turns)
     else:
         runs(options.settings, options.seeds, options.out)

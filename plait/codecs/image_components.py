@@ -55,9 +55,8 @@ class ImageComponentCodec(PictureLatentCodec):
     options_class: ClassVar[type] = ImageComponentOptions
 
     def __init__(self, options: ImageComponentOptions):
-        super().__init__(options, channels=options.components, latents_side=1, token_pixels=options.patch_size)
-        self._patch = options.patch_size
-        self._basis = nn.utils.skip_init(nn.Linear, _COLOURS * self._patch**2, options.components, bias=False)
+        super().__init__(options, channels=options.components, patch_size=1, token_pixels=options.patch_size)
+        self._basis = nn.utils.skip_init(nn.Linear, _COLOURS * self._token_pixels**2, options.components, bias=False)
 
     @torch.no_grad()
     def fit(self, media: Sequence[np.ndarray], *, minutes: float, seed: int, folder: Path, progress: Progress) -> None:
@@ -75,7 +74,7 @@ class ImageComponentCodec(PictureLatentCodec):
 
     def _moments(self, shaped: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Return mean [3 p^2] and covariance [3 p^2, 3 p^2] of all patches, in float64."""
-        numbers = _COLOURS * self._patch**2
+        numbers = self._basis.in_features
         count, total = 0, torch.zeros(numbers, dtype=torch.float64)
         products = torch.zeros(numbers, numbers, dtype=torch.float64)
         for _, places in alike([p.shape[:2] for p in shaped], _BATCH):
@@ -87,15 +86,15 @@ class ImageComponentCodec(PictureLatentCodec):
         return mean, products / count - torch.outer(mean, mean)
 
     def _patches(self, pictures_BCHW: Tensor) -> Tensor:
-        return from_images(pictures_BCHW, self._patch)
+        return from_images(pictures_BCHW, self._token_pixels)
 
     def _latents(self, pictures_BCHW: Tensor) -> Tensor:
-        rows, columns = (side // self._patch for side in pictures_BCHW.shape[2:])
+        rows, columns = (side // self._token_pixels for side in pictures_BCHW.shape[2:])
         return to_images(self._basis(self._patches(pictures_BCHW)), (rows, columns), 1)
 
     def _pictures(self, latents_BCHW: Tensor) -> Tensor:
         patches = from_images(latents_BCHW, 1) @ self._basis.weight
-        return to_images(patches, latents_BCHW.shape[2:], self._patch)
+        return to_images(patches, latents_BCHW.shape[2:], self._token_pixels)
 
     def save_pretrained(self, folder: Path) -> None:
         assert self.scaling is not None, "a codec is fitted before it is saved"

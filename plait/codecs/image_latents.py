@@ -82,7 +82,7 @@ class ImageLatentCodec(PictureLatentCodec):
         super().__init__(
             options,
             channels=options.latent_channels,
-            latents_side=options.patch_size,
+            patch_size=options.patch_size,
             token_pixels=options.downsample * options.patch_size,
         )
         self.vae = _pretrained(options) if options.path else None

@@ -39,7 +39,7 @@ class ImagePixelCodec(PictureLatentCodec):
     options_class: ClassVar[type] = ImagePixelOptions
 
     def __init__(self, options: ImagePixelOptions):
-        super().__init__(options, channels=_COLOURS, latents_side=options.patch_size, token_pixels=options.patch_size)
+        super().__init__(options, channels=_COLOURS, patch_size=options.patch_size, token_pixels=options.patch_size)
 
     def fit(self, media: Sequence[np.ndarray], *, minutes: float, seed: int, folder: Path, progress: Progress) -> None:
         """Measure mean and scale of each colour; nothing is trained."""

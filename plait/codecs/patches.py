@@ -40,11 +40,11 @@ class PictureLatentCodec(Codec):
     key: ClassVar[str] = "image"
     suffix: ClassVar[str] = ".png"
 
-    def __init__(self, options: Any, *, channels: int, latents_side: int, token_pixels: int):
+    def __init__(self, options: Any, *, channels: int, patch_size: int, token_pixels: int):
         """``channels`` of one latent, and latents and pixels along one side of a token."""
         super().__init__(options)
-        self.latent_channels = channels * latents_side**2
-        self.patch_size = latents_side
+        self.latent_channels = channels * patch_size**2
+        self.patch_size = patch_size
         self.scaling: Scaling | None = None
         """Mean and scale of the latents, per channel; None until fitted."""
         self._token_pixels = token_pixels

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.codecs import Codec, Encoded, Media, fixed_grids
+from plait.codecs.base import alike
 from plait.config import DiffusionConfig, GenerateConfig, SamplingConfig
 from plait.errors import require
 from plait.files import atomic_file
@@ -91,8 +92,7 @@ class Pipeline:
     def decode(self, parts: Sequence[Part]) -> list[MediaPart]:
         """Decode parts; those of a modality go through its codec together."""
         media: dict[int, Media] = {}
-        for name in dict.fromkeys(p.modality for p in parts):
-            places = [i for i, p in enumerate(parts) if p.modality == name]
+        for name, places in alike([p.modality for p in parts], len(parts)):
             encoded = [Encoded(parts[i].ids, parts[i].latents, parts[i].grid) for i in places]
             media |= dict(zip(places, self.codecs[name].decode(encoded), strict=True))
         return [(p.modality, media[i]) for i, p in enumerate(parts)]
