@@ -14,6 +14,7 @@ CODECS = {
     "text_bpe": "plait.codecs.text:BytePairCodec",
     "text_pretrained": "plait.codecs.text:PretrainedTokenizerCodec",
     "image_tokens": "plait.codecs.image_tokens:ImageTokenCodec",
+    "image_layers": "plait.codecs.image_layers:ImageLayerCodec",
     "image_latents": "plait.codecs.image_latents:ImageLatentCodec",
     "image_components": "plait.codecs.image_components:ImageComponentCodec",
     "image_pixels": "plait.codecs.image_pixels:ImagePixelCodec",

@@ -70,9 +70,15 @@ class ImageTokenCodec(Codec):
 
     def __init__(self, options: ImageTokenOptions):
         super().__init__(options)
-        self.model = ImageAutoencoder(options)
+        self.model = self._new_model()
         self.vocab_size = self.model.quantizer.vocab_size
         self._fitted = False
+
+    model: "ImageAutoencoder"
+
+    def _new_model(self, sized: np.ndarray | None = None) -> "ImageAutoencoder":
+        """Return an untrained model, for the images [B, size, size, 3] that it will be trained on."""
+        return ImageAutoencoder(self.options)
 
     @property
     def is_fitted(self) -> bool:
@@ -86,11 +92,12 @@ class ImageTokenCodec(Codec):
         if not len(media):
             raise DataError("image codec: there are no pictures to train on")
         options = self.options
-        pixels = torch.from_numpy(self._sized(media))
+        sized = self._sized(media)
+        pixels = torch.from_numpy(sized)
         schedule = Schedule(minutes, options.steps, options.learning_rate)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.model = ImageAutoencoder(options).to(memory_format=torch.channels_last)
+            self.model = self._new_model(sized).to(memory_format=torch.channels_last)
 
         def loss_of(model: nn.Module, rng: np.random.Generator, device: torch.device) -> Tensor:
             batch = pixels[torch.from_numpy(rng.integers(len(pixels), size=options.batch_size))]
@@ -155,20 +162,9 @@ class ImageAutoencoder(nn.Module):
 
     def __init__(self, options: ImageTokenOptions):
         super().__init__()
-        wide, narrow = options.channels, options.channels // 2
-        halvings = int(math.log2(options.downsample)) - 1  # after the stem, which halves once
-        widths = [narrow] * halvings + [wide]
-        down = [nn.PixelUnshuffle(2), nn.Conv2d(12, widths[0], 3, padding=1)]
-        up: list[nn.Module] = [nn.Conv2d(wide, wide, 3, padding=1), Residual(wide), Residual(wide)]
-        for here, below in itertools.pairwise(widths):
-            down += [Residual(here), nn.Conv2d(here, below, 4, stride=2, padding=1)]
-        for below, here in itertools.pairwise(reversed(widths)):
-            up += [nn.Conv2d(below, 4 * here, 1), nn.PixelShuffle(2), Residual(here)]
-        down += [Residual(wide), Residual(wide), nn.GroupNorm(1, wide), nn.SiLU()]
-        up += [nn.SiLU(), nn.Conv2d(widths[0], 12, 3, padding=1), nn.PixelShuffle(2)]
-        self.encoder, self.decoder = nn.Sequential(*down), nn.Sequential(*up)
+        self.encoder, self.decoder = new_encoder(options), new_decoder(options, 3)
         self.quantizer = Quantizer(
-            options.quantizer, dim=wide, levels=options.levels, codebook_size=options.codebook_size
+            options.quantizer, dim=options.channels, levels=options.levels, codebook_size=options.codebook_size
         )
 
     def forward(self, pictures_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -194,6 +190,32 @@ class ImageAutoencoder(nn.Module):
         device = next(self.parameters()).device
         z = self.quantizer.lookup(ids_BHW.to(device)).permute(0, 3, 1, 2)
         return self.decoder(z).cpu()
+
+
+def new_encoder(options: ImageTokenOptions) -> nn.Module:
+    """Return a network from images [B, 3, H, W] to [B, channels, H / downsample, W / downsample]."""
+    widths = _widths(options)
+    layers: list[nn.Module] = [nn.PixelUnshuffle(2), nn.Conv2d(12, widths[0], 3, padding=1)]
+    for here, below in itertools.pairwise(widths):
+        layers += [Residual(here), nn.Conv2d(here, below, 4, stride=2, padding=1)]
+    wide = widths[-1]
+    return nn.Sequential(*layers, Residual(wide), Residual(wide), nn.GroupNorm(1, wide), nn.SiLU())
+
+
+def new_decoder(options: ImageTokenOptions, planes: int) -> nn.Module:
+    """Return a network from what `new_encoder`'s gives to [B, planes, H, W]."""
+    widths = _widths(options)
+    wide = widths[-1]
+    layers: list[nn.Module] = [nn.Conv2d(wide, wide, 3, padding=1), Residual(wide), Residual(wide)]
+    for below, here in itertools.pairwise(reversed(widths)):
+        layers += [nn.Conv2d(below, 4 * here, 1), nn.PixelShuffle(2), Residual(here)]
+    return nn.Sequential(*layers, nn.SiLU(), nn.Conv2d(widths[0], 4 * planes, 3, padding=1), nn.PixelShuffle(2))
+
+
+def _widths(options: ImageTokenOptions) -> list[int]:
+    """Return the channels at each resolution, from half of the pixels' to the tokens'."""
+    halvings = int(math.log2(options.downsample)) - 1  # after the stem, which halves once
+    return [options.channels // 2] * halvings + [options.channels]
 
 
 class Residual(nn.Module):

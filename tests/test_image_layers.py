@@ -1,0 +1,97 @@
+"""Images in two layers: a thing has the same ids on every background."""
+
+import numpy as np
+import pytest
+
+from plait.codecs import codec_class, load_codec
+from plait.codecs.base import Encoded
+from plait.codecs.image_layers import ImageLayerCodec
+from plait.errors import ConfigError, DataError
+from plait.randomness import generator
+
+OPTIONS = {"size": 16, "downsample": 4, "levels": [4, 4, 4], "channels": 16, "steps": 40, "backgrounds": 4}
+COLOURS = np.array([(255, 255, 255), (216, 67, 59), (79, 146, 221)], np.uint8)
+FLAT = 64  # ids of patches that show something; above are backgrounds
+
+
+def thing(i: int, background: np.ndarray) -> np.ndarray:
+    """Draw a rectangle of random colours, nowhere near a background, on one colour."""
+    rng = generator(0, "test thing", item=i)  # the corner stays bare
+    image = np.empty((16, 16, 3), np.uint8)
+    image[:] = background
+    x, y, w, h = rng.integers(4, 9, 4)
+    inside = image[y : min(y + h, 15), x : min(x + w, 15)]
+    inside[:] = rng.integers(100, 140, inside.shape) * np.array([0, 1, 0])
+    return image
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory) -> ImageLayerCodec:
+    codec = codec_class("image_layers").from_options(OPTIONS)
+    assert isinstance(codec, ImageLayerCodec)
+    images = [thing(i, COLOURS[i % 3]) for i in range(60)]
+    codec.fit(images, minutes=1, seed=0, folder=tmp_path_factory.mktemp("fit"), progress=lambda share, text: None)
+    return codec
+
+
+def test_a_thing_has_the_same_ids_on_every_background(codec):
+    for i in range(20):
+        rows = [codec.encode([thing(100 + i, colour)])[0].ids for colour in COLOURS]
+        assert len({row[0] for row in rows}) == 3 and rows[0].min() < FLAT  # the corner is bare, the middle is not
+        for row in rows:
+            assert np.array_equal(row < FLAT, rows[0] < FLAT)
+            assert np.array_equal(row[row < FLAT], rows[0][rows[0] < FLAT])
+
+
+def test_bare_patches_are_the_background_exactly(codec):
+    images = [thing(i, COLOURS[i % 3]) for i in range(200, 212)]
+    encoded = codec.encode(images)
+    assert codec.vocab_size == FLAT + 4 and all(e.grid == (4, 4) and e.ids.dtype == np.int32 for e in encoded)
+    for image, item, decoded in zip(images, encoded, codec.decode(encoded)):
+        bare = np.kron(item.ids.reshape(4, 4) >= FLAT, np.ones((4, 4))) > 0
+        assert bare.any() and np.array_equal(image[bare], decoded[bare])
+
+
+def test_what_stands_on_another_background_shows_that_one(codec):
+    first = codec.encode([thing(300, COLOURS[0])])[0].ids
+    other = codec.encode([thing(300, COLOURS[1])])[0].ids
+    moved = np.where(first >= FLAT, other, first)
+    a, b = codec.decode([Encoded(ids=moved), Encoded(ids=other)])
+    assert np.array_equal(a, b)
+    # of several backgrounds, the one that most patches have
+    one = other.copy()
+    one[0] = first[0]
+    assert np.array_equal(codec.decode([Encoded(ids=one)])[0], b)
+
+
+def test_an_image_without_a_background_has_ids_of_patches(codec):
+    noise = generator(1, "test noise").integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+    encoded = codec.encode(list(noise))
+    assert all(e.ids.max() < FLAT for e in encoded)
+    assert codec.decode(encoded)[0].shape == (16, 16, 3)
+    other = np.full((16, 16, 3), (0, 0, 90), np.uint8)  # one colour, but none that it was fitted to
+    assert codec.encode([other])[0].ids.max() < FLAT
+
+
+def test_any_ids_decode(codec):
+    ids = generator(2, "test ids").integers(codec.vocab_size, size=(5, 16)).astype(np.int32)
+    assert all(d.shape == (16, 16, 3) for d in codec.decode([Encoded(ids=row) for row in ids]))
+    with pytest.raises(DataError, match="15 ids are not a picture"):
+        codec.decode([Encoded(ids=ids[0, :15])])
+
+
+def test_saved_and_one_by_one(codec, tmp_path):
+    images = [thing(i, COLOURS[i % 3]) for i in range(400, 410)]
+    codec.save_pretrained(tmp_path)
+    again = load_codec(tmp_path)
+    together = codec.encode(images)
+    for image, item in zip(images, together):
+        assert np.array_equal(again.encode([image])[0].ids, item.ids)
+    assert np.array_equal(again.decode(together), codec.decode(together))
+    assert again.quality(images) == codec.quality(images)
+
+
+@pytest.mark.parametrize("count", [0, 5000])
+def test_wrong_number_of_backgrounds(count):
+    with pytest.raises(ConfigError, match=f"codec_options.backgrounds: {count}"):
+        ImageLayerCodec.from_options({"backgrounds": count})
