@@ -320,6 +320,15 @@ def test_what_changes_is_told_apart(tmp_path, monkeypatch):
         (tmp_path / "b").write_bytes(bytes(1000))
 
 
+def test_a_file_that_changes_its_subfolder_is_told_apart(tmp_path):
+    for folder in ("train", "other"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "train" / "a.txt").write_text("a")
+    before = places.fingerprint([str(tmp_path)])
+    (tmp_path / "train" / "a.txt").rename(tmp_path / "other" / "a.txt")
+    assert places.fingerprint([str(tmp_path)]) != before
+
+
 def test_a_scan_that_was_stopped_goes_on(mixed_sources, tmp_path, monkeypatch):
     config = config_for(tmp_path / "data", mixed_sources, shard_documents=16)
     with monkeypatch.context() as patch:

@@ -127,14 +127,15 @@ def fetch(place: str) -> bytes:
 
 
 def fingerprint(places: Sequence[str]) -> str:
-    """Return what tells files apart. Local ones: names, sizes and bytes (above 64 MiB in all, both ends of each), so
-    that they may move. Remote ones: what their file system says of this version of them."""
+    """Return what tells files apart. Local ones: names (within a folder, with its subfolders), sizes and bytes (above
+    64 MiB in all, both ends of each), so that they may move. Remote ones: what their file system says of this version of
+    them."""
     digest = hashlib.sha256()
-    places = [file for place in places for file in _files_of(place)]
-    sizes = {place: os.path.getsize(place) for place in places if not is_remote(place)}
+    files = [file for place in places for file in _files_of(place)]
+    sizes = {place: os.path.getsize(place) for place, _ in files if not is_remote(place)}
     whole = sum(sizes.values()) <= _WHOLE
-    for place in places:
-        digest.update(place.rsplit("/", 1)[-1].encode("utf-8", "surrogateescape") + b"\0")
+    for place, name in files:
+        digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
         digest.update(str(sizes[place] if place in sizes else _version(place)).encode())
         if place in sizes:
             size = sizes[place]
@@ -147,12 +148,12 @@ def fingerprint(places: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _files_of(place: str) -> list[str]:
-    """Return the files of a folder, or the one file that a place is."""
+def _files_of(place: str) -> list[tuple[str, str]]:
+    """Return the files of a folder, or the one file that a place is: where each is, and its name."""
     if is_remote(place) or not os.path.isdir(place):
-        return [place]
-    files = [os.path.join(place, name) for name in listed(place)]
-    return [file for file in files if os.path.isfile(file)]
+        return [(place, place.rsplit("/", 1)[-1])]
+    files = [(os.path.join(place, name), name) for name in listed(place)]
+    return [(file, name) for file, name in files if os.path.isfile(file)]
 
 
 def _version(place: str) -> str:
