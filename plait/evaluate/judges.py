@@ -68,7 +68,7 @@ def judge_speech(
     """Return for each set how many of its clips a recogniser hears as their own of ``captions``, among GRAMMAR ones."""
     groups = np.array_split(np.arange(len(captions)), max(1, round(len(captions) / GRAMMAR)))
     jobs = [([clips[i] for i in group], [captions[i] for i in group]) for clips in sets for group in groups]
-    judge = functools.partial(recognised_share, among=len(captions), sample_rate=sample_rate)
+    judge = functools.partial(recognised_share, sample_rate=sample_rate)
     hits: list[list[bool]] = []
     # a process for each core: the recogniser is slow, and uses one
     with ProcessPoolExecutor(min(len(jobs), num_cores()), multiprocessing.get_context("spawn")) as pool:
@@ -142,13 +142,12 @@ def picture_figures(
     figures = {f"frechet_{n}" if n else "frechet": frechet_distance(f, target) for n, f in features.items()}
     named = judge.judge(features[""])
     low, high = interval(named.share, named.trials)
-    figures |= {"object_accuracy": named.share, "object_low": low, "object_high": high,
+    figures |= {"object_low": low, "object_high": high,
                 "object_trials": float(named.trials), "object_chance": 1 / NUM_CONCEPTS}  # fmt: skip
-    for label, kind in {"originals": "real", "codec": "codec", "nearest": "nearest"}.items():
+    for kind, label in {"": "accuracy", "real": "originals", "codec": "codec", "nearest": "nearest"}.items():
         figures[f"object_{label}"] = judge.judge(features[kind]).share
-        figures |= {f"{name}_{label}": v for name, v in truths.image_scores(sets[kind], metas).items()}
-    for name, value in truths.image_scores(made, metas).items():
-        figures |= {f"{name}_accuracy": value, f"{name}_chance": truths.chances[name]}
+        for name, value in truths.image_scores(sets[kind], metas).items():
+            figures |= {f"{name}_{label}": value, f"{name}_chance": truths.chances[name]}
     return figures | {"frechet_count": float(len(made))}
 
 

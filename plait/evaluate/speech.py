@@ -114,24 +114,18 @@ def recognise(clips: Sequence[np.ndarray], captions: Sequence[str]) -> list[str]
 
 
 def recognised_share(
-    clips: Sequence[np.ndarray], captions: Sequence[str], *, among: int = 100, sample_rate: int = SAMPLE_RATE
+    clips: Sequence[np.ndarray], captions: Sequence[str], *, sample_rate: int = SAMPLE_RATE
 ) -> Recognised:
-    """Count the clips in which a recogniser hears their own caption, ``among`` so many at a time, in their order."""
-    hits: list[bool | None] = []
-    for start in range(0, len(clips), among):
-        group = captions[start : start + among]
-        judge = Recogniser([list(dict.fromkeys(group))], sample_rate=sample_rate)
-        hits += _hits(judge, clips[start : start + among], group, start)
-    tried = [hit for hit in hits if hit is not None]
-    return Recognised(float(np.mean(tried)) if tried else 0.0, len(tried), len(hits) - len(tried), hits)
-
-
-def _hits(judge: Recogniser, clips, captions, first: int) -> list[bool | None]:
+    """Count the clips in which a recogniser hears their own caption, out of all ``captions``, one for each clip."""
+    if not len(clips):
+        return Recognised(0.0, 0, 0, [])
+    judge = Recogniser([list(dict.fromkeys(captions))], sample_rate=sample_rate)
     hits: list[bool | None] = []
     for i, (clip, caption) in enumerate(zip(clips, captions, strict=True)):
         spoken = judge.spoken(caption)
-        hits.append(judge.hear(clip, first + i) == spoken if spoken else None)
-    return hits
+        hits.append(judge.hear(clip, i) == spoken if spoken else None)
+    tried = [hit for hit in hits if hit is not None]
+    return Recognised(float(np.mean(tried)) if tried else 0.0, len(tried), len(hits) - len(tried), hits)
 
 
 def _decoder():
