@@ -128,8 +128,8 @@ def fetch(place: str) -> bytes:
 
 def fingerprint(places: Sequence[str]) -> str:
     """Return what tells files apart. Local ones: names (within a folder, with its subfolders), sizes and bytes (above
-    64 MiB in all, both ends of each), so that they may move. Remote ones: what their file system says of this version of
-    them."""
+    64 MiB in all, both ends of each), so that they may move. Remote ones: what their file system says of this version
+    of them."""
     digest = hashlib.sha256()
     files = [file for place in places for file in _files_of(place)]
     sizes = {place: os.path.getsize(place) for place, _ in files if not is_remote(place)}
