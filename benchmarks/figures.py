@@ -3,11 +3,13 @@
     python benchmarks/figures.py            rewrite them
     python benchmarks/figures.py --check    exit with 1 where they are not those of the results files
     python benchmarks/figures.py --take runs/quickstart mixed    keep a run's summary.json as results file
+    python benchmarks/figures.py --take-runs runs/benchmark      keep the figures of benchmarks/quickstart.py runs
 
 A block stands between `<!-- figures: <name> -->` and `<!-- end -->`, and names the command and commit of its figures.
 A figure within a sentence stands between `<!--f:<name>-->` and `<!--/f-->`; command and commit are in its results file.
-Results files: docs/quickstart/<setting>.json (copies of summary.json), docs/results.json, docs/study_logs/*/study.json,
-docs/figures/plans.json (`python benchmarks/plans.py`), benchmarks/results/*.json.
+Results files: docs/quickstart/<setting>.json (copies of summary.json), docs/quickstart/runs.json (several seeds),
+docs/results.json, docs/study_logs/*/study.json, docs/figures/plans.json (`python benchmarks/plans.py`),
+benchmarks/results/*.json.
 """
 
 import argparse
@@ -24,6 +26,8 @@ import yaml
 from harness import RESULTS, ROOT
 from plans import PLANS
 from plans import table as plan_table
+from quickstart_table import kept
+from quickstart_table import table as quickstart_table
 from table import shown
 
 LOG, VERDICTS = ROOT / "docs" / "experiments.md", ROOT / "docs" / "results.md"
@@ -31,6 +35,7 @@ LOG, VERDICTS = ROOT / "docs" / "experiments.md", ROOT / "docs" / "results.md"
 PAGES = (ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {LOG, VERDICTS}))
 HEADS = tuple(sorted(path for folder in ("configs", "studies") for path in (ROOT / folder).glob("*.yaml")))
 QUICKSTARTS = ROOT / "docs" / "quickstart"
+QUICKSTART_RUNS = QUICKSTARTS / "runs.json"
 STUDIES = ROOT / "docs" / "results.json"
 SPEED = RESULTS / "cpu-2.json"
 HEADLINES = {"chameleon": "Chameleon", "chameleon_speech": "Chameleon + speech", "transfusion": "Transfusion"}
@@ -179,6 +184,7 @@ def rows_of(titles: Sequence[tuple[str, str]], part: str) -> Callable[[Mapping[s
 
 BLOCKS: dict[str, tuple[Path, Callable[[Mapping[str, Any]], str]]] = {
     "quickstart": (QUICKSTARTS / "mixed.json", quickstart),
+    "quickstart-runs": (QUICKSTART_RUNS, quickstart_table),
     "studies": (STUDIES, studies),
     "speed": (SPEED, speed),
     "checkpoint": (SPEED, rows_of(CHECKPOINT, "checkpoint")),
@@ -265,10 +271,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--take", nargs=2, metavar=("RUN", "SETTING"))
+    parser.add_argument("--take-runs", type=Path, metavar="FOLDER")
     options = parser.parse_args(arguments)
     if options.take:
         run, setting = options.take
         shutil.copyfile(Path(run) / "summary.json", QUICKSTARTS / f"{setting}.json")
+    if options.take_runs:
+        QUICKSTART_RUNS.write_text(json.dumps(kept(options.take_runs), indent=1) + "\n", encoding="utf-8")
     texts = {page: page.read_text(encoding="utf-8") for page in (*PAGES, *HEADS)}
     stale = [page for page, text in texts.items() if text != rewritten(text)]
     for page in stale:

@@ -3,6 +3,7 @@
     python benchmarks/quickstart.py step                 about 2 minutes, on the data of runs/quickstart
     python benchmarks/quickstart.py runs                 three settings, three seeds: about three hours
     python benchmarks/quickstart.py runs --settings mixed --seeds 2,3
+    python benchmarks/figures.py --take-runs runs/benchmark      keep their figures for docs/quickstart.md
 
 ``step``: two models take turns on the same batches, by the wall clock, on a machine that does nothing else. Dense is
 the same recipe with one tower for all modalities. ``runs``: each run is a folder of its own below ``--out``; rerun the
@@ -11,7 +12,6 @@ same command to resume, finished runs are read and not repeated.
 
 import argparse
 import itertools
-import json
 import os
 import statistics
 import subprocess
@@ -21,6 +21,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from quickstart_table import kept, table
+
 from plait.allocation import keep_freed_memory
 from plait.config_file import load
 from plait.progress import QuietProgress
@@ -29,15 +31,6 @@ from plait.train import engine
 from plait.train.engine import Trainer
 
 PARTS = ("loader", "gradients", "optimizer", "rest", "whole step")
-FIGURES = (
-    "caption_object_accuracy", "caption_exact_accuracy", "caption_relation_accuracy",
-    "caption_speech_object_accuracy", "caption_speech_exact_accuracy", "caption_speech_relation_accuracy",
-    "image_object_accuracy", "image_object_codec", "image_object_nearest", "image_ground_accuracy",
-    "image_frechet", "image_frechet_blurred", "image_frechet_codec",
-    "speech_recognised", "speech_codec_recognised_originals", "steps", "seconds_total", "seconds_evaluate",
-    "peak_memory_gb",
-)  # fmt: skip
-"""Figures of summary.json that the table shows, where a setting has them."""
 
 
 class Timed:
@@ -93,20 +86,12 @@ def step(data: Path, turns: int) -> None:
 
 def runs(settings: list[str], seeds: list[int], out: Path) -> None:
     """Run every setting with every seed, and print the mean and range of every figure."""
-    for setting in settings:
-        found = []
-        for seed in seeds:
-            folder = out / f"{setting}-{seed}"
-            if not (folder / "report.html").exists():
-                command = [sys.executable, "-m", "plait", "quickstart", "--setting", setting, "--out", str(folder)]
-                subprocess.run([*command, "--seed", str(seed)], check=True)
-            found.append(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
-        said = ", ".join(map(str, seeds))
-        print(f"\n{setting}, seeds {said}, commit {found[0]['commit'][:7]}\n\n| figure | mean | range |\n|---|---|---|")
-        for name in FIGURES:
-            values = [summary[name] for summary in found if name in summary]
-            if len(values) == len(found):
-                print(f"| {name} | {statistics.mean(values):.3g} | {min(values):.3g} to {max(values):.3g} |")
+    for setting, seed in itertools.product(settings, seeds):
+        folder = out / f"{setting}-{seed}"
+        if not (folder / "report.html").exists():
+            command = [sys.executable, "-m", "plait", "quickstart", "--setting", setting, "--out", str(folder)]
+            subprocess.run([*command, "--seed", str(seed)], check=True)
+    print(table(kept(out)))
 
 
 def main() -> None:

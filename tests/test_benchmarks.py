@@ -341,6 +341,28 @@ def test_a_runs_summary_becomes_a_results_file(tmp_path, monkeypatch):
     assert "took 14 min and 7.7 GB of memory" in page.read_text() and "commit 0123456.)" in page.read_text()
 
 
+def test_quickstarts_of_several_seeds_become_a_table(tmp_path, monkeypatch):
+    named, codec = "image_object_accuracy", "image_object_codec"
+    runs = {"mixed-2": {named: 0.5, "seconds_total": 600.0, "steps": 1000.0},
+            "mixed-3": {named: 0.7, codec: 0.8, "seconds_total": 600.0, "steps": 1400.0},
+            "transfusion-2": {named: 0.6, codec: 0.8}}  # fmt: skip
+    for name, summary in runs.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "summary.json").write_text(json.dumps(summary | {"commit": "0123456789ab", "more": 1}))
+    (tmp_path / "page.md").write_text("<!-- figures: quickstart-runs -->\n<!-- end -->\n")
+    monkeypatch.setattr(figures, "PAGES", (tmp_path / "page.md",))
+    monkeypatch.setattr(figures, "HEADS", ())
+    monkeypatch.setattr(figures, "QUICKSTART_RUNS", tmp_path / "runs.json")
+    monkeypatch.setitem(figures.BLOCKS, "quickstart-runs", (tmp_path / "runs.json", figures.quickstart_table))
+    assert figures.main(["--take-runs", str(tmp_path)]) == 0
+    page = (tmp_path / "page.md").read_text()
+    assert "| mean (lowest to highest) | mixed, seeds 2, 3 | transfusion, seeds 2 |" in page
+    assert "| 60.0% (50.0% to 70.0%) | 60.0% |" in page and "| minutes in all | 10.0 |  |" in page
+    assert "| the codec's round trip |  | 80.0% |" in page, "a mean over some of the runs is none"
+    assert "| named rightly, over the codec's round trip |  | 75.0% |" in page and "1,200 (1,000 to 1,400)" in page
+    assert "more" not in (tmp_path / "runs.json").read_text()
+
+
 def test_originals_want_a_clone_of_the_sources(tmp_path):
     with pytest.raises(ConfigError, match=r"--bagel: .* has no modeling/bagel/qwen2_navit.py; clone its repository"):
         originals.main(["--bagel", str(tmp_path), "--out", str(tmp_path)])
