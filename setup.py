@@ -7,7 +7,7 @@ from setuptools import setup
 from setuptools.command.build_py import build_py
 
 SHIPPED = ("configs", "studies")
-"""Folders beside the package that an installed one has inside (plait/shipped.py)."""
+"""Folders beside the package that an installed one has inside (plait/config/shipped.py)."""
 
 
 class BuildWithShipped(build_py):

@@ -22,11 +22,11 @@ from harness import Measurement, Row, paired, parsed, parser, ratio_row, run
 from shapes import DTYPES, HEAD_DIM
 from torch import Tensor
 
-from plait.batch import pack
+from plait.batch.batch import pack
+from plait.batch.documents import Document, Part
+from plait.config.model import ModalityConfig, ModelConfig
 from plait.model.attention import AttentionPlan, attend
 from plait.model.mask import dense_mask, segments
-from plait.model_config import ModalityConfig, ModelConfig
-from plait.parts import Document, Part
 
 PICTURE = 0.25
 """A picture's share of its document's tokens."""

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from harness import Measurement, parsed, parser, run, value_row
 
-from plait.config import DataConfig, RunConfig
+from plait.batch.documents import Document, Part
+from plait.config.model import ModalityConfig, ModelConfig
+from plait.config.run import DataConfig, RunConfig
 from plait.data.loader import Loader
 from plait.data.shards import split_record, write_index, write_shard
-from plait.model_config import ModalityConfig, ModelConfig
-from plait.parts import Document, Part
 
 PER_SHARD = 2048
 SIZES = {"cpu": (20_480, 10_000_384), "gpu": (20_480, 10_000_384), "tiny": (2048, 20_480)}

@@ -36,12 +36,12 @@ from harness import Measurement, Row, Times, paired, parsed, parser, ratio_row, 
 from shapes import HEAD_DIM, dense_reference
 from torch import Tensor
 
+from plait.batch.documents import Part
+from plait.config.model import ModalityConfig, ModelConfig
 from plait.data.sources import open_sources, validation_splits
 from plait.generate import Generator, Request
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModalityConfig, ModelConfig
-from plait.parts import Part
-from plait.pipeline import load, run_config
+from plait.run.load import load, run_config
 
 STEPS = 8
 PROMPT = 128

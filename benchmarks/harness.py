@@ -30,8 +30,8 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from plait.errors import ConfigError
-from plait.files import write_text
+from plait.common.errors import ConfigError
+from plait.common.files import write_text
 from plait.train.metrics import hardware, versions
 
 ROOT = Path(__file__).resolve().parent.parent

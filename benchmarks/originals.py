@@ -36,7 +36,7 @@ from shapes import Case, Shape, dense_reference, sequence_loss
 from step import TWO, Arm, case_of, mot_arm
 from torch import Tensor, nn
 
-from plait.errors import ConfigError
+from plait.common.errors import ConfigError
 
 LAYER_FILES = {"playbook": "src/simple_ModalityUntiedAttention.py", "bagel": "modeling/bagel/qwen2_navit.py"}
 

@@ -29,7 +29,7 @@ from shapes import Case, Shape, dense_reference, sequence_loss
 from step import THREE, TWO, Arm, case_of, mot_arm
 from torch import Tensor, nn
 
-from plait.batch import Batch
+from plait.batch.batch import Batch
 
 
 class Layer(nn.Module):

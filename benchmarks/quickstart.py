@@ -23,12 +23,12 @@ from pathlib import Path
 
 from quickstart_table import kept, table
 
-from plait.allocation import keep_freed_memory
-from plait.config_file import load
-from plait.progress import QuietProgress
-from plait.shipped import QUICKSTARTS, config_path
-from plait.train import engine
-from plait.train.engine import Trainer
+from plait.common.malloc import keep_freed_memory
+from plait.common.progress import QuietProgress
+from plait.config.file import load
+from plait.config.shipped import QUICKSTARTS, config_path
+from plait.train import trainer
+from plait.train.trainer import Trainer
 
 PARTS = ("loader", "gradients", "optimizer", "rest", "whole step")
 
@@ -54,13 +54,13 @@ class Timed:
     def step(self) -> dict[str, float]:
         """Do a step; return the seconds of its parts."""
         self.seconds = dict.fromkeys(PARTS, 0.0)
-        plain, engine.add_gradients = engine.add_gradients, self._timed("gradients", engine.add_gradients)
+        plain, trainer.add_gradients = trainer.add_gradients, self._timed("gradients", trainer.add_gradients)
         began = time.perf_counter()
         batches = [batch for batch, _ in itertools.islice(self.batches, self.trainer.num_batches)]
         self.seconds["loader"] = time.perf_counter() - began
         self.trainer.update(batches)
         self.seconds["whole step"] = time.perf_counter() - began
-        engine.add_gradients = plain
+        trainer.add_gradients = plain
         known = sum(self.seconds[part] for part in ("loader", "gradients", "optimizer"))
         self.seconds["rest"] = self.seconds["whole step"] - known
         return self.seconds

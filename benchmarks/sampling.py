@@ -28,16 +28,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.batch import Batch, Run, assemble, spell
-from plait.config import DiffusionConfig, SamplingConfig
+from plait.batch.batch import Batch, Run, assemble, spell
+from plait.batch.documents import Document, Part
+from plait.common.randomness import generator
+from plait.config.model import ModalityConfig, ModelConfig
+from plait.config.run import DiffusionConfig, SamplingConfig
 from plait.generate import Generator, Request
 from plait.generate.engine import guided
 from plait.model.mask import segments
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModalityConfig, ModelConfig
 from plait.objectives.samplers import Denoiser
-from plait.parts import Document, Part
-from plait.randomness import generator
 from plait.train.metrics import hardware, versions
 
 CHANNELS, VOCABULARY = 16, 1000

@@ -37,17 +37,17 @@ import torch
 import yaml
 from harness import Measurement, Row, parsed, parser, ratio_row, run, value_row
 
-from plait.config import DataConfig, PrepareConfig, RunConfig, TrainConfig
-from plait.config_file import to_dict
+from plait.batch.documents import Document, Part
+from plait.common.progress import QuietProgress
+from plait.config.file import to_dict
+from plait.config.model import ModalityConfig, ModelConfig
+from plait.config.run import DataConfig, PrepareConfig, RunConfig, TrainConfig
+from plait.config.run_records import ModalitySettings
 from plait.data.loader import Loader
 from plait.data.shards import split_record, write_index, write_shard
-from plait.model_config import ModalityConfig, ModelConfig
-from plait.parts import Document, Part
-from plait.progress import QuietProgress
-from plait.run_records import ModalitySettings
 from plait.train.checkpoint import Checkpoints
-from plait.train.engine import Trainer
 from plait.train.metrics import read_metrics
+from plait.train.trainer import Trainer
 
 PARTS = ("checkpoint", "weak", "loader", "prepare")
 SIZES = {"tiny": (64, 1, 512), "cpu": (256, 4, 4096), "gpu": (2048, 16, 16384)}
@@ -272,7 +272,7 @@ def prepare_rows(options: argparse.Namespace) -> list[Row]:
 
 def prepared(folder: Path, workers: int) -> float:
     """Return the seconds that encoding takes, the making of codecs left out."""
-    from plait.data.prepare import prepare
+    from plait.prepare.stages import prepare
 
     image = ModalityConfig(objective="diffusion", attention="bidirectional")
     model = ModelConfig({"text": ModalityConfig(), "image": image}, width=64, num_heads=2)

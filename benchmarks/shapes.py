@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.batch import Batch, pack
+from plait.batch.batch import Batch, pack
+from plait.batch.documents import Document, Part
+from plait.config.model import ModalityConfig, ModelConfig
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModalityConfig, ModelConfig
 from plait.objectives import loss_sums
 from plait.objectives.next_token import linear_cross_entropy
-from plait.parts import Document, Part
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import dense_reference

@@ -14,14 +14,14 @@ import time
 import numpy as np
 import torch
 
-from plait.batch import Batch, pack
-from plait.config import DiffusionConfig
+from plait.batch.batch import Batch, pack
+from plait.batch.documents import Document, Part
+from plait.config.model import ModalityConfig, ModelConfig
+from plait.config.run import DiffusionConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
-from plait.model_config import ModalityConfig, ModelConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
-from plait.parts import Document, Part
 from plait.train.gradients import add_gradients, side_by_side
 
 

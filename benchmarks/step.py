@@ -24,7 +24,7 @@ import torch
 from harness import Measurement, Row, Times, paired, parsed, parser, ratio_row, run, value_row
 from shapes import DTYPES, Case, Shape, flops, mot_loss, sequence_loss
 
-from plait.train.measures import PEAKS
+from plait.train.diagnostics import PEAKS
 
 TWO, SKEWED, THREE = (50, 50), (90, 10), (34, 33, 33)
 LARGE = Shape(2048, 8192, TWO, layers=24, document=4096, vocabulary=65536)

@@ -6,25 +6,25 @@ __version__ = "0.1.0"
 
 # name -> module, imported when first used, so that `import plait` costs nothing
 _PUBLIC = {
-    "Batch": "plait.batch",
-    "Document": "plait.parts",
-    "Part": "plait.parts",
-    "pack": "plait.batch",
-    "ModalityConfig": "plait.model_config",
-    "ModalitySettings": "plait.run_records",
-    "ModelConfig": "plait.model_config",
-    "RunConfig": "plait.config",
-    "SamplingConfig": "plait.config",
-    "TowerConfig": "plait.model_config",
-    "TowerSettings": "plait.run_records",
+    "Batch": "plait.batch.batch",
+    "Document": "plait.batch.documents",
+    "Part": "plait.batch.documents",
+    "pack": "plait.batch.batch",
+    "ModalityConfig": "plait.config.model",
+    "ModalitySettings": "plait.config.run_records",
+    "ModelConfig": "plait.config.model",
+    "RunConfig": "plait.config.run",
+    "SamplingConfig": "plait.config.run",
+    "TowerConfig": "plait.config.model",
+    "TowerSettings": "plait.config.run_records",
     "MixtureOfTransformers": "plait.model.mot",
     "load_pretrained": "plait.model.pretrained",
     "save_pretrained": "plait.model.pretrained",
     "loss_sums": "plait.objectives",
     "Request": "plait.generate",
     "Generator": "plait.generate",
-    "Pipeline": "plait.pipeline",
-    "load": "plait.pipeline",
+    "Pipeline": "plait.run.load",
+    "load": "plait.run.load",
 }
 __all__ = [*_PUBLIC, "__version__"]
 

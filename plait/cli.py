@@ -5,13 +5,13 @@ import argparse
 import os
 import sys
 
-from plait import commands
-from plait.allocation import keep_freed_memory
-from plait.arguments import Parser, like, read_number, real, split, whole
-from plait.bounds import Bounds
-from plait.config import SamplingConfig
-from plait.errors import ConfigError, Held, PlaitError, ResourceError, printable
-from plait.launch import STOPPED, launch
+from plait.common.errors import ConfigError, Held, PlaitError, ResourceError, printable
+from plait.common.launch import STOPPED, launch
+from plait.common.malloc import keep_freed_memory
+from plait.config.bounds import Bounds
+from plait.config.run import SamplingConfig
+from plait.run import commands
+from plait.run.arguments import Parser, like, read_number, real, split, whole
 
 DESCRIPTION = """Mixture-of-Transformers: text, images and speech, each with parameters of its own,
 woven by one global attention. One YAML file describes a run; the commands are its steps, each resumable."""

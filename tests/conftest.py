@@ -18,8 +18,8 @@ if not torch.cuda.is_available():  # Triton's kernels run interpreted then; it r
 
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
-from plait.parts import Document, Part
+from plait.batch.documents import Document, Part
+from plait.config.model import ModalityConfig, ModelConfig, TowerConfig
 
 torch.set_num_threads(1)
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
+from plait.batch.documents import Document, Part
 from plait.codecs.base import Codec, Encoded
-from plait.config import DataConfig, RunConfig
+from plait.common.errors import DataError
+from plait.common.files import write_json
+from plait.config.model import ModalityConfig, ModelConfig
+from plait.config.run import DataConfig, RunConfig
 from plait.data.shards import split_record, write_index, write_shard
-from plait.errors import DataError
-from plait.files import write_json
-from plait.model_config import ModalityConfig, ModelConfig
-from plait.parts import Document, Part
 
 MODALITIES = {
     "text": {"codec": "fake_text", "key": "text", "vocab_size": 256, "latent_channels": 0},

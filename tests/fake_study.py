@@ -7,7 +7,7 @@ import numpy as np
 from plait.compare.curves import TRAINING, VALIDATION, Curve
 from plait.compare.records import Records
 from plait.compare.study import Study, load_study
-from plait.shipped import config_path, study_path
+from plait.config.shipped import config_path, study_path
 
 SPEED = {
     "dense": {}, "dense_48": {"text": 1.5, "image": 1.6}, "dense_64": {"text": 1.7, "image": 1.8},

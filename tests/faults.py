@@ -23,7 +23,7 @@ SECONDS_TO_END = 240
 ALL_RANKS = -1
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["faults", "plait.workflow", "plait.cli", "plait.train.export", "torch._dynamo"])
+_context.set_forkserver_preload(["faults", "plait.run.steps", "plait.cli", "plait.train.export", "torch._dynamo"])
 
 
 @dataclass
@@ -113,11 +113,11 @@ def _rank(rank: int, ranks: int, port: int, arguments: list[str], log: Path, fau
 
 def save_again(path: str) -> int:
     """Go on from the newest checkpoint of a config's run, and write at once what was read into ``<run>/saved``."""
-    from plait.config_file import load
-    from plait.progress import QuietProgress
+    from plait.common.progress import QuietProgress
+    from plait.config.file import load
     from plait.train.checkpoint import Checkpoints
-    from plait.train.engine import Trainer
     from plait.train.parallel import process_group
+    from plait.train.trainer import Trainer
 
     config = load(path)
     with process_group(config.train.device):
@@ -129,7 +129,7 @@ def save_again(path: str) -> int:
 
 def _note_documents(path: Path) -> None:
     """Append to a file which documents each step trains on."""
-    from plait.train.engine import Trainer
+    from plait.train.trainer import Trainer
 
     update = Trainer.update
 
@@ -173,7 +173,7 @@ def _in_phase(fault: Fault, act) -> None:
 
 def _in_write(fault: Fault, act) -> None:
     """Do something in the middle of the ``fault.at``-th block of tensors that is written."""
-    from plait import tensor_files
+    from plait.common import tensor_files
 
     write, count = tensor_files._write, [0]
 
@@ -209,7 +209,7 @@ def _in_removal(fault: Fault) -> None:
     """Die when half of an old checkpoint is removed."""
     import shutil
 
-    from plait import files
+    from plait.common import files
 
     class Shutil:
         count = 0
@@ -232,7 +232,7 @@ def _full_disk() -> None:
 
 def _nan(fault: Fault) -> None:
     """Make the loss NaN from step ``fault.at`` on."""
-    from plait.train.engine import Trainer
+    from plait.train.trainer import Trainer
 
     factors = Trainer.loss_factors
     Trainer.loss_factors = lambda self, counts: [
@@ -301,7 +301,7 @@ def documents(seen: Path) -> dict[int, list]:
 
 def weights(checkpoint: Path) -> dict:
     """Return every tensor of a checkpoint but the generators', whole."""
-    from plait.tensor_files import TensorStore
+    from plait.common.tensor_files import TensorStore
 
     found = {}
     for name in ("model", "optimizer", "ema"):
@@ -333,7 +333,7 @@ class Table:
 
     def write(self) -> None:
         """Put the rows into the file, in place of older ones of the same fault and seed, whole or not at all."""
-        from plait.files import write_json
+        from plait.common.files import write_json
 
         try:
             old = json.loads(self.path.read_text())

@@ -13,14 +13,14 @@ from ports import free_port
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from plait.batch import pack
-from plait.config import RunConfig
+from plait.batch.batch import pack
+from plait.batch.documents import Document
+from plait.common.progress import QuietProgress
+from plait.config.run import RunConfig
 from plait.generate import Request, generate
-from plait.parts import Document
-from plait.progress import QuietProgress
 from plait.train.ema import AveragedWeights
-from plait.train.engine import Trainer
 from plait.train.optim import make_optimizer
+from plait.train.trainer import Trainer
 
 SECONDS_A_CASE = 120
 

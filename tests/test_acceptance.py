@@ -12,13 +12,13 @@ from fake_data import MODALITIES, scene_like, write_folder
 from test_train import config_for
 
 from plait.cli import main
-from plait.config_file import to_dict
-from plait.errors import ConfigError
-from plait.locks import one_writer
-from plait.pipeline import run_config
+from plait.common.errors import ConfigError
+from plait.common.locks import one_writer
+from plait.config.file import to_dict
+from plait.run.load import run_config
 from plait.train import checkpoint
-from plait.train.engine import Trainer
 from plait.train.metrics import read_metrics
+from plait.train.trainer import Trainer
 
 
 def documents(seed: int = 0) -> dict:
@@ -140,7 +140,7 @@ def test_a_refused_quickstart_removes_nothing(run, tmp_path, option):
 HOLDER = """
 import sys, time
 from contextlib import ExitStack
-from plait.locks import one_writer
+from plait.common.locks import one_writer
 with ExitStack() as stack:
     for folder in sys.argv[1:]:
         stack.enter_context(one_writer(folder, "run"))

@@ -22,16 +22,16 @@ from test_prepare import config_for, fake_codecs  # noqa: F401  (a fixture)
 from test_prepare_inputs import add, flac, png
 
 from plait.codecs import CODECS
-from plait.config import PrepareConfig
-from plait.data import encode
-from plait.data.account import ShardAccount, account_lines, account_of
-from plait.data.encode import codec_folder, encode_shard, finished_shard, save_codec, scan_file
-from plait.data.formats import open_rows
-from plait.data.origins import Setup, rows_folder
-from plait.data.prepare import prepare
-from plait.data.raw import BrokenRow
-from plait.data.rows import RowIndex, join, scans_of
-from plait.errors import DataError
+from plait.common.errors import DataError
+from plait.config.run import PrepareConfig
+from plait.prepare import encode
+from plait.prepare.account import ShardAccount, account_lines, account_of
+from plait.prepare.encode import codec_folder, encode_shard, finished_shard, save_codec, scan_file
+from plait.prepare.formats import open_rows
+from plait.prepare.raw import BrokenRow
+from plait.prepare.raw_sources import Setup, rows_folder
+from plait.prepare.row_index import RowIndex, join, scans_of
+from plait.prepare.stages import prepare
 
 KEYS = {"text": "text", "image": "image", "speech": "audio"}
 PNG, FLAC = png(0), flac(0)
@@ -233,7 +233,7 @@ def test_captions_beside_images_are_text_or_it_is_said(tmp_path):
         def print(self, text):
             lines.append(text)
 
-    from plait.progress import QuietProgress
+    from plait.common.progress import QuietProgress
 
     progress = type("Said", (Said, QuietProgress), {})()
     for column, stored in (("caption", 9), ("beschreibung", 0)):

@@ -12,15 +12,15 @@ import torch
 from conftest import model_config
 
 import plait.codecs
-from plait.batch import pack
+from plait.batch.batch import pack
+from plait.batch.documents import Document, Part
 from plait.cli import main
-from plait.data.manifest import registered_keys
+from plait.config.model import ModalityConfig, ModelConfig, TowerConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained
-from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
-from plait.parts import Document, Part
+from plait.prepare.manifest import registered_keys
 from plait.train import checkpoint
 from plait.train.metrics import read_metrics
 
@@ -111,6 +111,6 @@ def test_a_fourth_and_a_fifth_modality_leave_the_others_as_they_were():
     hidden = [torch.cat(m(x)).index_select(0, x.routing.to_sequence) for m, x in zip((a, b), batches)]
     torch.testing.assert_close(*hidden, rtol=0, atol=1e-12)
     documents += [Document([Part("smell", np.arange(5)), Part("depth", latents=rng.standard_normal((4, 16)))], index=1)]
-    batch = corrupt(pack(documents, large), plait.config.DiffusionConfig(), 0)
+    batch = corrupt(pack(documents, large), plait.config.run.DiffusionConfig(), 0)
     loss_sums(b, b(batch), batch).sum().backward()
     assert all(p.grad is not None for p in b.parameters())

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from plait.allocation import keep_freed_memory
+from plait.common.malloc import keep_freed_memory
 
 COUNT = """
 import resource, torch
-from plait.allocation import keep_freed_memory
+from plait.common.malloc import keep_freed_memory
 if {keep}: keep_freed_memory()
 def use(): return torch.ones(10_000_000).sum()  # 40 MB
 for _ in range(20): use()  # until blocks have found their places

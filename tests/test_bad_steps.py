@@ -10,11 +10,11 @@ from fake_data import scene_like, write_folder
 from safetensors.torch import load_file
 from test_train import config_for, stopped_at
 
-from plait.errors import PlaitError
+from plait.common.errors import PlaitError
 from plait.report.charts import chart_groups
-from plait.train.engine import Trainer
-from plait.train.measures import progress_text
+from plait.train.diagnostics import progress_text
 from plait.train.metrics import read_metrics
+from plait.train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

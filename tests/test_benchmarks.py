@@ -13,7 +13,7 @@ import pytest
 import torch
 from test_model import copy_to_dense, in_sequence
 
-from plait.errors import ConfigError
+from plait.common.errors import ConfigError
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives.next_token import linear_cross_entropy
 

@@ -11,21 +11,21 @@ import pytest
 import yaml
 from conftest import model_config, random_documents
 
-from plait.arguments import Parser
-from plait.batch import pack
-from plait.bounds import MAPPINGS, Bounds, _holds_numbers, as_number
+from plait.batch.batch import pack
+from plait.batch.documents import Document, Part
 from plait.cli import _parser, main
+from plait.common.errors import ConfigError, PlaitError
 from plait.compare.study import StudyConfig
-from plait.config import DiffusionConfig, RunConfig, SamplingConfig
-from plait.config_file import from_dict, load, to_dict
-from plait.errors import ConfigError, PlaitError
+from plait.config.bounds import MAPPINGS, Bounds, _holds_numbers, as_number
+from plait.config.file import from_dict, load, to_dict
+from plait.config.model import ModalityConfig, ModelConfig
+from plait.config.run import DiffusionConfig, RunConfig, SamplingConfig
+from plait.config.run_records import RECORDS
+from plait.config.shipped import _field_texts
 from plait.generate.request import Request, check_request
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModalityConfig, ModelConfig
-from plait.parts import Document, Part
 from plait.plan.estimate import Machines
-from plait.run_records import RECORDS
-from plait.shipped import _field_texts
+from plait.run.arguments import Parser
 from plait.train.export import export
 
 NOT_FINITE = [math.nan, math.inf, -math.inf]

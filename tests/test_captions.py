@@ -5,12 +5,12 @@ import pytest
 import torch
 from conftest import model_config, random_part
 
-from plait.batch import pack
-from plait.data.scene_truths import Said, caption_scores, read_caption
-from plait.evaluate.text import continuation_scores, forced_choice, interval
+from plait.batch.batch import pack
+from plait.batch.documents import Document, Part
+from plait.evaluate.forced_choice import continuation_scores, forced_choice, interval
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import next_token
-from plait.parts import Document, Part
+from plait.scenes.truths import Said, caption_scores, read_caption
 
 RELATIONS = ("left of", "right of", "above", "below")
 

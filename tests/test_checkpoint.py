@@ -12,14 +12,14 @@ from conftest import model_config
 from fake_data import scene_like, write_folder
 from test_train import config_for, stopped_at
 
-from plait import tensor_files
-from plait.errors import CheckpointError, PlaitError, ResourceError
+from plait.common import tensor_files
+from plait.common.errors import CheckpointError, PlaitError, ResourceError
+from plait.common.tensor_files import Cut, Piece, Stored, TensorStore, make_index, write_tensors
 from plait.model.mot import MixtureOfTransformers
-from plait.tensor_files import Cut, Piece, Stored, TensorStore, make_index, write_tensors
 from plait.train import checkpoint
 from plait.train.checkpoint import Checkpoints
-from plait.train.engine import Trainer
 from plait.train.optim import make_optimizer
+from plait.train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

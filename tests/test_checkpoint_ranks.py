@@ -12,9 +12,9 @@ from fake_data import scene_like, write_folder
 from faults import Launched, documents, losses, weights
 from test_train import config_for
 
-from plait.config_file import to_dict
+from plait.common.files import write_json
+from plait.config.file import to_dict
 from plait.data.loader import Loader
-from plait.files import write_json
 from plait.model.pretrained import load_pretrained
 from plait.train import checkpoint
 from plait.train.export import export

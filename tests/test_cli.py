@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from plait import commands
 from plait.cli import _parser, main
-from plait.config_file import load
-from plait.errors import ConfigError
-from plait.model_config import ModalityConfig, ModelConfig
-from plait.pipeline import run_config
-from plait.shipped import config_path, grids_from, sampling_from
+from plait.common.errors import ConfigError
+from plait.config.file import load
+from plait.config.model import ModalityConfig, ModelConfig
+from plait.config.shipped import config_path, grids_from, sampling_from
+from plait.run import commands
+from plait.run.load import run_config
 from plait.train.acceptance import keep_config
 
 
@@ -207,7 +207,7 @@ def test_too_little_memory_is_one_sentence(how, monkeypatch, capsys):
             bytearray(1 << 61)
         np.ones(1 << 58) if how == "numpy" else torch.ones(1 << 58)
 
-    monkeypatch.setattr("plait.commands.report", ask)
+    monkeypatch.setattr("plait.run.commands.report", ask)
     assert main(["report", "x"]) == 5
     said = capsys.readouterr().err
     assert said.startswith("plait: memory: this needs more memory than") and said.count("\n") == 1
@@ -217,6 +217,6 @@ def test_other_errors_are_not_taken_for_memory(monkeypatch):
     def fail(chosen):
         raise RuntimeError("something else")
 
-    monkeypatch.setattr("plait.commands.report", fail)
+    monkeypatch.setattr("plait.run.commands.report", fail)
     with pytest.raises(RuntimeError, match="something else"):
         main(["report", "x"])

@@ -20,8 +20,8 @@ from ports import free_port
 from test_train import config_for
 
 from plait.cli import _parser
-from plait.config_file import to_dict
-from plait.files import write_text
+from plait.common.files import write_text
+from plait.config.file import to_dict
 from plait.train import checkpoint
 
 ROOT = Path(__file__).parent.parent

@@ -17,8 +17,8 @@ from plait.codecs.image_tokens import ImageTokenCodec
 from plait.codecs.mel import LogMel, mel_filters
 from plait.codecs.speech_tokens import SpeechTokenCodec
 from plait.codecs.text import BytePairCodec, PretrainedTokenizerCodec
-from plait.errors import CheckpointError, ConfigError, DataError
-from plait.randomness import generator
+from plait.common.errors import CheckpointError, ConfigError, DataError
+from plait.common.randomness import generator
 
 SENTENCES = ["a red apple on a blue background", "ein Fuchs über dem Mond", "赤いりんごと青い背景", "🦊 left of 🍎"] * 5
 

@@ -11,14 +11,14 @@ from close import differences
 from fake_study import fake_analyses, fake_records, shipped
 
 from plait.cli import main
+from plait.common.errors import ConfigError, DataError
 from plait.compare import conclude as conclude_module
 from plait.compare.claims import ALL_SEEDS, Figure, Row, Value, _verdict, judge, read_claims
 from plait.compare.conclude import conclude, open_questions
-from plait.compare.kept import keep, kept_analyses, kept_records
+from plait.compare.kept_rows import keep, kept_analyses, kept_records
 from plait.compare.logs import match_logs
 from plait.compare.results import gather
 from plait.compare.tables import tables
-from plait.errors import ConfigError, DataError
 
 DOCS = Path(__file__).parent.parent / "docs"
 CLAIMS = read_claims(DOCS / "claims.yaml")

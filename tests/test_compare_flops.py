@@ -4,14 +4,14 @@ import pytest
 import torch
 from conftest import modalities, model_config, random_documents, with_modality
 
-from plait.batch import pack
-from plait.compare.flops import attention_cells, counted_flops, forward_flops, step_flops, unpadded
-from plait.config import RunConfig, TrainConfig
-from plait.errors import ConfigError
-from plait.model.heads import place_embedding
+from plait.batch.batch import pack
+from plait.batch.documents import Document, Part
+from plait.common.errors import ConfigError
+from plait.compare.equal_flops import attention_cells, counted_flops, forward_flops, step_flops, unpadded
+from plait.config.model import ModalityConfig, ModelConfig, TowerConfig
+from plait.config.run import RunConfig, TrainConfig
+from plait.model.latent_patches import place_embedding
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
-from plait.parts import Document, Part
 from plait.plan.flops import active_parameters, num_parameters, visible_pairs
 
 ONE_TOWER = {"image": "text", "speech": "text"}

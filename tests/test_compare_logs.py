@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from plait.cli import main
+from plait.common.errors import DataError
 from plait.compare.charts import charts
 from plait.compare.curves import Curve, curves_of, final_losses, read_curves, score, step_seconds
 from plait.compare.logs import match_logs, read_log
-from plait.errors import DataError
 
 
 def write(path, rows) -> str:

@@ -11,10 +11,10 @@ from fake_study import fake_analyses, fake_records, shipped
 
 from plait.cli import main
 from plait.compare.analysis_charts import analysis_charts
+from plait.compare.chart_files import draw_figures
 from plait.compare.charts import Chart, Panel, Series, charts
-from plait.compare.figures import draw_figures
-from plait.compare.page import write_page
 from plait.compare.results import gather, write_results
+from plait.compare.study_page import write_page
 
 HOSTILE = '</script><script>console.error("study")</script><img src=x onerror=console.error(1)>'
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import SIZES, model_config, random_documents
 
-from plait.batch import pack
+from plait.batch.batch import pack
 from plait.compare.probes import activations, attention_mass, components, gradient_conflict, modality_of_tokens
-from plait.config import DiffusionConfig
+from plait.config.model import TowerConfig
+from plait.config.run import DiffusionConfig
 from plait.model.mask import dense_mask, segments
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import TowerConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from plait.common.errors import DataError
 from plait.compare.curves import Curve
 from plait.compare.records import Records
 from plait.compare.scaling import BEYOND, DRAWS, Law, _savings, fit, fit_families
-from plait.errors import DataError
 
 SIZES = {"small": 1e12, "middle": 4e12, "large": 2.5e13}
 

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 from tiny_study import results, write, write_base, write_data
 
+from plait.common.files import write_json
+from plait.common.progress import QuietProgress
 from plait.compare.charts import charts
-from plait.compare.kept import kept_records
+from plait.compare.kept_rows import kept_records
 from plait.compare.records import Records
 from plait.compare.results import gather
-from plait.compare.scores import evaluate_runs
+from plait.compare.run_scores import evaluate_runs
 from plait.compare.study import load_study
 from plait.compare.workflow import compare, examine_study, keep_study
+from plait.config.settings import MEASURED, identity
 from plait.evaluate.suite import FILE
-from plait.files import write_json
-from plait.progress import QuietProgress
-from plait.settings import MEASURED, identity
 
 PAPER = {"claim": "FID", "value": 15.8, "arm": "mot", "score": "image_frechet", "unit": "FID"}
 QUIET = QuietProgress()

@@ -8,12 +8,12 @@ import pytest
 import torch
 from fake_data import write_folder
 
-from plait.compare import plan
+from plait.batch.documents import Document, Part
+from plait.compare import planned_runs
 from plait.compare.study import Study, load_study
+from plait.config.shipped import STUDIES, study_path
 from plait.data.sources import resolve_vocabulary
-from plait.parts import Document, Part
-from plait.shipped import STUDIES, study_path
-from plait.train.engine import Trainer
+from plait.train.trainer import Trainer
 
 NAMES = ["ablation", "bigger_dense", "chameleon", "chameleon_speech", "hybrid", "leave_one_out", "scale", "transfusion"]
 TOKENS = {
@@ -138,7 +138,7 @@ def test_studies_of_one_folder_agree_on_what_they_share():
 PLANS = {}
 
 
-def planned(out: str, arm: str, study, plan_arm=plan._plan_arm):
+def planned(out: str, arm: str, study, plan_arm=planned_runs._plan_arm):
     """Plan an arm once: studies of one folder agree on it."""
     if (out, arm) not in PLANS:
         PLANS[out, arm] = plan_arm(study, arm)
@@ -148,12 +148,12 @@ def planned(out: str, arm: str, study, plan_arm=plan._plan_arm):
 @pytest.mark.parametrize("name", NAMES)
 def test_arms_cost_what_they_should(name, folders, monkeypatch):
     """Equal operations by formula and by torch, equal parameters, on documents like the drawn scenes."""
-    monkeypatch.setattr(plan, "BATCHES", 1)
-    monkeypatch.setattr(plan, "_plan_arm", lambda study, arm: planned(study.config.out, arm, study))
+    monkeypatch.setattr(planned_runs, "BATCHES", 1)
+    monkeypatch.setattr(planned_runs, "_plan_arm", lambda study, arm: planned(study.config.out, arm, study))
     study = study_of(name, folders)
     study.config.single_pass = False
-    found = plan.make_plan(study, list(study.config.arms))
-    plan.check_plan(study, found)
+    found = planned_runs.make_plan(study, list(study.config.arms))
+    planned_runs.check_plan(study, found)
     assert all(p.parameters < 20e6 for p in found.values())
 
 
@@ -163,7 +163,7 @@ def test_every_arm_trains(name, arm, folders, tmp_path):
     config = study.run_config(arm, seed=0, steps=2, learning_rate=1e-3, out=tmp_path)
     trainer = Trainer(config)
     before = {n: p.clone() for n, p in trainer.model.named_parameters()}
-    batches = plan.first_batches(resolve_vocabulary(config), 1)
+    batches = planned_runs.first_batches(resolve_vocabulary(config), 1)
     sums, counts, norm = trainer.update([trainer._finish(b) for b in batches])
     assert torch.isfinite(sums).all() and all(c > 0 for c in counts) and norm > 0
     moved = {n for n, p in trainer.model.named_parameters() if not torch.equal(p, before[n])}

@@ -14,16 +14,16 @@ import yaml
 from fake_data import scene_like, write_folder
 from tiny_study import STUDY, arm_and_seed, results, write, write_base, write_data
 
-from plait import shipped
 from plait.cli import main
-from plait.compare import analysis, conclude, plan, runner, workflow
+from plait.common.errors import ConfigError
+from plait.common.progress import QuietProgress
+from plait.compare import analysis, conclude, planned_runs, runner, workflow
 from plait.compare.curves import read_curves
 from plait.compare.study import load_study
 from plait.compare.workflow import compare, examine_study
-from plait.errors import ConfigError
-from plait.progress import QuietProgress
-from plait.shipped import config_path
-from plait.train.engine import Trainer
+from plait.config import shipped
+from plait.config.shipped import config_path
+from plait.train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ RATE = "0.01"
 @pytest.fixture(autouse=True)
 def quick(request, monkeypatch):
     """Count one batch, and draw where a test looks at the page."""
-    monkeypatch.setattr(plan, "BATCHES", 1)
+    monkeypatch.setattr(planned_runs, "BATCHES", 1)
     if request.function is not test_a_whole_study:
         monkeypatch.setattr(workflow, "draw_figures", lambda charts, folder: [])
 
@@ -211,7 +211,7 @@ def test_a_budget_of_operations_gives_larger_models_fewer_steps(folder):
         "large": {"settings": STUDY["arms"]["dense"]["settings"] | {"model.num_layers": 3}, "equal_flops": False},
     }
     study = load_study(write(folder, arms=arms, paper=[], budget={"flops": 2e9}))
-    found = plan.make_plan(study, ["large"])
+    found = planned_runs.make_plan(study, ["large"])
     assert list(found) == ["dense", "large"]  # the one it is matched with is planned too
     assert found["large"].steps < found["dense"].steps == round(2e9 / found["dense"].flops.formula)
 

@@ -7,11 +7,11 @@ import yaml
 from tiny_study import results, write, write_base, write_data
 
 from plait.cli import main
-from plait.compare import plan, runner, workflow
+from plait.common.progress import QuietProgress
+from plait.compare import planned_runs, runner, workflow
 from plait.compare.study import load_study
 from plait.compare.workflow import compare, keep_study
-from plait.progress import QuietProgress
-from plait.train.engine import Trainer
+from plait.train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def folder(tmp_path, data):
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     """Count one batch, and draw nothing."""
-    monkeypatch.setattr(plan, "BATCHES", 1)
+    monkeypatch.setattr(planned_runs, "BATCHES", 1)
     monkeypatch.setattr(workflow, "draw_figures", lambda charts, folder: [])
 
 

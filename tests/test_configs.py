@@ -10,13 +10,13 @@ import torch
 import yaml
 from conftest import model_config, with_modality
 
-from plait.config import RunConfig
-from plait.config_file import from_dict, load, to_dict
-from plait.errors import ConfigError
+from plait.common.errors import ConfigError
+from plait.config.file import from_dict, load, to_dict
+from plait.config.model import ModalityConfig, ModelConfig, TowerConfig, default_ffn_width
+from plait.config.run import RunConfig
+from plait.config.run_records import RECORDS, ModalitySettings
+from plait.config.shipped import FOLDERS, config_path, describe_settings
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModalityConfig, ModelConfig, TowerConfig, default_ffn_width
-from plait.run_records import RECORDS, ModalitySettings
-from plait.shipped import FOLDERS, config_path, describe_settings
 
 SHIPPED = sorted(p for folder in FOLDERS for p in folder.glob("*.yaml"))
 VOCABULARY = 1000

@@ -15,15 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_loader import same, take
 
-from plait.config import RunConfig, SourceConfig
-from plait.config_file import from_dict, to_dict
+from plait.common.errors import ConfigError
+from plait.common.progress import QuietProgress
+from plait.config.file import from_dict, to_dict
+from plait.config.run import RunConfig, SourceConfig
 from plait.data import shards
 from plait.data.loader import Loader, validation_batches
 from plait.data.mixing import MixedOrder
 from plait.data.shards import ShardSource
-from plait.errors import ConfigError
-from plait.progress import QuietProgress
-from plait.train.engine import Trainer
+from plait.train.trainer import Trainer
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 data = importlib.import_module("data")

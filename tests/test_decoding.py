@@ -8,18 +8,18 @@ import torch
 from conftest import Forbidden, model_config, random_part, with_modality
 from test_generate import GRIDS, build, parts_of, requests
 
-from plait.batch import Run
-from plait.config import DiffusionConfig, GenerateConfig, SamplingConfig
-from plait.errors import ConfigError, ResourceError
+from plait.batch.batch import Run
+from plait.batch.documents import Part
+from plait.common.errors import ConfigError, ResourceError
+from plait.config.model import ModelConfig, TowerConfig
+from plait.config.run import DiffusionConfig, GenerateConfig, SamplingConfig
 from plait.generate import Generator, Request, generate, prefixes
 from plait.generate.decoding import Decoder, bucket
 from plait.generate.graphs import Graphs
 from plait.generate.room import most_tokens
 from plait.generate.sampling import Limits, sample
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModelConfig, TowerConfig
-from plait.parts import Part
-from plait.pipeline import Pipeline
+from plait.run.load import Pipeline
 
 MIXED = {"image": SamplingConfig(guidance=2.5, top_p=0.9), "text": SamplingConfig(temperature=0.7, top_k=5),
          "speech": SamplingConfig(temperature=0)}  # fmt: skip

@@ -10,14 +10,14 @@ import torch
 from conftest import model_config, random_documents, with_modality
 from torch import Tensor
 
-from plait.batch import pack, pack_checked
-from plait.config import DiffusionConfig, RunConfig
-from plait.errors import ConfigError, DataError, ResourceError
+from plait.batch.batch import pack, pack_checked
+from plait.batch.documents import Document, Part
+from plait.common.errors import ConfigError, DataError, ResourceError
+from plait.config.run import DiffusionConfig, RunConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt, loss_sum, predicted_target, signal_and_noise, target
 from plait.objectives.samplers import RANDOM_SAMPLERS, SAMPLERS, Denoiser, check_sampler
-from plait.parts import Document, Part
 
 MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 ROOT = torch.tensor([[0.8, 0.0, 0.0], [0.5, 0.6, 0.0], [-0.3, 0.2, 0.4]], dtype=torch.float64)

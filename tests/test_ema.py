@@ -14,16 +14,16 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from plait.errors import CheckpointError
+from plait.common.errors import CheckpointError
+from plait.common.tensor_files import TensorStore
+from plait.config.run_records import TowerSettings
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained
-from plait.run_records import TowerSettings
-from plait.tensor_files import TensorStore
 from plait.train import checkpoint
 from plait.train.ema import AveragedWeights
-from plait.train.engine import Trainer
 from plait.train.metrics import read_metrics
 from plait.train.optim import make_optimizer
+from plait.train.trainer import Trainer
 
 DONE, SKIPPED = torch.tensor(0.0), torch.tensor(1.0)
 
@@ -212,7 +212,7 @@ def test_samples_and_validation_are_made_with_the_averages(folder, tmp_path, mon
         note("validation", model)
         return {}, {}
 
-    monkeypatch.setattr("plait.train.engine.split_losses", losses)
+    monkeypatch.setattr("plait.train.trainer.split_losses", losses)
     config = config_for(folder, tmp_path, ema=0.99, sample_every=4)
     trainer = Trainer(config, on_sample=lambda model, step: note("sample", model))
     means, original = {}, trainer.update

@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from test_train import config_for
 
 from plait.cli import main
-from plait.errors import CheckpointError, ConfigError
+from plait.common.errors import CheckpointError, ConfigError
+from plait.common.tensor_files import TensorStore
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained, save_pretrained
-from plait.tensor_files import TensorStore
 from plait.train import checkpoint
-from plait.train.engine import Trainer
 from plait.train.export import export
+from plait.train.trainer import Trainer
 
 
 @pytest.fixture(scope="module")

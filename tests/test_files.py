@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from plait import files
-from plait.files import atomic_folder, from_json, recover_all, remove_folder, write_json
+from plait.common import files
+from plait.common.files import atomic_folder, from_json, recover_all, remove_folder, write_json
 
 CALLS = [(os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "fsync"), (os, "mkdir")]
 """What the file system is asked for, besides writing into files."""

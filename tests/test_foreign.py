@@ -19,10 +19,10 @@ from fake_data import FakeImage, FakeOptions, FakeText
 from test_manifest import media, open_source, read_all, write  # noqa: F401  (a fixture)
 from test_prepare import config_for, fake_codecs  # noqa: F401  (a fixture)
 
-from plait.data.formats import open_rows
-from plait.data.prepare import prepare
-from plait.data.raw import BrokenRow
-from plait.errors import DataError
+from plait.common.errors import DataError
+from plait.prepare.formats import open_rows
+from plait.prepare.raw import BrokenRow
+from plait.prepare.stages import prepare
 
 ROW = {"parts": [{"text": "žluťoučký"}], "meta": {"a": 1}}
 CODECS = {"text": FakeText(FakeOptions()), "image": FakeImage(FakeOptions())}
@@ -88,10 +88,10 @@ def test_packed_files_and_files_of_other_programs(tmp_path):
 @pytest.mark.parametrize("spacing", [500, 1 << 22])
 @pytest.mark.parametrize("streams", [1, 3])
 def test_packed_lines_are_read_at_their_places(tmp_path, monkeypatch, spacing, streams):
-    monkeypatch.setattr("plait.data.gzip_file._SPACING", spacing)
-    monkeypatch.setattr("plait.data.gzip_file._MAX_POINTS", 8)
-    monkeypatch.setattr("plait.data.gzip_file._BLOCK", 256)
-    monkeypatch.setattr("plait.data.gzip_file._CHUNK", 64)
+    monkeypatch.setattr("plait.prepare.gzip_file._SPACING", spacing)
+    monkeypatch.setattr("plait.prepare.gzip_file._MAX_POINTS", 8)
+    monkeypatch.setattr("plait.prepare.gzip_file._BLOCK", 256)
+    monkeypatch.setattr("plait.prepare.gzip_file._CHUNK", 64)
     rng = np.random.default_rng(0)
     rows = [{"parts": [{"text": str(rng.integers(0, 10**9, rng.integers(1, 30)))}]} for _ in range(90)]
     cuts = np.array_split(np.arange(90), streams)
@@ -141,7 +141,7 @@ ARRAYS = {
 @pytest.mark.parametrize("kind", ARRAYS)
 @pytest.mark.parametrize("block", [7, 1 << 18])
 def test_json_of_every_layout_is_read(tmp_path, monkeypatch, kind, block):
-    monkeypatch.setattr("plait.data.json_values._BLOCK", block)
+    monkeypatch.setattr("plait.prepare.json_values._BLOCK", block)
     (tmp_path / "a.json").write_text(ARRAYS[kind], encoding="utf-8")
     rows = read_all(tmp_path / "a.json")["train"]
     assert [(d.parts, d.meta) for d in rows] == [([("text", "žluťoučký")], {"a": 1})] * 3

@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import model_config, random_part
 
-from plait.batch import Run, assemble, pack, spell
-from plait.config import DiffusionConfig, SamplingConfig
+from plait.batch.batch import Run, assemble, pack, spell
+from plait.batch.documents import Document, Part
+from plait.common.randomness import generator
+from plait.config.run import DiffusionConfig, SamplingConfig
 from plait.generate import Generator, Request, generate
 from plait.generate.engine import guided
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives.samplers import Denoiser
-from plait.parts import Document, Part
-from plait.randomness import generator
 
 GRIDS = {"image": (2, 3), "mel": (2, 2)}
 FLOW = DiffusionConfig(process="flow")

@@ -7,15 +7,15 @@ import pytest
 import torch
 from conftest import modalities
 
-from plait.batch import pack
-from plait.config import DiffusionConfig
-from plait.errors import ConfigError
-from plait.model.heads import LatentIn, LatentOut, from_images, place_embedding, to_images
+from plait.batch.batch import pack
+from plait.batch.documents import Document, Part
+from plait.common.errors import ConfigError
+from plait.config.model import ModelConfig
+from plait.config.run import DiffusionConfig
+from plait.model.latent_patches import LatentIn, LatentOut, from_images, place_embedding, to_images
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModelConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
-from plait.parts import Document, Part
 
 GRIDS = [(2, 3), (1, 1), (3, 2), (2, 3)]
 SIZES = [h * w for h, w in GRIDS]

@@ -6,8 +6,8 @@ import pytest
 from plait.codecs import codec_class, load_codec
 from plait.codecs.base import Encoded
 from plait.codecs.image_layers import ImageLayerCodec
-from plait.errors import ConfigError, DataError
-from plait.randomness import generator
+from plait.common.errors import ConfigError, DataError
+from plait.common.randomness import generator
 
 OPTIONS = {"size": 16, "downsample": 4, "levels": [4, 4, 4], "channels": 16, "steps": 40, "backgrounds": 4}
 COLOURS = np.array([(255, 255, 255), (216, 67, 59), (79, 146, 221)], np.uint8)

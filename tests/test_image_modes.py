@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from plait.codecs.pictures import read_picture
-from plait.errors import DataError
+from plait.common.errors import DataError
 
 SIZE = 8
 RAMP = np.arange(SIZE * SIZE).reshape(SIZE, SIZE)

@@ -5,11 +5,11 @@ import torch
 from conftest import model_config
 from test_parts import triples
 
-from plait.errors import CheckpointError
+from plait.common.errors import CheckpointError
+from plait.config.model import ModalityConfig, ModelConfig, TowerConfig
 from plait.model.init_from import start_model, start_towers
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import save_pretrained
-from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 
 DENSE = {"text": "all", "image": "all", "speech": "all"}
 

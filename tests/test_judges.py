@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from plait.data import scenes
-from plait.data.drawings import split_concepts
-from plait.data.scene_world import World
-from plait.errors import DataError, ResourceError
-from plait.evaluate.image import FeatureJudge, frechet_distance, psnr, similarity
-from plait.evaluate.speech import Recogniser, recognise, recognised_share
-from plait.randomness import generator
+from plait.common.errors import DataError, ResourceError
+from plait.common.randomness import generator
+from plait.evaluate.image_judge import FeatureJudge, frechet_distance, psnr, similarity
+from plait.evaluate.recogniser import Recogniser, recognise, recognised_share
+from plait.scenes import source
+from plait.scenes.drawings import split_concepts
+from plait.scenes.world import World
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def judge() -> FeatureJudge:
 @pytest.fixture(scope="module")
 def spoken() -> tuple[list[np.ndarray], list[str]]:
     shown = [World(0).scene("seen", i) for i in range(24)]
-    return scenes.speak_scenes(shown), [s.caption for s in shown]
+    return source.speak_scenes(shown), [s.caption for s in shown]
 
 
 # pictures
@@ -35,7 +35,7 @@ def test_psnr_by_hand():
 
 def test_nearest_reference_is_the_right_concept(judge):
     chosen = split_concepts(0)["train"][::80]
-    references = [scenes.reference(c.code, 32) for c in chosen]
+    references = [source.reference(c.code, 32) for c in chosen]
     assert similarity(judge.features(references), judge.features(references)).argmax(1).tolist() == list(
         range(len(chosen))
     )
@@ -52,7 +52,7 @@ def noised(picture: np.ndarray, deviation: float) -> np.ndarray:
 
 
 def test_frechet_distance_orders_sets(judge):
-    drawn = [scenes.draw(World(0).scene("seen", i), 32) for i in range(96)]
+    drawn = [source.draw(World(0).scene("seen", i), 32) for i in range(96)]
     one, other = drawn[:48], drawn[48:]
     halves = judge.frechet(one, other)
     assert judge.frechet(one, one) < 1e-6 * halves

@@ -8,13 +8,13 @@ import pytest
 import torch
 from conftest import model_config, random_documents
 
-from plait.batch import pack
+from plait.batch.batch import pack
+from plait.batch.documents import Document, Part
 from plait.model.block import Step
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Ranks
 from plait.model.rope import rotation
 from plait.model.routing import merged
-from plait.parts import Document, Part
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where there is no GPU, conftest.py asks for the interpreter

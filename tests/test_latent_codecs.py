@@ -12,11 +12,11 @@ from plait.codecs.image_latents import ImageLatentCodec
 from plait.codecs.image_pixels import ImagePixelCodec
 from plait.codecs.latents import Scaling, divergence
 from plait.codecs.speech_latents import SpeechLatentCodec
-from plait.config import PrepareConfig
-from plait.data.scenes import SceneSource
-from plait.errors import CheckpointError, ConfigError, DataError
-from plait.model.heads import from_images, to_images
-from plait.randomness import generator
+from plait.common.errors import CheckpointError, ConfigError, DataError
+from plait.common.randomness import generator
+from plait.config.run import PrepareConfig
+from plait.model.latent_patches import from_images, to_images
+from plait.scenes.source import SceneSource
 
 TINY_IMAGE = {"size": 32, "channels": [16], "steps": 150, "batch_size": 8, "learning_rate": 1e-2}
 TINY_SPEECH = {"channels": 32, "latent_channels": 8, "steps": 80, "learning_rate": 1e-2, "crop": 12, "batch_size": 8}

@@ -11,12 +11,12 @@ import yaml
 from fake_data import run_config, scene_like, write_folder
 
 from plait.cli import main
-from plait.config import ParallelConfig, TrainConfig
-from plait.config_file import to_dict
-from plait.errors import ConfigError, ResourceError
-from plait.launch import Launch, first_host, is_first, launch
+from plait.common.errors import ConfigError, ResourceError
+from plait.common.launch import Launch, first_host, is_first, launch
+from plait.config.file import to_dict
+from plait.config.model import ModelConfig, TowerConfig
+from plait.config.run import ParallelConfig, TrainConfig
 from plait.model.ranks import Layout
-from plait.model_config import ModelConfig, TowerConfig
 from plait.train import parallel
 from plait.train.float8 import check_float8
 from plait.train.metrics import read_metrics

@@ -13,18 +13,18 @@ from fake_data import MODALITIES, run_config, scene_like, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.batch import pack
-from plait.config import SourceConfig
+from plait.batch.batch import pack
+from plait.batch.documents import Document, Part
+from plait.common.errors import ConfigError, DataError
+from plait.common.randomness import uniforms
+from plait.config.run import SourceConfig
 from plait.data.loader import Loader, open_task_sources, validation_batches
 from plait.data.loader import _Packer as Packer
 from plait.data.mixing import MixedOrder
 from plait.data.shards import ShardSource, read_index
 from plait.data.sources import ALL_GIVEN, HOST_GIVEN, resolve_vocabulary
-from plait.errors import ConfigError, DataError
 from plait.evaluate.losses import mean_losses, split_losses
 from plait.model.mot import MixtureOfTransformers
-from plait.parts import Document, Part
-from plait.randomness import uniforms
 
 TASKS = {"text,image": 2.0, "image,text": 1.0, "text,image,speech": 1.0}
 

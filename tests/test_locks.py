@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from plait.errors import Held
-from plait.locks import one_writer, writer_of
+from plait.common.errors import Held
+from plait.common.locks import one_writer, writer_of
 
 HOLDER = """
 import sys, time
-from plait.locks import one_writer
+from plait.common.locks import one_writer
 with one_writer(sys.argv[1], "run"):
     open(sys.argv[1] + "/mine", "w").close()
     print("held", flush=True)

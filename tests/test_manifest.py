@@ -12,14 +12,14 @@ import soundfile
 from fake_data import CODEC_NAMES, FakeImage, FakeOptions, FakeSpeech, FakeText
 from PIL import Image
 
-from plait.config import PrepareConfig
-from plait.data import manifest
-from plait.data.formats import open_rows
-from plait.data.manifest import ManifestSource, known_keys
-from plait.data.places import expand
-from plait.data.raw import BrokenRow, RawDocument
-from plait.data.rows import RowIndex, join, scan
-from plait.errors import DataError
+from plait.common.errors import DataError
+from plait.config.run import PrepareConfig
+from plait.prepare import manifest
+from plait.prepare.formats import open_rows
+from plait.prepare.manifest import ManifestSource, known_keys
+from plait.prepare.raw import BrokenRow, RawDocument
+from plait.prepare.remote import expand
+from plait.prepare.row_index import RowIndex, join, scan
 
 CODECS = {"text": FakeText(FakeOptions()), "image": FakeImage(FakeOptions()), "speech": FakeSpeech(FakeOptions())}
 

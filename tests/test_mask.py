@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import create_mask, flex_attention
 
-from plait.batch import pack
+from plait.batch.batch import pack
+from plait.batch.documents import Document, Part
 from plait.model import attention
 from plait.model.attention import AttentionPlan, attend
 from plait.model.mask import block_mask, dense_mask, segments, varlen_calls
 from plait.model.segment_attention import LONG, PIECE, table_of
-from plait.parts import Document, Part
 
 
 def rule(batch) -> torch.Tensor:

@@ -9,16 +9,16 @@ import torch
 from conftest import Forbidden, TowerConfig, model_config, random_documents
 from fake_data import run_config, scene_like, write_folder
 
-from plait.batch import pack
-from plait.config import TrainConfig
+from plait.batch.batch import pack
+from plait.common.progress import Progress
+from plait.config.run import TrainConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import loss_sums
 from plait.plan.flops import total_operations
-from plait.progress import Progress
-from plait.train import measures as module
-from plait.train.engine import Trainer
-from plait.train.measures import Measures, expert_load, peak_flops, progress_text
+from plait.train import diagnostics as module
+from plait.train.diagnostics import Measures, expert_load, peak_flops, progress_text
 from plait.train.metrics import read_metrics
+from plait.train.trainer import Trainer
 
 CPU = torch.device("cpu")
 

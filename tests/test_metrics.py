@@ -10,14 +10,14 @@ import pytest
 import torch
 from fake_data import run_config, scene_like, write_folder
 
-from plait import files
-from plait.config import TrainConfig
-from plait.config_file import dotted, to_dict
-from plait.errors import ConfigError, DataError, ResourceError
-from plait.files import from_json
+from plait.common import files
+from plait.common.errors import ConfigError, DataError, ResourceError
+from plait.common.files import from_json
+from plait.config.file import dotted, to_dict
+from plait.config.run import TrainConfig
 from plait.train import metrics
-from plait.train.engine import Trainer
 from plait.train.metrics import MetricsLog, read_metrics, write_summary
+from plait.train.trainer import Trainer
 
 
 def write_rows(folder, steps):
@@ -192,7 +192,7 @@ def test_trackio_keeps_the_rows_on_this_machine(tmp_path, monkeypatch):
 
 WRITER = """
 import sys
-from plait.train.engine import Trainer
+from plait.train.trainer import Trainer
 from plait.train.metrics import MetricsLog
 log = MetricsLog(sys.argv[1], config={})
 for step in range(10**9):

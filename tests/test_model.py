@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from plait.batch import assemble, pack, spell
-from plait.config import DiffusionConfig
+from plait.batch.batch import assemble, pack, spell
+from plait.batch.documents import Document
+from plait.config.model import ModalityConfig, ModelConfig, TowerConfig
+from plait.config.run import DiffusionConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained, save_pretrained
 from plait.model.rope import rotation
-from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
-from plait.parts import Document
 
 ONE_TOWER = {"text": "all", "image": "all", "speech": "all", "mel": "all"}
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import model_config
 
-from plait.config import TrainConfig
+from plait.config.model import TowerConfig
+from plait.config.run import TrainConfig
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import TowerConfig
 from plait.train.muon import MOMENTUM, NUM_STEPS, MuonAdamW, orthogonal
 from plait.train.optim import make_optimizer
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 NEEDED = ("plait", "configs", "studies", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
 USE = """
 from plait.compare.study import load_study
-from plait.shipped import STUDIES, config_path, study_path
+from plait.config.shipped import STUDIES, config_path, study_path
 
 for name in {names!r}:
     path = study_path(name)

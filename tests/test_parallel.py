@@ -9,11 +9,11 @@ from conftest import modalities, random_documents, with_modality
 from fake_data import run_config, scene_like, write_folder
 from ranks import Steps, Workers, samples, train_run, train_steps
 
-from plait.config import ParallelConfig, RunConfig, TrainConfig
+from plait.config.model import ModelConfig, TowerConfig
+from plait.config.run import ParallelConfig, RunConfig, TrainConfig
+from plait.config.run_records import TowerSettings
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import save_pretrained
-from plait.model_config import ModelConfig, TowerConfig
-from plait.run_records import TowerSettings
 from plait.train.metrics import read_metrics
 
 TWO = {"shards": {}, "replicas": {"replicate": 2}, "tensor": {"tensor": 2}, "context": {"context": 2}}

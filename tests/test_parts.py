@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch.distributed.tensor import Replicate, Shard
 
-from plait.batch import pack
-from plait.config import TrainConfig
-from plait.errors import ConfigError, DataError
+from plait.batch.batch import pack
+from plait.batch.documents import Document, Part
+from plait.common.errors import ConfigError, DataError
+from plait.config.model import ModalityConfig, ModelConfig, TowerConfig
+from plait.config.run import TrainConfig
+from plait.config.run_records import TowerSettings
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained, save_pretrained
-from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
-from plait.parts import Document, Part
 from plait.plan.layouts import sizes
-from plait.run_records import TowerSettings
 from plait.train.optim import make_optimizer
 from plait.train.parallel import placement
 

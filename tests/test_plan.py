@@ -9,15 +9,16 @@ import yaml
 from conftest import TowerConfig, model_config, random_documents
 from rich.console import Console
 
-from plait.batch import pack
+from plait.batch.batch import pack
+from plait.batch.documents import Document, Part
 from plait.cli import main
-from plait.config import DataConfig, RunConfig, TrainConfig
-from plait.errors import ConfigError
+from plait.common.errors import ConfigError
+from plait.config.model import ModalityConfig, ModelConfig
+from plait.config.run import DataConfig, RunConfig, TrainConfig
+from plait.config.run_records import ModalitySettings
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Layout
-from plait.model_config import ModalityConfig, ModelConfig
 from plait.objectives.diffusion import corrupt
-from plait.parts import Document, Part
 from plait.plan.estimate import GB, Machines, choose, make_plan, step_seconds
 from plait.plan.flops import operations, pairs_by_tower, total_operations, visible_pairs
 from plait.plan.layouts import Traffic, possible_layouts, sizes, traffic
@@ -25,7 +26,6 @@ from plait.plan.memory import cache_bytes, rank_memory
 from plait.plan.show import MOST_LAYOUTS, as_json, count, show
 from plait.plan.trace import Pass, of_rank
 from plait.plan.workload import documents_of_a_batch, known_sizes
-from plait.run_records import ModalitySettings
 
 NOTHING = Pass(kept=0, casts=0, loss=0, backward=0, tensor=0, context=0)
 

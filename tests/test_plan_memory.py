@@ -14,14 +14,14 @@ import torch
 from conftest import TowerConfig
 from fake_data import run_config, scene_like
 
-from plait.batch import pack
-from plait.config import TrainConfig
+from plait.batch.batch import pack
+from plait.config.model import ModelConfig
+from plait.config.run import TrainConfig
 from plait.model.ranks import Layout
-from plait.model_config import ModelConfig
 from plait.plan.layouts import sizes
 from plait.plan.memory import rank_memory
 from plait.plan.trace import trace_pass
-from plait.train import engine
+from plait.train import trainer as trainer_module
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 from harness import cpu_peak_bytes
@@ -42,10 +42,10 @@ def config_for(folder, *, train, frozen=(), **model):
 
 
 def planned_and_measured(config, batches, monkeypatch) -> tuple[float, float]:
-    monkeypatch.setattr(engine, "resolve_vocabulary", lambda c: c)  # there is no prepared data
+    monkeypatch.setattr(trainer_module, "resolve_vocabulary", lambda c: c)  # there is no prepared data
 
     def two_steps():
-        trainer = engine.Trainer(config)
+        trainer = trainer_module.Trainer(config)
         for _ in range(2):  # the first one makes the optimizer's state
             trainer.update(batches)
 

@@ -18,18 +18,18 @@ from fake_data import CODEC_NAMES
 from PIL import Image
 
 from plait.codecs import CODECS
-from plait.config import DataConfig, PrepareConfig, RunConfig
-from plait.data import prepare as stages
-from plait.data.claim import check_folder, claim_folder, prepared_settings
-from plait.data.encode import Setup, Workers, encode_shard
+from plait.common.errors import ConfigError, DataError, ResourceError
+from plait.common.progress import Bar, QuietProgress
+from plait.config.model import ModalityConfig, ModelConfig
+from plait.config.run import DataConfig, PrepareConfig, RunConfig
+from plait.config.run_records import ModalitySettings
 from plait.data.loader import Loader
-from plait.data.prepare import prepare, spread_blocks
 from plait.data.shards import ShardSource, read_index
-from plait.errors import ConfigError, DataError, ResourceError
-from plait.model_config import ModalityConfig, ModelConfig
-from plait.progress import Bar, QuietProgress
-from plait.run_records import ModalitySettings
-from plait.workflow import prepare_step
+from plait.prepare import stages as stages
+from plait.prepare.claim import check_folder, claim_folder, prepared_settings
+from plait.prepare.encode import Setup, Workers, encode_shard
+from plait.prepare.stages import prepare, spread_blocks
+from plait.run.steps import prepare_step
 
 ROWS = 150
 run_all = Workers.run
@@ -170,7 +170,7 @@ if __name__ == "__main__":
     from plait.codecs import CODECS
     CODECS.update(CODEC_NAMES)
     from test_prepare import config_for
-    from plait.data.prepare import prepare
+    from plait.prepare.stages import prepare
     prepare(config_for({folder!r}, {manifest!r}, num_workers=2))
 """
 
@@ -287,7 +287,7 @@ def test_a_restart_that_was_killed_leaves_no_folder_that_looks_whole(prepared, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("plait.data.claim.shutil.rmtree", killed)
+        patch.setattr("plait.prepare.claim.shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             prepare(config_for(tmp_path / "data", manifest), restart=True)
     with pytest.raises(DataError, match="plait prepare"):
@@ -388,7 +388,7 @@ def test_a_full_disk_names_the_path(manifest, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("plait.files.os.fsync", full)
+    monkeypatch.setattr("plait.common.files.os.fsync", full)
     with pytest.raises(ResourceError, match=r"no space is left to write .*settings.json"):
         prepare(config_for(tmp_path, manifest))
     assert not list(tmp_path.iterdir())

@@ -20,13 +20,13 @@ from PIL import Image
 from test_manifest import CODECS, open_source, read_all, write
 from test_prepare import config_for, fake_codecs, files  # noqa: F401  (a fixture)
 
-from plait.config import DataConfig, PrepareConfig, RunConfig
-from plait.config_file import from_dict
-from plait.data import places
-from plait.data.prepare import prepare, raw_source
-from plait.data.raw import BrokenRow
+from plait.common.errors import ConfigError, DataError, ResourceError
+from plait.config.file import from_dict
+from plait.config.run import DataConfig, PrepareConfig, RunConfig
 from plait.data.shards import ShardSource
-from plait.errors import ConfigError, DataError, ResourceError
+from plait.prepare import remote
+from plait.prepare.raw import BrokenRow
+from plait.prepare.stages import prepare, raw_source
 
 DOCUMENTS = 40
 
@@ -252,7 +252,7 @@ def test_addresses(tmp_path, protocol):
 def test_a_missing_package_and_an_unknown_protocol_are_sentences(monkeypatch):
     for package, place in (("s3fs", "s3://bucket/rows.jsonl"), ("gcsfs", "gs://bucket/*.tar")):
         monkeypatch.setitem(__import__("sys").modules, package, None)
-        places._filesystem.cache_clear()
+        remote._filesystem.cache_clear()
         with pytest.raises(ResourceError, match=rf"'{place[:9]}.*needs package '{package}', install it: pip install"):
             read_all(place)
     with pytest.raises(DataError, match="unknown protocol 'nonsense'"):
@@ -305,18 +305,18 @@ def test_what_changes_is_told_apart(tmp_path, monkeypatch):
         (tmp_path / name).write_bytes(bytes(1000))
     places_of = [str(tmp_path / name) for name in ("a", "b")]
     for whole in (True, False):
-        monkeypatch.setattr(places, "_WHOLE", 1 << 20 if whole else 10)
-        monkeypatch.setattr(places, "_END", 8)
-        before = places.fingerprint(places_of)
-        assert places.fingerprint(places_of) == before != places.fingerprint(places_of[::-1])
+        monkeypatch.setattr(remote, "_WHOLE", 1 << 20 if whole else 10)
+        monkeypatch.setattr(remote, "_END", 8)
+        before = remote.fingerprint(places_of)
+        assert remote.fingerprint(places_of) == before != remote.fingerprint(places_of[::-1])
         (tmp_path / "elsewhere").mkdir(exist_ok=True)
         moved = [shutil.copy(place, tmp_path / "elsewhere") for place in places_of]
-        assert places.fingerprint(moved) == before
+        assert remote.fingerprint(moved) == before
         for at, seen in ((0, True), (999, True), (500, whole)):
             changed = bytearray(1000)
             changed[at] = 1
             (tmp_path / "b").write_bytes(changed)
-            assert (places.fingerprint(places_of) != before) == seen
+            assert (remote.fingerprint(places_of) != before) == seen
         (tmp_path / "b").write_bytes(bytes(1000))
 
 
@@ -324,15 +324,15 @@ def test_a_file_that_changes_its_subfolder_is_told_apart(tmp_path):
     for folder in ("train", "other"):
         (tmp_path / folder).mkdir()
     (tmp_path / "train" / "a.txt").write_text("a")
-    before = places.fingerprint([str(tmp_path)])
+    before = remote.fingerprint([str(tmp_path)])
     (tmp_path / "train" / "a.txt").rename(tmp_path / "other" / "a.txt")
-    assert places.fingerprint([str(tmp_path)]) != before
+    assert remote.fingerprint([str(tmp_path)]) != before
 
 
 def test_a_scan_that_was_stopped_goes_on(mixed_sources, tmp_path, monkeypatch):
     config = config_for(tmp_path / "data", mixed_sources, shard_documents=16)
     with monkeypatch.context() as patch:
-        patch.setattr("plait.data.prepare.join", stopped)
+        patch.setattr("plait.prepare.stages.join", stopped)
         with pytest.raises(KeyboardInterrupt):
             prepare(config)
     notes = sorted((tmp_path / "data/work/rows").glob("*.json"))
@@ -340,7 +340,7 @@ def test_a_scan_that_was_stopped_goes_on(mixed_sources, tmp_path, monkeypatch):
     before = [path.stat().st_mtime_ns for path in notes[:2]]
     os.remove(notes[2])
     with monkeypatch.context() as patch:
-        patch.setattr("plait.data.prepare.join", stopped)
+        patch.setattr("plait.prepare.stages.join", stopped)
         with pytest.raises(KeyboardInterrupt):
             prepare(config)
     assert [path.stat().st_mtime_ns for path in notes[:2]] == before
@@ -376,8 +376,8 @@ def with_source(config, source):
 
 
 def test_long_lines_are_broken_rows(tmp_path, monkeypatch):
-    monkeypatch.setattr("plait.data.formats.MAX_ITEM_BYTES", 100)
-    monkeypatch.setattr("plait.data.formats._SKIP", 64)
+    monkeypatch.setattr("plait.prepare.formats.MAX_ITEM_BYTES", 100)
+    monkeypatch.setattr("plait.prepare.formats._SKIP", 64)
     good = {"parts": [{"text": "good"}]}
     path = write(tmp_path, [good, {"parts": [{"text": "x" * 1000}]}, good, b"y" * 101])
     rows = read_all(path)["train"]

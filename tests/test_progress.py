@@ -5,8 +5,8 @@ import io
 import pytest
 from rich.console import Console
 
-from plait import progress as module
-from plait.progress import Progress, QuietProgress, clock
+from plait.common import progress as module
+from plait.common.progress import Progress, QuietProgress, clock
 
 
 def work(progress: Progress) -> None:

@@ -9,12 +9,12 @@ from conftest import model_config
 from PIL import Image
 
 from plait.codecs.text import BytePairCodec, BytePairOptions
-from plait.config import GenerateConfig, SamplingConfig
-from plait.data.encode import build_codecs
-from plait.errors import ConfigError, PlaitError
+from plait.common.errors import ConfigError, PlaitError
+from plait.config.run import GenerateConfig, SamplingConfig
 from plait.generate import Request
 from plait.generate.pipeline import Pipeline
 from plait.model.mot import MixtureOfTransformers
+from plait.prepare.encode import build_codecs
 
 SIDE, RATE = 8, 16_000
 

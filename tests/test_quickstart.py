@@ -16,8 +16,8 @@ from PIL import Image
 from test_readme import blocks
 
 from plait.cli import main
-from plait.next_steps import next_steps
-from plait.pipeline import run_config
+from plait.run.load import run_config
+from plait.run.next_steps import next_steps
 
 TINY = ["--prepare.documents", "192", "--prepare.validation_documents", "64",
         "--prepare.codec_documents", "128",

@@ -5,11 +5,11 @@ import pytest
 import torch
 from conftest import SIZES, model_config, random_documents
 
-from plait.batch import assemble, pack, spell
-from plait.errors import ConfigError
+from plait.batch.batch import assemble, pack, spell
+from plait.common.errors import ConfigError
+from plait.config.model import ModalityConfig, ModelConfig
 from plait.generate import Request, generate
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModalityConfig, ModelConfig
 from plait.objectives import loss_sums
 
 TOWERS = ["a", "b"]

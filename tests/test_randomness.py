@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.randomness import permuted, uniforms
+from plait.common.randomness import permuted, uniforms
 
 
 def test_uniforms_depend_on_each_key_and_nothing_else():

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from plait.arguments import split
 from plait.cli import _parser
-from plait.config import RunConfig
-from plait.config_file import _convert, kind_of, parsed
-from plait.errors import ConfigError
+from plait.common.errors import ConfigError
+from plait.config.file import _convert, kind_of, parsed
+from plait.config.run import RunConfig
+from plait.run.arguments import split
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 

@@ -24,9 +24,9 @@ from faults import ALL_RANKS, SECONDS_TO_END, Fault, Launched, Table, documents,
 from test_checkpoint import flip
 from test_train import config_for
 
-from plait.config_file import to_dict
-from plait.files import write_text
-from plait.locks import one_writer
+from plait.common.files import write_text
+from plait.common.locks import one_writer
+from plait.config.file import to_dict
 from plait.train import checkpoint
 
 ROOT = Path(__file__).parent.parent

@@ -15,8 +15,9 @@ ImageDraw = pytest.importorskip("PIL.ImageDraw")
 soundfile = pytest.importorskip("soundfile")
 
 
-from plait.errors import DataError, ResourceError  # noqa: E402
-from plait.report import charts, figures, write_report  # noqa: E402
+from plait.common.errors import DataError, ResourceError  # noqa: E402
+from plait.report import charts, write_report  # noqa: E402
+from plait.report import numbers as numbers_module
 from plait.report.scores import scores  # noqa: E402
 
 CAPTIONS = [
@@ -374,4 +375,4 @@ def test_the_first_screen_shows_what_was_made(run, browser):
     ("seconds", "words"), [(3.21, "3.2 s"), (59.7, "1 min 0 s"), (582, "9 min 42 s"), (7384, "2 h 3 min")]
 )
 def test_durations_read_well(seconds, words):
-    assert figures.duration(seconds) == words
+    assert numbers_module.duration(seconds) == words

@@ -14,7 +14,8 @@ pytest.importorskip("soundfile")
 
 from test_report import CAPTIONS, HOSTILE, text, write_clip, write_jsonl, write_picture  # noqa: E402
 
-from plait.report import denoising, figures, write_report  # noqa: E402
+from plait.report import numbers, write_report
+from plait.report import strips as strips_module  # noqa: E402
 from plait.report.media import Media  # noqa: E402
 
 LEVELS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.05)
@@ -175,12 +176,12 @@ def test_records_that_are_not_whole_and_hostile_ones_are_shown_and_never_run(tmp
 
 def test_long_strips_are_thinned_evenly_and_scales_are_sorted(tmp_path):
     steps = [{"level": 1 - i / 50, "part": text(str(i))} for i in range(51)]
-    [group] = denoising.strips([{"steps": steps, "output": text("made")}], Media(tmp_path))
+    [group] = strips_module.strips([{"steps": steps, "output": text("made")}], Media(tmp_path))
     [row] = group["rows"]
-    assert [view["text"] for _, view in row["steps"]] == [str(5 * i) for i in range(denoising.MOST_STEPS)]
+    assert [view["text"] for _, view in row["steps"]] == [str(5 * i) for i in range(strips_module.MOST_STEPS)]
     assert row["steps"][0][0] == "1" and row["output"][0]["text"] == "made"
     records = [{"outputs": [{"guidance": g, "part": text(str(g))} for g in scales]} for scales in ((5, 1.5), (1.0,))]
-    [group] = denoising.guided(records, Media(tmp_path))
+    [group] = strips_module.guided(records, Media(tmp_path))
     assert group["scales"] == ["1", "1.5", "5"]
     cells = [[view and view["text"] for _, view in row["cells"]] for row in group["rows"]]
     assert cells == [[None, "1.5", "5"], ["1.0", None, None]]
@@ -190,12 +191,12 @@ def test_squared_errors_are_named(run):
     page = re.sub(r"<[^>]+>", "", write_report(run).read_text("utf-8"))
     said = "in nats per token where it is discrete; for image the mean squared error of the predicted velocity"
     assert page.count(said) == 2, "at the curves and at the table of losses"
-    table = figures.loss_table(FIGURES, ["image"])
+    table = numbers.loss_table(FIGURES, ["image"])
     assert [row["cells"] for row in table["rows"]] == [[(1.5, 1.0)], [(0.25, 1.0)]]
-    assert figures.loss_table(FIGURES, [])["rows"][1]["cells"] == [(0.25, pytest.approx(1 / 6))]
+    assert numbers.loss_table(FIGURES, [])["rows"][1]["cells"] == [(0.25, pytest.approx(1 / 6))]
 
 
 def test_figures_of_latents_have_names():
-    labels = dict(figures.codec_figures(FIGURES, {})["image"])
+    labels = dict(numbers.codec_figures(FIGURES, {})["image"])
     assert labels["Latents on held-out data, mean"] == "-0.0125"
     assert labels["Latents on held-out data, standard deviation"] == "1.004"

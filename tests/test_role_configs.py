@@ -10,20 +10,20 @@ import torch
 import yaml
 from fake_data import write_folder
 
-from plait.batch import Batch, pack
-from plait.config import RunConfig, SamplingConfig
-from plait.config_file import from_dict, load
+from plait.batch.batch import Batch, pack
+from plait.batch.documents import Document, Part
+from plait.batch.spans import Span, tower_of
+from plait.config.file import from_dict, load
+from plait.config.run import RunConfig, SamplingConfig
+from plait.config.shipped import config_path
 from plait.data.loader import Loader
 from plait.generate import Request, generate
 from plait.model.mask import segments, varlen_calls
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
-from plait.parts import Document, Part
-from plait.shipped import config_path
-from plait.spans import Span, tower_of
-from plait.train.engine import Trainer
 from plait.train.metrics import read_metrics
+from plait.train.trainer import Trainer
 
 CHANNELS, GRID = 8, (3, 3)
 PREPARED = {

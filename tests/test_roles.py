@@ -9,22 +9,22 @@ import pytest
 import torch
 from fake_data import write_folder
 
-from plait.batch import assemble, pack, spell_prompt
+from plait.batch.batch import assemble, pack, spell_prompt
+from plait.batch.documents import Document, Part, as_given, role_of
+from plait.batch.spans import towers_of
 from plait.codecs.base import Encoded
-from plait.config import RunConfig, SamplingConfig
-from plait.config_file import load
+from plait.common.progress import QuietProgress
+from plait.config.file import load
+from plait.config.model import ModalityConfig
+from plait.config.run import RunConfig, SamplingConfig
+from plait.config.shipped import config_path
 from plait.data.sources import AS_WRITTEN, TaskSource, open_sources, resolve_vocabulary
-from plait.evaluate import text as evaluate_text
+from plait.evaluate import forced_choice as evaluate_text
 from plait.evaluate.suite import Suite
 from plait.generate import Generator, Request, engine
 from plait.generate.pipeline import Pipeline
 from plait.model.mask import dense_mask, segments
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModalityConfig
-from plait.parts import Document, Part, as_given, role_of
-from plait.progress import QuietProgress
-from plait.shipped import config_path
-from plait.spans import towers_of
 
 CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.yaml"))
 GRID = (2, 3)

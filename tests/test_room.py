@@ -7,14 +7,14 @@ import pytest
 from test_decoding import parts_of, run
 from test_generate import GRIDS, build
 
-from plait.config import SamplingConfig
-from plait.config_file import load
-from plait.errors import ConfigError
+from plait.batch.documents import Part
+from plait.common.errors import ConfigError
+from plait.config.file import load
+from plait.config.run import SamplingConfig
+from plait.config.shipped import config_path
 from plait.generate import Generator, Request, generate
 from plait.generate.graphs import Graphs
 from plait.generate.room import Room, most_tokens
-from plait.parts import Part
-from plait.shipped import config_path
 
 
 def test_one_guided_prompt_of_a_large_model_takes_what_it_needs():

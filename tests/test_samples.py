@@ -7,12 +7,12 @@ import pytest
 from fake_data import model_config, run_config, scene_like, write_folder
 from test_suite import CODECS, document
 
-from plait.config import GenerateConfig
+from plait.batch.documents import Document, Part
+from plait.config.run import GenerateConfig
 from plait.data.sources import resolve_vocabulary
 from plait.generate.pipeline import Pipeline
 from plait.model.mot import MixtureOfTransformers
-from plait.parts import Document, Part
-from plait.samples import SampleSet
+from plait.run.samples import SampleSet
 
 TASKS = {"text,image": 1.0, "image,text": 1.0, "text,speech": 1.0, "text,image,text": 1.0, "as_written": 1.0}
 

@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from plait.config import PrepareConfig
-from plait.data import drawings, scenes, speaker
-from plait.data.articles import with_article
-from plait.data.scene_truths import SceneTruths, ground_of
-from plait.data.scene_world import ALL, BACKGROUNDS, NUM_HELD_OUT, VOICES, Scene, World, visible_on
-from plait.errors import ConfigError, ResourceError
+from plait.common.errors import ConfigError, ResourceError
+from plait.config.run import PrepareConfig
+from plait.scenes import drawings, speaker
+from plait.scenes import source as source_module
+from plait.scenes.articles import with_article
+from plait.scenes.truths import SceneTruths, ground_of
+from plait.scenes.world import ALL, BACKGROUNDS, NUM_HELD_OUT, VOICES, Scene, World, visible_on
 
 PREPARE = PrepareConfig(documents=3000, validation_documents=300, image_size=32)
 
@@ -23,7 +24,7 @@ def same(a, b) -> bool:
 
 
 def test_documents_have_the_promised_form():
-    source = scenes.SceneSource(PREPARE, 0)
+    source = source_module.SceneSource(PREPARE, 0)
     assert source.splits() == {
         "train": 3000, "seen": 300, "unseen_concepts": 300, "unseen_combinations": 300, "other_voice": 300,
     }  # fmt: skip
@@ -39,8 +40,8 @@ def test_documents_have_the_promised_form():
 
 
 def test_reading_does_not_depend_on_the_cut():
-    whole = list(scenes.SceneSource(PREPARE, 3).read("seen", 0, 150))
-    other = scenes.SceneSource(PREPARE, 3)
+    whole = list(source_module.SceneSource(PREPARE, 3).read("seen", 0, 150))
+    other = source_module.SceneSource(PREPARE, 3)
     pieces = [d for start, stop in ((130, 150), (0, 1), (1, 63), (63, 66), (66, 130))
               for d in zip(range(start, stop), other.read("seen", start, stop))]  # fmt: skip
     assert sorted(i for i, _ in pieces) == list(range(150))
@@ -57,7 +58,7 @@ def test_seeds_and_splits_differ():
 
 
 def test_parts_that_nobody_needs_are_not_made():
-    document = next(iter(scenes.SceneSource(PREPARE, 0, parts=["image"]).read("train", 0, 1)))
+    document = next(iter(source_module.SceneSource(PREPARE, 0, parts=["image"]).read("train", 0, 1)))
     assert [name for name, _ in document.parts] == ["image"]
 
 
@@ -123,7 +124,7 @@ def test_relations_are_true():
 
 def test_drawings_lie_inside_and_grounds_show():
     for scene in shown("train", 60):
-        picture = scenes.draw(scene, 64)
+        picture = source_module.draw(scene, 64)
         ground = np.array([int(BACKGROUNDS[scene.background][i : i + 2], 16) for i in (1, 3, 5)])
         border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]).astype(int)
         assert (np.abs(border - ground).max(1) < 60).mean() > 0.9, scene.caption
@@ -155,17 +156,19 @@ def test_an_unknown_voice_is_one_sentence():
 def test_a_missing_package_says_what_to_install(monkeypatch, module, missing):
     monkeypatch.setitem(__import__("sys").modules, module, None)
     with pytest.raises(ResourceError, match=rf"{missing}.*pip install 'plait\[.*scenes\]'"):
-        list(scenes.SceneSource(PREPARE, 0).read("train", 0, 1))
+        list(source_module.SceneSource(PREPARE, 0).read("train", 0, 1))
 
 
 def test_some_documents_are_passages_of_text():
     prepare = PrepareConfig(documents=400, validation_documents=20, passages=0.25)
-    source = scenes.SceneSource(prepare, 0, parts=["text", "image"])
+    source = source_module.SceneSource(prepare, 0, parts=["text", "image"])
     assert source.splits()["passages"] == 20
     train = list(source.read("train", 0, 400))
     alone = [d for d in train if "passage" in d.meta]
     assert 70 < len(alone) < 130 and all([key for key, _ in d.parts] == ["text"] for d in alone)
-    plain = list(scenes.SceneSource(replace(prepare, passages=0.0), 0, parts=["text", "image"]).read("train", 0, 400))
+    plain = list(
+        source_module.SceneSource(replace(prepare, passages=0.0), 0, parts=["text", "image"]).read("train", 0, 400)
+    )
     pairs = [(a, b) for a, b in zip(train, plain) if "passage" not in a.meta]
     assert all(a.meta == b.meta and (a.parts[1][1] == b.parts[1][1]).all() for a, b in pairs)
     held = list(source.read("passages", 0, 20))
@@ -173,9 +176,9 @@ def test_some_documents_are_passages_of_text():
     assert len(set(texts)) == len(texts) and min(map(len, texts)) >= 100
     assert not {d.meta["passage"] for d in alone} & {d.meta["passage"] for d in held}
     assert [d.meta for d in source.read("train", 130, 150)] == [d.meta for d in train[130:150]]
-    assert all(not d.parts for d in scenes.SceneSource(prepare, 0, parts=["image"]).read("passages", 0, 5))
+    assert all(not d.parts for d in source_module.SceneSource(prepare, 0, parts=["image"]).read("passages", 0, 5))
     with pytest.raises(ConfigError, match=r"prepare.passages: .* take a smaller share or fewer documents"):
-        scenes.SceneSource(replace(prepare, documents=100_000, passages=0.9), 0)
+        source_module.SceneSource(replace(prepare, documents=100_000, passages=0.9), 0)
 
 
 SMALL = 64
@@ -228,7 +231,7 @@ def test_in_a_small_world_a_thing_has_one_place_and_one_size():
 
 
 def test_a_small_world_is_a_source_of_scenes():
-    source = scenes.SceneSource(replace(PREPARE, concepts=SMALL), 0, parts=["text", "image"])
+    source = source_module.SceneSource(replace(PREPARE, concepts=SMALL), 0, parts=["text", "image"])
     assert list(source.splits()) == ["train", "unseen_grounds", "seen", "unseen_combinations"]
     documents = list(source.read("unseen_grounds", 0, 40))
     images = [dict(d.parts)["image"] for d in documents]
@@ -242,7 +245,7 @@ def test_a_small_world_is_a_source_of_scenes():
 @pytest.mark.parametrize("count", [1, 5000])
 def test_a_number_of_things_that_there_is_not_is_refused(count):
     with pytest.raises(ConfigError, match=r"prepare.concepts: \d+ is not allowed, it must be at (least|most) \d+"):
-        scenes.SceneSource(PrepareConfig(concepts=count), 0)
+        source_module.SceneSource(PrepareConfig(concepts=count), 0)
 
 
 def test_the_nearest_training_scene_shows_the_same_thing():

@@ -25,16 +25,16 @@ from PIL import Image
 from test_manifest import open_source, write
 from test_prepare_inputs import add, flac, png
 
+from plait.batch.documents import Document, Part
 from plait.codecs import load_codec
 from plait.codecs.pictures import MAX_PIXELS, read_picture
 from plait.codecs.sounds import MAX_SECONDS, read_sound
 from plait.codecs.text import PretrainedTokenizerCodec
+from plait.common.errors import DataError, PlaitError
 from plait.data.arrays import MAX_HEADER
 from plait.data.loader import Loader
-from plait.data.raw import BrokenRow, RawDocument
 from plait.data.shards import ShardSource
-from plait.errors import DataError, PlaitError
-from plait.parts import Document, Part
+from plait.prepare.raw import BrokenRow, RawDocument
 
 ROOT = Path(__file__).parent.parent / "plait"
 FUZZ = settings(

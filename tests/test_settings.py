@@ -7,13 +7,25 @@ import typing
 import pytest
 import yaml
 
-from plait import settings
-from plait.config import RunConfig
-from plait.config_file import from_dict, to_dict
-from plait.errors import ConfigError
-from plait.model_config import ModelConfig
-from plait.run_records import RECORDS
-from plait.settings import BEGUN, FIXED, FREE, KINDS, MEASURED, RESULTS, STREAM, TRAINED, check_same, identity, kinds_of
+from plait.common.errors import ConfigError
+from plait.config import settings
+from plait.config.file import from_dict, to_dict
+from plait.config.model import ModelConfig
+from plait.config.run import RunConfig
+from plait.config.run_records import RECORDS
+from plait.config.settings import (
+    BEGUN,
+    FIXED,
+    FREE,
+    KINDS,
+    MEASURED,
+    RESULTS,
+    STREAM,
+    TRAINED,
+    check_same,
+    identity,
+    kinds_of,
+)
 
 BASE = {
     "name": "base",

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from plait.codecs.sounds import read_sound
-from plait.errors import DataError
+from plait.common.errors import DataError
 
 RATE = 16_000
 N = 5000

@@ -14,16 +14,16 @@ from conftest import model_config, random_part, with_modality
 from test_decoding import General, run, uneven
 from test_generate import GRIDS, build, parts_of, requests
 
-from plait.batch import Run, assemble, spell
-from plait.config import DiffusionConfig, GenerateConfig, SamplingConfig
-from plait.errors import ConfigError
+from plait.batch.batch import Run, assemble, spell
+from plait.batch.documents import Document, Part
+from plait.common.errors import ConfigError
+from plait.config.run import DiffusionConfig, GenerateConfig, SamplingConfig
 from plait.generate import Generator, Request, generate
 from plait.generate.decoding import Decoder
 from plait.generate.rows import Row, keys_of
 from plait.generate.sampling import Limits, weights_of
 from plait.generate.speculation import exponentials, num_right, race
 from plait.model.mot import MixtureOfTransformers
-from plait.parts import Document, Part
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 decoding = importlib.import_module("decoding")

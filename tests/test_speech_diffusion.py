@@ -11,9 +11,9 @@ import torch
 from plait.cli import main
 from plait.codecs.mel import RATE
 from plait.codecs.speech_mel import TOKEN
+from plait.common.files import read_json
 from plait.data.loader import Loader
-from plait.files import read_json
-from plait.pipeline import load, run_config
+from plait.run.load import load, run_config
 from plait.train.metrics import read_metrics
 
 RUN = """

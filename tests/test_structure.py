@@ -66,7 +66,7 @@ def test_one_place_knows_the_kinds_of_sources():
 
 
 def test_one_place_says_which_role_a_part_has():
-    """Roles are never spelt out where parts are made: `plait.parts.role_of` decides."""
+    """Roles are never spelt out where parts are made: `plait.batch.documents.role_of` decides."""
     for path in FILES:
         roles = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.keyword) and n.arg == "role"]
         spelt = [n for n in roles if isinstance(n.value, ast.Constant | ast.IfExp)]
@@ -87,7 +87,7 @@ class Refuse:
             raise ImportError(name + " is not installed here")
 
 sys.meta_path.insert(0, Refuse())
-import plait.train.engine, plait.generate, plait.evaluate.losses, plait.model.pretrained
+import plait.train.trainer, plait.generate, plait.evaluate.losses, plait.model.pretrained
 """
 
 

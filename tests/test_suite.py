@@ -9,20 +9,20 @@ import pytest
 import torch
 from fake_data import FakeImage, FakeOptions, FakeSpeech, FakeText, run_config, write_folder
 
-from plait.batch import spell, spell_prompt
+from plait.batch.batch import spell, spell_prompt
+from plait.batch.documents import Document, Part
 from plait.codecs.base import Encoded
-from plait.config import EvaluateConfig, GenerateConfig, SamplingConfig
-from plait.data.raw import RawDocument
+from plait.common.progress import QuietProgress
+from plait.config.model import ModelConfig
+from plait.config.run import EvaluateConfig, GenerateConfig, SamplingConfig
 from plait.data.sources import resolve_vocabulary
-from plait.evaluate import image, judges, suite
-from plait.evaluate.speech import Recognised
+from plait.evaluate import image_judge, judges, suite
+from plait.evaluate.recogniser import Recognised
 from plait.evaluate.suite import Suite
 from plait.generate import Generator
 from plait.generate.pipeline import Pipeline
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModelConfig
-from plait.parts import Document, Part
-from plait.progress import QuietProgress
+from plait.prepare.raw import RawDocument
 
 THINGS = ["fox", "owl", "key", "apple", "sun", "boat", "tree"]
 SIDE = 4
@@ -192,7 +192,7 @@ def config(tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "remade", lambda *a: Origin())
     monkeypatch.setattr(suite, "raw_documents", documents_of)
     monkeypatch.setattr(suite, "available", lambda progress: True)
-    monkeypatch.setattr(image, "FeatureJudge", Pixels)
+    monkeypatch.setattr(image_judge, "FeatureJudge", Pixels)
     monkeypatch.setattr(judges, "recognised_share", heard)
     monkeypatch.setattr(judges, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
     return config

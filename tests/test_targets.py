@@ -7,19 +7,19 @@ import pytest
 from fake_data import run_config, write_folder
 from test_prepare import config_for, fake_codecs  # noqa: F401  (a fixture)
 
-from plait.config import TrainConfig
+from plait.batch.documents import Document, Part
+from plait.common.errors import DataError
+from plait.common.progress import QuietProgress
+from plait.config.run import TrainConfig
 from plait.data.loader import Loader, open_task_sources
 from plait.data.loader import _Packer as Packer
-from plait.data.prepare import prepare
 from plait.data.recent import RecentDocuments
 from plait.data.shards import ShardSource
 from plait.data.sources import resolve_vocabulary
 from plait.data.targets import check_targets, too_long_item
-from plait.errors import DataError
-from plait.parts import Document, Part
-from plait.progress import QuietProgress
-from plait.train.engine import Trainer
+from plait.prepare.stages import prepare
 from plait.train.metrics import read_metrics
+from plait.train.trainer import Trainer
 
 
 def captioned(i: int, side: int = 16, words: int = 10) -> Document:

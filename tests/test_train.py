@@ -15,25 +15,26 @@ import yaml
 from conftest import model_config, random_documents, random_part, with_modality
 from fake_data import run_config, scene_like, write_folder
 
-from plait.batch import pack
+from plait.batch.batch import pack
+from plait.batch.documents import Document, Part
 from plait.cli import main
-from plait.config import TrainConfig
-from plait.config_file import to_dict
-from plait.errors import CheckpointError, ConfigError, ResourceError
+from plait.common.errors import CheckpointError, ConfigError, ResourceError
+from plait.common.progress import Progress
+from plait.config.file import to_dict
+from plait.config.model import ModalityConfig, ModelConfig, TowerConfig
+from plait.config.run import TrainConfig
+from plait.config.run_records import TowerSettings
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained, save_pretrained
-from plait.model_config import ModalityConfig, ModelConfig, TowerConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
-from plait.parts import Document, Part
-from plait.progress import Progress
-from plait.run_records import TowerSettings
-from plait.train import checkpoint, engine
-from plait.train.engine import Trainer, TrainingStopped, pick_device
+from plait.train import checkpoint
+from plait.train import trainer as trainer_module
+from plait.train.diagnostics import Measures
 from plait.train.gradients import add_gradients
-from plait.train.measures import Measures
 from plait.train.metrics import read_metrics
 from plait.train.optim import learning_rate, make_optimizer
+from plait.train.trainer import Trainer, TrainingStopped, pick_device
 
 
 @pytest.fixture(scope="module")
@@ -356,7 +357,7 @@ def test_absent_devices(name):
 def test_fitted_to_minutes(folder, tmp_path, monkeypatch):
     """A step takes a quarter of a second by this clock, so three seconds are 12 steps, whatever `steps` says."""
     ticks = itertools.count()
-    monkeypatch.setattr(engine, "time", types.SimpleNamespace(monotonic=lambda: next(ticks) / 4))
+    monkeypatch.setattr(trainer_module, "time", types.SimpleNamespace(monotonic=lambda: next(ticks) / 4))
     config = config_for(folder, tmp_path, minutes=0.05, steps=1)
     trainer = Trainer(config, Progress())
     trainer.run()

@@ -9,9 +9,9 @@ from PIL import Image
 
 import plait
 from plait.cli import main
-from plait.config_file import load
-from plait.errors import ConfigError
-from plait.shipped import config_path
+from plait.common.errors import ConfigError
+from plait.config.file import load
+from plait.config.shipped import config_path
 
 TINY = ["--prepare.documents", "192", "--prepare.validation_documents", "32", "--prepare.codec_documents", "128",
         "--prepare.codec_minutes", "0.05", "--prepare.shard_documents", "64", "--model.width", "32",

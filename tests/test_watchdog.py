@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from plait.errors import PlaitError
+from plait.common.errors import PlaitError
 from plait.train.watchdog import Beat, RankLost, Watchdog, judge, lost_ranks, where
 
 NOW, SECONDS = 1000.0, 10.0

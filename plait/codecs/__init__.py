@@ -5,7 +5,7 @@ from pathlib import Path
 
 from plait.codecs.base import Codec, Encoded, Media
 from plait.codecs.saved import description_of
-from plait.errors import ConfigError, unknown
+from plait.common.errors import ConfigError, unknown
 
 __all__ = ["CODECS", "Codec", "Encoded", "Media", "codec_class", "fixed_grids", "load_codec"]
 

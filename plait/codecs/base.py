@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from plait.codecs.signatures import HEAD, kind_of
-from plait.config_file import from_dict
-from plait.errors import DataError
+from plait.common.errors import DataError
+from plait.config.file import from_dict
 
 Media = Any
 """Raw media as its codec knows it: str; image uint8 [H, W, 3]; audio float32 [samples] at the codec's rate."""

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from plait.codecs.base import Progress
-from plait.files import atomic_file
-from plait.randomness import generator
+from plait.common.files import atomic_file
+from plait.common.randomness import generator
 
 _WARMUP_STEPS = 50
 _FLAT_SHARE = 0.4  # of the time at the peak, before the linear decay

@@ -20,8 +20,8 @@ from plait.codecs import pictures, saved
 from plait.codecs.base import Progress, alike
 from plait.codecs.latents import Scaling
 from plait.codecs.patches import PictureLatentCodec, check_picture_options
-from plait.errors import DataError, require
-from plait.model.heads import from_images, to_images
+from plait.common.errors import DataError, require
+from plait.model.latent_patches import from_images, to_images
 
 _COLOURS = 3
 _BATCH = 64  # images measured together

@@ -21,7 +21,7 @@ from plait.codecs.base import Progress, alike
 from plait.codecs.fitting import Schedule, best_device, fit_model, fitting_key
 from plait.codecs.latents import Scaling, divergence
 from plait.codecs.patches import PictureLatentCodec, check_picture_options
-from plait.errors import ConfigError, DataError, require
+from plait.common.errors import ConfigError, DataError, require
 
 
 @dataclass

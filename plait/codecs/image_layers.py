@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from plait.codecs import pictures
 from plait.codecs.image_tokens import ImageAutoencoder, ImageTokenCodec, ImageTokenOptions, new_decoder
-from plait.errors import require
+from plait.common.errors import require
 
 _NEAR = 8 / 127.5  # of the range -1 to 1: a colour this near to the background's, channel by channel, is background
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from plait.errors import DataError
+from plait.common.errors import DataError
 
 _MIN_IS_WHITE, _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 0, 258, 262, 284, 339  # of TIFF
 _UNSIGNED, _FLOAT = 1, 3

@@ -12,7 +12,7 @@ from plait.codecs import saved
 from plait.codecs.base import Progress
 from plait.codecs.latents import Scaling
 from plait.codecs.patches import PictureLatentCodec, check_picture_options
-from plait.errors import DataError
+from plait.common.errors import DataError
 
 _COLOURS = 3
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plait.codecs import pictures, saved
 from plait.codecs.base import Codec, Encoded, ids_of
-from plait.errors import ConfigError, DataError, require
+from plait.common.errors import ConfigError, DataError, require
 
 _BATCH = 8  # pictures encoded or decoded together
 

@@ -20,7 +20,7 @@ from plait.codecs import pictures, saved
 from plait.codecs.base import Codec, Encoded, Progress, ids_of
 from plait.codecs.fitting import Schedule, fit_model, fitting_key
 from plait.codecs.quantizer import Quantizer, check_quantizer
-from plait.errors import DataError, require
+from plait.common.errors import DataError, require
 
 _BATCH = 64  # pictures encoded or decoded together
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from plait.codecs.base import Encoded
-from plait.errors import CheckpointError, DataError
+from plait.common.errors import CheckpointError, DataError
 
 _SMALLEST = 1e-6  # a channel that never changes is not blown up
 _MEASURED = 1024  # training items from which mean and scale are measured

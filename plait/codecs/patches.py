@@ -16,8 +16,8 @@ from torch import Tensor
 from plait.codecs import pictures
 from plait.codecs.base import Codec, Encoded, alike
 from plait.codecs.latents import Scaling, checked_latents, measured_places
-from plait.errors import DataError, require
-from plait.model.heads import from_images, to_images
+from plait.common.errors import DataError, require
+from plait.model.latent_patches import from_images, to_images
 
 _BATCH = 64  # pictures encoded or decoded together
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from plait.codecs.base import Codec, remark
 from plait.codecs.image_modes import as_rgb
 from plait.codecs.signatures import unreadable
-from plait.errors import DataError, ResourceError, shown
+from plait.common.errors import DataError, ResourceError, shown
 
 MAX_PIXELS = 1 << 27
 """Pixels of a picture that is read, about 134 million: what a small file unpacks to must fit in memory."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from plait.codecs.saved import installed
-from plait.errors import require
+from plait.common.errors import require
 
 
 class Quantizer(nn.Module):

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from plait.codecs.base import Codec
-from plait.config_file import to_dict
-from plait.errors import CheckpointError, ConfigError, ResourceError
-from plait.files import atomic_file, write_json
+from plait.common.errors import CheckpointError, ConfigError, ResourceError
+from plait.common.files import atomic_file, write_json
+from plait.config.file import to_dict
 
 AnyCodec = TypeVar("AnyCodec", bound=Codec)
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from plait.codecs.signatures import unreadable
-from plait.errors import DataError, ResourceError, shown
+from plait.common.errors import DataError, ResourceError, shown
 
 MAX_SECONDS = 3600
 """Length of a recording that is read."""

@@ -18,7 +18,7 @@ from plait.codecs.base import Encoded, Progress
 from plait.codecs.latents import Scaling, checked_latents, divergence, measured_places
 from plait.codecs.mel import BINS
 from plait.codecs.speech_mel import MelAutoencoder, SpeechCodec, SpeechOptions, count_tokens, mel_error
-from plait.errors import CheckpointError, require
+from plait.common.errors import CheckpointError, require
 
 
 @dataclass

@@ -20,7 +20,7 @@ from plait.codecs import saved, sounds
 from plait.codecs.base import Codec, Encoded, Progress, alike
 from plait.codecs.fitting import Schedule, fit_model, fitting_key
 from plait.codecs.mel import BINS, FLOOR, HOP, RATE, LogMel
-from plait.errors import DataError, require
+from plait.common.errors import DataError, require
 
 FOLD = 4
 """Frames in one token."""

@@ -16,7 +16,7 @@ import torch
 
 from plait.codecs import saved, sounds
 from plait.codecs.base import Codec, Encoded, ids_of
-from plait.errors import ConfigError, require
+from plait.common.errors import ConfigError, require
 
 
 @dataclass

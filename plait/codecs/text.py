@@ -10,8 +10,8 @@ import numpy as np
 
 from plait.codecs import saved
 from plait.codecs.base import Codec, Encoded, Progress, ids_of
-from plait.errors import CheckpointError, ConfigError, DataError, ResourceError, printable, require, shown
-from plait.files import atomic_file
+from plait.common.errors import CheckpointError, ConfigError, DataError, ResourceError, printable, require, shown
+from plait.common.files import atomic_file
 
 _BYTES = 256
 

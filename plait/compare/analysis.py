@@ -8,18 +8,18 @@ every checkpoint that is kept). A run is not analysed again until its checkpoint
 from pathlib import Path
 from typing import Any
 
-from plait.batch import Batch
+from plait.batch.batch import Batch
+from plait.common.files import read_json, write_json
 from plait.compare.probes import attention_mass, components, gradient_conflict
 from plait.compare.runner import StudyRun
-from plait.config import AS_WRITTEN_TASK, RunConfig
+from plait.config.run import AS_WRITTEN_TASK, RunConfig
 from plait.data.loader import validation_batches
 from plait.data.sources import resolve_vocabulary, validation_splits
 from plait.evaluate.losses import VALIDATION_SEED
-from plait.files import read_json, write_json
 from plait.model.pretrained import load_pretrained
 from plait.objectives.diffusion import corrupt
 from plait.train import checkpoint
-from plait.train.engine import pick_device
+from plait.train.trainer import pick_device
 
 FILE = "analysis.json"
 KINDS = ("components", "layers", "attention", "conflict")

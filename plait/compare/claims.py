@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from plait.common.errors import ConfigError, require, unknown
 from plait.compare.results import Found
 from plait.compare.study import SPLITS
-from plait.config_file import from_dict, read_yaml
-from plait.errors import ConfigError, require, unknown
+from plait.config.file import from_dict, read_yaml
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN = "reproduced", "not reproduced", "inconclusive", "not run yet"
 VALUES = ("steps_ratio", "end_ratio", "time_of_a_step", "flops_of_a_step", "identical_towers")

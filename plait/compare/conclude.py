@@ -9,19 +9,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from plait.common.files import write_json, write_text
 from plait.compare.analysis_charts import SECTION as INSIDE
 from plait.compare.analysis_charts import analysis_charts
+from plait.compare.chart_files import draw_figures
 from plait.compare.charts import Chart, charts
 from plait.compare.claims import INCONCLUSIVE, MOST_INCONCLUSIVE, NOT_REPRODUCED, judge, read_claims
 from plait.compare.curves import TRAINING
-from plait.compare.figures import draw_figures
 from plait.compare.identical import difference_of_identical_towers
-from plait.compare.kept import kept_analyses, kept_records
-from plait.compare.page import FOLDED, write_page
+from plait.compare.kept_rows import kept_analyses, kept_records
 from plait.compare.results import Found, gather
 from plait.compare.study import Study
+from plait.compare.study_page import FOLDED, write_page
 from plait.compare.tables import claim_rows, markdown_table, tables
-from plait.files import write_json, write_text
 
 LOGS, IMAGES, PAGES = "study_logs", "images/studies", "pages"
 SHARE = ("arm", "against", "modality", "seeds", "steps_ratio", "steps_ratio_low", "steps_ratio_high",

@@ -3,11 +3,11 @@
 import numpy as np
 import torch
 
-from plait.batch import pack
+from plait.batch.batch import pack
+from plait.batch.documents import Document, Part
+from plait.config.model import ModalityConfig, ModelConfig
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModalityConfig, ModelConfig
 from plait.objectives import loss_sums
-from plait.parts import Document, Part
 
 IDS = {"text": 64, "image": 48, "speech": 32}
 

@@ -7,14 +7,14 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from plait.bounds import Bounds, as_number
+from plait.common.errors import DataError, printable
+from plait.compare.chart_files import draw_figures
 from plait.compare.charts import charts
 from plait.compare.curves import LOSS, TRAINING, VAL_LOSS, VALIDATION, Curve, Key, curves_of, is_finite, training_steps
-from plait.compare.figures import draw_figures
-from plait.compare.page import write_page
 from plait.compare.records import Records
 from plait.compare.results import NOTHING, Matched, match_curves, match_row, write_results
-from plait.errors import DataError, printable
+from plait.compare.study_page import write_page
+from plait.config.bounds import Bounds, as_number
 from plait.train.metrics import read_metrics
 
 LARGEST = 1e15

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.batch import Batch
+from plait.batch.batch import Batch
 from plait.model.mask import document_starts, segments
 from plait.model.mot import MixtureOfTransformers
 from plait.model.routing import merged, to_sequence

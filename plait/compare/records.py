@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from plait.common.errors import DataError
+from plait.common.files import read_json
 from plait.compare.curves import Curve, Key, read_curves, step_seconds
+from plait.compare.run_scores import read_scores
 from plait.compare.runner import DONE, StudyRun, Tuned
-from plait.compare.scores import read_scores
-from plait.errors import DataError
-from plait.files import read_json
 from plait.train.metrics import hardware, versions
 
 Run = tuple[str, int]

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from plait.common.files import write_json, write_text
 from plait.compare.curves import TRAINING, VALIDATION, Curve, Key
 from plait.compare.records import Records, Run
 from plait.compare.scaling import fit_families
 from plait.compare.step_matching import Match, Spread, match
 from plait.compare.study import Study
 from plait.compare.tables import markdown
-from plait.files import write_json, write_text
 
 UNITS = {"next_token": "nats a token", "diffusion": "squared error"}
 """What the loss of an objective is counted in."""

@@ -3,7 +3,7 @@
 ``<out>/data`` is prepared once; ``data.json`` holds its digest. ``<out>/runs/<arm>/<learning rate>/seed-<n>`` are run
 folders, with ``done.json`` where a run has ended well and ``failure.json`` where it has not. Trials of learning rates
 are whole runs of an arm's first seed, and the best one of them is that seed's run: trials on a shorter schedule choose
-rates that are too high (docs/experiments.md). Trials that were taken from kept logs (plait/compare/trials.py) are not
+rates that are too high (docs/experiments.md). Trials that were taken from kept logs (plait/compare/rate_trials.py) are not
 run again. The same command skips what is done, goes on with what was stopped, and tries again what failed. Several
 processes may run it at once, one for each GPU: a lock in every run folder keeps them apart.
 """
@@ -17,20 +17,20 @@ from typing import Any
 
 import yaml
 
+from plait.common.errors import ConfigError, Held, PlaitError
+from plait.common.files import read_json, write_json
+from plait.common.locks import one_writer
+from plait.common.progress import Progress
 from plait.compare.curves import final_losses, score
-from plait.compare.plan import ArmPlan, check_plan, make_plan
+from plait.compare.planned_runs import ArmPlan, check_plan, make_plan
+from plait.compare.rate_trials import Trials, check_trials, taken_trials
 from plait.compare.study import Study
-from plait.compare.trials import Trials, check_trials, taken_trials
-from plait.config import RunConfig
-from plait.data.prepare import prepare
+from plait.config.run import RunConfig
+from plait.config.settings import RESULTS, check_same, identity
 from plait.data.sources import data_fingerprint, folders
-from plait.errors import ConfigError, Held, PlaitError
-from plait.files import read_json, write_json
-from plait.locks import one_writer
-from plait.progress import Progress
-from plait.settings import RESULTS, check_same, identity
+from plait.prepare.stages import prepare
 from plait.train.acceptance import keep_config
-from plait.train.engine import Trainer, TrainingStopped
+from plait.train.trainer import Trainer, TrainingStopped
 
 DONE, FAILURE, DATA = "done.json", "failure.json", "data.json"
 SECONDS_TO_WAIT = 5

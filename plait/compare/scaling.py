@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from plait.common.errors import DataError
+from plait.common.randomness import generator
 from plait.compare.curves import TRAINING, VALIDATION
 from plait.compare.records import Records
-from plait.errors import DataError
-from plait.randomness import generator
 
 LEAST_SIZES = 3
 DRAWS = 2000

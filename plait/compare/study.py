@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from plait.bounds import Checked, bounded, needed
+from plait.common.errors import ConfigError, require, unknown
 from plait.compare.curves import TRAINING, VALIDATION
-from plait.config import RunConfig
-from plait.config_file import from_dict, load, read_yaml
-from plait.errors import ConfigError, require, unknown
+from plait.config.bounds import Checked, bounded, needed
+from plait.config.file import from_dict, load, read_yaml
+from plait.config.run import RunConfig
 
 FIGURES = ("", "steps_ratio", "end_ratio", "flops_ratio", "time_ratio")
 SPLITS = (TRAINING, VALIDATION)

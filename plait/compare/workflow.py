@@ -3,23 +3,23 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from plait.common.errors import require
+from plait.common.files import write_json
+from plait.common.progress import Progress
 from plait.compare.analysis import read_analyses
 from plait.compare.analysis_charts import analysis_charts
+from plait.compare.chart_files import draw_figures
 from plait.compare.charts import charts
 from plait.compare.conclude import LOGS
-from plait.compare.figures import draw_figures
-from plait.compare.kept import keep
-from plait.compare.page import write_page
-from plait.compare.plan import ArmPlan
+from plait.compare.kept_rows import keep
+from plait.compare.planned_runs import ArmPlan
 from plait.compare.records import read_records, read_written_records
 from plait.compare.results import gather, write_results
 from plait.compare.runner import StudyFailed, StudyRun
 from plait.compare.study import Study
+from plait.compare.study_page import write_page
 from plait.compare.tables import Table, number
-from plait.errors import require
-from plait.files import write_json
-from plait.progress import Progress
-from plait.train.engine import TrainingStopped
+from plait.train.trainer import TrainingStopped
 
 
 def compare(study: Study, progress: Progress, *, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Path:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from plait.errors import DataError
-from plait.files import atomic_file
-from plait.tensor_header import BadHeader, Entry, read_header, write_header
+from plait.common.errors import DataError
+from plait.common.files import atomic_file
+from plait.common.tensor_header import BadHeader, Entry, read_header, write_header
 
 MAX_HEADER = 1 << 20
 """Bytes that a header may have: far more than the few arrays of a shard need."""

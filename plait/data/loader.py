@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from plait.batch import Batch, pack_checked
-from plait.config import RunConfig
+from plait.batch.batch import Batch, pack_checked
+from plait.batch.documents import Document
+from plait.common.errors import ConfigError, DataError, require, unknown
+from plait.config.run import RunConfig
+from plait.config.settings import STREAM, check_same, identity
 from plait.data.mixing import MixedOrder
 from plait.data.packing import EDGES, PartSize, cut_document, plan_bins
 from plait.data.recent import RecentDocuments
 from plait.data.sources import TaskSource, documents_digest, folders, open_sources, resolve_vocabulary
-from plait.errors import ConfigError, DataError, require, unknown
-from plait.parts import Document
-from plait.settings import STREAM, check_same, identity
 
 WINDOW_BINS = 256
 """Bins that are planned together; a window ends with at most about one bin that is not full."""

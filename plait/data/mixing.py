@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from plait.config import SourceConfig
-from plait.errors import ConfigError
-from plait.randomness import permuted
+from plait.common.errors import ConfigError
+from plait.common.randomness import permuted
+from plait.config.run import SourceConfig
 
 
 class MixedOrder:

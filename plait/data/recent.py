@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from plait.parts import Document
+from plait.batch.documents import Document
 
 BYTES = 1 << 27
 """Of the documents that are kept, all together (128 MiB); the newest one is kept whatever its size."""

@@ -4,7 +4,7 @@ A prepared folder holds::
 
     index.json                            modalities, splits, shards with their sizes; written last
     codecs/<modality>/                    what Codec.save_pretrained wrote
-    tables/<split>.safetensors            every document's parts and checksums (plait/data/tables.py)
+    tables/<split>.safetensors            every document's parts and checksums (plait/data/document_table.py)
     shards/<split>-00000.safetensors      the encoded documents
     shards/<split>-00000.meta.jsonl       one JSON object a document: what is known of it
 
@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 
+from plait.batch.documents import Document, Part, role_of
+from plait.common.errors import DataError, unknown
+from plait.common.files import write_json, write_text
+from plait.common.locks import writer_of
 from plait.data.arrays import ArrayFile, write_arrays
-from plait.data.tables import MAX_GRID_AXES, PartTable, SplitTable, Table, make_table, write_table
-from plait.errors import DataError, unknown
-from plait.files import write_json, write_text
-from plait.locks import writer_of
-from plait.parts import Document, Part, role_of
+from plait.data.document_table import MAX_GRID_AXES, PartTable, SplitTable, Table, make_table, write_table
 
 SHARD_SCHEMA_VERSION = 3
 INDEX_NAME = "index.json"

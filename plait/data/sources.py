@@ -8,16 +8,16 @@ from pathlib import Path
 
 import numpy as np
 
-from plait.config import AS_WRITTEN_TASK, RunConfig, SourceConfig
-from plait.data.origins import SETTINGS_NAME
+from plait.batch.documents import Document, Part, role_of
+from plait.common.errors import ConfigError, DataError, unknown
+from plait.common.files import read_json
+from plait.common.randomness import uniforms
+from plait.config.model import ModalityConfig, ModelConfig
+from plait.config.run import AS_WRITTEN_TASK, RunConfig, SourceConfig
+from plait.data.document_table import PartTable
 from plait.data.packing import EDGES, PartSize
 from plait.data.shards import ShardSource, digest_of, read_index, table_name
-from plait.data.tables import PartTable
-from plait.errors import ConfigError, DataError, unknown
-from plait.files import read_json
-from plait.model_config import ModalityConfig, ModelConfig
-from plait.parts import Document, Part, role_of
-from plait.randomness import uniforms
+from plait.prepare.raw_sources import SETTINGS_NAME
 
 AS_WRITTEN = -1
 """The task of documents whose parts stay as written."""

@@ -8,12 +8,12 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from plait.config import AS_WRITTEN_TASK, RunConfig
+from plait.common.errors import DataError
+from plait.config.model import ModalityConfig
+from plait.config.run import AS_WRITTEN_TASK, RunConfig
 from plait.data.loader import document_limit, open_task_sources
 from plait.data.packing import EDGES, PartSize, cut_document
 from plait.data.sources import AS_WRITTEN, TaskSource, folders
-from plait.errors import DataError
-from plait.model_config import ModalityConfig
 
 _AT_ONCE = 4096  # documents
 _LOOKED_AT = 1000  # documents of which it is found what they need

@@ -14,13 +14,13 @@ import numpy as np
 from torch import Tensor
 
 from plait.codecs import Codec, Media
-from plait.data.encode import num_cores
-from plait.data.raw import Truths
-from plait.errors import ResourceError
-from plait.evaluate.speech import recognised_share
-from plait.evaluate.text import interval
-from plait.progress import Progress
-from plait.randomness import generator
+from plait.common.errors import ResourceError
+from plait.common.progress import Progress
+from plait.common.randomness import generator
+from plait.evaluate.forced_choice import interval
+from plait.evaluate.recogniser import recognised_share
+from plait.prepare.encode import num_cores
+from plait.prepare.raw import Truths
 
 GRAMMAR = 100
 """Captions that the speech judge chooses among, about: clips are judged in groups of like size."""
@@ -87,7 +87,7 @@ class PictureJudge:
     """
 
     def __init__(self, truths: Truths, metas: Sequence[dict], size: int):
-        from plait.evaluate.image import FeatureJudge
+        from plait.evaluate.image_judge import FeatureJudge
 
         shown = [truths.thing(meta) for meta in metas]
         self.single = [i for i, thing in enumerate(shown) if thing]
@@ -106,7 +106,7 @@ class PictureJudge:
 
     def judge(self, features: Tensor) -> Judged:
         """Judge the features [B, D] of one picture for each scene."""
-        from plait.evaluate.image import similarity
+        from plait.evaluate.image_judge import similarity
 
         if not self.single:
             return Judged(0.0, 0)
@@ -132,7 +132,7 @@ def picture_figures(
     Beside them the same figures of ``real`` pictures of the same documents, of the codec's round trip of them, of the
     ``nearest`` training pictures, which a model that only remembers would show, and the distance of blurred ones.
     """
-    from plait.evaluate.image import blurred, frechet_distance
+    from plait.evaluate.image_judge import blurred, frechet_distance
 
     judge = PictureJudge(truths, metas, made[0].shape[0])
     target = judge.features(others)
@@ -154,8 +154,8 @@ def picture_figures(
 def available(progress: Progress) -> bool:
     """Say whether the judges are installed, and in one line what is missing if not."""
     try:
-        from plait.evaluate.image import FeatureJudge
-        from plait.evaluate.speech import Recogniser
+        from plait.evaluate.image_judge import FeatureJudge
+        from plait.evaluate.recogniser import Recogniser
 
         FeatureJudge()
         Recogniser([["a fox"]])

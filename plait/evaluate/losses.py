@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from plait.batch import Batch
-from plait.config import AS_WRITTEN_TASK, DiffusionConfig, RunConfig
+from plait.batch.batch import Batch
+from plait.config.run import AS_WRITTEN_TASK, DiffusionConfig, RunConfig
 from plait.data.loader import validation_batches
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Ranks

@@ -7,19 +7,19 @@ from itertools import islice
 
 import numpy as np
 
+from plait.batch.documents import Document, Part
 from plait.codecs import Codec, Media
-from plait.config import RunConfig, SamplingConfig
-from plait.data.origins import remade
-from plait.data.raw import RawSource, Truths, raw_documents, raw_items
+from plait.common.errors import ConfigError
+from plait.common.progress import Progress
+from plait.config.run import RunConfig, SamplingConfig
 from plait.data.shards import ShardSource
 from plait.data.sources import open_sources, validation_splits
-from plait.errors import ConfigError
+from plait.evaluate.forced_choice import continuation_scores, forced_choice, interval
 from plait.evaluate.judges import available, picture_figures, speech_figures
 from plait.evaluate.losses import perplexity, split_losses
-from plait.evaluate.text import continuation_scores, forced_choice, interval
 from plait.generate.pipeline import Pipeline
-from plait.parts import Document, Part
-from plait.progress import Progress
+from plait.prepare.raw import RawSource, Truths, raw_documents, raw_items
+from plait.prepare.raw_sources import remade
 
 FILE = "evaluation.json"
 """Where a run's folder keeps the figures."""

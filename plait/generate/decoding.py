@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.batch import Batch, Routing, Run, Targets, place_runs
+from plait.batch.batch import Batch, Routing, Run, Targets, place_runs
+from plait.batch.spans import Span, tower_of
 from plait.generate.allowed import AllowedIds
 from plait.generate.rows import Row, Stream
 from plait.generate.sampling import Limits, invert, weights_of
@@ -25,7 +26,6 @@ from plait.generate.speculation import race
 from plait.model.cache import CacheStep, KVCache, to_device, together
 from plait.model.mot import MixtureOfTransformers
 from plait.model.routing import merged
-from plait.spans import Span, tower_of
 
 LONGEST_STEP = 256
 """Slots that padded steps attend are a multiple of this."""

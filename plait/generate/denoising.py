@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.batch import Batch, Latents
-from plait.config import DiffusionConfig, SamplingConfig
+from plait.batch.batch import Batch, Latents
+from plait.config.run import DiffusionConfig, SamplingConfig
 from plait.generate.decoding import guided
+from plait.generate.latent_batches import Canvas, start_waves
 from plait.generate.rows import Row, Stream
-from plait.generate.waves import Canvas, start_waves
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives.diffusion import predicted_target
 from plait.objectives.samplers import Denoiser

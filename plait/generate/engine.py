@@ -17,23 +17,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.batch import Batch, Run, assemble, position_after, spell_prompt
-from plait.bounds import check_sizes
-from plait.config import DiffusionConfig
-from plait.errors import ResourceError, require
+from plait.batch.batch import Batch, Run, assemble, position_after, spell_prompt
+from plait.batch.documents import Part, role_of
+from plait.common.errors import ResourceError, require
+from plait.config.bounds import check_sizes
+from plait.config.run import DiffusionConfig
 from plait.generate import denoising, prefixes
 from plait.generate.allowed import AllowedIds
 from plait.generate.decoding import Decoder, guided
 from plait.generate.graphs import CudaCapture, Graphs
+from plait.generate.latent_batches import Canvas
 from plait.generate.request import Request, Result, check_request
 from plait.generate.room import Room, most_tokens, num_pages
 from plait.generate.rows import Row, Stream, one
 from plait.generate.speculation import num_right
-from plait.generate.waves import Canvas
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pages import PagedKVCache
 from plait.model.precision import autocast
-from plait.parts import Part, role_of
 
 __all__ = ["Generator", "generate", "guided"]
 

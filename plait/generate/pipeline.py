@@ -6,16 +6,16 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from plait.batch.documents import Part, as_given
 from plait.codecs import Codec, Encoded, Media, fixed_grids
 from plait.codecs.base import alike
-from plait.config import DiffusionConfig, GenerateConfig, SamplingConfig
-from plait.errors import require
-from plait.files import atomic_file
+from plait.common.errors import require
+from plait.common.files import atomic_file
+from plait.config.run import DiffusionConfig, GenerateConfig, SamplingConfig
 from plait.generate.engine import generate
 from plait.generate.prompts import MediaPart, Prompt, read_prompt
 from plait.generate.request import Request, Result
 from plait.model.mot import MixtureOfTransformers
-from plait.parts import Part, as_given
 
 
 @dataclass

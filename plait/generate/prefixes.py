@@ -9,10 +9,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from plait.batch import Run
+from plait.batch.batch import Run
+from plait.config.model import ModelConfig
 from plait.generate.rows import Stream
 from plait.model.cache import KVCache
-from plait.model_config import ModelConfig
 
 LEAST_SHARED = 16
 """Fewer tokens in common are not worth a copy."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from plait.codecs import Codec, Media
-from plait.errors import ConfigError, DataError, PlaitError, ResourceError, require, unknown
+from plait.common.errors import ConfigError, DataError, PlaitError, ResourceError, require, unknown
 
 MediaPart = tuple[str, Media]
 """A modality and one raw item."""

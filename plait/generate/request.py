@@ -4,12 +4,12 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from plait.batch import spell_prompt
-from plait.bounds import Checked, bounded
-from plait.config import DiffusionConfig, SamplingConfig, check_sampler
-from plait.errors import ConfigError, require, unknown
-from plait.model_config import ModelConfig
-from plait.parts import Part, as_given, check_parts
+from plait.batch.batch import spell_prompt
+from plait.batch.documents import Part, as_given, check_parts
+from plait.common.errors import ConfigError, require, unknown
+from plait.config.bounds import Checked, bounded
+from plait.config.model import ModelConfig
+from plait.config.run import DiffusionConfig, SamplingConfig, check_sampler
 
 PLAIN = SamplingConfig()
 
@@ -18,7 +18,7 @@ PLAIN = SamplingConfig()
 class Request(Checked):
     """What to generate: a prompt, and the modality that shall follow (None: whatever the model opens itself).
 
-    What a prompt holds is given, whoever made it: its parts have that role here (`plait.parts.role_of`).
+    What a prompt holds is given, whoever made it: its parts have that role here (`plait.batch.documents.role_of`).
     """
 
     SECTION: ClassVar[str] = "generate"

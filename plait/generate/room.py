@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from plait.batch import spell_prompt
+from plait.batch.batch import spell_prompt
+from plait.batch.documents import Part
+from plait.config.model import ModelConfig
 from plait.generate.request import Request
-from plait.model_config import ModelConfig
-from plait.parts import Part
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from plait.batch import Run
+from plait.batch.batch import Run
+from plait.batch.documents import Part
+from plait.common.randomness import generator
+from plait.generate.latent_batches import Canvas
 from plait.generate.request import Request
-from plait.generate.waves import Canvas
-from plait.parts import Part
-from plait.randomness import generator
 
 DRAWS_AT_ONCE = 256
 

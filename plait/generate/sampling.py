@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.config import SamplingConfig
+from plait.config.run import SamplingConfig
 
 
 @dataclass

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plait.batch import Routing
+from plait.batch.batch import Routing
+from plait.config.model import ModelConfig
 from plait.model.attention import AttentionPlan, attend
 from plait.model.cache import CacheStep
 from plait.model.layers import Linear, RMSNorm
@@ -19,7 +20,6 @@ from plait.model.ranks import Ranks, local
 from plait.model.recompute import Recompute, computed
 from plait.model.rope import rotate
 from plait.model.routing import PerTower, merged, separated, to_sequence, to_towers
-from plait.model_config import ModelConfig
 
 
 @dataclass

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.batch import Batch
-from plait.errors import ResourceError
+from plait.batch.batch import Batch
+from plait.common.errors import ResourceError
 from plait.model.attention import AttentionPlan, attend, attend_rows, attend_segments
 from plait.model.mask import Segment, segments
 

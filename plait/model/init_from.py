@@ -20,14 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.errors import CheckpointError
-from plait.layout import IdLayout
+from plait.common.errors import CheckpointError
+from plait.common.tensor_files import TensorStore
+from plait.config.id_layout import IdLayout
+from plait.config.model import ModelConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import WEIGHTS, check_tensors, load_config, load_weights
 from plait.model.ranks import local, part_of
 from plait.model.traits import Place, WeightRecord
-from plait.model_config import ModelConfig
-from plait.tensor_files import TensorStore
 
 READ_ALIKE = ("num_heads", "num_kv_heads", "head_dim", "norm_order")
 EXPERTS_READ_ALIKE = ("moe_routing",)

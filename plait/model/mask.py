@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.spans import Span
+from plait.batch.spans import Span
 
 
 @dataclass(frozen=True)

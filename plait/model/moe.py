@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plait.config.model import TowerConfig
 from plait.model.layers import ZEROS, Linear
 from plait.model.ranks import local
 from plait.model.traits import Trait
-from plait.model_config import TowerConfig
 
 
 class SwiGLU(nn.Module):

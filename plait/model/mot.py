@@ -10,12 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from plait.batch import Batch, Latents, Place
-from plait.bounds import as_number
+from plait.batch.batch import Batch, Latents, Place
+from plait.batch.spans import refuse_generation
+from plait.config.bounds import as_number
+from plait.config.model import ModalityConfig, ModelConfig
 from plait.model.attention import AttentionPlan
 from plait.model.block import Block, Step, heads_kernel, is_token
 from plait.model.cache import CacheStep, KVCache
-from plait.model.heads import LatentIn, LatentOut
+from plait.model.latent_patches import LatentIn, LatentOut
 from plait.model.layers import SMALL, Embedding, Linear, RMSNorm
 from plait.model.mask import segments
 from plait.model.moe import MixtureOfExperts
@@ -24,8 +26,6 @@ from plait.model.recompute import Recompute
 from plait.model.rope import rotation
 from plait.model.routing import ByName, PerTower, Stack, merged
 from plait.model.traits import WeightRecord
-from plait.model_config import ModalityConfig, ModelConfig
-from plait.spans import refuse_generation
 
 
 class MixtureOfTransformers(nn.Module):

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.errors import ResourceError
+from plait.common.errors import ResourceError
 from plait.model.cache import KVCache, to_device
 
 

@@ -7,13 +7,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from plait.config_file import from_dict, to_dict
-from plait.errors import CheckpointError, ConfigError
-from plait.files import read_json, write_json
+from plait.common.errors import CheckpointError, ConfigError
+from plait.common.files import read_json, write_json
+from plait.common.tensor_files import Cut, TensorStore
+from plait.config.file import from_dict, to_dict
+from plait.config.model import ModelConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import part_of
-from plait.model_config import ModelConfig
-from plait.tensor_files import Cut, TensorStore
 
 ARCHITECTURE = "MixtureOfTransformers"
 WEIGHTS = "model.safetensors"

@@ -27,9 +27,9 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from plait.batch import Batch, Latents, Place
-from plait.config import ParallelConfig
-from plait.errors import require
+from plait.batch.batch import Batch, Latents, Place
+from plait.common.errors import require
+from plait.config.run import ParallelConfig
 
 
 def local(weight: Tensor) -> Tensor:

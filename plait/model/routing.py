@@ -1,7 +1,7 @@
 """THE routing of tokens to towers.
 
 The stream is a list with one tensor [N_k, D_k] per tower, in the order of the config. Tokens are sorted by tower once
-a step (`plait.batch.Routing`, built on the host); every module that has one copy per tower is a `PerTower`. Only
+a step (`plait.batch.batch.Routing`, built on the host); every module that has one copy per tower is a `PerTower`. Only
 attention needs sequence order: `to_sequence` and `to_towers` are the two permutations around it.
 """
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 import torch
 from torch import Tensor, nn
 
-from plait.batch import Routing
+from plait.batch.batch import Routing
 from plait.model.traits import Place, WeightRecord, traits_of
 
 SHARED = "shared"

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from plait.batch import Batch
-from plait.bounds import Bounds, as_number
+from plait.batch.batch import Batch
+from plait.config.bounds import Bounds, as_number
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import diffusion, next_token
 

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.batch import Batch, Latents
-from plait.config import DiffusionConfig
-from plait.errors import DataError
+from plait.batch.batch import Batch, Latents
+from plait.batch.documents import Document
+from plait.common.errors import DataError
+from plait.common.randomness import generator
+from plait.config.run import DiffusionConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import local
-from plait.parts import Document
-from plait.randomness import generator
 
 LOWEST_LEVEL = 0.05
 """Least noise level that a predicted velocity is divided by (JiT, arXiv 2511.13720, appendix A)."""

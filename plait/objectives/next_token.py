@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from plait.batch import Batch
+from plait.batch.batch import Batch
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Ranks, local
 from plait.model.routing import merged

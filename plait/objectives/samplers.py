@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.config import SAMPLERS, DiffusionConfig, check_sampler
-from plait.errors import ResourceError
+from plait.common.errors import ResourceError
+from plait.config.run import SAMPLERS, DiffusionConfig, check_sampler
 from plait.objectives.diffusion import signal_and_noise
 
 MAX_BETA = 0.999

@@ -10,9 +10,10 @@ from typing import ClassVar
 
 import torch
 
-from plait.batch import Batch, pack
-from plait.bounds import Bounds, Checked, as_number, bounded
-from plait.config import RunConfig
+from plait.batch.batch import Batch, pack
+from plait.common.progress import Progress, QuietProgress
+from plait.config.bounds import Bounds, Checked, as_number, bounded
+from plait.config.run import RunConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Layout
 from plait.plan.flops import BACKWARD, idle_parameters, operations, total_operations
@@ -20,7 +21,6 @@ from plait.plan.layouts import Sizes, Traffic, possible_layouts, sizes, traffic
 from plait.plan.memory import RankMemory, cache_bytes, rank_memory
 from plait.plan.trace import of_rank, trace_pass
 from plait.plan.workload import documents_of_a_batch, known_sizes
-from plait.progress import Progress, QuietProgress
 
 GB = 1e9
 PEAKS = {"float32": 67.0, "bfloat16": 989.0, "float8": 1979.0}

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from plait.batch import Batch
-from plait.model.heads import LatentIn, LatentOut
+from plait.batch.batch import Batch
+from plait.config.model import ModelConfig, TowerConfig
+from plait.model.latent_patches import LatentIn, LatentOut
 from plait.model.mask import segments
 from plait.model.mot import MixtureOfTransformers
-from plait.model_config import ModelConfig, TowerConfig
 
 BACKWARD = 2
 """Operations of a backward pass relative to the forward one."""

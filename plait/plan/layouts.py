@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
+from plait.config.model import ModelConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Layout
-from plait.model_config import ModelConfig
 from plait.plan.trace import Pass
 
 MASTER, REDUCED = 4, 4

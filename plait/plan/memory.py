@@ -6,7 +6,7 @@ Gradients grow while activations shrink, so that the peak is less than the sum o
 
 from dataclasses import dataclass
 
-from plait.config import RunConfig
+from plait.config.run import RunConfig
 from plait.model.ranks import Layout
 from plait.plan.layouts import MASTER, REDUCED, Sizes
 from plait.plan.trace import Pass

@@ -23,17 +23,17 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from plait.batch import Batch, pack
-from plait.config import RunConfig
+from plait.batch.batch import Batch, pack
+from plait.batch.documents import Document
+from plait.config.model import ModelConfig
+from plait.config.run import RunConfig
 from plait.model import mot
 from plait.model.attention import AttentionPlan
 from plait.model.mask import varlen_calls
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
-from plait.model_config import ModelConfig
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
-from plait.parts import Document
 from plait.plan.exchange import PlannedRanks, made_up_ranks
 
 DEPTHS = (2, 3)

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-from plait.batch import spell
-from plait.bounds import Bounds, as_number
+from plait.batch.batch import spell
+from plait.batch.documents import Document, Part, role_of
 from plait.codecs import codec_class
-from plait.config import RunConfig
+from plait.common.errors import ConfigError, require, unknown
+from plait.config.bounds import Bounds, as_number
+from plait.config.run import RunConfig
 from plait.data.loader import Loader
 from plait.data.sources import folders, resolve_vocabulary
-from plait.errors import ConfigError, require, unknown
-from plait.parts import Document, Part, role_of
 
 ITEM_TOKENS = 1024
 """Longest made-up item of a continuous modality whose codec has no extent of its own."""

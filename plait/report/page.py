@@ -9,9 +9,11 @@ from typing import Any
 
 import yaml
 
-from plait.errors import DataError, ResourceError
-from plait.files import from_json, write_text
-from plait.report import charts, denoising, figures, showcase
+from plait.common.errors import DataError, ResourceError
+from plait.common.files import from_json, write_text
+from plait.report import charts, showcase
+from plait.report import numbers as numbers_module
+from plait.report import strips as strips_module
 from plait.report.media import Media, clean
 from plait.report.scores import scores
 from plait.train.metrics import read_jsonl, read_metrics
@@ -82,8 +84,8 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
 
     samples = [_sample(r, media) for r in records("samples", "task")]
     codecs = [_pair(r, media) for r in records("codecs", "modality")]
-    strips = [_with_settings(g) for g in denoising.strips(records("strips", ""), media)]
-    guided = [_with_settings(g) for g in denoising.guided(records("guidance", "", varied="guidance"), media)]
+    strips = [_with_settings(g) for g in strips_module.strips(records("strips", ""), media)]
+    guided = [_with_settings(g) for g in strips_module.guided(records("guidance", "", varied="guidance"), media)]
     counts = _counts(run / "samples" / "samples.jsonl")
     modalities = _modalities(config, rows, samples, [*codecs, *strips, *guided])
     curves = charts.chart_groups(rows, modalities)
@@ -100,22 +102,22 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
         "predicted": "velocity" if _section(config, "diffusion").get("process") == "flow" else "noise",
         "shown": showcase.shown(samples),
         "scores": scores(numbers, modalities, aims),
-        "took": figures.run_facts(summary),
+        "took": numbers_module.run_facts(summary),
         "curves": curves,
         "tasks": _tasks(samples, counts),
         "strips": strips,
         "guided": guided,
-        "codecs": _codecs(codecs, figures.codec_figures(summary, data_report), modalities),
-        "losses": figures.loss_table(summary, denoised),
+        "codecs": _codecs(codecs, numbers_module.codec_figures(summary, data_report), modalities),
+        "losses": numbers_module.loss_table(summary, denoised),
         "facts": _facts(config, strings),
         "config_text": config_text,
-        "all_figures": [(k, figures.plain(v)) for k, v in sorted(summary.items()) if k not in strings],
-        "data_figures": [(k, v if isinstance(v, str) else figures.plain(v))
-                         for k, v in figures.flatten(data_report).items()],
+        "all_figures": [(k, numbers_module.plain(v)) for k, v in sorted(summary.items()) if k not in strings],
+        "data_figures": [(k, v if isinstance(v, str) else numbers_module.plain(v))
+                         for k, v in numbers_module.flatten(data_report).items()],
         "scenes": _section(config, "prepare").get("source", "scenes") == "scenes",
         "first_shown": FIRST_SHOWN,
         "first_strips": FIRST_STRIPS,
-        "duration": figures.duration,
+        "duration": numbers_module.duration,
         "empty": not (rows or samples or strips or guided or codecs or summary),
     }  # fmt: skip
 
@@ -228,7 +230,9 @@ def _settings(sampling: Any, denoised: list[str], varied: str) -> str:
         values, start = (value, f"{name} ") if isinstance(value, dict) else ({name: value}, "")
         unused = UNUSED_SETTINGS["diffusion" if name in denoised else "next_token"]
         shown = {k: v for k, v in values.items() if k not in (*unused, varied) and (k, v) not in NEUTRAL_SETTINGS}
-        words = [f"{k.replace('_', '-')} {v if isinstance(v, str) else figures.plain(v)}" for k, v in shown.items()]
+        words = [
+            f"{k.replace('_', '-')} {v if isinstance(v, str) else numbers_module.plain(v)}" for k, v in shown.items()
+        ]
         said += [start + ", ".join(words)] if words else []
     return clean("; ".join(said))
 
@@ -286,13 +290,13 @@ def _sentence(summary: dict, rows: list[dict]) -> list[str]:
     facts = []
     last = rows[-1] if rows else {}
     if summary.get("parameters"):
-        facts.append(f"{figures.count(summary['parameters'])} parameters")
+        facts.append(f"{numbers_module.count(summary['parameters'])} parameters")
     if isinstance(last.get("step"), int):
         facts.append(f"{last['step']:,} steps")
     if isinstance(last.get("tokens"), int):
-        facts.append(f"{figures.count(last['tokens'])} tokens")
+        facts.append(f"{numbers_module.count(last['tokens'])} tokens")
     if isinstance(last.get("seconds"), int | float):
-        facts.append(f"trained for {figures.duration(last['seconds'])}")
+        facts.append(f"trained for {numbers_module.duration(last['seconds'])}")
     return facts
 
 

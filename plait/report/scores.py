@@ -7,7 +7,7 @@ has. Shares are out of 1; a Fréchet distance has no chance, and lower is better
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from plait.report.figures import percent, plain
+from plait.report.numbers import percent, plain
 
 CAPTIONS = {
     "object": "names the right thing",

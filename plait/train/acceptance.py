@@ -1,6 +1,6 @@
 """Whether a run may go on with a config: asked before anything is written into its folder.
 
-What is fixed for a run is what its newest whole checkpoint was made with: settings by the table in plait/settings.py,
+What is fixed for a run is what its newest whole checkpoint was made with: settings by the table in plait/config/settings.py,
 and the codecs that encoded its data. A run without a checkpoint has fixed nothing yet.
 """
 
@@ -9,13 +9,13 @@ from typing import Any
 
 import yaml
 
-from plait.config import RunConfig
-from plait.config_file import to_dict
+from plait.common.errors import ConfigError
+from plait.common.files import write_text
+from plait.config.file import to_dict
+from plait.config.run import RunConfig
+from plait.config.settings import BEGUN, FIXED, check_same, identity
 from plait.data.shards import INDEX_NAME
 from plait.data.sources import codec_fingerprints, folders
-from plait.errors import ConfigError
-from plait.files import write_text
-from plait.settings import BEGUN, FIXED, check_same, identity
 from plait.train import checkpoint
 
 CURE = (

@@ -5,7 +5,7 @@ optimizer.safetensors, ema.safetensors where the run averages its weights, rando
 generators that torch, NumPy and Python keep, and state.json with the step, the data position, what the next row of the
 log holds so far, the run's config and checksums. Where several ranks train, each writes what it holds
 (``model-00001-of-00004.safetensors``) and ``model.safetensors.index.json`` says where the pieces lie; whoever reads
-tensors by name (plait.tensor_files) reads both alike, and a run goes on from them on any number of ranks, cut in any
+tensors by name (plait.common.tensor_files) reads both alike, and a run goes on from them on any number of ranks, cut in any
 other way.
 
 A checkpoint is written while training goes on: tensors are copied first, and torch.distributed.checkpoint writes the
@@ -36,12 +36,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner, DefaultSavePlanner
 from torch.distributed.checkpoint.staging import AsyncStager, DefaultStager, StagingOptions
 
-from plait.config import SCHEMA_VERSION
-from plait.errors import CheckpointError, PlaitError
-from plait.files import read_json, recover_all, remove_folder, replace_folder, write_json
+from plait.common.errors import CheckpointError, PlaitError
+from plait.common.files import read_json, recover_all, remove_folder, replace_folder, write_json
+from plait.common.tensor_files import TensorStore, index_path
+from plait.config.run import SCHEMA_VERSION
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import WEIGHTS, check_tensors, save_config
-from plait.tensor_files import TensorStore, index_path
 from plait.train.ema import AveragedWeights
 from plait.train.storage import SafetensorsReader, SafetensorsWriter, Written
 

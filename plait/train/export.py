@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from plait.bounds import Bounds, as_number
-from plait.errors import CheckpointError, ConfigError
-from plait.files import atomic_folder, write_json
-from plait.locks import one_writer
+from plait.common.errors import CheckpointError, ConfigError
+from plait.common.files import atomic_folder, write_json
+from plait.common.locks import one_writer
+from plait.common.progress import Progress, QuietProgress
+from plait.common.tensor_files import Cut, Stored, TensorStore, index_path, make_index, part_name, write_tensors
+from plait.config.bounds import Bounds, as_number
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import WEIGHTS, check_tensors, load_config
-from plait.progress import Progress, QuietProgress
-from plait.tensor_files import Cut, Stored, TensorStore, index_path, make_index, part_name, write_tensors
 from plait.train import checkpoint
 
 GB = 1_000_000_000

@@ -5,7 +5,7 @@ import importlib.util
 import torch
 from torch import nn
 
-from plait.errors import ConfigError, ResourceError
+from plait.common.errors import ConfigError, ResourceError
 from plait.model.layers import Linear
 from plait.model.mot import MixtureOfTransformers
 

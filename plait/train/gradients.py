@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from plait.batch import Batch
+from plait.batch.batch import Batch
 from plait.model.mot import MixtureOfTransformers
 
 Loss = Callable[[Batch], tuple[Tensor, Tensor]]

@@ -8,8 +8,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from plait.batch import Batch
-from plait.files import atomic_folder, write_json
+from plait.batch.batch import Batch
+from plait.common.files import atomic_folder, write_json
 
 
 def save_batches(folder: Path, batches: Sequence[Batch], facts: dict[str, Any]) -> Path:

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from plait.errors import ConfigError, DataError, ResourceError, unknown
-from plait.files import clear_disk_errors, from_json, to_json, write_json, write_text
+from plait.common.errors import ConfigError, DataError, ResourceError, unknown
+from plait.common.files import clear_disk_errors, from_json, to_json, write_json, write_text
 
 FILE_NAME = "metrics.jsonl"
 GB = 1e9
@@ -30,7 +30,7 @@ class MetricsLog:
     A row is a flat map of name to number and always holds ``step``, ``seconds`` and ``tokens``. A number that is not
     finite is written as the text "NaN", "Infinity" or "-Infinity", as JSON has no such numbers; null means that there
     is no figure. Opening keeps the rows that are there; a run that resumes calls `drop_after`.
-    ``config`` is what the trackers show as the run's settings: a flat map, see `plait.config_file.dotted`.
+    ``config`` is what the trackers show as the run's settings: a flat map, see `plait.config.file.dotted`.
     Raises ConfigError for an unknown tracker and ResourceError for one that is not installed.
     """
 

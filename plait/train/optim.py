@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from plait.config import TrainConfig
+from plait.config.run import TrainConfig
+from plait.config.run_records import TowerSettings
 from plait.model.mot import MixtureOfTransformers
-from plait.run_records import TowerSettings
 from plait.train.muon import MuonAdamW
 
 

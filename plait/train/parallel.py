@@ -22,9 +22,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 
-from plait.config import RunConfig
-from plait.errors import PlaitError, ResourceError, require
-from plait.launch import STOPPED, launch
+from plait.common.errors import PlaitError, ResourceError, require
+from plait.common.launch import STOPPED, launch
+from plait.config.run import RunConfig
 from plait.model.moe import MixtureOfExperts
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Layout, Ranks

@@ -25,8 +25,8 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
-from plait.files import clear_disk_errors, write_json
-from plait.tensor_files import Cut, Piece, Stored, TensorStore, index_path, make_index, part_name, write_tensors
+from plait.common.files import clear_disk_errors, write_json
+from plait.common.tensor_files import Cut, Piece, Stored, TensorStore, index_path, make_index, part_name, write_tensors
 
 
 @dataclasses.dataclass(frozen=True)

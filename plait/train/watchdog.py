@@ -27,7 +27,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from plait.errors import PlaitError
+from plait.common.errors import PlaitError
 
 BEATS = 8
 """How often a rank is heard within the time after which it counts as hung."""

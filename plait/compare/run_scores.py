@@ -1,0 +1,53 @@
+"""`plait compare --evaluate`: what the trained models of a study make of held-out documents, run by run.
+
+Every finished run is evaluated as `plait evaluate` does: it captions, draws and speaks, and judges say how well. The
+figures lie in the run's folder; losses among them are left to the loss curves.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from plait.common.errors import unknown
+from plait.common.files import from_json, read_json
+from plait.common.progress import Progress
+from plait.compare.runner import StudyRun
+from plait.config.run import RunConfig
+from plait.config.settings import MEASURED, identity
+from plait.evaluate.suite import FILE
+from plait.train import checkpoint
+
+Evaluate = Callable[[RunConfig, Progress], Any]
+"""Measures the newest checkpoint of a run, once, and keeps the figures in FILE of its folder."""
+
+LOSSES = ("val_loss/", "task_loss/", "perplexity/")
+"""How the names of figures begin that are losses."""
+
+
+def evaluate_runs(run: StudyRun, evaluate: Evaluate) -> None:
+    """Evaluate every finished run that still has a checkpoint; says which have none, and which scores nobody has."""
+    for arm, seed, folder in run.each_finished("evaluate"):
+        if checkpoint.find(folder / "checkpoints"):
+            evaluate(_config(run, arm, seed), run.progress)
+        else:
+            run.progress.print(f"{arm}, seed {seed}: it has no checkpoint any more, so it is left out")
+    for entry in (entry for entry in run.study.config.paper if entry.score):
+        rows = [row for seed in run.study.config.arms[entry.arm].seeds for row in read_scores(run, entry.arm, seed)]
+        if rows and not any(entry.score in row for row in rows):
+            run.progress.print(unknown(f"score of {entry.claim!r}", entry.score, rows[0].keys() - {"arm", "seed"}))
+
+
+def read_scores(run: StudyRun, arm: str, seed: int) -> list[dict[str, Any]]:
+    """Return the row of a run's scores; none where it was not evaluated, or with other settings than the study's."""
+    folder = run.folder(arm, seed)
+    if folder is None or not (folder / FILE).exists():
+        return []
+    found = read_json(folder / FILE, "evaluation")
+    if found["key"].get("measured") != identity(_config(run, arm, seed), (MEASURED,)):
+        return []
+    return [
+        {"arm": arm, "seed": seed} | {k: v for k, v in from_json(found["figures"]).items() if not k.startswith(LOSSES)}
+    ]
+
+
+def _config(run: StudyRun, arm: str, seed: int) -> RunConfig:
+    return run.study.run_config(arm, seed=seed, steps=1, out=run.folder(arm, seed))

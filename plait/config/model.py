@@ -1,0 +1,310 @@
+"""What the weights of a model are: modalities, towers and shape, as dataclasses that check themselves. No torch here.
+
+What a run adds to each modality and tower (codecs, loss weights, rates, freezing) is in `plait.config.run_records`. Nothing
+here changes once it was checked: `dataclasses.replace` makes, and checks, another one.
+"""
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar, Literal
+
+from plait.common.errors import ConfigError, require, unknown
+from plait.config.bounds import Checked, FilledInt, bounded
+from plait.config.id_layout import IdLayout
+
+COMPONENTS = ("qkv", "o", "ffn", "norm")
+ROLES = ("understanding", "generation")
+NOISE_STATES = ("clean", "noised")
+
+
+class FixedDict(dict[Any, Any]):
+    """A mapping that cannot be changed. Copies of it by `|` and `dict` can."""
+
+    def _refuse(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("a checked config does not change: make another one with dataclasses.replace")
+
+    __setitem__ = __delitem__ = __ior__ = pop = popitem = clear = update = setdefault = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FixedDict, (dict(self),)
+
+
+def fixed(value: Any) -> Any:
+    """Return a value with lists as tuples and mappings as `FixedDict`, however deep."""
+    if isinstance(value, Mapping):
+        return FixedDict({name: fixed(v) for name, v in value.items()})
+    return tuple(fixed(v) for v in value) if isinstance(value, list | tuple) else value
+
+
+class Fixed(Checked):
+    """A frozen dataclass whose lists and mappings do not change either; it fills its unset fields while it is built."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._fill(**{f.name: fixed(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
+
+    def _fill(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+
+@dataclass(frozen=True)
+class ModalityConfig(Fixed):
+    """One kind of data that flows through the model."""
+
+    SECTION: ClassVar[str] = "model.modalities"
+
+    objective: Literal["next_token", "diffusion"] = "next_token"
+    """next_token: discrete ids, cross-entropy. diffusion: continuous latents, denoising."""
+    attention: Literal["causal", "bidirectional"] = "causal"
+    """Attention inside one span of this modality. Bidirectional needs a continuous objective."""
+    attention_by_role: Mapping[str, Literal["causal", "bidirectional"]] = field(default_factory=dict)
+    """Attention inside spans of a certain role (understanding, generation), where that differs from `attention`."""
+    tower: str = ""
+    """Tower that carries these tokens. Empty: the tower of the modality's own name."""
+    tower_by_role: Mapping[str, str] = field(default_factory=dict)
+    """Towers for spans of a certain role (understanding, generation), where that differs from `tower`."""
+    tower_by_noise: Mapping[str, str] = field(default_factory=dict)
+    """Towers for clean and for noised spans (continuous), where that differs; it goes before `tower_by_role`."""
+    tower_at_random: tuple[str, ...] = ()
+    """Towers among which the tokens (discrete) are dealt out by a draw for each document and place, in equal shares,
+    whatever they are: the control that says what modalities are worth as a key. Such a model cannot generate."""
+    later_sees: Literal["noised", "clean_copy", "nothing"] = "noised"
+    """What later tokens see of a generated span (continuous): the noised tokens themselves (Transfusion), a clean copy
+    beside them (BAGEL), or nothing (Cosmos 3)."""
+    vocab_size: int = bounded(0, at_least=0)
+    """Number of ids reserved for the codec (discrete). Training takes the codec's own number where this is 0."""
+    latent_channels: int = bounded(0, at_least=0)
+    """Numbers per token (continuous). Training takes the codec's own where this is 0."""
+    patch_size: int = bounded(0, at_least=0)
+    """Latents folded into one token along each side (continuous). Training takes the codec's own where this is 0."""
+    patch_network: Literal["linear", "unet"] = "linear"
+    """How latents enter and leave the tower: one matrix, or U-Net down and up blocks on the grid of latents."""
+    predicts: Literal["target", "clean"] = "target"
+    """What the latent head says (continuous): the objective's own target, or the clean latents, from which the target
+    of flow follows. Tokens of many numbers, such as patches of pixels, want the latter (JiT, arXiv 2511.13720)."""
+    place_embedding: bool = False
+    """Add sinusoids of each latent token's place in its item (row, column), as DiT and BAGEL do: the rotary positions
+    of attention only tell tokens how far apart they are."""
+
+    @property
+    def towers(self) -> list[str]:
+        """Every tower that may carry these tokens, `tower` first."""
+        if self.tower_at_random:
+            return list(self.tower_at_random)
+        return list(dict.fromkeys([self.tower, *self.tower_by_role.values(), *self.tower_by_noise.values()]))
+
+    @property
+    def noised_towers(self) -> list[str]:
+        """The towers that may carry noised spans (continuous), and so predict latents."""
+        roles = ROLES if self.later_sees == "noised" else ("generation",)
+        by_role = [self.tower_by_role.get(role, self.tower) for role in roles]
+        return list(dict.fromkeys(self.tower_by_noise.get("noised", tower) for tower in by_role))
+
+
+@dataclass(frozen=True)
+class TowerConfig(Fixed):
+    """One set of parameters. Unset sizes are the model's."""
+
+    SECTION: ClassVar[str] = "model.towers"
+
+    width: FilledInt = bounded(None, at_least=1)
+    """Size of the hidden state in this tower."""
+    ffn_width: FilledInt = bounded(None, at_least=1)
+    """Hidden size of the feed-forward network; of one expert when ffn is moe."""
+    ffn: Literal["swiglu", "moe"] = "swiglu"
+    """Kind of feed-forward network."""
+    num_experts: int = bounded(4, at_least=1)
+    """Experts, when ffn is moe."""
+    top_k: int = bounded(1, at_least=1)
+    """Experts per token, when ffn is moe (the mean number for expert_choice)."""
+    moe_routing: Literal["expert_choice", "token_choice"] = "token_choice"
+    """expert_choice sees the whole batch (not causal, cannot generate); token_choice is causal and dropless."""
+
+
+@dataclass(frozen=True)
+class ModelConfig(Fixed):
+    """The Mixture-of-Transformers: its modalities, towers and shape (paper, sections 2 and 3)."""
+
+    SECTION: ClassVar[str] = "model"
+
+    modalities: Mapping[str, ModalityConfig] = field(default_factory=dict)
+    """Modalities in append-only order. The first one hosts the delimiters and is written without them."""
+    towers: Mapping[str, TowerConfig] = field(default_factory=dict)
+    """Towers by name. One of a modality's own name need not be listed; empty: none that the modalities use need be."""
+    width: int = bounded(256, at_least=1)
+    """Size of the hidden state, for towers that set none."""
+    num_layers: int = bounded(4, at_least=1, at_most=10_000)
+    """Transformer blocks."""
+    num_heads: int = bounded(8, at_least=1)
+    """Attention heads (global: every tower's queries meet in one attention)."""
+    num_kv_heads: FilledInt = bounded(None, at_least=1)
+    """Key and value heads; fewer than num_heads is grouped-query attention. Unset: num_heads."""
+    head_dim: FilledInt = bounded(None, at_least=1)
+    """Size of one head. Unset: width / num_heads."""
+    ffn_width: int | None = bounded(None, at_least=1)
+    """Hidden size of the feed-forward network. Unset: 8/3 of the width, rounded up to 256 (64 below width 256)."""
+    norm_order: Literal["pre", "post"] = "pre"
+    """pre: x + f(norm(x)). post: x + norm(f(x)), the paper's equations and Chameleon-34B."""
+    norm_eps: float = bounded(1e-5, above=0)
+    """Epsilon of every RMSNorm."""
+    qk_norm: bool = True
+    """RMSNorm on queries and keys over head_dim, one per tower (Chameleon found it essential)."""
+    qkv_bias: bool = False
+    """Biases on the query, key and value projections."""
+    rope_theta: float = bounded(10000.0, above=0)
+    """Base of the rotary frequencies."""
+    rope_scaling: float = bounded(1.0, above=0)
+    """Positions are divided by this (linear interpolation for longer contexts)."""
+    position_axes: tuple[str, ...] = ("sequence",)
+    """Axes of a position: one is the usual RoPE, several (time, height, width) share one frequency ladder in turn
+    (interleaved mRoPE)."""
+    untied: tuple[str, ...] | Mapping[str, tuple[str, ...]] = COMPONENTS
+    """Components with one copy per tower: of qkv, o, ffn, norm. A mapping from layer ranges ("0-3", "4") sets it
+    per layer; layers not named there are shared."""
+    tie_embeddings: bool = False
+    """Use the embedding table as the output head."""
+    max_positions: int = bounded(8192, at_least=1)
+    """Longest document, in tokens."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.modalities) > 0, "model.modalities", {}, "a mapping with at least one modality")
+        groups, head_dim = self.num_heads if self.num_kv_heads is None else self.num_kv_heads, self.head_dim
+        require(1 <= groups <= self.num_heads and self.num_heads % groups == 0, "model.num_kv_heads", groups,
+                f"a divisor of num_heads ({self.num_heads})")  # fmt: skip
+        if head_dim is None:
+            require(self.width % self.num_heads == 0, "model.width", self.width,
+                     f"a multiple of num_heads ({self.num_heads}) where head_dim is unset")  # fmt: skip
+            head_dim = self.width // self.num_heads
+        axes = len(self.position_axes)
+        require(axes >= 1, "model.position_axes", list(self.position_axes), "a list of at least one axis name")
+        require(head_dim % 2 == 0 and head_dim // 2 >= axes, "model.head_dim", head_dim,
+                f"even and at least {2 * axes}")  # fmt: skip
+        self._fill(num_kv_heads=groups, head_dim=head_dim)
+        self._fill_towers()
+        self._check_modalities()
+        self._check_untied()
+
+    def _fill_towers(self) -> None:
+        own = {name: m.tower or next(iter(m.tower_at_random), name) for name, m in self.modalities.items()}
+        self._fill(modalities=fixed({name: replace(m, tower=own[name]) for name, m in self.modalities.items()}))
+        used = [tower for modality in self.modalities.values() for tower in modality.towers]
+        implied = used if not self.towers else [name for name in own if own[name] == name]
+        order = dict.fromkeys([*implied, *self.towers] if not set(implied) <= set(self.towers) else self.towers)
+        for name, modality in self.modalities.items():
+            for tower in modality.towers:
+                if tower not in order:
+                    raise ConfigError(unknown(f"model.modalities.{name}.tower", tower, order))
+        self._fill(towers=fixed({name: self._filled(name, name in used) for name in order}))
+
+    def _filled(self, name: str, is_used: bool) -> TowerConfig:
+        """Return a tower with its sizes set, checked."""
+        tower, where = self.towers.get(name, TowerConfig()), f"model.towers.{name}"
+        require(is_used, "model.towers", name, "the tower of some modality (none uses it)")
+        require(name.isidentifier() and name != "shared", "model.towers", name,
+                "a name of letters, digits and underscores, other than 'shared'")  # fmt: skip
+        width = self.width if tower.width is None else tower.width
+        ffn_width = tower.ffn_width
+        if ffn_width is None:
+            ffn_width = self.ffn_width or default_ffn_width(width)
+        if tower.ffn == "moe":
+            require(tower.top_k <= tower.num_experts, f"{where}.top_k", tower.top_k,
+                    f"between 1 and num_experts ({tower.num_experts})")  # fmt: skip
+        return replace(tower, width=width, ffn_width=ffn_width)
+
+    def _check_modalities(self) -> None:
+        for i, (name, m) in enumerate(self.modalities.items()):
+            where = f"model.modalities.{name}"
+            require(name.isidentifier(), "model.modalities", name, "a name of letters, digits and underscores")
+            if m.objective == "next_token":
+                require(m.attention == "causal", f"{where}.attention", m.attention,
+                         "causal where the objective is next_token (a later id would leak)")  # fmt: skip
+            require(i > 0 or m.objective == "next_token", f"{where}.objective", m.objective,
+                     "next_token for the first modality, which hosts the delimiters")  # fmt: skip
+            for field_name, keys in (
+                ("attention_by_role", ROLES),
+                ("tower_by_role", ROLES),
+                ("tower_by_noise", NOISE_STATES),
+            ):
+                for key in getattr(m, field_name):
+                    if key not in keys:
+                        raise ConfigError(unknown(f"{where}.{field_name}", key, keys))
+            if m.objective == "next_token":
+                for field_name, plain in (
+                    ("attention_by_role", {}),
+                    ("tower_by_noise", {}),
+                    ("later_sees", "noised"),
+                    ("patch_network", "linear"),
+                    ("predicts", "target"),
+                ):
+                    require(getattr(m, field_name) == plain, f"{where}.{field_name}", getattr(m, field_name),
+                            f"{plain!r} where the objective is next_token")  # fmt: skip
+            self._check_random(where, m)
+            if m.patch_network == "unet" and m.patch_size and m.latent_channels:
+                require(m.patch_size in (2, 4, 8), f"{where}.patch_size", m.patch_size, "2, 4 or 8 with a U-Net")
+                require(m.latent_channels % m.patch_size**2 == 0, f"{where}.latent_channels", m.latent_channels,
+                        f"a multiple of {m.patch_size**2} (patch_size squared) with a U-Net")  # fmt: skip
+
+    def _check_random(self, where: str, m: ModalityConfig) -> None:
+        dealt = list(m.tower_at_random)
+        if dealt:
+            require(m.objective == "next_token", f"{where}.tower_at_random", dealt,
+                    "empty where the objective is diffusion (the latents of an item stay together)")  # fmt: skip
+            require(len(set(dealt)) == len(dealt) >= 2, f"{where}.tower_at_random", dealt, "two towers or more")
+            require(m.tower in dealt, f"{where}.tower", m.tower, "left out beside tower_at_random")
+            require(not m.tower_by_role, f"{where}.tower_by_role", m.tower_by_role, "left out beside tower_at_random")
+
+    def _check_untied(self) -> None:
+        for layer in range(self.num_layers):
+            for component in COMPONENTS:
+                if component not in self.untied_at(layer):
+                    self._check_shared(layer, component)
+
+    def _check_shared(self, layer: int, component: str) -> None:
+        widths = {t.width for t in self.towers.values()}
+        where = f"model.untied (layer {layer})"
+        require(len(widths) == 1, where, sorted(self.untied_at(layer)),
+                 f"a list with {component!r}: towers of different width cannot share it")  # fmt: skip
+        kinds = {(t.ffn, t.ffn_width, t.num_experts, t.top_k, t.moe_routing) if t.ffn == "moe" else
+                 (t.ffn, t.ffn_width) for t in self.towers.values()}  # fmt: skip
+        require(component != "ffn" or len(kinds) == 1, where, sorted(self.untied_at(layer)),
+                 "a list with 'ffn': towers with different feed-forward networks cannot share it")  # fmt: skip
+
+    def untied_at(self, layer: int) -> frozenset[str]:
+        """Return the components that have one copy per tower in this layer."""
+        if not isinstance(self.untied, Mapping):
+            names = list(self.untied)
+        else:
+            ranges = {r: _layer_range(r, self.num_layers) for r in self.untied}
+            names = [c for r, components in self.untied.items() if layer in ranges[r] for c in components]
+        for name in names:
+            if name not in COMPONENTS:
+                raise ConfigError(unknown("model.untied", name, COMPONENTS))
+        return frozenset(names)
+
+    @functools.cached_property
+    def layout(self) -> IdLayout:
+        """The shared id space of all modalities."""
+        return IdLayout.of({name: m.vocab_size for name, m in self.modalities.items()})
+
+    @property
+    def same_width(self) -> bool:
+        """Whether all towers have one width, so that embedding and head can be shared."""
+        return len({t.width for t in self.towers.values()}) == 1
+
+
+def _layer_range(text: str, num_layers: int) -> range:
+    first, _, last = str(text).partition("-")
+    allowed = f"a layer or a range like '0-3' within 0-{num_layers - 1}"
+    require(first.isdigit() and (last or first).isdigit(), "model.untied", text, allowed)
+    start, stop = int(first), int(last or first)
+    require(start <= stop < num_layers, "model.untied", text, allowed)
+    return range(start, stop + 1)
+
+
+def default_ffn_width(width: int) -> int:
+    """Return 2/3 of four times the width, rounded up to a multiple of 256 (of 64 for widths below 256)."""
+    step = 256 if width >= 256 else 64
+    return -(-(8 * width // 3) // step) * step

@@ -1,0 +1,412 @@
+"""Every setting of a run, as dataclasses that check themselves. `plait.config.file` reads them from YAML."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from plait.common.errors import ConfigError, require, unknown
+from plait.config.bounds import Checked, bounded
+from plait.config.model import ModelConfig
+from plait.config.run_records import ModalitySettings, TowerSettings, records_of
+
+SCHEMA_VERSION = 1
+
+
+AS_WRITTEN_TASK = "as_written"
+"""The task that keeps a document's parts in their order."""
+
+SAMPLERS = {
+    "ddpm": ("ddim", "ddpm", "unipc", "dpm_solver", "sde_dpm_solver"),
+    "flow": ("euler", "heun", "unipc", "dpm_solver", "sde_dpm_solver", "stochastic_euler"),
+}
+"""Samplers that fit each process; the first one is "auto"."""
+
+
+@dataclass
+class PrepareConfig(Checked):
+    """Raw media to encoded shards (plait prepare)."""
+
+    SECTION: ClassVar[str] = "prepare"
+
+    source: str | list[str] = "scenes"
+    """"scenes" (drawn from OpenMoji and spoken by eSpeak), or manifests: JSONL, Parquet or WebDataset tars, as a path,
+    an address (s3://, gs://, https://), a glob, or a list of such."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Parquet columns, or suffixes in a tar, that are parts, with the manifest key of each, such as {jpg: image, txt:
+    text}. Empty: those with well-known names."""
+    allow_outside: bool = False
+    """Let manifests name media outside of their own folder: absolute paths, "..", links that lead out, addresses."""
+    documents: int = bounded(16000, at_least=1)
+    """Training documents to draw (scenes)."""
+    validation_documents: int = bounded(400, at_least=0)
+    """Documents in each validation split (scenes); 0: empty splits, so nothing is validated."""
+    validation_share: float = bounded(0.02, at_least=0, below=1)
+    """Share of documents held out for validation (manifest), chosen by a hash of their content."""
+    concepts: int | Literal["all"] = bounded("all", at_least=2)
+    """Things that scenes show: so many everyday ones, chosen by rule (plait/scenes/drawings.py), each with three grounds
+    on which training never shows it; or all of OpenMoji that can be named (scenes)."""
+    passages: float = bounded(0.0, at_least=0, below=1)
+    """Share of the training documents that are passages of Python's own library, text alone, in place of scenes."""
+    image_size: int = bounded(32, at_least=1)
+    """Side of a drawn scene, in pixels (scenes)."""
+    codecs_from: str = ""
+    """A prepared folder whose codecs are used, so that both can be mixed. Empty: codecs are made here."""
+    codec_documents: int = bounded(3000, at_least=1)
+    """Documents that the codecs are trained on."""
+    codec_minutes: float = bounded(2.5, at_least=0)
+    """Time each trained codec may take, on this machine's cores, where its own options give no steps."""
+    max_broken_share: float = bounded(0.05, at_least=0, at_most=1)
+    """More broken rows than this share stop the run (manifest)."""
+    num_workers: int = bounded(0, at_least=0)
+    """Worker processes; 0 means one for each core. The result does not depend on it."""
+    shard_documents: int = bounded(2048, at_least=1)
+    """Documents in one shard."""
+
+
+@dataclass
+class SourceConfig(Checked):
+    """One of several prepared folders that are mixed."""
+
+    SECTION: ClassVar[str] = "data.sources"
+
+    weight: float = bounded(1.0, above=0)
+    """Its share of the documents, relative to the other sources'."""
+    when_exhausted: Literal["repeat", "stop", "drop"] = "repeat"
+    """What happens once all its documents came: it begins again in a new order (repeat), all data end where it would
+    have to begin again (stop), or the others go on without it (drop)."""
+
+
+@dataclass
+class DataConfig(Checked):
+    """From encoded shards to packed batches."""
+
+    SECTION: ClassVar[str] = "data"
+
+    path: str = ""
+    """Folder made by plait prepare. Empty: the run's own `data` folder."""
+    sources: dict[str, float | SourceConfig] = bounded(dict, above=0)
+    """More prepared folders, mixed in place of `path`: the weight of each, or {weight: ..., when_exhausted: ...}."""
+    batch_tokens: int = bounded(4096, at_least=1)
+    """Tokens in one packed batch."""
+    max_document_tokens: int = bounded(0, at_least=0)
+    """Longest document; 0 means batch_tokens, or model.max_positions where that is less."""
+    too_long: Literal["split", "truncate", "skip"] = "split"
+    """What happens to a longer document; counted in either case."""
+    tasks: dict[str, float] = bounded(dict, at_least=0)
+    """Weights of part orders, such as "text,image": the modalities given first, the last one predicted from them.
+    "as_written" is all parts in their order, each predicted from those before but for those that carry no loss; empty:
+    that alone."""
+    drop_condition: float = bounded(0.1, at_least=0, below=1)
+    """Rate at which all parts before the last are dropped, for classifier-free guidance."""
+    drop_host: float = bounded(0.0, at_least=0, below=1)
+    """Rate at which the first modality's parts before the last are dropped and others kept, for guidance by each."""
+    given_loss: bool = True
+    """Whether parts that a task gives are learnt as well, as far as later tokens see what was learnt (ids in Chameleon,
+    noised images in Transfusion). false: a task teaches its last part alone."""
+    pad_rows_to: int = bounded(32, at_least=1)
+    """Every tower's rows are padded to a multiple of this, so that sizes rarely change."""
+    num_workers: int = bounded(1, at_least=0)
+    """Loader threads that pack ahead; 0 packs in the training thread."""
+
+
+@dataclass
+class TrainConfig(Checked):
+    """The training loop."""
+
+    SECTION: ClassVar[str] = "train"
+
+    steps: int = bounded(1000, at_least=1)
+    """Optimizer steps."""
+    minutes: float = bounded(0.0, at_least=0)
+    """If above 0, train for this long and not for `steps`: the decay of the learning rate follows the elapsed time, the
+    warm-up still counts steps."""
+    accumulate: int = bounded(1, at_least=1)
+    """Batches per optimizer step, of each rank. On a CPU they are computed side by side, on a core each."""
+    global_batch_tokens: int = bounded(0, at_least=0)
+    """Tokens per optimizer step, of all ranks together: `accumulate` follows from it, data.batch_tokens and the number
+    of ranks, so that a step is the same on any number of them. 0: `accumulate` says."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the matrices of the blocks, AdamW for the rest, by one learning rate (arXiv 2502.16982). Its
+    own work does not grow with the batch, so its share of a step falls as batches grow."""
+    muon_rows: int = bounded(0, at_least=0)
+    """Rows of a matrix that Muon makes orthogonal together, where they divide it; 0: all. The width of a head treats
+    heads apart and costs a fraction of the products."""
+    learning_rate: float = bounded(1e-3, above=0)
+    """Peak learning rate."""
+    final_learning_rate: float = bounded(0.0, at_least=0)
+    """Learning rate at the last step."""
+    warmup_steps: int = bounded(100, at_least=0)
+    """Steps of the linear warm-up; 0: none."""
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    """Decay after the warm-up."""
+    betas: list[float] = bounded(lambda: [0.9, 0.95], at_least=0, below=1)
+    """AdamW's betas."""
+    eps: float = bounded(1e-8, above=0)
+    """AdamW's epsilon."""
+    weight_decay: float = bounded(0.1, at_least=0)
+    """Decay of the blocks' and heads' matrices; embeddings, norms and biases do not decay."""
+    clip: float = bounded(1.0, above=0)
+    """Largest gradient norm."""
+    z_loss: float = bounded(1e-5, at_least=0)
+    """Weight of log^2 Z (Chameleon)."""
+    normalize: Literal["all_tokens", "per_modality"] = "all_tokens"
+    """all_tokens: one mean over all discrete tokens (Chameleon). per_modality: a mean for each of them.
+    A diffusion loss is always a mean over its items (images, clips). The losses are then added by `loss_weight`."""
+    precision: Literal["float32", "bfloat16", "float8"] = "float32"
+    """Precision of the forward pass; parameters stay in float32. float8 is that of large products, the rest is bfloat16
+    (CUDA from compute capability 8.9 on, with torchao)."""
+    compile: bool = False
+    """torch.compile each block."""
+    ema: float = bounded(0.0, at_least=0, below=1)
+    """Decay of averaged weights, which samples and figures are made with; 0 keeps none."""
+    checkpoint_activations: Literal["none", "full", "selective"] = "none"
+    """What is computed again in the backward pass to save memory: nothing, each block, or what of it costs little."""
+    device: str = "auto"
+    """cpu, cuda, cuda:0, mps, or auto: CUDA where there is a GPU, else the CPU. Apple's mps is used only where it is
+    named, as no test runs on it."""
+    init_from: str = ""
+    """A checkpoint or saved model of plait's own, of the same architecture and ids, to start from (weights only).
+    Other formats are not read."""
+    log_every: int = bounded(10, at_least=1)
+    """Steps between log lines."""
+    validate_every: int = bounded(250, at_least=1)
+    """Steps between validations."""
+    validation_batches: int = bounded(8, at_least=0)
+    """Packed batches per validation split and task while training; 0 validates not at all."""
+    sample_every: int = bounded(0, at_least=0)
+    """Steps between samples; 0 means none while training."""
+    checkpoint_every: int = bounded(250, at_least=1)
+    """Steps between checkpoints."""
+    checkpoint_seconds: float = bounded(60.0, at_least=0)
+    """Also write one after this many seconds; 0 never."""
+    keep_checkpoints: int = bounded(2, at_least=1)
+    """Newest checkpoints kept."""
+    keep_every: int = bounded(0, at_least=0)
+    """Also keep those of steps that are a multiple of this; 0 keeps none besides the newest."""
+    max_bad_steps: int = bounded(10, at_least=0)
+    """Steps with a loss or gradient that is not finite are skipped and counted; more than this stop the run (0: the
+    first one does)."""
+    watchdog_seconds: float = bounded(1800.0, at_least=0)
+    """With several ranks: a rank that makes no progress for so long is named, and all end; 0 never. It must be longer
+    than a validation, and than the samples that rank 0 makes."""
+    trackers: list[str] = field(default_factory=list)
+    """Also log to: tensorboard, wandb, trackio."""
+    peak_tflops: float = bounded(0.0, at_least=0)
+    """What one device can do, in TFLOP/s, for the share of it that is logged (mfu); 0: by the data sheet of a known GPU
+    in bfloat16, else mfu is null."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.betas) == 2, "train.betas", self.betas, "two numbers in [0, 1)")
+
+
+@dataclass
+class ParallelConfig(Checked):
+    """How the ranks of a launch share the work: replicate x shard x context x tensor of them. One process needs none.
+
+    docs/parallel.md says which to choose.
+    """
+
+    SECTION: ClassVar[str] = "parallel"
+
+    shard: int = bounded(0, at_least=0)
+    """Ranks that share one copy of weights and optimizer, each with batches of its own (FSDP). 0: all that are left."""
+    replicate: int = bounded(1, at_least=1)
+    """Copies of what `shard` ranks share, such as one for each machine (HSDP)."""
+    context: int = bounded(1, at_least=1)
+    """Ranks that share the tokens of one batch: rows everywhere, heads in attention. For long sequences."""
+    tensor: int = bounded(1, at_least=1)
+    """Ranks that share every matrix of every tower: heads, hidden sizes, the ids. Within one machine."""
+
+
+@dataclass
+class DiffusionConfig(Checked):
+    """Noise and its schedule, for continuous modalities. t = 0 is clean, t = 1 is noise."""
+
+    SECTION: ClassVar[str] = "diffusion"
+
+    process: Literal["ddpm", "flow"] = "ddpm"
+    """ddpm: epsilon-prediction, cosine schedule. flow: rectified flow."""
+    num_timesteps: int = bounded(1000, at_least=1)
+    """Noise levels of ddpm."""
+    max_level_first: float = bounded(0.5, above=0, at_most=1)
+    """Highest noise level of an item with no text before it and another modality to be told from it after it."""
+    logit_mean: float = 0.0
+    """Mean of logit t (flow)."""
+    logit_std: float = bounded(1.0, above=0)
+    """Standard deviation of logit t (flow)."""
+    shift: float = bounded(1.0, above=0)
+    """Shift of t towards noise (flow)."""
+
+
+@dataclass
+class SamplingConfig(Checked):
+    """How the next id is drawn, or how latents are denoised."""
+
+    SECTION: ClassVar[str] = "generate.sampling"
+
+    temperature: float = bounded(1.0, at_least=0)
+    """How far likelihoods are flattened before a draw; 0 is greedy: the likeliest id."""
+    top_k: int = bounded(0, at_least=0)
+    """Keep the k likeliest ids; 0 keeps all."""
+    top_p: float = bounded(1.0, above=0, at_most=1)
+    """Keep the likeliest ids that make up this probability."""
+    guidance: float = 1.0
+    """Classifier-free guidance: 1 is none."""
+    media_guidance: float = 1.0
+    """Guidance by what is given besides the first modality, where that is guided apart (InstructPix2Pix, eq. 3)."""
+    steps: int = bounded(50, at_least=1)
+    """Denoising steps (continuous)."""
+    sampler: Literal["auto", "ddpm", "ddim", "unipc", "dpm_solver", "sde_dpm_solver", "euler", "heun",
+                     "stochastic_euler"] = "auto"  # fmt: skip
+    """Scheduler of the denoising: ddpm, ddim, unipc, dpm_solver or sde_dpm_solver for the ddpm process; euler, heun,
+    unipc, dpm_solver, sde_dpm_solver or stochastic_euler for flow. auto is ddim or euler. Those that add noise on the
+    way (ddpm, sde_dpm_solver, stochastic_euler) mend errors of the steps before, which a model trained briefly makes.
+    stochastic_euler takes all its noise anew in each step (as multistep consistency sampling does, arXiv 2303.01469,
+    algorithm 1): cleaner and less various than the data."""
+    shift: float | None = bounded(None, above=0)
+    """Shift of the noise levels that are visited (flow): above 1 more steps at high noise. Unset: diffusion.shift."""
+
+
+def check_sampler(config: DiffusionConfig, sampler: str, steps: int, where: str) -> None:
+    """Raise a ConfigError unless the sampler fits the process and can take so many steps; ``where`` is the setting."""
+    known = ("auto", *SAMPLERS[config.process])
+    if sampler not in known:
+        if not any(sampler in names for names in SAMPLERS.values()):
+            raise ConfigError(unknown(f"{where}.sampler", sampler, {"auto"}.union(*SAMPLERS.values())))
+        allowed = f"one of {', '.join(known)} where diffusion.process is {config.process!r}"
+        require(False, f"{where}.sampler", sampler, allowed)
+    if config.process == "ddpm":
+        require(steps <= config.num_timesteps, f"{where}.steps", steps,
+                f"at most diffusion.num_timesteps ({config.num_timesteps})")  # fmt: skip
+
+
+@dataclass
+class GenerateConfig(Checked):
+    """Generation (plait generate)."""
+
+    SECTION: ClassVar[str] = "generate"
+
+    sampling: dict[str, SamplingConfig] = field(default_factory=dict)
+    """Sampling by modality."""
+    max_tokens: dict[str, int] = bounded(dict, at_least=1)
+    """Longest span by modality; images have their own fixed number."""
+    grids: dict[str, list[int]] = bounded(dict, at_least=1)
+    """Extent of a generated item of latents in tokens, such as [8, 12], where it shall not be the codec's own."""
+    batch_size: int = bounded(32, at_least=1)
+    """Requests decoded together."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the forward pass."""
+    cache: Literal["static", "paged"] = "static"
+    """Both are as large as the requests at hand need. static: room for the longest of them in every row. paged: rows
+    take pages as they grow, and share those of what they begin with; it holds long and short sequences in less memory,
+    and reads them a little slower."""
+    page_size: int = bounded(16, at_least=1)
+    """Tokens in one page (paged)."""
+    cache_tokens: int = bounded(0, at_least=0)
+    """Most tokens that the pages of all requests hold together (paged): others wait; 0 means as many as needed."""
+    cuda_graphs: bool = False
+    """Launch each step of decoding as one CUDA graph, on CUDA devices."""
+    speculate: int = bounded(0, at_least=0)
+    """Ids of an item of fixed size (an image) that one forward pass tries to find; 0 draws them one by one. Their
+    distribution stays the model's, and any number from 1 on finds the same ids. Spans of open length and latents go on
+    as they do. It pays where a pass costs little more for its tokens, as with one row on a CPU, and not where many rows
+    fill the processor anyway."""
+
+
+@dataclass
+class EvaluateConfig(Checked):
+    """Evaluation (plait evaluate)."""
+
+    SECTION: ClassVar[str] = "evaluate"
+
+    batches: int = bounded(0, at_least=0)
+    """Packed batches per split and task; 0 means all."""
+    captions: int = bounded(400, at_least=0)
+    """Items to caption in each validation split; 0 leaves it out."""
+    choices: int = bounded(150, at_least=0)
+    """Items whose caption is also chosen among 400 names; 0 leaves it out."""
+    pictures: int = bounded(200, at_least=0)
+    """Pictures to generate from captions for the picture judge, and for the Fréchet distance; 0 leaves it out."""
+    clips: int = bounded(100, at_least=0)
+    """Clips to generate from captions for the speech judge; 0 leaves it out."""
+    aims: dict[str, float] = field(default_factory=dict)
+    """The least that is asked of some figures of summary.json, by name; the report says which fell short."""
+
+
+@dataclass
+class RunConfig(Checked):
+    """One run: one YAML file."""
+
+    model: ModelConfig
+    modalities: dict[str, ModalitySettings] = field(default_factory=dict)
+    """What the run says of each of the model's modalities; in YAML, in their records of `model`."""
+    towers: dict[str, TowerSettings] = field(default_factory=dict)
+    """How the run trains each of the model's towers; in YAML, in their records of `model`."""
+    name: str = "run"
+    """Name shown in the report."""
+    out: str = ""
+    """Folder of the run. Empty: runs/<name>."""
+    seed: int = 0
+    """Seed of every random draw."""
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    schema_version: int = SCHEMA_VERSION
+    """Version of this file's form."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.modalities = records_of("modalities", self.modalities, self.model.modalities)
+        self.towers = records_of("towers", self.towers, self.model.towers)
+        require(bool(self.out or self.name), "name", self.name, "not empty where out is, as the folder is runs/<name>")
+        self.out = self.out or f"runs/{self.name}"
+        self.data.path = self.data.path or f"{self.out}/data"
+        require(self.schema_version == SCHEMA_VERSION, "schema_version", self.schema_version, str(SCHEMA_VERSION))
+        dropped = self.data.drop_condition + self.data.drop_host
+        require(dropped < 1, "data.drop_host", self.data.drop_host, "below 1 together with data.drop_condition")
+        for task in self.data.tasks:
+            for name in task.split(",") if task != AS_WRITTEN_TASK else []:
+                if name not in self.model.modalities:
+                    raise ConfigError(
+                        unknown(f"data.tasks ({task!r})", name, [*self.model.modalities, AS_WRITTEN_TASK])
+                    )
+        require(not self.data.tasks or any(self.data.tasks.values()), "data.tasks", self.data.tasks,
+                "weights of which one at least is above 0")  # fmt: skip
+        require(not self.train.global_batch_tokens or self.train.accumulate == 1, "train.accumulate",
+                self.train.accumulate, "1 where train.global_batch_tokens is set, which it follows from")  # fmt: skip
+        self._check_parallel()
+        for name, modality in self.model.modalities.items():
+            require(modality.predicts == "target" or self.diffusion.process == "flow",
+                    f"model.modalities.{name}.predicts", modality.predicts,
+                    "target where diffusion.process is ddpm")  # fmt: skip
+        for name in (*self.generate.sampling, *self.generate.max_tokens, *self.generate.grids):
+            if name not in self.model.modalities:
+                raise ConfigError(unknown("generate", name, self.model.modalities))
+        for name, sampling in self.generate.sampling.items():
+            if self.model.modalities[name].objective == "diffusion":
+                check_sampler(self.diffusion, sampling.sampler, sampling.steps, f"generate.sampling.{name}")
+
+    @property
+    def frozen_towers(self) -> list[str]:
+        """The towers whose own parameters stay as they are."""
+        return [name for name, tower in self.towers.items() if tower.frozen]
+
+    def _check_parallel(self) -> None:
+        """Refuse what no number of ranks could do; plait.train.parallel checks the number."""
+        parallel, model = self.parallel, self.model
+        heads = model.num_kv_heads or model.num_heads
+        tensor, together = parallel.tensor, parallel.tensor * parallel.context
+        require(heads % together == 0, "parallel.tensor x parallel.context", together,
+                f"a divisor of model.num_kv_heads ({heads})")  # fmt: skip
+        for name, tower in model.towers.items():
+            require((tower.ffn_width or 0) % tensor == 0, "parallel.tensor", tensor,
+                    f"a divisor of model.towers.{name}.ffn_width ({tower.ffn_width})")  # fmt: skip
+            alone = tower.ffn != "moe" or tower.moe_routing == "token_choice"
+            require(alone or parallel.context == 1, "parallel.context", parallel.context,
+                    f"1: model.towers.{name} routes by expert_choice, which compares whole batches")  # fmt: skip
+        require(together == 1 or not self.train.sample_every, "train.sample_every", self.train.sample_every,
+                "0 where parallel.tensor or parallel.context is above 1 (use plait generate on the run)")  # fmt: skip

@@ -1,0 +1,130 @@
+"""The configs that come with plait, and the list of all settings."""
+
+import dataclasses
+import inspect
+import itertools
+import typing
+from pathlib import Path
+
+from plait.common.errors import ConfigError, require, unknown
+from plait.config.model import ModelConfig
+from plait.config.run import RunConfig, SamplingConfig
+from plait.config.run_records import RECORDS
+from plait.config.settings import KINDS
+
+FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+"""Where shipped configs lie: in an installed package, and in a checkout."""
+
+STUDIES = tuple(folder.parent / "studies" for folder in FOLDERS)
+"""Where shipped studies lie."""
+
+QUICKSTARTS = {
+    "mixed": "quickstart",
+    "chameleon-speech": "quickstart_chameleon_speech",
+    "transfusion": "quickstart_transfusion",
+}
+"""The config of each setting's quickstart; the first is the default."""
+
+
+def config_path(name: str) -> Path:
+    """Return the file of a config given as a path, as a run's folder, or as a shipped config's name."""
+    path = Path(name)
+    return _shipped("config", str(path / "config.yaml") if path.is_dir() else name, FOLDERS)
+
+
+def study_path(name: str) -> Path:
+    """Return the file of a study given as a path, or as a shipped study's name."""
+    return _shipped("study", name, STUDIES)
+
+
+def _shipped(kind: str, name: str, folders: tuple[Path, ...]) -> Path:
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = {p.stem: p for folder in folders for p in folder.glob("*.yaml")}
+    if path.suffix in (".yaml", ".yml"):
+        raise ConfigError(f"{kind}: there is no file {name!r}")
+    if name not in shipped:
+        raise ConfigError(unknown(kind, name, shipped))
+    return shipped[name]
+
+
+def quickstart_config(setting: str) -> str:
+    """Return the shipped config of a setting's quickstart."""
+    if setting not in QUICKSTARTS:
+        raise ConfigError(unknown("setting", setting, QUICKSTARTS))
+    return QUICKSTARTS[setting]
+
+
+def sampling_from(base: dict[str, SamplingConfig], model: ModelConfig, chosen) -> dict[str, SamplingConfig]:
+    """Lay a command's sampling options over the run's, for every modality; one that changes nothing is refused."""
+    objectives = {m.objective for m in model.modalities.values()}
+    for option, name, objective in (
+        *((f"--{n.replace('_', '-')}", n, "next_token") for n in ("temperature", "top_k", "top_p")),
+        *((f"--{n}", n, "diffusion") for n in ("steps", "sampler")),
+    ):
+        value = getattr(chosen, name)
+        require(value is None or objective in objectives, option, value,
+                f"left out, as no modality of this run is made by {objective}")  # fmt: skip
+    names = ("temperature", "top_k", "top_p", "guidance", "media_guidance", "steps", "sampler")
+    given = {n: getattr(chosen, n) for n in names if getattr(chosen, n) is not None}
+    return {m: dataclasses.replace(base.get(m, SamplingConfig()), **given) for m in model.modalities}
+
+
+def grids_from(text: str | None, output: str | None, model: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Read an extent such as ``8x12`` for the modality that is asked for; none without a text."""
+    if text is None:
+        return {}
+    sizes = text.lower().split("x")
+    require(all(n.isdecimal() and int(n) > 0 for n in sizes), "--grid", text, "numbers of tokens such as 8x12")
+    continuous = [n for n, m in model.modalities.items() if m.objective == "diffusion"]
+    allowed = f"left out unless --output is one of {', '.join(continuous)}" if continuous else "left out"
+    require(output in continuous, "--grid", text, f"{allowed}: it is the extent of what is made by diffusion")
+    return {output: tuple(map(int, sizes))}
+
+
+def describe_settings() -> str:
+    """Return every setting with its default, its meaning and what it decides, one a paragraph."""
+    return "\n".join(_describe(RunConfig, ""))
+
+
+def _describe(cls: type, prefix: str) -> list[str]:
+    lines, hints, texts = [], typing.get_type_hints(cls), _field_texts(cls)
+    for f in dataclasses.fields(cls):
+        if cls is RunConfig and f.name in RECORDS:
+            continue  # in YAML they stand in the records of the model
+        kind = hints[f.name]
+        name = f"{prefix}{f.name}"
+        inner = next((a for a in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(a)), None)
+        text = texts.get(f.name, (inner.__doc__ or "").strip() if inner else "")
+        decides = KINDS.get(name.replace("<name>", "*"), ())
+        lines.append(f"{name}{_default(f)}\n    {text}" + (f" [{', '.join(decides)}]" if decides else ""))
+        if inner:
+            inside = f"{name}." if inner is kind else f"{name}.<name>."
+            lines += _describe(RECORDS[f.name], inside) if cls is ModelConfig else []
+            lines += _describe(inner, inside)
+    return lines
+
+
+def _default(f: dataclasses.Field) -> str:
+    if f.default is not dataclasses.MISSING:
+        return f" = {list(f.default) if isinstance(f.default, tuple) else f.default!r}"
+    value = f.default_factory() if f.default_factory is not dataclasses.MISSING else None
+    return f" = {value!r}" if isinstance(value, list | dict) else ""
+
+
+def _field_texts(cls: type) -> dict[str, str]:
+    """Return the string below each field of a dataclass, read from its source."""
+    import ast
+    import textwrap
+
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body
+    texts = {}
+    for statement, after in itertools.pairwise(body):
+        if (
+            isinstance(statement, ast.AnnAssign)
+            and isinstance(after, ast.Expr)
+            and isinstance(after.value, ast.Constant)
+        ):
+            texts[statement.target.id] = " ".join(str(after.value.value).split())
+    return texts

@@ -1,0 +1,373 @@
+"""The worker processes of `plait prepare`: they read raw documents, and encode them to shards.
+
+What a job does depends on its arguments alone, so results do not depend on how many workers there are. Workers start
+fresh (never as a copy of a process that has used threads or a GPU), ignore Ctrl-C, and end when they are told to stop
+or when their parent is gone.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from plait.batch.documents import Document, Part
+from plait.codecs import CODECS, Codec, Encoded, codec_class, load_codec
+from plait.common.errors import ConfigError, DataError, ResourceError
+from plait.common.files import atomic_folder, clear_disk_errors, write_json
+from plait.common.progress import Bar
+from plait.data.document_table import MAX_GRID_AXES, save_table
+from plait.data.shards import shard_name, write_shard
+from plait.prepare.account import ShardAccount
+from plait.prepare.formats import open_rows
+from plait.prepare.manifest import ManifestSource, known_keys
+from plait.prepare.raw import ROWS_AT_ONCE, BrokenRow, RawDocument, RawSource
+from plait.prepare.raw_sources import Setup, open_source
+from plait.prepare.remote import reason_of
+from plait.prepare.row_index import scan
+
+_GRACE_SECONDS = 2.0  # for what is under way when everything is stopped
+
+
+def codec_folder(folder: Path, modality: str) -> Path:
+    """Return where a modality's codec lies in a prepared folder."""
+    return folder / "codecs" / modality
+
+
+def work_file(folder: Path, split: str, number: int) -> Path:
+    """Return the note that a shard is done; it goes once everything is."""
+    return folder / "work" / f"{split}-{number:05d}.json"
+
+
+def table_file(folder: Path, split: str, number: int) -> Path:
+    """Return where a shard's table waits until those of all shards are joined."""
+    return folder / "work" / f"{split}-{number:05d}.table"
+
+
+def build_codecs(modalities: dict[str, tuple[str, dict]]) -> dict[str, Codec]:
+    """Build unfitted codecs from their settings. Raises ConfigError where two would read the same parts."""
+    codecs: dict[str, Codec] = {}
+    for name, (codec, options) in modalities.items():
+        where = f"model.modalities.{name}"
+        if not codec:
+            raise ConfigError(f"{where}.codec: '' is not allowed, prepare needs one of {', '.join(sorted(CODECS))}")
+        codecs[name] = codec_class(codec).from_options(options, f"{where}.codec_options")
+        for other in list(codecs)[:-1]:
+            if codecs[other].key == codecs[name].key:
+                raise ConfigError(
+                    f"{where}.codec: {codec!r} reads the parts {codecs[name].key!r}, "
+                    f"which model.modalities.{other} reads already, each modality needs a key of its own"
+                )
+    return codecs
+
+
+class Workers:
+    """The worker processes, as a context; they start when there is work and stay until the end."""
+
+    def __init__(self, setup: Setup):
+        methods = multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:
+            context.set_forkserver_preload(["plait.prepare.encode"])
+        self._queue, self._stop = context.SimpleQueue(), context.Event()
+        count = setup.prepare.num_workers or num_cores()
+        arguments = (setup, self._queue, self._stop)
+        self._pool = ProcessPoolExecutor(count, context, initializer=_start_worker, initargs=arguments)
+
+    def __enter__(self) -> "Workers":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stop.set()  # so that what is under way is not waited for long
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def run(self, function: Callable, jobs: Sequence[tuple], bar: Bar, check: Callable | None = None) -> list:
+        """Call ``function(*job)`` for every job; return the results in the order of the jobs.
+
+        ``check(job, result)`` is called as soon as a job is done; if it raises, the other jobs are given up.
+        """
+        try:
+            futures = {self._pool.submit(function, *job): job for job in jobs}
+            pending = set(futures)
+            while pending:
+                done, pending = wait(pending, timeout=0.2)
+                while not self._queue.empty():
+                    bar.advance(*self._queue.get())
+                for future in done:
+                    result = future.result()
+                    if check:
+                        check(futures[future], result)
+        except BrokenProcessPool:
+            message = "prepare: a worker process ended by itself (out of memory?), set prepare.num_workers lower"
+            raise ResourceError(message) from None
+        return [future.result() for future in futures]
+
+
+def scan_file(number: int) -> dict[str, int]:
+    """Job: find the rows of one of the manifests' files; return how many each split has."""
+    place, options = _worker.setup.files[number], _worker.setup.prepare
+    keys = known_keys(_worker.codecs)
+    rows = open_rows(place, options.columns, keys)
+
+    def advance(count: int) -> None:
+        if _worker.stop.is_set():
+            raise _Stopped
+        _advance(0, f"{place.rsplit('/', 1)[-1]}: {count:,} rows")
+
+    folder = _worker.setup.folder / "work" / "rows"
+    counts = scan(rows, folder, number, options.validation_share, advance, keys)
+    _advance(1)
+    return counts
+
+
+def make_codec(name: str, blocks: list[tuple[str, int, int]], num_threads: int) -> list[BrokenRow]:
+    """Job: train a modality's codec on the blocks' media and save it; return the rows that are broken.
+
+    Codecs are trained beside each other, each with its own share of the cores: small networks gain little from more.
+    """
+    import torch
+
+    codec = build_codecs({name: _worker.setup.modalities[name]})[name]
+    media, broken = _read_media(blocks, codec.key)
+    broken_share = len(broken) / max(sum(stop - start for _, start, stop in blocks), 1)
+    if media and broken_share <= _worker.setup.prepare.max_broken_share:
+        torch.set_num_threads(num_threads)
+        scratch = _worker.setup.folder / "work" / f"fit-{name}"
+        scratch.mkdir(parents=True, exist_ok=True)
+        with clear_disk_errors(scratch):
+            codec.fit(media, minutes=_worker.setup.prepare.codec_minutes, seed=_worker.setup.seed, folder=scratch,
+                      progress=lambda share, text: _report_share(name, share, text))  # fmt: skip
+        torch.set_num_threads(1)
+        save_codec(codec, codec_folder(_worker.setup.folder, name))
+    return broken
+
+
+def _report_share(name: str, share: float, text: str) -> None:
+    if _worker.stop.is_set():
+        raise _Stopped
+    _worker.queue.put((share, f"{name}: {text}"))
+
+
+def _read_media(blocks: list[tuple[str, int, int]], key: str) -> tuple[list, list[BrokenRow]]:
+    """Return the raw media of rows [start, stop) of splits, and the rows that are broken."""
+    media, broken = [], []
+    for split, start, stop in blocks:
+        if _worker.stop.is_set():
+            raise _Stopped
+        for row in _worker.source_for([key]).read(split, start, stop):
+            if isinstance(row, BrokenRow):
+                broken.append(row)
+            else:
+                media += [item for k, item in row.parts if k == key]
+    return media, broken
+
+
+def save_codec(codec: Codec, folder: Path) -> None:
+    """Save a codec, whole or not at all."""
+    with atomic_folder(folder) as temporary:
+        codec.save_pretrained(temporary)
+
+
+def encode_shard(split: str, number: int, start: int, stop: int, records: dict[str, dict]) -> None:
+    """Job: encode rows [start, stop) of a split to one shard, then note that it is done and which rows are broken.
+
+    ``records`` are the modalities' records of the index; their codecs lie in the folder.
+    """
+    _worker.load_codecs()
+    documents: list[Document] = []
+    broken: list[BrokenRow] = []
+    account, mine = ShardAccount(), [codec.key for codec in _worker.codecs.values()]
+    for at in range(start, stop, ROWS_AT_ONCE):
+        if _worker.stop.is_set():
+            raise _Stopped
+        source = _worker.source_for(None)
+        rows = list(source.read(split, at, min(at + ROWS_AT_ONCE, stop)))
+        files = source.files_of(split, at, at + len(rows)) if isinstance(source, ManifestSource) else [0] * len(rows)
+        lines = [row.line if isinstance(row, BrokenRow) else None for row in rows]
+        for k, result in enumerate(_encode_rows(rows)):
+            is_broken = isinstance(result, BrokenRow)
+            account.add(files[k], rows[k], mine, broken=is_broken)
+            if is_broken:
+                broken.append(result if lines[k] else _located(result.reason, split, at + k))
+            else:
+                documents.append(result)
+        _advance(len(rows), split)
+    folder = _worker.setup.folder
+    counts = {name: {"parts": 0, "tokens": 0, "longest_image": 0} for name in records}
+    for part in (p for d in documents for p in d.parts):
+        counts[part.modality]["parts"] += 1
+        counts[part.modality]["tokens"] += len(part)
+        if len(part.grid) > 1:  # never cut
+            longest = max(counts[part.modality]["longest_image"], len(part))
+            counts[part.modality]["longest_image"] = longest
+    entry = None
+    if documents:
+        entry, table = write_shard(folder, split, number, documents, records)
+        save_table(table_file(folder, split, number), table)
+    note = {
+        "shard": entry,
+        "broken": [asdict(row) for row in broken],
+        "parts_left_out": sum(n for found in account.files.values() for n in found["left out"].values()),
+        "files": account.files,
+        "modalities": counts,
+    }
+    write_json(work_file(folder, split, number), note)
+
+
+def measure_quality(name: str, blocks: list[tuple[str, int, int]]) -> dict[str, float]:
+    """Job: return the figures of a codec's round trip on rows [start, stop) of splits."""
+    _worker.load_codecs()
+    codec = _worker.codecs[name]
+    source = _worker.source_for([codec.key])
+    rows = [row for block in blocks for row in source.read(*block) if isinstance(row, RawDocument)]
+    media = [item for row in rows for key, item in row.parts if key == codec.key]
+    figures = {k: float(v) for k, v in codec.quality(media).items()} if media else {}
+    _advance(1, name)
+    return figures
+
+
+def finished_shard(folder: Path, split: str, number: int) -> dict | None:
+    """Return the note of a shard that is done, or None."""
+    try:
+        note = json.loads(work_file(folder, split, number).read_text(encoding="utf-8"))
+        entry = note["shard"]
+        whole = entry is None or (
+            (folder / shard_name(split, number)).stat().st_size == entry["bytes"]
+            and table_file(folder, split, number).exists()
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return note if whole else None
+
+
+class _Stopped(Exception):
+    """The parent wants no more."""
+
+
+class _Worker:
+    """This process's codecs and source, opened on first use."""
+
+    def __init__(self, setup: Setup, queue: Any, stop: Any):
+        self.setup, self.queue, self.stop = setup, queue, stop
+        self._codecs: dict[str, Codec] | None = None
+        self._loaded = False
+        self._sources: dict[tuple | None, RawSource] = {}
+
+    @property
+    def codecs(self) -> dict[str, Codec]:
+        """Good for reading only, until `load_codecs` was called."""
+        if self._codecs is None:
+            self._codecs = build_codecs(self.setup.modalities)
+        return self._codecs
+
+    def load_codecs(self) -> None:
+        """Take the codecs that were made."""
+        if not self._loaded:
+            folder = self.setup.folder
+            self._codecs = {name: load_codec(codec_folder(folder, name)) for name in self.setup.modalities}
+            self._sources.clear()
+            self._loaded = True
+
+    def source_for(self, keys: list[str] | None) -> RawSource:
+        name = None if keys is None else tuple(keys)
+        if name not in self._sources:
+            self._sources[name] = open_source(self.setup, self.codecs, keys)
+        return self._sources[name]
+
+
+_worker: _Worker
+
+
+def _start_worker(setup: Setup, queue: Any, stop: Any) -> None:
+    import torch
+
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and tells us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_end_when_stopped, args=(stop,), daemon=True).start()
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    torch.set_num_threads(1)
+    CODECS.update(setup.registry)
+    _worker = _Worker(setup, queue, stop)
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _end_when_stopped(stop: Any) -> None:
+    stop.wait()
+    time.sleep(_GRACE_SECONDS)
+    os._exit(1)  # files are written whole or not at all, so nothing is lost
+
+
+def _advance(rows: int, text: str | None = None) -> None:
+    _worker.queue.put((rows, text))
+
+
+def num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _encode_rows(rows: list[RawDocument | BrokenRow]) -> Iterator[Document | BrokenRow]:
+    """Encode rows; each codec gets the items of all rows at once."""
+    encoded: dict[tuple[int, int], Part | str] = {}
+    for name, codec in _worker.codecs.items():
+        places = [
+            (r, p)
+            for r, row in enumerate(rows)
+            if isinstance(row, RawDocument)
+            for p, (key, _) in enumerate(row.parts)
+            if key == codec.key
+        ]
+        items = [rows[r].parts[p][1] for r, p in places]
+        for place, result in zip(places, _encode_items(codec, items), strict=True):
+            encoded[place] = result if isinstance(result, str) else _part(name, result)
+    for r, row in enumerate(rows):
+        if isinstance(row, BrokenRow):
+            yield row
+            continue
+        found = [(p, encoded[r, p]) for p in range(len(row.parts)) if (r, p) in encoded]
+        for p, part in found:
+            if p in row.without_loss and isinstance(part, Part):
+                part.loss = 0.0
+        reasons = [f"part {p + 1} ({row.parts[p][0]}): {part}" for p, part in found if isinstance(part, str)]
+        yield BrokenRow(0, reasons[0]) if reasons else Document([part for _, part in found], meta=row.meta)
+
+
+def _encode_items(codec: Codec, items: list) -> list[Encoded | str]:
+    """Encode items, or say why one cannot be."""
+    if not items:
+        return []
+    try:
+        return list(codec.encode(items))
+    except (ConfigError, ResourceError):
+        raise  # no fault of the items
+    except Exception as error:  # networks fail in many ways on odd items, and one item must not end all
+        if len(items) == 1:
+            kind = "" if isinstance(error, DataError) else f"it cannot be encoded: {type(error).__name__}: "
+            return [kind + reason_of(error)]
+        return [result for item in items for result in _encode_items(codec, [item])]
+
+
+def _part(name: str, encoded: Encoded) -> Part | str:
+    part = Part(name, encoded.ids, encoded.latents, tuple(encoded.grid))
+    if len(part.grid) > MAX_GRID_AXES:
+        raise ConfigError(f"model.modalities.{name}.codec: grid {part.grid} has more than {MAX_GRID_AXES} axes")
+    return part if len(part) else "it is empty"
+
+
+def _located(reason: str, split: str, index: int) -> BrokenRow:
+    """Return a row that read well but could not be encoded, with its line."""
+    source = _worker.source_for(None)
+    if isinstance(source, ManifestSource):
+        return source.broken(split, index, reason)
+    return BrokenRow(index + 1, reason)

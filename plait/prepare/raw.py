@@ -1,0 +1,134 @@
+"""Raw documents, before encoding: what every source yields to `plait prepare`, and what it knows to be true of them."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from plait.codecs.base import Media
+from plait.common.errors import DataError
+
+FIELDS = ("parts", "meta")
+"""What a row has."""
+
+_NAMES = {
+    "text": ("txt", "text", "caption"),
+    "image": ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "ico"),
+    "audio": ("wav", "flac", "ogg", "oga", "mp3", "opus", "aif", "aiff"),
+}
+KEY_OF = {name: key for key, names in _NAMES.items() for name in names}
+"""The manifest key of a file by its suffix, and of a column that is called so; other names may be keys themselves."""
+
+
+@dataclass
+class RawDocument:
+    """Media in order: pairs of a manifest key (text, image, audio) and the raw item."""
+
+    parts: list[tuple[str, Media]]
+    meta: dict[str, Any] = field(default_factory=dict)
+    """What is known of it, in plain JSON types."""
+    without_loss: frozenset[int] = frozenset()
+    """Places of the parts that are no targets (``loss: false`` in a manifest)."""
+    remarks: list[str] = field(default_factory=list)
+    """What was left out of its items by a rule, such as an image's other frames."""
+
+
+@dataclass
+class BrokenRow:
+    """A row that could not be read: where, and why."""
+
+    line: int
+    reason: str
+    file: str = ""
+    """Name of its file, where there are several."""
+
+
+@dataclass
+class Blob:
+    """A media file's bytes, as they lie in a tar or in a Parquet column."""
+
+    name: str
+    data: bytes
+
+
+class BadRow(ValueError):
+    """The reason why a row cannot be read."""
+
+
+class RawSource(Protocol):
+    """Documents by split and index; reading is deterministic, whatever was read before."""
+
+    def splits(self) -> dict[str, int]:
+        """Return the number of rows of each split; "train" is one of them."""
+
+    def read(self, split: str, start: int, stop: int) -> Iterator[RawDocument | BrokenRow]:
+        """Read rows [start, stop) of a split."""
+
+    @property
+    def truths(self) -> "Truths | None":
+        """What the source knows to be true of its documents; None where it knows nothing."""
+
+
+class Truths(Protocol):
+    """What a source knows to be true of its documents: what evaluation holds a model's captions, images and speech
+    against. ``meta`` is what the source wrote beside a document (`RawDocument.meta`)."""
+
+    def caption(self, meta: dict[str, Any]) -> str:
+        """Return the sentence that says what a document shows, which its speech speaks; "" where there is none."""
+
+    def scores(self, said: Sequence[str], metas: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """Return the shares of captions that are right in "object" (the first thing shown), and in what else is."""
+
+    @property
+    def chances(self) -> dict[str, float]:
+        """What a guess gets right in each score of captions and images, by its name."""
+
+    def thing(self, meta: dict[str, Any]) -> str:
+        """Return the one thing that a document shows; "" where it shows several, or none."""
+
+    def things(self) -> list[str]:
+        """Return all things that there are."""
+
+    def reference(self, thing: str, size: int) -> np.ndarray:
+        """Return an image of a thing, uint8 [size, size, 3]."""
+
+    def image_scores(self, images: Sequence[Media], metas: Sequence[dict[str, Any]]) -> dict[str, float]:
+        """Return the shares of images, uint8 [H, W, 3], that are right in what needs no judge, such as "ground"."""
+
+    def nearest(self, metas: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> list[int]:
+        """Return for each document the place, among ``others``, of the one that shows most of the same."""
+
+    def openings(self, metas: Sequence[dict[str, Any]], count: int, seed: int) -> tuple[list[str], np.ndarray]:
+        """Return how captions begin that name ``count`` things, and which is true of each document of one thing."""
+
+
+ROWS_AT_ONCE = 64
+"""Rows that are read together."""
+
+
+def raw_documents(
+    source: RawSource, split: str, numbers: Sequence[int], *, scattered: bool = False
+) -> list[RawDocument]:
+    """Return documents of a split, given by number in any order. Raises DataError where one is broken.
+
+    ``scattered``: each is read by itself, not with those between; slower where a source reads many together.
+    """
+    found: dict[int, RawDocument | BrokenRow] = {}
+    size = 1 if scattered else ROWS_AT_ONCE
+    for first in sorted({n - n % size for n in numbers}):
+        last = max(n for n in numbers if n < first + size) + 1
+        found |= dict(enumerate(source.read(split, first, last), start=first))
+    documents = []
+    for row in (found[n] for n in numbers):
+        if isinstance(row, BrokenRow):
+            raise DataError(f"data: row {row.line} of {split} is broken ({row.reason}), prepare the data again")
+        documents.append(row)
+    return documents
+
+
+def raw_items(source: RawSource, split: str, key: str) -> Iterator[Media]:
+    """Return a split's raw items of one key in order, whichever documents have them."""
+    for row in source.read(split, 0, source.splits()[split]):
+        if isinstance(row, RawDocument):
+            yield from (item for k, item in row.parts if k == key)

@@ -1,0 +1,232 @@
+"""What each command of `plait.cli` does with its parsed arguments. Heavy imports stand inside: --help needs none."""
+
+import functools
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from plait.common.errors import ConfigError
+from plait.common.launch import is_first
+
+
+def _config(name: str, overrides: list[str]):
+    from plait.config.file import load, load_kept
+    from plait.config.shipped import config_path
+
+    path = config_path(name)
+    return load_kept(name, overrides) if Path(name).is_dir() else load(path, overrides)
+
+
+def prepare(chosen) -> None:
+    from plait.common.progress import Progress
+    from plait.run.steps import prepare_step
+
+    figures = prepare_step(_config(chosen.config, chosen.overrides), Progress(), restart=chosen.restart)
+    _print_figures("prepared", figures)
+
+
+def train(chosen) -> None:
+    from plait.common.progress import Progress
+    from plait.run.steps import summarise, train_step
+
+    config = _config(chosen.config, chosen.overrides)
+    train_step(config, Progress())
+    if is_first():
+        summarise(config)
+        print(f"trained: {config.out}")
+
+
+def evaluate(chosen) -> None:
+    from plait.common.progress import Progress
+    from plait.run.load import run_config
+    from plait.run.steps import evaluate_step, summarise
+
+    config = run_config(chosen.run_folder, chosen.overrides)
+    figures = evaluate_step(config, Progress())
+    summarise(config)
+    _print_figures("evaluated", figures)
+
+
+def report(chosen) -> None:
+    from plait.common.progress import Progress
+    from plait.run.load import run_config
+    from plait.run.steps import report_step
+
+    print(f"report: {report_step(run_config(chosen.run_folder), Progress())}")
+
+
+def compare(chosen) -> None:
+    from plait.common.files import read_json
+    from plait.common.progress import Progress
+    from plait.compare import workflow
+    from plait.compare.study import load_study
+    from plait.compare.tables import matching_table
+    from plait.config.shipped import config_path, study_path
+
+    _check_options(chosen)
+    if chosen.from_logs:
+        return _compare_logs(chosen)
+    study = chosen.study and load_study(study_path(chosen.study), find_base=config_path, out=chosen.out,
+                                        overrides=chosen.overrides)  # fmt: skip
+    some = {"arms": chosen.arms, "seeds": chosen.seeds}
+    if study and chosen.rates:
+        from plait.compare.conclude import LOGS
+        from plait.compare.kept_rows import take_trials
+
+        taken = take_trials(study, Path(chosen.rates) / LOGS)
+        print(f"learning rates: trials of {', '.join(taken)} are taken from {chosen.rates}")
+    if chosen.conclude:
+        from plait.compare.conclude import conclude
+
+        if study:
+            print(f"kept: {workflow.keep_study(study, Progress(), chosen.conclude)}")
+        path, still_open = conclude(chosen.conclude, lambda name: load_study(study_path(name), find_base=config_path))
+        print("\n".join([f"results: {path}", *(f"still open: {sentence}" for sentence in still_open)]))
+    elif chosen.plan:
+        _print_table(*workflow.plan_study(study, Progress(), **some))
+    elif chosen.analyse or chosen.evaluate:
+        from plait.compare.analysis import analyse
+        from plait.compare.run_scores import evaluate_runs
+        from plait.run.steps import evaluate_step
+
+        examine = analyse if chosen.analyse else functools.partial(evaluate_runs, evaluate=evaluate_step)
+        print(f"study: {workflow.examine_study(study, Progress(), examine, **some)}")
+    else:
+        page = workflow.compare(study, Progress(), **some)
+        _print_table(*matching_table(read_json(page.with_name("results.json"), "results")))
+        print(f"study: {page}")
+
+
+def _check_options(chosen) -> None:
+    """Raise a ConfigError for options of `plait compare` that would be without effect."""
+    if not (chosen.study or chosen.conclude or chosen.from_logs):
+        raise ConfigError("command line: plait compare needs a study, --conclude or --from-logs")
+    given = {"a study": chosen.study, "--conclude": chosen.conclude, "--rates": chosen.rates, "--plan": chosen.plan,
+             "--analyse": chosen.analyse, "--evaluate": chosen.evaluate, "--arms": chosen.arms,
+             "--seeds": chosen.seeds, "--out": chosen.out, "--warmup": chosen.warmup,
+             "settings": chosen.overrides}  # fmt: skip
+    taken: Sequence[str]
+    if chosen.from_logs:
+        what, taken = "--from-logs stands in place of a study", ("--out", "--warmup")
+    elif chosen.conclude and not chosen.study:
+        what, taken = "--conclude without a study reads kept logs alone", ("--conclude",)
+    elif chosen.conclude:
+        what, taken = "--conclude keeps all finished runs", ("a study", "--conclude", "--out", "settings")
+    else:
+        what, taken = "--warmup is for --from-logs", [name for name in given if name != "--warmup"]
+    for name in (name for name, value in given.items() if value and name not in taken):
+        raise ConfigError(f"command line: {what}, leave out {name}")
+
+
+def _compare_logs(chosen) -> None:
+    from plait.compare.logs import match_logs, write_match
+    from plait.compare.tables import tables
+
+    matched = match_logs(chosen.from_logs, warmup=chosen.warmup)
+    page = write_match(matched, Path(chosen.out)) if chosen.out else None
+    for table in tables(matched.results):
+        _print_table(*table)
+    if page:
+        print(f"page: {page}")
+
+
+def quickstart(chosen) -> None:
+    from plait.common.progress import Progress
+    from plait.config.shipped import QUICKSTARTS, quickstart_config
+    from plait.run.next_steps import next_steps
+    from plait.run.steps import whole_run
+
+    config = _config(chosen.config or quickstart_config(chosen.setting), chosen.overrides)
+    path = whole_run(config, Progress(), restart=chosen.restart)
+    is_default = not chosen.config and chosen.setting == next(iter(QUICKSTARTS))
+    named = ["--config", chosen.config] if chosen.config else ["--setting", chosen.setting]
+    command = shlex.join(["quickstart", *([] if is_default else named)])
+    print(f"report: {path}\n\nwhat to do next:", *next_steps(config, path, command), sep="\n")
+
+
+def generate(chosen) -> None:
+    from plait.config.shipped import grids_from, sampling_from
+    from plait.run.load import load
+    from plait.run.steps import save_generated
+
+    pipeline = load(chosen.run_folder, device=chosen.device)
+    media = pipeline.read(getattr(chosen, "prompt", None) or [])
+    sampling = sampling_from(pipeline.config.sampling, pipeline.model.config, chosen)
+    longest = {} if chosen.max_tokens is None else dict.fromkeys(pipeline.codecs, chosen.max_tokens)
+    grids = grids_from(chosen.grid, chosen.output, pipeline.model.config)
+    samples = pipeline.generate_from_media([media] * chosen.count, [chosen.output] * chosen.count, seed=chosen.seed,
+                                           sampling=sampling, max_tokens=longest, grids=grids)  # fmt: skip
+    save_generated(samples, chosen.out or f"{chosen.run_folder}/generated")
+
+
+def export(chosen) -> None:
+    from plait.common.progress import Progress
+    from plait.train.export import export as export_run
+
+    path = export_run(chosen.run_folder, chosen.out, step=chosen.step, averages=chosen.ema, file_gb=chosen.file_gb,
+                      progress=Progress())  # fmt: skip
+    print(f"exported: {path}")
+
+
+def inspect(chosen) -> None:
+    from plait.run.inspect import inspect_run
+
+    inspect_run(chosen)
+
+
+def plan(chosen) -> int:
+    import dataclasses
+    import json
+
+    from rich.console import Console
+
+    from plait.common.errors import ResourceError
+    from plait.common.progress import Progress
+    from plait.plan.estimate import Machines, make_plan
+    from plait.plan.show import as_json, show
+
+    names = [field.name for field in dataclasses.fields(Machines)]
+    machines = Machines(**{name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None})
+    found = make_plan(_config(chosen.config, chosen.overrides), machines, tokens=chosen.tokens, mix=chosen.mix,
+                      document_tokens=chosen.document_tokens, progress=Progress())  # fmt: skip
+    if chosen.json:
+        print(json.dumps(as_json(found), indent=1))
+    else:
+        console = Console()
+        if not console.is_terminal:
+            console.width = 150  # a file has no edge
+        show(found, console, everything=chosen.all)
+    return 0 if found.best else ResourceError.exit_code
+
+
+def settings(chosen) -> None:
+    from plait.config.shipped import describe_settings
+
+    print(describe_settings())
+
+
+def _print_figures(title: str, figures: dict) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("figure", "value", title=title, box=None, title_justify="left")
+    for name, value in figures.items():
+        if isinstance(value, int | float):
+            table.add_row(name, f"{value:,.4g}" if isinstance(value, float) else f"{value:,}")
+    Console().print(table)
+
+
+def _print_table(title: str, note: str, header: list[str], rows: list[list[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text  # names that users bring are no markup
+
+    table = Table(title=Text(title), caption=Text(note), box=None, title_justify="left", caption_justify="left")
+    for name in header:
+        table.add_column(Text(name), overflow="fold")  # nothing that is read is cut off
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 120  # a file has no edge
+    console.print(table)

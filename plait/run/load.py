@@ -1,0 +1,77 @@
+"""A run's model and codecs from its folder. `plait.load(run).generate("a fox on a blue background", ...)`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from plait.batch.documents import Document, Part
+from plait.codecs import Codec, Encoded, load_codec
+from plait.common.errors import CheckpointError
+from plait.config.file import load_kept
+from plait.config.run import RunConfig
+from plait.data.shards import read_index
+from plait.data.sources import folders
+from plait.generate.pipeline import Pipeline, Sample, save_media
+from plait.generate.prompts import MediaPart
+from plait.model.pretrained import load_pretrained
+from plait.train import checkpoint
+from plait.train.acceptance import check_fits, newest_state
+from plait.train.trainer import pick_device
+
+__all__ = ["MediaPart", "Pipeline", "Sample", "documents_as_media", "load", "load_codecs", "load_run", "run_config",
+           "save_media"]  # fmt: skip
+
+
+def load(run: str | Path, *, device: str = "auto") -> Pipeline:
+    """Load the newest whole checkpoint of a run folder (its averaged weights, if any), with its data's codecs."""
+    run = Path(run)
+    return load_run(run_config(run), device=device)
+
+
+def run_config(run: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the config that a run keeps in its folder, which may have been moved; its own data moves with it.
+
+    Raises a ConfigError where it, or an override, does not fit the newest checkpoint.
+    """
+    path = Path(run) / "config.yaml"
+    if not path.is_file():
+        raise CheckpointError(f"run: {str(run)!r} holds no config.yaml, so it is not the folder of a run")
+    config = load_kept(run, overrides)
+    check_fits(config, newest_state(config))
+    return config
+
+
+def load_run(config: RunConfig, *, device: str = "auto") -> Pipeline:
+    """Load the model and codecs of a run."""
+    found = checkpoint.latest(Path(config.out) / "checkpoints")
+    if found is None:
+        raise CheckpointError(f"run: {config.out!r} has no whole checkpoint, train it with plait train first")
+    weights = checkpoint.weights_file(found).name
+    model = load_pretrained(found, device=pick_device(device), weights=weights)
+    model.requires_grad_(False)
+    return Pipeline(model, load_codecs(config, list(model.config.modalities)), config.generate, config.diffusion)
+
+
+def load_codecs(config: RunConfig, names: Sequence[str] | None = None) -> dict[str, Codec]:
+    """Load the codecs of a run's prepared data, by modality."""
+    codecs: dict[str, Codec] = {}
+    for folder in folders(config):
+        for name in read_index(folder)["modalities"]:
+            if names is None or name in names:
+                codecs.setdefault(name, load_codec(Path(folder) / "codecs" / name))
+    for name in names or ():
+        if name not in codecs:
+            raise CheckpointError(f"run: the prepared data of {config.out!r} has no codec for the modality {name!r}")
+    return codecs
+
+
+@torch.no_grad()
+def documents_as_media(documents: Sequence[Document], codecs: dict[str, Codec]) -> list[list[MediaPart]]:
+    """Decode encoded documents: what their codecs make of them."""
+
+    def decoded(part: Part) -> MediaPart:
+        encoded = Encoded(part.ids, part.latents, part.grid)
+        return part.modality, codecs[part.modality].decode([encoded])[0]
+
+    return [[decoded(part) for part in document.parts] for document in documents]

@@ -1,0 +1,57 @@
+"""What can be done with a finished run: commands that work as they are printed."""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from plait.config.run import RunConfig
+from plait.run.samples import FOLDER
+from plait.train.metrics import read_jsonl
+
+
+def next_steps(config: RunConfig, report: Path, command: str) -> list[str]:
+    """Return lines that say what can be done and how; ``command`` is the one that made the run ("quickstart")."""
+    program, python = how_called()
+    samples, out = Path(config.out) / "samples", shlex.quote(config.out)
+    steps = [("open the report", f"{python} -m webbrowser {shlex.quote(str(report))}")]
+    for record in _examples(samples):
+        given, output = record["prompt"][0], record["truth"][0]["modality"]
+        if "text" in given:
+            prompt, many = f"--text {shlex.quote(given['text'])}", " --count 4" if output == "image" else ""
+            steps.append((f"make {output} from text", f"{program} generate {out} {prompt} --output {output}{many}"))
+        elif given["file"].endswith(".png"):
+            prompt = f"--image {shlex.quote(str(samples / given['file']))}"
+            steps.append((f"describe an {given['modality']}", f"{program} generate {out} {prompt} --output {output}"))
+    if (samples / FOLDER).is_dir():
+        source = shlex.quote(str(samples / FOLDER))
+        steps.append(("train on a folder", f"{program} {command} --out runs/mine --prepare.source {source}"))
+    width = max(len(what) for what, _ in steps)
+    return [f"  {what:<{width}}  {line}" for what, line in steps]
+
+
+def _examples(samples: Path) -> Iterator[dict[str, Any]]:
+    """Yield one sample of each task that makes one part from one."""
+    records = read_jsonl(samples / "samples.jsonl") if (samples / "samples.jsonl").exists() else []
+    for record in {record["task"]: record for record in reversed(records)}.values():
+        if len(record.get("prompt", [])) == len(record.get("truth", [])) == 1:
+            yield record
+
+
+def how_called() -> tuple[str, str]:
+    """Return how plait, and Python, are called here: as they were, or by name where that finds the same."""
+    python = _named("python", sys.executable)
+    called = Path(sys.argv[0])
+    return (f"{python} -m plait" if called.name == "__main__.py" else _named(called.name, str(called))), python
+
+
+def _named(name: str, path: str) -> str:
+    found = shutil.which(name)
+    if found and Path(found).absolute() == Path(path).absolute():
+        return name
+    try:
+        return shlex.quote(str(Path(path).absolute().relative_to(Path.cwd())))
+    except ValueError:
+        return shlex.quote(path)

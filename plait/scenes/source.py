@@ -1,0 +1,137 @@
+"""Scenes: drawings on a coloured ground, with a caption in text and in speech. Any number of them, from a seed.
+
+What they show, and the splits, are in `plait.scenes.world`. With `prepare.passages`, some of ``train`` are passages
+of text alone, and ``passages`` is a split of others of them.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from plait.common.errors import ResourceError, require
+from plait.common.randomness import uniforms
+from plait.config.run import PrepareConfig
+from plait.prepare.raw import RawDocument, Truths
+from plait.scenes import speaker
+from plait.scenes.drawings import Concept, all_concepts, everyday_things, placed, rasterize
+from plait.scenes.passages import Passage, first_passages
+from plait.scenes.world import BACKGROUNDS, Scene, World
+
+SAMPLE_RATE = 16_000
+"""Of the spoken captions, in samples per second, unless another is asked for."""
+
+PARTS = ("text", "image", "audio")
+"""Parts of a document, in their order."""
+
+_SPOKEN_TOGETHER = 64  # clips that one eSpeak process speaks, always from a multiple of this on
+_SILENCE = 0.01  # of full scale: quieter ends are cut
+
+
+class SceneSource:
+    """Documents of the embedded scenes, by split and index; a `plait.prepare.raw.RawSource`.
+
+    ``parts`` names the parts that are made (text, image, audio); leaving out what no codec needs saves its time.
+    ``sample_rate`` is that of the speech codec.
+    """
+
+    def __init__(
+        self, prepare: PrepareConfig, seed: int, *, parts: Sequence[str] = PARTS, sample_rate: int = SAMPLE_RATE
+    ):
+        self.image_size = prepare.image_size
+        self.seed = seed
+        self.world = world_of(prepare, seed)
+        self.sample_rate = sample_rate
+        self.parts = tuple(p for p in PARTS if p in parts)
+        held_out = self.world.splits(spoken="audio" in self.parts)
+        self._rows = {"train": prepare.documents} | {name: prepare.validation_documents for name in held_out}
+        self._passages = self._draw_passages(prepare) if prepare.passages else {}
+        self._rows |= {name: len(drawn) for name, drawn in self._passages.items() if name not in self._rows}
+
+    def splits(self) -> dict[str, int]:
+        """Return the number of documents of each split."""
+        return dict(self._rows)
+
+    @property
+    def truths(self) -> Truths:
+        """What is true of the scenes; passages have no truths."""
+        from plait.scenes.truths import SceneTruths
+
+        return SceneTruths(self.world)
+
+    def _draw_passages(self, prepare: PrepareConfig) -> dict[str, dict[int, Passage]]:
+        """Return the documents of each split that are passages."""
+        draws = uniforms(self.seed, "scenes: passages", item=np.arange(prepare.documents))
+        chosen = np.flatnonzero(draws < prepare.passages).tolist()
+        train = first_passages(self.seed, len(chosen), held_out=False)
+        other = first_passages(self.seed, prepare.validation_documents, held_out=True)
+        return {"train": dict(zip(chosen, train, strict=True)), "passages": dict(enumerate(other))}
+
+    def read(self, split: str, start: int, stop: int) -> Iterator[RawDocument]:
+        """Make documents [start, stop) of a split. Raises ResourceError where a package is missing."""
+        for first in range(start - start % _SPOKEN_TOGETHER, stop, _SPOKEN_TOGETHER):
+            last = min(first + _SPOKEN_TOGETHER, stop)
+            scenes = [self.world.scene(split, i) for i in range(first, last)]
+            skipped = max(start - first, 0)
+            # all are spoken, because what eSpeak says depends on what it said before
+            clips = (
+                speak_scenes(scenes, self.sample_rate)[skipped:]
+                if "audio" in self.parts
+                else [None] * (last - first - skipped)
+            )
+            passages = self._passages.get(split, {})
+            for i, scene, clip in zip(range(max(first, start), last), scenes[skipped:], clips):
+                passage = passages.get(i)
+                yield passage.document(self.parts) if passage else self._document(scene, clip)
+
+    def _document(self, scene: Scene, clip: np.ndarray | None) -> RawDocument:
+        picture = draw(scene, self.image_size) if "image" in self.parts else None
+        media = {"text": scene.caption, "image": picture, "audio": clip}
+        return RawDocument([(part, media[part]) for part in self.parts], scene.meta())
+
+
+def world_of(prepare: PrepareConfig, seed: int) -> World:
+    """Return the world that a config's scenes are of. Raises ConfigError for more things than there are."""
+    if prepare.concepts == "all":
+        return World(seed)
+    count = int(prepare.concepts)
+    most = len(everyday_things())
+    require(count <= most, "prepare.concepts", count, f"at most {most}, or all")
+    return World(seed, count)
+
+
+def reference(concept: str, size: int) -> np.ndarray:
+    """Draw one concept (an OpenMoji code) large on white, uint8 [size, size, 3]: what judges compare with."""
+    drawing = _by_code()[concept]
+    return rasterize(placed(drawing, center=(0.5, 0.5), extent=0.84), size=size, background=BACKGROUNDS["white"])
+
+
+def draw(scene: Scene, size: int) -> np.ndarray:
+    """Draw a scene, uint8 [size, size, 3]."""
+    places = zip(scene.concepts, scene.centers, scene.extents)
+    elements = "".join(placed(c, center=center, extent=extent) for c, center, extent in places)
+    return rasterize(elements, size=size, background=BACKGROUNDS[scene.background])
+
+
+def speak_scenes(scenes: Sequence[Scene], sample_rate: int = SAMPLE_RATE) -> list[np.ndarray]:
+    """Speak the captions in one fresh process; float32 [samples], silent ends cut."""
+    try:
+        import soxr
+    except ImportError:
+        message = "scenes: package 'soxr' is not installed, install it: pip install 'plait[media,scenes]'"
+        raise ResourceError(message) from None
+    sentences = [
+        {"text": s.caption, "voice": s.voice, "rate": s.rate, "pitch": s.pitch, "variation": 50} for s in scenes
+    ]
+    clips = []
+    for samples in speaker.speak(sentences):
+        wave = np.frombuffer(samples, "<i2").astype(np.float32) / 32768
+        loud = np.flatnonzero(np.abs(wave) > _SILENCE)
+        wave = wave[loud[0] : loud[-1] + 1] if len(loud) else wave
+        clips.append(soxr.resample(wave, speaker.SAMPLE_RATE, sample_rate).astype(np.float32))
+    return clips
+
+
+@functools.cache
+def _by_code() -> dict[str, Concept]:
+    return {c.code: c for c in all_concepts()}
