@@ -22,7 +22,7 @@ from harness import Measurement, Row, paired, parsed, parser, ratio_row, run
 from shapes import DTYPES, HEAD_DIM
 from torch import Tensor
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
 from plait.config.model import ModalityConfig, ModelConfig
 from plait.model.attention import AttentionPlan, attend

@@ -28,7 +28,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.batch.batch import Batch, Run, assemble, spell
+from plait.batch.assemble import Run, assemble, spell
+from plait.batch.batch import Batch
 from plait.batch.documents import Document, Part
 from plait.common.randomness import generator
 from plait.config.model import ModalityConfig, ModelConfig

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.batch.batch import Batch, pack
+from plait.batch.assemble import pack
+from plait.batch.batch import Batch
 from plait.batch.documents import Document, Part
 from plait.config.model import ModalityConfig, ModelConfig
 from plait.model.mot import MixtureOfTransformers

@@ -14,7 +14,8 @@ import time
 import numpy as np
 import torch
 
-from plait.batch.batch import Batch, pack
+from plait.batch.assemble import pack
+from plait.batch.batch import Batch
 from plait.batch.documents import Document, Part
 from plait.config.model import ModalityConfig, ModelConfig
 from plait.config.run import DiffusionConfig

@@ -9,7 +9,7 @@ _PUBLIC = {
     "Batch": "plait.batch.batch",
     "Document": "plait.batch.documents",
     "Part": "plait.batch.documents",
-    "pack": "plait.batch.batch",
+    "pack": "plait.batch.assemble",
     "ModalityConfig": "plait.config.model",
     "ModalitySettings": "plait.config.run_records",
     "ModelConfig": "plait.config.model",

@@ -13,7 +13,7 @@ from ports import free_port
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.batch.documents import Document
 from plait.common.progress import QuietProgress
 from plait.config.run import RunConfig

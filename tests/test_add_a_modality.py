@@ -12,7 +12,7 @@ import torch
 from conftest import model_config
 
 import plait.codecs
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
 from plait.cli import main
 from plait.config.model import ModalityConfig, ModelConfig, TowerConfig

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import model_config, random_documents
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
 from plait.cli import _parser, main
 from plait.common.errors import ConfigError, PlaitError

@@ -9,7 +9,7 @@ from conftest import model_config, random_documents, random_part
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.batch.batch import Run, assemble, spell
+from plait.batch.assemble import Run, assemble, spell
 from plait.common.errors import ResourceError
 from plait.model import cache as cache_module
 from plait.model.mot import MixtureOfTransformers

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import model_config, random_part
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
 from plait.evaluate.forced_choice import continuation_scores, forced_choice, interval
 from plait.model.mot import MixtureOfTransformers

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import modalities, model_config, random_documents, with_modality
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
 from plait.common.errors import ConfigError
 from plait.compare.equal_flops import attention_cells, counted_flops, forward_flops, step_flops, unpadded

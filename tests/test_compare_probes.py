@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import SIZES, model_config, random_documents
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.compare.probes import activations, attention_mass, components, gradient_conflict, modality_of_tokens
 from plait.config.model import TowerConfig
 from plait.config.run import DiffusionConfig

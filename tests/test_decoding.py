@@ -8,7 +8,7 @@ import torch
 from conftest import Forbidden, model_config, random_part, with_modality
 from test_generate import GRIDS, build, parts_of, requests
 
-from plait.batch.batch import Run
+from plait.batch.assemble import Run
 from plait.batch.documents import Part
 from plait.common.errors import ConfigError, ResourceError
 from plait.config.model import ModelConfig, TowerConfig

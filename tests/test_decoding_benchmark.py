@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from test_model import copy_to_dense, in_sequence
 
-from plait.batch.batch import Run, assemble
+from plait.batch.assemble import Run, assemble
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 decoding, harness = (importlib.import_module(name) for name in ("decoding", "harness"))

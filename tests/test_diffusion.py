@@ -10,7 +10,7 @@ import torch
 from conftest import model_config, random_documents, with_modality
 from torch import Tensor
 
-from plait.batch.batch import pack, pack_checked
+from plait.batch.assemble import pack, pack_checked
 from plait.batch.documents import Document, Part
 from plait.common.errors import ConfigError, DataError, ResourceError
 from plait.config.run import DiffusionConfig, RunConfig

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import model_config, random_part
 
-from plait.batch.batch import assemble, pack, spell
+from plait.batch.assemble import assemble, pack, spell
 from plait.batch.documents import Document, Part
 from plait.common.errors import ConfigError
 from plait.config.run import SamplingConfig
@@ -91,7 +91,7 @@ def test_guidance_of_one_and_two_by_hand(rng):
     prompt = [random_part(rng, "text")]
 
     def first_logits(parts):
-        from plait.batch.batch import Run, assemble
+        from plait.batch.assemble import Run, assemble
 
         opening = Run("text", np.array([layout.opening["image"]]))
         batch = assemble([[*spell(Document(parts), model.config, close=False), opening]], model.config)

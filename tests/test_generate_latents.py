@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import model_config, random_part
 
-from plait.batch.batch import Run, assemble, pack, spell
+from plait.batch.assemble import Run, assemble, pack, spell
 from plait.batch.documents import Document, Part
 from plait.common.randomness import generator
 from plait.config.run import DiffusionConfig, SamplingConfig

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import modalities
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
 from plait.common.errors import ConfigError
 from plait.config.model import ModelConfig

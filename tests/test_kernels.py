@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import model_config, random_documents
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
 from plait.model.block import Step
 from plait.model.mot import MixtureOfTransformers

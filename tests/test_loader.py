@@ -13,7 +13,7 @@ from fake_data import MODALITIES, run_config, scene_like, write_folder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
 from plait.common.errors import ConfigError, DataError
 from plait.common.randomness import uniforms

@@ -9,7 +9,7 @@ import torch
 from conftest import Forbidden, TowerConfig, model_config, random_documents
 from fake_data import run_config, scene_like, write_folder
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.common.progress import Progress
 from plait.config.run import TrainConfig
 from plait.model.mot import MixtureOfTransformers

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from plait.batch.batch import assemble, pack, spell
+from plait.batch.assemble import assemble, pack, spell
 from plait.batch.documents import Document
 from plait.config.model import ModalityConfig, ModelConfig, TowerConfig
 from plait.config.run import DiffusionConfig

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from conftest import model_config, random_documents
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.config.model import ModelConfig, TowerConfig
 from plait.model.moe import MixtureOfExperts, grouped_matmul
 from plait.model.mot import MixtureOfTransformers

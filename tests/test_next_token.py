@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import model_config, random_documents
 from torch.distributed.fsdp import fully_shard
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import loss_sums
 from plait.objectives.next_token import linear_cross_entropy, target_losses

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributed.tensor import Replicate, Shard
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
 from plait.common.errors import ConfigError, DataError
 from plait.config.model import ModalityConfig, ModelConfig, TowerConfig

@@ -9,7 +9,7 @@ import yaml
 from conftest import TowerConfig, model_config, random_documents
 from rich.console import Console
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
 from plait.cli import main
 from plait.common.errors import ConfigError

@@ -14,7 +14,7 @@ import torch
 from conftest import TowerConfig
 from fake_data import run_config, scene_like
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.config.model import ModelConfig
 from plait.config.run import TrainConfig
 from plait.model.ranks import Layout

@@ -5,7 +5,7 @@ import pytest
 import torch
 from conftest import SIZES, model_config, random_documents
 
-from plait.batch.batch import assemble, pack, spell
+from plait.batch.assemble import assemble, pack, spell
 from plait.common.errors import ConfigError
 from plait.config.model import ModalityConfig, ModelConfig
 from plait.generate import Request, generate

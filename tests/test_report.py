@@ -17,7 +17,7 @@ soundfile = pytest.importorskip("soundfile")
 
 from plait.common.errors import DataError, ResourceError  # noqa: E402
 from plait.report import charts, write_report  # noqa: E402
-from plait.report import numbers as numbers_module
+from plait.report import numbers as numbers_module  # noqa: E402
 from plait.report.scores import scores  # noqa: E402
 
 CAPTIONS = [

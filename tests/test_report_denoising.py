@@ -14,7 +14,7 @@ pytest.importorskip("soundfile")
 
 from test_report import CAPTIONS, HOSTILE, text, write_clip, write_jsonl, write_picture  # noqa: E402
 
-from plait.report import numbers, write_report
+from plait.report import numbers, write_report  # noqa: E402
 from plait.report import strips as strips_module  # noqa: E402
 from plait.report.media import Media  # noqa: E402
 

@@ -10,7 +10,8 @@ import torch
 import yaml
 from fake_data import write_folder
 
-from plait.batch.batch import Batch, pack
+from plait.batch.assemble import pack
+from plait.batch.batch import Batch
 from plait.batch.documents import Document, Part
 from plait.batch.spans import Span, tower_of
 from plait.config.file import from_dict, load

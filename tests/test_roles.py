@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_data import write_folder
 
-from plait.batch.batch import assemble, pack, spell_prompt
+from plait.batch.assemble import assemble, pack, spell_prompt
 from plait.batch.documents import Document, Part, as_given, role_of
 from plait.batch.spans import towers_of
 from plait.codecs.base import Encoded

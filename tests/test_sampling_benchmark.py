@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from plait.batch.batch import assemble
+from plait.batch.assemble import assemble
 
 spec = importlib.util.spec_from_file_location("sampling", Path(__file__).parent.parent / "benchmarks/sampling.py")
 sampling = importlib.util.module_from_spec(spec)

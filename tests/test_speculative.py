@@ -14,7 +14,7 @@ from conftest import model_config, random_part, with_modality
 from test_decoding import General, run, uneven
 from test_generate import GRIDS, build, parts_of, requests
 
-from plait.batch.batch import Run, assemble, spell
+from plait.batch.assemble import Run, assemble, spell
 from plait.batch.documents import Document, Part
 from plait.common.errors import ConfigError
 from plait.config.run import DiffusionConfig, GenerateConfig, SamplingConfig

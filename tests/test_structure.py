@@ -10,22 +10,14 @@ from pathlib import Path
 import pytest
 
 import plait
+from plait.prepare.raw_sources import MADE
 
 ROOT = Path(__file__).parent.parent / "plait"
-ORDER = ["errors", "allocation", "layout", "bounds", "model_config", "run_records", "config", "config_file",
-         "settings", "launch", "files", "locks", "tensor_header", "tensor_files", "randomness", "spans",
-         "progress", "parts", "batch", "model", "objectives", "codecs", "data", "plan", "generate", "evaluate",
-         "train", "compare", "report", "pipeline", "samples", "shipped", "next_steps", "workflow", "inspect",
-         "commands", "arguments", "cli"]  # fmt: skip
+ORDER = ["common", "config", "batch", "model", "objectives", "codecs", "data", "prepare", "scenes", "plan", "generate",
+         "evaluate", "train", "compare", "report", "run", "cli"]  # fmt: skip
 """A file imports only from its own package and from what stands before it."""
 
 NEVER = {"data": {"model", "objectives"}, "model": {"data", "codecs", "train"}, "objectives": {"data", "codecs"}}
-
-
-WORLDS = {"data.scenes", "data.scene_world", "data.scene_truths", "data.drawings", "data.articles", "data.speaker",
-          "data.passages"}  # fmt: skip
-"""What is known of documents that are drawn and spoken: only they themselves and the one place that opens sources."""
-KNOW_WORLDS = {*WORLDS, "data.origins"}
 
 
 def modules(path: Path) -> set[str]:
@@ -58,11 +50,10 @@ def test_imports_go_one_way(path):
 
 
 def test_one_place_knows_the_kinds_of_sources():
-    """Judges and truths come with the source of the data: evaluation, report and prepare know no scene."""
+    """Judges and truths come with the source of the data: it is opened by its name, and nothing imports a scene."""
+    assert {module.split(".")[1] for module in MADE.values()} == {"scenes"}
     for path in FILES:
-        own = ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        assert own in KNOW_WORLDS or not modules(path) & WORLDS, own
-    assert modules(ROOT / "data" / "origins.py") & WORLDS == {"data.scenes"}
+        assert path.parent.name == "scenes" or "scenes" not in imports(path), path
 
 
 def test_one_place_says_which_role_a_part_has():
@@ -111,7 +102,7 @@ READS_FILES = {
     ("train/export.py", "_checkpoint"): "names of folders",
     ("train/export.py", "_check_target"): "names of files",
     ("train/export.py", "_write"): "names of files",
-    ("train/measures.py", "progress_text"): "names of a log's columns",
+    ("train/diagnostics.py", "progress_text"): "names of a log's columns",
     ("train/parallel.py", "local_device"): "names of devices",
     ("plan/show.py", "_operations"): "a unit",
     ("plan/show.py", "layouts_table"): "heads of columns",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from fake_data import FakeImage, FakeOptions, FakeSpeech, FakeText, run_config, write_folder
 
-from plait.batch.batch import spell, spell_prompt
+from plait.batch.assemble import spell, spell_prompt
 from plait.batch.documents import Document, Part
 from plait.codecs.base import Encoded
 from plait.common.progress import QuietProgress

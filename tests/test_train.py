@@ -15,7 +15,7 @@ import yaml
 from conftest import model_config, random_documents, random_part, with_modality
 from fake_data import run_config, scene_like, write_folder
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
 from plait.cli import main
 from plait.common.errors import CheckpointError, ConfigError, ResourceError

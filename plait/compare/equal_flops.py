@@ -10,7 +10,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from plait.batch.batch import Batch, pack
+from plait.batch.assemble import pack
+from plait.batch.batch import Batch
 from plait.common.errors import ConfigError
 from plait.config.model import ModelConfig
 from plait.config.run import RunConfig

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from plait.batch.batch import pack
+from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
 from plait.config.model import ModalityConfig, ModelConfig
 from plait.model.mot import MixtureOfTransformers

@@ -3,9 +3,9 @@
 ``<out>/data`` is prepared once; ``data.json`` holds its digest. ``<out>/runs/<arm>/<learning rate>/seed-<n>`` are run
 folders, with ``done.json`` where a run has ended well and ``failure.json`` where it has not. Trials of learning rates
 are whole runs of an arm's first seed, and the best one of them is that seed's run: trials on a shorter schedule choose
-rates that are too high (docs/experiments.md). Trials that were taken from kept logs (plait/compare/rate_trials.py) are not
-run again. The same command skips what is done, goes on with what was stopped, and tries again what failed. Several
-processes may run it at once, one for each GPU: a lock in every run folder keeps them apart.
+rates that are too high (docs/experiments.md). Trials from kept logs (plait/compare/rate_trials.py) are not run again.
+The same command skips what is done, resumes what was interrupted, and tries again what failed. Several processes may
+run it at once, one for each GPU: a lock in every run folder keeps them apart.
 """
 
 import time

@@ -1,7 +1,7 @@
 """What the weights of a model are: modalities, towers and shape, as dataclasses that check themselves. No torch here.
 
-What a run adds to each modality and tower (codecs, loss weights, rates, freezing) is in `plait.config.run_records`. Nothing
-here changes once it was checked: `dataclasses.replace` makes, and checks, another one.
+What a run adds to each modality and tower (codecs, loss weights, rates, freezing) is in `plait.config.run_records`.
+Nothing here changes once it was checked: `dataclasses.replace` makes, and checks, another one.
 """
 
 import functools

@@ -42,8 +42,8 @@ class PrepareConfig(Checked):
     validation_share: float = bounded(0.02, at_least=0, below=1)
     """Share of documents held out for validation (manifest), chosen by a hash of their content."""
     concepts: int | Literal["all"] = bounded("all", at_least=2)
-    """Things that scenes show: so many everyday ones, chosen by rule (plait/scenes/drawings.py), each with three grounds
-    on which training never shows it; or all of OpenMoji that can be named (scenes)."""
+    """Things that scenes show: so many everyday ones, chosen by rule (plait/scenes/drawings.py), each with three
+    grounds on which training never shows it; or all of OpenMoji that can be named (scenes)."""
     passages: float = bounded(0.0, at_least=0, below=1)
     """Share of the training documents that are passages of Python's own library, text alone, in place of scenes."""
     image_size: int = bounded(32, at_least=1)

@@ -12,7 +12,9 @@ from plait.config.run import RunConfig, SamplingConfig
 from plait.config.run_records import RECORDS
 from plait.config.settings import KINDS
 
-FOLDERS = (Path(__file__).parent / "configs", Path(__file__).parent.parent / "configs")
+_PACKAGE = Path(__file__).parent.parent
+
+FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 """Where shipped configs lie: in an installed package, and in a checkout."""
 
 STUDIES = tuple(folder.parent / "studies" for folder in FOLDERS)

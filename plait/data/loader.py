@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from plait.batch.batch import Batch, pack_checked
+from plait.batch.assemble import pack_checked
+from plait.batch.batch import Batch
 from plait.batch.documents import Document
 from plait.common.errors import ConfigError, DataError, require, unknown
 from plait.config.run import RunConfig

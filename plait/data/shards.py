@@ -32,6 +32,9 @@ from plait.data.arrays import ArrayFile, write_arrays
 from plait.data.document_table import MAX_GRID_AXES, PartTable, SplitTable, Table, make_table, write_table
 
 SHARD_SCHEMA_VERSION = 3
+SETTINGS_NAME = "settings.json"
+"""What a prepared folder was made with."""
+
 INDEX_NAME = "index.json"
 
 _OPEN_SHARDS = 256  # files that one reader keeps open; systems allow about a thousand

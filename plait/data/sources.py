@@ -16,8 +16,7 @@ from plait.config.model import ModalityConfig, ModelConfig
 from plait.config.run import AS_WRITTEN_TASK, RunConfig, SourceConfig
 from plait.data.document_table import PartTable
 from plait.data.packing import EDGES, PartSize
-from plait.data.shards import ShardSource, digest_of, read_index, table_name
-from plait.prepare.raw_sources import SETTINGS_NAME
+from plait.data.shards import SETTINGS_NAME, ShardSource, digest_of, read_index, table_name
 
 AS_WRITTEN = -1
 """The task of documents whose parts stay as written."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from plait.batch.batch import Run, assemble, spell_prompt
+from plait.batch.assemble import Run, assemble, spell_prompt
 from plait.batch.documents import Part, role_of
 from plait.common.randomness import generator
 from plait.model.mot import MixtureOfTransformers

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.batch.batch import Batch, Routing, Run, Targets, place_runs
+from plait.batch.assemble import Run, place_runs
+from plait.batch.batch import Batch, Routing, Targets
 from plait.batch.spans import Span, tower_of
 from plait.generate.allowed import AllowedIds
 from plait.generate.rows import Row, Stream

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.batch.batch import Batch, Run, assemble, position_after, spell_prompt
+from plait.batch.assemble import Run, assemble, position_after, spell_prompt
+from plait.batch.batch import Batch
 from plait.batch.documents import Part, role_of
 from plait.common.errors import ResourceError, require
 from plait.config.bounds import check_sizes

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.batch.batch import Run
+from plait.batch.assemble import Run
 from plait.batch.documents import Part, role_of
 from plait.objectives.samplers import Denoiser
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from plait.batch.batch import Run
+from plait.batch.assemble import Run
 from plait.config.model import ModelConfig
 from plait.generate.rows import Stream
 from plait.model.cache import KVCache

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from plait.batch.batch import spell_prompt
+from plait.batch.assemble import spell_prompt
 from plait.batch.documents import Part, as_given, check_parts
 from plait.common.errors import ConfigError, require, unknown
 from plait.config.bounds import Checked, bounded

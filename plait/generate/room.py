@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from plait.batch.batch import spell_prompt
+from plait.batch.assemble import spell_prompt
 from plait.batch.documents import Part
 from plait.config.model import ModelConfig
 from plait.generate.request import Request

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from plait.batch.batch import Run
+from plait.batch.assemble import Run
 from plait.batch.documents import Part
 from plait.common.randomness import generator
 from plait.generate.latent_batches import Canvas

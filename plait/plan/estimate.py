@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import torch
 
-from plait.batch.batch import Batch, pack
+from plait.batch.assemble import pack
+from plait.batch.batch import Batch
 from plait.common.progress import Progress, QuietProgress
 from plait.config.bounds import Bounds, Checked, as_number, bounded
 from plait.config.run import RunConfig

@@ -23,7 +23,8 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from plait.batch.batch import Batch, pack
+from plait.batch.assemble import pack
+from plait.batch.batch import Batch
 from plait.batch.documents import Document
 from plait.config.model import ModelConfig
 from plait.config.run import RunConfig

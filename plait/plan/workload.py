@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from plait.batch.batch import spell
+from plait.batch.assemble import spell
 from plait.batch.documents import Document, Part, role_of
 from plait.codecs import codec_class
 from plait.common.errors import ConfigError, require, unknown

@@ -1,4 +1,4 @@
-"""Whose a prepared folder is: it belongs to the settings that it was begun with, by the table in plait/config/settings.py."""
+"""Whose a prepared folder is: it belongs to the settings that it was begun with (plait/config/settings.py)."""
 
 import dataclasses
 import json
@@ -10,8 +10,7 @@ from plait.common.errors import ConfigError, DataError
 from plait.common.files import recover_all, write_json
 from plait.config.run import PrepareConfig, RunConfig
 from plait.config.settings import PREPARED, check_same, identity
-from plait.data.shards import INDEX_NAME, SHARD_SCHEMA_VERSION
-from plait.prepare.raw_sources import SETTINGS_NAME
+from plait.data.shards import INDEX_NAME, SETTINGS_NAME, SHARD_SCHEMA_VERSION
 from plait.prepare.remote import fingerprint
 
 REPORT_NAME = "report.json"

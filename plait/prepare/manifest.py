@@ -31,8 +31,8 @@ _OPEN_FILES = 8
 class ManifestSource:
     """Documents of manifests, by split and index; a `plait.prepare.raw.RawSource`.
 
-    ``files`` are what `plait.prepare.remote.expand` returned, ``index`` says where their rows are. Raises DataError for a
-    file that is absent or of another form.
+    ``files`` are what `plait.prepare.remote.expand` returned, ``index`` says where their rows are. Raises DataError for
+    a file that is absent or of another form.
     """
 
     def __init__(self, files: Sequence[str], prepare: PrepareConfig, codecs: dict[str, Codec], index: RowIndex):

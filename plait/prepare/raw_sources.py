@@ -4,23 +4,22 @@ What a prepared folder was made of stands in its settings. Nothing is guessed fr
 """
 
 import dataclasses
-from collections.abc import Sequence
+import importlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from plait.codecs import CODECS, Codec
-from plait.common.errors import ConfigError
 from plait.common.files import read_json
 from plait.config.run import PrepareConfig
+from plait.data.shards import SETTINGS_NAME
 from plait.prepare.manifest import ManifestSource
 from plait.prepare.raw import RawSource
 from plait.prepare.row_index import RowIndex
 
-SETTINGS_NAME = "settings.json"
-"""What a prepared folder was made with."""
-
-SCENES = "scenes"
-"""The kind of documents that are drawn and spoken; the others are manifests."""
+MADE = {"scenes": "plait.scenes.source:open_scenes"}
+"""Sources that make their documents: name in `prepare.source`, and the function that opens it; imported when used. All
+others are manifests."""
 
 
 @dataclass
@@ -48,7 +47,7 @@ def open_source(setup: Setup, codecs: dict[str, Codec], keys: Sequence[str] | No
     """Open the raw documents; ``keys`` names the parts that are wanted (all that the codecs read, if None)."""
     if setup.files:
         return ManifestSource(setup.files, setup.prepare, codecs, RowIndex(rows_folder(setup.folder)))
-    return _scenes(setup.prepare, setup.seed, codecs, keys)
+    return _opener(str(setup.prepare.source))(setup.prepare, setup.seed, codecs, keys)
 
 
 def remade(
@@ -61,23 +60,22 @@ def remade(
     """
     path = Path(folder) / SETTINGS_NAME
     made = read_json(path, "prepared data") if path.exists() else {}
-    if made.get("prepare.source") != SCENES:
+    name = made.get("prepare.source", "")
+    if not is_made(name):
         return None
     known = {f.name for f in dataclasses.fields(PrepareConfig)}
     recorded = {name.removeprefix("prepare."): value for name, value in made.items() if name.startswith("prepare.")}
     prepare = dataclasses.replace(prepare, **{name: value for name, value in recorded.items() if name in known})
-    return _scenes(prepare, made.get("seed", 0), codecs, keys)
+    return _opener(name)(prepare, made.get("seed", 0), codecs, keys)
 
 
-def _scenes(prepare: PrepareConfig, seed: int, codecs: dict[str, Codec], keys: Sequence[str] | None) -> RawSource:
-    from plait.scenes.source import PARTS, SceneSource
+def is_made(source: str | list[str]) -> bool:
+    """Return whether a source makes its documents, rather than reading a user's."""
+    return isinstance(source, str) and source in MADE
 
-    for name, codec in codecs.items():
-        if codec.key not in PARTS:
-            raise ConfigError(
-                f"model.modalities.{name}.codec: {codec.name!r} reads the parts {codec.key!r}, "
-                f"the scenes have {', '.join(PARTS)}"
-            )
-    keys = [codec.key for codec in codecs.values()] if keys is None else keys
-    rate = next((c.sample_rate for c in codecs.values() if c.key == "audio"), Codec.sample_rate)
-    return SceneSource(prepare, seed, parts=keys, sample_rate=rate)
+
+def _opener(name: str) -> Callable[..., RawSource]:
+    """Return the function that opens a source of MADE: (prepare, seed, codecs, keys) to a source."""
+    module, _, function = MADE[name].partition(":")
+    opener: Callable[..., RawSource] = getattr(importlib.import_module(module), function)
+    return opener

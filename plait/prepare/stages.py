@@ -48,7 +48,7 @@ from plait.prepare.encode import (
 from plait.prepare.formats import open_rows
 from plait.prepare.manifest import known_keys
 from plait.prepare.raw import ROWS_AT_ONCE, BrokenRow, RawSource
-from plait.prepare.raw_sources import SCENES, Setup, open_source, rows_folder
+from plait.prepare.raw_sources import MADE, Setup, is_made, open_source, rows_folder
 from plait.prepare.remote import expand
 from plait.prepare.row_index import FILES_NAME, join, scanned, scans_of, sources_of
 
@@ -90,7 +90,7 @@ def raw_source(config: RunConfig) -> RawSource:
 
 def _setup(config: RunConfig) -> Setup:
     modalities = {name: (m.codec, m.codec_options) for name, m in config.modalities.items()}
-    files = [] if config.prepare.source == SCENES else expand(sources_of(config.prepare.source))
+    files = [] if is_made(config.prepare.source) else expand(sources_of(config.prepare.source))
     return Setup(Path(config.data.path).absolute(), config.prepare, config.seed, modalities, files)
 
 
@@ -334,9 +334,10 @@ def spread_blocks(split: str, rows: int, wanted: int) -> list[tuple[str, int, in
 def _check(config: RunConfig) -> None:
     options = config.prepare
     sources = sources_of(options.source)
-    require(bool(sources) and all(sources), "prepare.source", options.source, "'scenes' or the path of a manifest")
-    alone = options.source == SCENES or SCENES not in sources
-    require(alone, "prepare.source", options.source, "'scenes' alone, or manifests")
+    names = " or ".join(map(repr, MADE))
+    require(bool(sources) and all(sources), "prepare.source", options.source, f"{names} or the path of a manifest")
+    alone = is_made(options.source) or not any(is_made(source) for source in sources)
+    require(alone, "prepare.source", options.source, f"{names} alone, or manifests")
 
 
 def _check_vocabulary(name: str, modality: ModalityConfig, codec: Codec) -> None:

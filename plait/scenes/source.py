@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from plait.common.errors import ResourceError, require
+from plait.codecs import Codec
+from plait.common.errors import ConfigError, ResourceError, require
 from plait.common.randomness import uniforms
 from plait.config.run import PrepareConfig
 from plait.prepare.raw import RawDocument, Truths
@@ -88,6 +89,19 @@ class SceneSource:
         picture = draw(scene, self.image_size) if "image" in self.parts else None
         media = {"text": scene.caption, "image": picture, "audio": clip}
         return RawDocument([(part, media[part]) for part in self.parts], scene.meta())
+
+
+def open_scenes(prepare: PrepareConfig, seed: int, codecs: dict[str, Codec], keys: Sequence[str] | None) -> SceneSource:
+    """Open the scenes for ``codecs``; ``keys`` names the parts that are wanted (all that the codecs read, if None)."""
+    for name, codec in codecs.items():
+        if codec.key not in PARTS:
+            raise ConfigError(
+                f"model.modalities.{name}.codec: {codec.name!r} reads the parts {codec.key!r}, "
+                f"the scenes have {', '.join(PARTS)}"
+            )
+    keys = [codec.key for codec in codecs.values()] if keys is None else keys
+    rate = next((c.sample_rate for c in codecs.values() if c.key == "audio"), Codec.sample_rate)
+    return SceneSource(prepare, seed, parts=keys, sample_rate=rate)
 
 
 def world_of(prepare: PrepareConfig, seed: int) -> World:

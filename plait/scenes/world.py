@@ -6,10 +6,10 @@ Document ``i`` of a split depends on (seed, split, i) alone. Two worlds:
   ("a fox left of a key on a red background"), a few three. Splits: ``seen`` (training concepts, fresh scenes);
   ``unseen_concepts`` (families and groups of which training sees nothing); ``unseen_combinations`` (two concepts seen
   apart, never together); ``other_voice`` (training concepts, a voice that training never hears).
-- a small world of some everyday things (`plait.scenes.drawings.everyday`), each drawn in the middle at one size, or where
-  there are two, each on its half, the one that the caption names first larger. Each has three grounds on which training
-  never shows it: ``unseen_grounds`` holds such scenes, three of five with one thing and two of five with two, so that
-  what is right there is composed, not remembered. It comes first; there is no ``unseen_concepts``.
+- a small world of some everyday things (`plait.scenes.drawings.everyday`), each drawn in the middle at one size, or
+  where there are two, each on its half, the one that the caption names first larger. Each has three grounds on which
+  training never shows it: ``unseen_grounds`` holds such scenes, three of five with one thing and two of five with two,
+  so that what is right there is composed, not remembered. It comes first; there is no ``unseen_concepts``.
 """
 
 import functools

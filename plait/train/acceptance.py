@@ -1,7 +1,7 @@
 """Whether a run may go on with a config: asked before anything is written into its folder.
 
-What is fixed for a run is what its newest whole checkpoint was made with: settings by the table in plait/config/settings.py,
-and the codecs that encoded its data. A run without a checkpoint has fixed nothing yet.
+What is fixed for a run is what its newest whole checkpoint was made with: settings, by the table in
+plait/config/settings.py, and the codecs that encoded its data. A run without a checkpoint has fixed nothing yet.
 """
 
 from pathlib import Path

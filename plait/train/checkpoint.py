@@ -5,8 +5,8 @@ optimizer.safetensors, ema.safetensors where the run averages its weights, rando
 generators that torch, NumPy and Python keep, and state.json with the step, the data position, what the next row of the
 log holds so far, the run's config and checksums. Where several ranks train, each writes what it holds
 (``model-00001-of-00004.safetensors``) and ``model.safetensors.index.json`` says where the pieces lie; whoever reads
-tensors by name (plait.common.tensor_files) reads both alike, and a run goes on from them on any number of ranks, cut in any
-other way.
+tensors by name (plait.common.tensor_files) reads both alike, and a run resumes from them on any number of ranks, cut in
+any other way.
 
 A checkpoint is written while training goes on: tensors are copied first, and torch.distributed.checkpoint writes the
 copies in a thread, over a process group of its own. Everything is written under a temporary name and renamed, so a
