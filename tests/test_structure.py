@@ -1,6 +1,7 @@
 """The structure that docs/design.md promises: import order, sizes of files, and a core that needs little."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -47,6 +48,17 @@ def test_imports_go_one_way(path):
     for name in imports(path):
         assert ORDER.index(name) <= ORDER.index(own), f"{own} imports {name}, which stands after it"
         assert name not in NEVER.get(own, ()), f"{own} must never import {name}"
+
+
+def test_the_design_page_lists_every_file():
+    """The tree of docs/design.md is the one on disk, room by room in the order of imports."""
+    text = (ROOT.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    tree = text.split("```\nplait/\n")[1].split("\n  cli.py")[0]
+    rooms = re.findall(r"^  (\w+)/(.*\n(?: {4}.*(?:\n|$))*)", tree, re.MULTILINE)
+    assert [room for room, _ in rooms] == ORDER[:-1]
+    for room, listed in rooms:
+        files = {path.name for path in (ROOT / room).glob("*.py")} - {"__init__.py"}
+        assert sorted(re.findall(r"\w+\.py", listed)) == sorted(files), room
 
 
 def test_one_place_knows_the_kinds_of_sources():
