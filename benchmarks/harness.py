@@ -36,7 +36,7 @@ from plait.train.metrics import hardware, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SOURCES = ("plait/**/*.py", "benchmarks/*.py", "tests/dense_reference.py")
+SOURCES = ("plait/**/*.py", "benchmarks/*.py", "tests/helpers/dense_reference.py")
 """What a figure depends on: rows are measured anew when any of these files has changed."""
 BUSY = 1.5
 """Load (running processes, mean over a minute) from which a machine with one benchmark counts as busy."""

@@ -21,7 +21,7 @@ from plait.objectives import loss_sums
 from plait.objectives.next_token import linear_cross_entropy
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-import dense_reference
+from helpers import dense_reference
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HEAD_DIM = 64

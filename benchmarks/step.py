@@ -3,8 +3,8 @@
     OMP_NUM_THREADS=1 python benchmarks/step.py                 the grid of this hardware (CPU: about 40 minutes)
     python benchmarks/step.py --width 512 --tokens 2048 --mix 50-50 --dtype bfloat16 --mode compiled
 
-"Dense" is the plain transformer of tests/dense_reference.py, of equal width and depth, on the same tokens, with the
-same loss, compiled where plait's is. Rows of one shape:
+"Dense" is the plain transformer of tests/helpers/dense_reference.py, of equal width and depth, on the same tokens, with
+the same loss, compiled where plait's is. Rows of one shape:
 
     step_ratio/mot          forward + backward; step_ratio/dense-again is dense against itself: the noise
     optimizer_ratio/mot     AdamW, and optimizer_floor/mot: the ratio of the numbers of parameters

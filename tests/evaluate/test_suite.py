@@ -1,0 +1,199 @@
+"""The suite of `plait evaluate`: a model that copies the truth scores the ceiling, one that copies another's zero."""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+from helpers.evaluation import CODECS, THINGS, caption, document, drawn
+from helpers.fake_data import FakeImage, FakeOptions, run_config, write_folder
+
+from plait.batch.assemble import spell, spell_prompt
+from plait.batch.documents import Document, Part
+from plait.common.progress import QuietProgress
+from plait.config.model import ModelConfig
+from plait.config.run import EvaluateConfig, GenerateConfig, SamplingConfig
+from plait.data.sources import resolve_vocabulary
+from plait.evaluate import image_judge, judges, suite
+from plait.evaluate.recogniser import Recognised
+from plait.evaluate.suite import Suite
+from plait.generate import Generator
+from plait.generate.pipeline import Pipeline
+from plait.model.mot import MixtureOfTransformers
+from plait.prepare.raw import RawDocument
+
+
+class Truths:
+    """What the source of these documents knows."""
+
+    chances: ClassVar = {"object": 1 / len(THINGS), "ground": 0.1}
+
+    def caption(self, meta):
+        return meta.get("caption", "")
+
+    def scores(self, said, metas):
+        pairs = list(zip(said, metas, strict=True))
+        return {"object": float(np.mean([m["shows"] in s for s, m in pairs])),
+                "exact": float(np.mean([m["caption"] == s for s, m in pairs]))}  # fmt: skip
+
+    def thing(self, meta):
+        return meta.get("shows", "")
+
+    def things(self):
+        return THINGS
+
+    def reference(self, thing, size):
+        return drawn(thing)
+
+    def image_scores(self, images, metas):
+        return {"ground": float(np.mean([(i == drawn(m["shows"])).all() for i, m in zip(images, metas, strict=True)]))}
+
+    def nearest(self, metas, others):
+        shown = [other.get("shows") for other in others]
+        return [(shown.index(m["shows"]) + 1) % len(THINGS) for m in metas]
+
+    def openings(self, metas, count, seed):
+        return [f"a {thing} on" for thing in THINGS], np.array([THINGS.index(m["shows"]) for m in metas])
+
+
+class Origin:
+    """A source that makes the documents again."""
+
+    truths = Truths()
+
+    def splits(self):
+        return {"train": len(THINGS), "seen": len(THINGS)}
+
+    def read(self, split, start, stop):
+        for i in range(start, min(stop, len(THINGS))):
+            parts = [("text", caption(i)), ("image", drawn(THINGS[i])), ("audio", document(i).parts[2].ids)]
+            yield RawDocument(parts, {"caption": caption(i)})
+
+
+class Planted(MixtureOfTransformers):
+    """Knows what follows each part of a document, and reads what came before out of the cache, where it wrote it."""
+
+    def __init__(self, config, turn: int = 0):
+        super().__init__(config)
+        self.follows: dict[tuple, int] = {}
+        for i in range(len(THINGS)):
+            for given in document(i).parts:
+                for made in document((i + turn) % len(THINGS)).parts:
+                    self._learn(given, made)
+        with torch.no_grad():
+            weight = self.head["shared"].weight
+            weight.copy_(torch.eye(*weight.shape))
+
+    def _learn(self, given: Part, made: Part) -> None:
+        before = [int(i) for run in spell_prompt([given], self.config) for i in run.ids]
+        after = [int(i) for run in spell(Document([made]), self.config)[1:] for i in run.ids]
+        for n, token in enumerate(after):
+            if token not in self.config.layout.opening.values():  # which span opens is what is asked for
+                self.follows[(*before, *after[:n])] = token
+
+    def forward(self, batch, cache=None):
+        histories = np.split(batch.ids.numpy(), np.cumsum(batch.lengths)[:-1])
+        if cache is not None:
+            histories = self._histories(batch, cache)
+        hidden = torch.zeros(batch.num_tokens, self.config.width)
+        at = 0
+        for history, count in zip(histories, batch.lengths, strict=True):
+            for n in range(len(history) - count, len(history)):
+                hidden[at, self.follows.get(tuple(history[: n + 1].tolist()), 0)] = 100.0
+                at += 1
+        return list(hidden[batch.routing.to_towers].split(batch.routing.padded_sizes))
+
+    def _histories(self, batch, step) -> list[np.ndarray]:
+        cache, c = step.cache, self.config
+        new = batch.ids.float()[:, None, None].expand(-1, c.num_kv_heads, c.head_dim)
+        step.attend(0, new.repeat_interleave(c.num_heads // c.num_kv_heads, 1), new, new)
+        rows = [row for row, _ in step.kept] or list(range(len(batch.lengths)))
+        ends = [cache.lengths[row] + n for row, n in zip(rows, batch.lengths, strict=True)]
+        step.commit()
+        return [cache.span(0, cache.locate(row, end), 0, end)[0][:, 0, 0].long().numpy()
+                for row, end in zip(rows, ends, strict=True)]  # fmt: skip
+
+
+class Pixels:
+    """An image's features are its pixels."""
+
+    def features(self, pictures):
+        return torch.stack([torch.from_numpy(p[:, :, 0].ravel().astype(np.float32)) for p in pictures])
+
+
+def documents_of(origin, split, numbers, *, scattered):
+    documents = list(origin.read(split, 0, 99))
+    return documents if split == "seen" else [documents[n] for n in numbers]
+
+
+def heard(clips, captions, *, among, sample_rate):
+    hits = [bytes(clip.astype(np.uint8)).decode() == c for clip, c in zip(clips, captions, strict=True)]
+    return Recognised(float(np.mean(hits)), len(hits), 0, hits)
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    documents = [document(i) for i in range(len(THINGS))]
+    # one that lacks parts, and one of which nothing is known, are passed over
+    lacking = Document([Part("text", np.arange(3))], meta={"caption": "a fox"})
+    documents[2:2] = [lacking, dataclasses.replace(document(1), meta={})]
+    folder = write_folder(tmp_path / "data", {"train": documents, "seen": documents})
+    config = run_config(folder, tasks={"text,image": 1.0, "image,text": 1.0})
+    config.model = ModelConfig(modalities=config.model.modalities, width=512, num_heads=2, num_layers=1)
+    config = resolve_vocabulary(config)
+    config.generate = GenerateConfig(batch_size=4, max_tokens={"text": 40, "speech": 40})
+    config.evaluate = EvaluateConfig(batches=1)
+    monkeypatch.setattr(suite, "remade", lambda *a: Origin())
+    monkeypatch.setattr(suite, "raw_documents", documents_of)
+    monkeypatch.setattr(suite, "available", lambda progress: True)
+    monkeypatch.setattr(image_judge, "FeatureJudge", Pixels)
+    monkeypatch.setattr(judges, "recognised_share", heard)
+    monkeypatch.setattr(judges, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
+    return config
+
+
+def figures_of(config, turn: int) -> dict[str, float]:
+    pipeline = Pipeline(Planted(config.model, turn), CODECS, config.generate, config.diffusion)
+    return Suite(config, pipeline, QuietProgress()).run()
+
+
+SHARES = ["caption_object_accuracy", "caption_exact_accuracy", "caption_speech_object_accuracy",
+          "caption_speech_exact_accuracy", "caption_choice_accuracy", "caption_speech_choice_accuracy",
+          "image_object_accuracy", "speech_recognised"]  # fmt: skip
+
+
+def test_a_model_that_copies_the_truth_scores_the_ceiling(config, monkeypatch):
+    rows, start = [], Generator.__init__
+    monkeypatch.setattr(Generator, "__init__", lambda self, *a, **k: rows.append(k["max_rows"]) or start(self, *a, **k))
+    figures = figures_of(config, 0)
+    assert {name: figures[name] for name in SHARES} == dict.fromkeys(SHARES, 1.0)
+    assert figures["caption_object_chance"] == 1 / len(THINGS) and figures["image_object_trials"] == len(THINGS)
+    assert figures["image_frechet"] == pytest.approx(0, abs=1e-3) and figures["image_object_codec"] == 1.0
+    assert figures["speech_codec_recognised"] == figures["speech_codec_recognised_originals"] == 1.0
+    assert set(rows) == {4}  # as many together as the run's config says
+
+
+def test_a_model_that_copies_another_documents_truth_scores_zero(config):
+    figures = figures_of(config, 1)
+    assert {name: figures[name] for name in SHARES} == dict.fromkeys(SHARES, 0.0)
+
+
+def test_an_image_of_any_number_of_ids_comes_back_whole(config):
+    """As many positions as the model has, and the extent that the run's config says."""
+    config.generate.grids, config.generate.speculate = {"image": [34, 34]}, 128
+    config.generate.sampling = {"image": SamplingConfig(temperature=0)}
+    config.model = ModelConfig(modalities=config.model.modalities, width=8, num_heads=1, num_layers=1)
+    model = MixtureOfTransformers(config.model)
+    model.head["shared"].weight.data.zero_()  # one id after the other is the same, so that all guesses are right
+    codecs = CODECS | {"image": FakeImage(FakeOptions())}  # which decodes nothing
+    pipeline = Pipeline(model, codecs, config.generate, config.diffusion)
+    (made,) = Suite(config, pipeline, QuietProgress()).complete([document(0)], "text", "image", "")
+    assert made.shape == (34 * 34,)
+
+
+def test_a_source_that_knows_nothing_is_asked_nothing(config, monkeypatch):
+    """Rows whose meta happens to have a caption, as img2dataset writes one, are no scenes."""
+    monkeypatch.undo()
+    assert all(name.startswith(("val_loss/", "task_loss/", "perplexity/")) for name in figures_of(config, 0))
