@@ -12,8 +12,8 @@ separate-streams   each tower has a padded tensor [B, L, D] of its own; attentio
                    its output again, as in Stable Diffusion 3 (MM-DiT, arXiv 2403.03206, figure 2) and Flux. Documents
                    are not packed: each is a row, as long as the longest.
 
-All have plait's parameters and mathematics (tests/test_benchmarks.py compares hidden states in float64), the same
-loss, and are favoured where their sources are not: one matrix for queries, keys and values, and, but for the whole
+All have plait's parameters and mathematics (tests/benchmarks/test_benchmarks.py compares hidden states in float64), the
+same loss, and are favoured where their sources are not: one matrix for queries, keys and values, and, but for the whole
 playbook and the streams, attention that never sees two documents at once. Rows: step_ratio/<pattern>/... is the
 pattern's forward + backward over plait's.
 """

@@ -279,7 +279,7 @@ NOT_MEASURED = {
                    "100 times": "how far savings are extrapolated"},
     "data.md": {"256 MiB": "a limit", "2 GiB": "a limit"},
     "performance.md": {"9 minutes": "the limit of run_gpu.sh", "16 times": "arithmetic"},
-    "scaling.md": {"": "arithmetic from stated machines; tests/test_plan_memory.py holds 3% and 5%"},
+    "scaling.md": {"": "arithmetic from stated machines; tests/plan/test_plan_memory.py holds 3% and 5%"},
     "mot_443m.yaml": {"80 GB": "a GPU's memory"},
     "mot_7b.yaml": {"80 GB": "a GPU's memory"},
     "mot_70b.yaml": {"80 GB": "a GPU's memory"},

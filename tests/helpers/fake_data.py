@@ -201,4 +201,4 @@ class FakeDepth(FakeCodec):
         return [Encoded(latents=item, grid=(2, 2)) for item in media]
 
 
-CODEC_NAMES = {f"fake_{n.lower()}": f"fake_data:Fake{n}" for n in ("Text", "Image", "Speech", "Depth")}
+CODEC_NAMES = {f"fake_{n.lower()}": f"helpers.fake_data:Fake{n}" for n in ("Text", "Image", "Speech", "Depth")}

@@ -146,7 +146,7 @@ KILLED_SCRIPT = """
 import sys
 if __name__ == "__main__":
     sys.path.insert(0, {tests!r})
-    from fake_data import CODEC_NAMES
+    from helpers.fake_data import CODEC_NAMES
     from plait.codecs import CODECS
     CODECS.update(CODEC_NAMES)
     from test_prepare import config_for

@@ -40,12 +40,12 @@ def imports(path: Path) -> set[str]:
     return {name.split(".")[0] for name in modules(path)}
 
 
-FILES = sorted(p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.stem not in ("__init__", "__main__"))
+FILES = sorted(p for p in PACKAGE.rglob("*.py") if p.parent != PACKAGE or p.stem not in ("__init__", "__main__"))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_one_way(path):
-    own = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     for name in imports(path):
         assert ORDER.index(name) <= ORDER.index(own), f"{own} imports {name}, which stands after it"
         assert name not in NEVER.get(own, ()), f"{own} must never import {name}"
@@ -53,12 +53,12 @@ def test_imports_go_one_way(path):
 
 def test_the_design_page_lists_every_file():
     """The tree of docs/design.md is the one on disk, room by room in the order of imports."""
-    text = (ROOT.parent / "docs" / "design.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
     tree = text.split("```\nplait/\n")[1].split("\n  cli.py")[0]
     rooms = re.findall(r"^  (\w+)/(.*\n(?: {4}.*(?:\n|$))*)", tree, re.MULTILINE)
     assert [room for room, _ in rooms] == ORDER[:-1]
     for room, listed in rooms:
-        files = {path.name for path in (ROOT / room).glob("*.py")} - {"__init__.py"}
+        files = {path.name for path in (PACKAGE / room).glob("*.py")} - {"__init__.py"}
         assert sorted(re.findall(r"\w+\.py", listed)) == sorted(files), room
 
 
@@ -69,6 +69,15 @@ def test_one_place_knows_the_kinds_of_sources():
         assert path.parent.name == "scenes" or "scenes" not in imports(path), path
 
 
+def test_no_test_takes_from_another():
+    """What tests share stands in tests/helpers."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            assert not any(name.startswith(("test_", "conftest")) for name in names), path
+
+
 def test_one_place_says_which_role_a_part_has():
     """Roles are never spelt out where parts are made: `plait.batch.documents.role_of` decides."""
     for path in FILES:
@@ -77,7 +86,7 @@ def test_one_place_says_which_role_a_part_has():
         assert not spelt, path
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_files_stay_small(path):
     assert len(path.read_text().splitlines()) <= 420
 
@@ -153,8 +162,8 @@ def _looks_within(node: ast.AST) -> bool:
 
 def test_nothing_is_guessed_from_the_name_of_a_weight():
     """Modules say what their weights are (plait.model.traits); names are taken apart where files are read alone."""
-    found = {(str(path.relative_to(ROOT)), name) for package in ("model", "train", "plan", "compare", "objectives",
-             "generate") for path in (ROOT / package).rglob("*.py") for name in takes_names_apart(path)}  # fmt: skip
+    found = {(str(path.relative_to(PACKAGE)), name) for package in ("model", "train", "plan", "compare", "objectives",
+             "generate") for path in (PACKAGE / package).rglob("*.py") for name in takes_names_apart(path)}  # fmt: skip
     assert sorted(found - set(READS_FILES)) == [] and sorted(set(READS_FILES) - found) == []
 
 
@@ -168,7 +177,7 @@ def test_a_guess_is_found(guess, tmp_path):
 
 def test_mypy_is_strict_on_all_that_plait_exports():
     """The types of what `plait` exports can be trusted: no module that defines or exports it is checked less."""
-    mypy = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["mypy"]
+    mypy = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]
     relaxed, strict, unchecked = mypy["overrides"]
     assert mypy["strict"] and relaxed["module"] == "plait.*"
     assert all(strict[flag] for flag in relaxed if flag != "module")

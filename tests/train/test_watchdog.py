@@ -1,4 +1,4 @@
-"""Who hangs: the watchdog's judgement on what ranks say of themselves. tests/test_recovery.py lets ranks hang."""
+"""Who hangs: the watchdog's judgement on what ranks say of themselves. tests/train/test_recovery.py lets ranks hang."""
 
 import threading
 import time
