@@ -149,7 +149,7 @@ if __name__ == "__main__":
     from helpers.fake_data import CODEC_NAMES
     from plait.codecs import CODECS
     CODECS.update(CODEC_NAMES)
-    from test_prepare import config_for
+    from helpers.prepared import config_for
     from plait.prepare.stages import prepare
     prepare(config_for({folder!r}, {manifest!r}, num_workers=2))
 """

@@ -208,8 +208,9 @@ def test_torchrun_starts_the_ranks_anew(lab, table, tmp_path, seed):
         arguments = [fault.kind, str(fault.rank), str(fault.at), fault.phase, str(lab.noted(out)), *lab.command(out)]
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command += ["--max-restarts", "2", str(ROOT / "tests" / "helpers" / "faults.py"), *arguments]
+        environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONPATH": str(ROOT / "tests")}
         run = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=ROOT,
-                             env=os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONPATH": str(ROOT / "tests")})  # fmt: skip
+                             env=os.environ | environment)  # fmt: skip
         assert run.returncode == 0, run.stderr[-3000:]
         assert (lab.noted(out) / "attempts").read_text().split() == ["0", "1"]
         detail.append(f"{fault.kind} {fault.phase}".strip() + ", one restart")
