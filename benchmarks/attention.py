@@ -6,7 +6,7 @@ attention_ratio/<mask>/t<tokens>-<documents>documents/<dtype>   plait / scaled_d
 mask_per_document/...                                           one mask [n, n] for each document / one mask [T, T]
 attention_precision/<tokens of a document>                      plait in float32 / plait in bfloat16
 
-The mask ``transfusion`` is that of documents of text with two pictures whose latents see one another; ``causal`` that
+The mask ``transfusion`` is that of documents of text with two images whose latents see one another; ``causal`` that
 of text alone. Masks and plans are made beforehand, as they are made once a step for all layers. From 20,000 tokens on
 a CPU measures one head and one turn: a dense mask takes 10 s there.
 """
@@ -28,8 +28,8 @@ from plait.config.model import ModalityConfig, ModelConfig
 from plait.model.attention import AttentionPlan, attend
 from plait.model.mask import dense_mask, segments
 
-PICTURE = 0.25
-"""A picture's share of its document's tokens."""
+IMAGE = 0.25
+"""An image's share of its document's tokens."""
 
 CONFIG = ModelConfig(modalities={
     "text": ModalityConfig(vocab_size=100),
@@ -38,14 +38,14 @@ CONFIG = ModelConfig(modalities={
 
 
 def masked_tokens(mask: str, tokens: int, count: int) -> tuple[list, list[int]]:
-    """Return the segments of a batch and the lengths of its documents: text, and two pictures where the mask wants."""
+    """Return the segments of a batch and the lengths of its documents: text, and two images where the mask wants."""
     found, size = [], tokens // count
     for index in range(count):
-        picture = round(size * PICTURE) if mask == "transfusion" else 0
-        one = Part("image", latents=np.zeros((picture, 1), np.float32), grid=(picture,))
-        text = size - 2 - (2 * (picture + 2) if picture else 0)  # <bos> and <eos>, delimiters of pictures
+        image = round(size * IMAGE) if mask == "transfusion" else 0
+        one = Part("image", latents=np.zeros((image, 1), np.float32), grid=(image,))
+        text = size - 2 - (2 * (image + 2) if image else 0)  # <bos> and <eos>, delimiters of images
         halves = [Part("text", np.zeros(n, np.int64)) for n in (text // 2, text - text // 2)]
-        parts = [halves[0], one, halves[1], one] if picture else halves
+        parts = [halves[0], one, halves[1], one] if image else halves
         found.append(Document(parts, index=index))
     batch = pack(found, CONFIG)
     return segments(batch.spans), batch.lengths

@@ -38,7 +38,7 @@ WINDOWS, BATCHES = 4, 50
 
 
 def build_index(folder: Path, num_documents: int) -> None:
-    """Write a prepared folder of captions and pictures whose shards are all the same file."""
+    """Write a prepared folder of captions and images whose shards are all the same file."""
     rng = np.random.default_rng(0)
     documents = []
     for _ in range(PER_SHARD):

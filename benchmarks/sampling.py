@@ -4,8 +4,8 @@
     python benchmarks/sampling.py --width 512 --requests 4 --prefixes 1024
     python benchmarks/sampling.py --quick              (seconds: a check, no figures worth keeping)
 
-An item of latents is denoised after a prefix of a picture and a text, guided by both apart: three branches saw all of
-the prefix, the picture only, and nothing. Four ways do the same:
+An item of latents is denoised after a prefix of an image and a text, guided by both apart: three branches saw all of
+the prefix, the image only, and nothing. Four ways do the same:
 
     plait                    the generator: the prefix is cached, the branches are rows of one forward pass
     cached, one by one       the prefix is cached, each branch is a forward pass of its own
@@ -67,24 +67,24 @@ def build(options) -> MixtureOfTransformers:
 
 
 def request_of(number: int, prefix: int, options) -> Request:
-    """Return a request whose branches saw ``prefix`` tokens, those of its picture only, and none."""
+    """Return a request whose branches saw ``prefix`` tokens, those of its image only, and none."""
     rng = np.random.default_rng(number)
     tokens = prefix - 44  # a text of 40 tokens or a few more; <bos> and three delimiters
     rows = math.isqrt(tokens)
     grid = (rows, tokens // rows)
-    picture = rng.standard_normal((math.prod(grid), CHANNELS)).astype(np.float32)
-    text = rng.integers(0, VOCABULARY, prefix - 4 - len(picture))
-    parts = [Part("image", latents=picture, grid=grid, role="understanding"), Part("text", text)]
+    image = rng.standard_normal((math.prod(grid), CHANNELS)).astype(np.float32)
+    text = rng.integers(0, VOCABULARY, prefix - 4 - len(image))
+    parts = [Part("image", latents=image, grid=grid, role="understanding"), Part("text", text)]
     sampling = {"image": SamplingConfig(steps=options.steps, guidance=3.0, media_guidance=1.5)}
     return Request(parts, "image", sampling, grids={"image": (options.side, options.side)}, number=number)
 
 
 def branches_of(request: Request, model: MixtureOfTransformers) -> list[list[Run]]:
     """Return what each branch saw, up to the opening delimiter."""
-    picture, text = request.prompt
+    image, text = request.prompt
     opening = Run("text", np.array([model.config.layout.opening["image"]]))
     return [[*spell(Document(parts), model.config, close=False, noised=False), opening]
-            for parts in ([picture, text], [picture], [])]  # fmt: skip
+            for parts in ([image, text], [image], [])]  # fmt: skip
 
 
 def canvas_of(side: int) -> Run:

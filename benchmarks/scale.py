@@ -14,7 +14,7 @@ checkpoint  Training makes steps with both cores busy; a checkpoint is written b
 weak        Tokens a second of two ranks as a share of twice those of one, batches of the same size on each rank; and of
             two runs that know nothing of each other, which is what the machine allows.
 loader      Tokens a second that one loader thread packs, as a multiple of what training takes.
-prepare     Documents a second of plait prepare, a caption and a picture each, with one worker and with one a core.
+prepare     Documents a second of plait prepare, a caption and an image each, with one worker and with one a core.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def config_for(folder: Path, options: argparse.Namespace, **train) -> RunConfig:
 
 
 def write_data(folder: Path, documents: int = 2000) -> None:
-    """Write a prepared folder of captions and pictures of 256 ids."""
+    """Write a prepared folder of captions and images of 256 ids."""
     rng = np.random.default_rng(0)
     made = []
     for _ in range(documents):
@@ -250,7 +250,7 @@ def loader_rows(options: argparse.Namespace) -> list[Row]:
 
 
 def prepare_rows(options: argparse.Namespace) -> list[Row]:
-    """Encode captions and pictures of 64 x 64 pixels by a trained tokenizer and by patches."""
+    """Encode captions and images of 64 x 64 pixels by a trained tokenizer and by patches."""
     from PIL import Image
 
     count = 64 if options.grid == "tiny" else 2000

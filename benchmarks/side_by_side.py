@@ -3,7 +3,7 @@
     python benchmarks/side_by_side.py             (about a minute on 2 cores)
     python benchmarks/side_by_side.py --width 512 --batches 4
 
-The batches are those of the Transfusion quickstart's shape: captions of 9 tokens, pictures of 64 latents. The two ways
+The batches are those of the Transfusion quickstart's shape: captions of 9 tokens, images of 64 latents. The two ways
 take turns, by the wall clock, so run it on a machine that does nothing else.
 """
 
@@ -27,7 +27,7 @@ from plait.train.gradients import add_gradients, side_by_side
 
 
 def batch_of(config: ModelConfig, tokens: int, rng: np.random.Generator) -> Batch:
-    """Return a packed batch of captions with pictures, about ``tokens`` long."""
+    """Return a packed batch of captions with images, about ``tokens`` long."""
     documents = []
     for i in range(tokens // 77):
         latents = rng.standard_normal((64, 16)).astype(np.float32)

@@ -120,7 +120,7 @@ def _parser() -> Parser:
                settings=True)  # fmt: skip
     step.add_argument("run_folder", metavar="run", help="the run's folder")
 
-    step = add("generate", commands.generate, "generate text, pictures and speech from a trained run", settings=False,
+    step = add("generate", commands.generate, "generate text, images and speech from a trained run", settings=False,
                epilog=GENERATE_EXAMPLES)  # fmt: skip
     _generate_arguments(step)
 
@@ -221,7 +221,7 @@ COMPARE_EXAMPLES = """examples:
   plait compare chameleon --rates docs               (with the learning rates that were found before)
   plait compare chameleon --arms dense,mot --seeds 0 --train.device cuda
   plait compare chameleon --analyse                  (activations, attention and gradients of what is finished)
-  plait compare transfusion --evaluate               (pictures and captions of what is finished, judged)
+  plait compare transfusion --evaluate               (images and captions of what is finished, judged)
   plait compare chameleon --conclude docs            (keep its logs, and judge the claims anew)
   plait compare --conclude docs                      (judge them from the logs that are kept)
   plait compare --from-logs dense.jsonl mine.jsonl --warmup 100 --out match     (a table, and a page with figures)"""
@@ -254,7 +254,7 @@ class _PromptPart(argparse.Action):
 
 def _generate_arguments(step: argparse.ArgumentParser) -> None:
     step.add_argument("run_folder", metavar="run", help="the run's folder")
-    for key, text in (("text", "text"), ("image", "a picture's file"), ("audio", "a sound's file")):
+    for key, text in (("text", "text"), ("image", "an image's file"), ("audio", "a sound's file")):
         step.add_argument(f"--{key}", action=_PromptPart, metavar=text.upper().replace(" ", "_"),
                           help=f"prompt part: {text}; parts may be given in any order and number")  # fmt: skip
     step.add_argument("--output", default=None, help="modality to generate (default: whatever the model opens)")
@@ -269,11 +269,11 @@ def _generate_arguments(step: argparse.ArgumentParser) -> None:
     step.add_argument(
         "--media-guidance",
         type=like(SamplingConfig, "media_guidance"),
-        help="guidance by the given pictures or sounds apart; 1 is none",
+        help="guidance by the given images or sounds apart; 1 is none",
     )
     step.add_argument("--steps", type=like(SamplingConfig, "steps"), help="denoising steps (latents)")
     step.add_argument("--sampler", help="auto, or one that fits diffusion.process, such as ddim or euler (latents)")
-    step.add_argument("--grid", metavar="ROWSxCOLUMNS", help="extent of a picture's latents, in tokens, such as 8x12")
+    step.add_argument("--grid", metavar="ROWSxCOLUMNS", help="extent of an image's latents, in tokens, such as 8x12")
     step.add_argument("--max-tokens", type=whole(at_least=1), help="longest text or speech, in tokens")
     step.add_argument("--out", default="", help="folder for PNG, WAV and samples.jsonl (default: <run>/generated)")
     step.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")

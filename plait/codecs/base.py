@@ -80,7 +80,7 @@ class Codec(ABC):
     suffix: ClassVar[str]
     """Suffix of the files that `write` makes, such as ".png"."""
     names_files: ClassVar[bool] = True
-    """Whether text in a manifest is the path of a file (a picture's, a recording's), rather than the item itself."""
+    """Whether text in a manifest is the path of a file (an image's, a recording's), rather than the item itself."""
     options_class: ClassVar[type]
     """Dataclass of the codec's settings (`codec_options` in a config)."""
     vocab_size: int = 0

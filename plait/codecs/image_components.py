@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from plait.codecs import pictures, saved
+from plait.codecs import images, saved
 from plait.codecs.base import Progress, alike
 from plait.codecs.latents import Scaling
-from plait.codecs.patches import PictureLatentCodec, check_picture_options
+from plait.codecs.patches import ContinuousImageCodec, check_image_options
 from plait.common.errors import DataError, require
 from plait.model.latent_patches import from_images, to_images
 
@@ -39,16 +39,16 @@ class ImageComponentOptions:
     components: int = 192
     """Numbers of a token, at most 3 * patch_size^2."""
     aspect: Literal["square", "any"] = "square"
-    """square: scaled and cut to size x size. any: keeps its aspect ratio, see `plait.codecs.pictures.picture_sides`."""
+    """square: scaled and cut to size x size. any: keeps its aspect ratio, see `plait.codecs.images.image_sides`."""
 
     def __post_init__(self):
-        check_picture_options(self, self.patch_size, "patch_size")
+        check_image_options(self, self.patch_size, "patch_size")
         most = _COLOURS * self.patch_size**2
         require(1 <= self.components <= most, "codec_options.components", self.components,
                 f"1 to 3 * patch_size^2 ({most})")  # fmt: skip
 
 
-class ImageComponentCodec(PictureLatentCodec):
+class ImageComponentCodec(ContinuousImageCodec):
     """Principal components of patches of pixels (Hotelling 1933), each with mean 0; their mean variance is 1."""
 
     name: ClassVar[str] = "image_components"
@@ -78,21 +78,21 @@ class ImageComponentCodec(PictureLatentCodec):
         count, total = 0, torch.zeros(numbers, dtype=torch.float64)
         products = torch.zeros(numbers, numbers, dtype=torch.float64)
         for _, places in alike([p.shape[:2] for p in shaped], _BATCH):
-            together = pictures.to_unit(np.stack([shaped[i] for i in places]))
+            together = images.to_unit(np.stack([shaped[i] for i in places]))
             patches = self._patches(together).flatten(0, 1).double()
             count, total = count + len(patches), total + patches.sum(0)
             products.addmm_(patches.T, patches)
         mean = total / count
         return mean, products / count - torch.outer(mean, mean)
 
-    def _patches(self, pictures_BCHW: Tensor) -> Tensor:
-        return from_images(pictures_BCHW, self._token_pixels)
+    def _patches(self, images_BCHW: Tensor) -> Tensor:
+        return from_images(images_BCHW, self._token_pixels)
 
-    def _latents(self, pictures_BCHW: Tensor) -> Tensor:
-        rows, columns = (side // self._token_pixels for side in pictures_BCHW.shape[2:])
-        return to_images(self._basis(self._patches(pictures_BCHW)), (rows, columns), 1)
+    def _latents(self, images_BCHW: Tensor) -> Tensor:
+        rows, columns = (side // self._token_pixels for side in images_BCHW.shape[2:])
+        return to_images(self._basis(self._patches(images_BCHW)), (rows, columns), 1)
 
-    def _pictures(self, latents_BCHW: Tensor) -> Tensor:
+    def _images(self, latents_BCHW: Tensor) -> Tensor:
         patches = from_images(latents_BCHW, 1) @ self._basis.weight
         return to_images(patches, latents_BCHW.shape[2:], self._token_pixels)
 

@@ -1,6 +1,6 @@
-"""Pictures as VAE latents: a small AutoencoderKL of diffusers trained in minutes on a CPU, or pretrained weights.
+"""Images as VAE latents: a small AutoencoderKL of diffusers trained in minutes on a CPU, or pretrained weights.
 
-The latents are the posterior's mean, normalised by mean and scale measured on training pictures, whatever scaling
+The latents are the posterior's mean, normalised by mean and scale measured on training images, whatever scaling
 factor the VAE came with. A VAE with 3 * f^2 input channels takes f x f pixels folded into channels: the small one has
 no convolution at full resolution, which is most of its speed.
 """
@@ -16,11 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plait.codecs import pictures, saved
+from plait.codecs import images, saved
 from plait.codecs.base import Progress, alike
 from plait.codecs.fitting import Schedule, best_device, fit_model, fitting_key
 from plait.codecs.latents import Scaling, divergence
-from plait.codecs.patches import PictureLatentCodec, check_picture_options
+from plait.codecs.patches import ContinuousImageCodec, check_image_options
 from plait.common.errors import ConfigError, DataError, require
 
 
@@ -29,9 +29,9 @@ class ImageLatentOptions:
     """Settings of `ImageLatentCodec`."""
 
     size: int = 64
-    """Side of a picture, in pixels; with ``aspect: any`` the side of a square of the same area."""
+    """Side of an image, in pixels; with ``aspect: any`` the side of a square of the same area."""
     aspect: Literal["square", "any"] = "square"
-    """square: scaled and cut to size x size. any: keeps its aspect ratio, see `plait.codecs.pictures.picture_sides`."""
+    """square: scaled and cut to size x size. any: keeps its aspect ratio, see `plait.codecs.images.image_sides`."""
     downsample: int = 4
     """Pixels per latent along one side; a power of two."""
     latent_channels: int = 4
@@ -48,7 +48,7 @@ class ImageLatentOptions:
     kl_weight: float = 1e-4
     """Weight of the mean KL divergence of a latent's number from a standard Gaussian."""
     batch_size: int = 8
-    """Pictures in one training step."""
+    """Images in one training step."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
     steps: int = 0
@@ -59,7 +59,7 @@ class ImageLatentOptions:
         power = self.downsample >= 1 and math.log2(self.downsample).is_integer()
         require(power, f"{where}.downsample", self.downsample, "a power of two")
         require(self.latent_channels >= 1, f"{where}.latent_channels", self.latent_channels, "at least 1")
-        check_picture_options(self, self.downsample * self.patch_size, "downsample * patch_size")
+        check_image_options(self, self.downsample * self.patch_size, "downsample * patch_size")
         levels = len(self.channels)
         require(1 <= levels <= math.log2(self.downsample) + 1 and all(c >= 8 and c % 8 == 0 for c in self.channels),
                 f"{where}.channels", self.channels,
@@ -69,8 +69,8 @@ class ImageLatentOptions:
             require(getattr(self, name) >= 0, f"{where}.{name}", getattr(self, name), "0 or more")
 
 
-class ImageLatentCodec(PictureLatentCodec):
-    """VAE latents of pictures, patch_size x patch_size latents a token, each channel of mean 0 and deviation 1.
+class ImageLatentCodec(ContinuousImageCodec):
+    """VAE latents of images, patch_size x patch_size latents a token, each channel of mean 0 and deviation 1.
 
     Also a pretrained VAE is fitted once, to measure mean and scale.
     """
@@ -90,7 +90,7 @@ class ImageLatentCodec(PictureLatentCodec):
     def fit(self, media: Sequence[np.ndarray], *, minutes: float, seed: int, folder: Path, progress: Progress) -> None:
         """Train the VAE, unless it is pretrained; then measure mean and scale of its latents."""
         if not len(media):
-            raise DataError("image codec: there are no pictures to train on")
+            raise DataError("image codec: there are no images to train on")
         shaped = self._shaped(media)
         if not self.options.path:
             self._train(shaped, minutes=minutes, seed=seed, folder=folder, progress=progress)
@@ -101,7 +101,7 @@ class ImageLatentCodec(PictureLatentCodec):
 
     def _train(self, shaped: list[np.ndarray], *, minutes: float, seed: int, folder: Path, progress: Progress) -> None:
         options = self.options
-        same_shape = alike([picture.shape for picture in shaped], len(shaped))
+        same_shape = alike([image.shape for image in shaped], len(shaped))
         stacks = [torch.from_numpy(np.stack([shaped[i] for i in places])) for _, places in same_shape]
         shares = np.array([len(stack) for stack in stacks]) / len(shaped)
         with torch.random.fork_rng(devices=[]):
@@ -111,18 +111,18 @@ class ImageLatentCodec(PictureLatentCodec):
         def loss_of(vae: nn.Module, rng: np.random.Generator, device: torch.device) -> Tensor:
             stack = stacks[rng.choice(len(stacks), p=shares)]  # one shape a batch
             batch = stack[torch.from_numpy(rng.integers(len(stack), size=options.batch_size))]
-            batch = batch.flip(2) if rng.random() < 0.5 else batch  # mirrored: twice the pictures for nothing
-            return vae_loss(vae, _folded(vae, pictures.to_unit(batch).to(device)), options)
+            batch = batch.flip(2) if rng.random() < 0.5 else batch  # mirrored: twice the images for nothing
+            return vae_loss(vae, _folded(vae, images.to_unit(batch).to(device)), options)
 
         schedule = Schedule(minutes, options.steps, options.learning_rate)
         key = fitting_key(options, shaped, seed, schedule)
         fit_model(self.vae, loss_of, schedule=schedule, seed=seed, folder=folder, key=key, progress=progress)
         self.vae.requires_grad_(False)
 
-    def _latents(self, pictures_BCHW: Tensor) -> Tensor:
-        return self.vae.encode(_folded(self.vae, pictures_BCHW.to(self.vae.device))).latent_dist.mode().cpu()
+    def _latents(self, images_BCHW: Tensor) -> Tensor:
+        return self.vae.encode(_folded(self.vae, images_BCHW.to(self.vae.device))).latent_dist.mode().cpu()
 
-    def _pictures(self, latents_BCHW: Tensor) -> Tensor:
+    def _images(self, latents_BCHW: Tensor) -> Tensor:
         folded = self.vae.decode(latents_BCHW.to(self.vae.device)).sample
         return F.pixel_shuffle(folded, _pixels_folded(self.vae)).cpu()
 
@@ -180,7 +180,7 @@ def _pretrained(options: ImageLatentOptions) -> nn.Module:
     if 3 * fold**2 != config.in_channels or config.out_channels != config.in_channels:
         raise ConfigError(
             f"{where}.path: {options.path!r} takes {config.in_channels} channels and returns {config.out_channels}, "
-            "a VAE for pictures takes and returns 3 (or 3 * f^2, for f x f pixels folded)"
+            "a VAE for images takes and returns 3 (or 3 * f^2, for f x f pixels folded)"
         )
     downsample = fold * 2 ** (len(config.block_out_channels) - 1)
     require(options.downsample == downsample, f"{where}.downsample", options.downsample,
@@ -195,6 +195,6 @@ def _pixels_folded(vae: nn.Module) -> int:
     return math.isqrt(vae.config.in_channels // 3)
 
 
-def _folded(vae: nn.Module, pictures_BCHW: Tensor) -> Tensor:
-    folded = F.pixel_unshuffle(pictures_BCHW, _pixels_folded(vae))
+def _folded(vae: nn.Module, images_BCHW: Tensor) -> Tensor:
+    folded = F.pixel_unshuffle(images_BCHW, _pixels_folded(vae))
     return folded.contiguous(memory_format=torch.channels_last)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plait.codecs import pictures
+from plait.codecs import images
 from plait.codecs.image_tokens import ImageAutoencoder, ImageTokenCodec, ImageTokenOptions, new_decoder
 from plait.common.errors import require
 
@@ -69,14 +69,14 @@ class LayeredAutoencoder(ImageAutoencoder):
 
     colours: Tensor
 
-    def forward(self, pictures_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        vectors, ids, loss, background = self._encode(pictures_BCHW)
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        vectors, ids, loss, background = self._encode(images_BCHW)
         return self._show(vectors, ids, background), ids, loss
 
     @torch.no_grad()
-    def ids(self, pictures_BCHW: Tensor) -> Tensor:
+    def ids(self, images_BCHW: Tensor) -> Tensor:
         self.eval()
-        return self._encode(pictures_BCHW.to(self.colours.device))[1].flatten(1).cpu()
+        return self._encode(images_BCHW.to(self.colours.device))[1].flatten(1).cpu()
 
     @torch.no_grad()
     def decode(self, ids_BHW: Tensor) -> Tensor:
@@ -87,20 +87,20 @@ class LayeredAutoencoder(ImageAutoencoder):
         vectors = self.quantizer.lookup(ids.clamp_max(self.quantizer.vocab_size - 1))
         return self._show(vectors, ids, background).cpu()
 
-    def _encode(self, pictures_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _encode(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return vectors [B, h, w, C], ids [B, h, w], the quantiser's loss, and backgrounds [B], -1 for none."""
-        background = self._backgrounds(pictures_BCHW)
-        distance = (pictures_BCHW - self._colour(background)).abs().amax(1, keepdim=True)
-        bare = ((distance <= _NEAR) & (background >= 0)[:, None, None, None]).to(pictures_BCHW.dtype)
-        z = self.encoder(torch.cat([pictures_BCHW * (1 - bare), bare], 1))
+        background = self._backgrounds(images_BCHW)
+        distance = (images_BCHW - self._colour(background)).abs().amax(1, keepdim=True)
+        bare = ((distance <= _NEAR) & (background >= 0)[:, None, None, None]).to(images_BCHW.dtype)
+        z = self.encoder(torch.cat([images_BCHW * (1 - bare), bare], 1))
         vectors, ids, loss = self.quantizer(z.flatten(1, 2))
         empty = (-F.max_pool2d(-bare, self.downsample)).squeeze(1) > 0
         ids = torch.where(empty, self.quantizer.vocab_size + background[:, None, None], ids.view(z.shape[:3]))
         return vectors.view(z.shape), ids, loss, background
 
-    def _backgrounds(self, pictures_BCHW: Tensor) -> Tensor:
+    def _backgrounds(self, images_BCHW: Tensor) -> Tensor:
         """Return the colour that most of each image's border is near to, an index [B], -1 where there is none."""
-        x = pictures_BCHW
+        x = images_BCHW
         border = torch.cat([x[:, :, 0], x[:, :, -1], x[..., 0], x[..., -1]], 2).transpose(1, 2)
         distance, nearest = (border[:, :, None] - self.colours).abs().amax(3).min(2)
         votes = F.one_hot(nearest, len(self.colours)) * (distance <= _NEAR)[:, :, None]
@@ -135,19 +135,19 @@ class PatchEncoder(nn.Module):
         )
         self.norm = nn.LayerNorm(channels)
 
-    def forward(self, pictures_BCHW: Tensor) -> Tensor:
-        x = self.inner(self.fold(pictures_BCHW).permute(0, 2, 3, 1))
+    def forward(self, images_BCHW: Tensor) -> Tensor:
+        x = self.inner(self.fold(images_BCHW).permute(0, 2, 3, 1))
         for layer in self.layers:
             x = x + layer(x)
         return self.norm(x)
 
 
-def frequent_borders(images: np.ndarray, count: int) -> Tensor:
+def frequent_borders(sized: np.ndarray, count: int) -> Tensor:
     """Return the ``count`` most frequent colours along the borders of uint8 [B, H, W, 3], from -1 to 1, [count, 3].
 
     Where there are fewer, the last one is repeated.
     """
-    borders = np.concatenate([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], 1).reshape(-1, 3)
+    borders = np.concatenate([sized[:, 0], sized[:, -1], sized[:, :, 0], sized[:, :, -1]], 1).reshape(-1, 3)
     colours, counts = np.unique(borders, axis=0, return_counts=True)
     chosen = colours[np.argsort(-counts, kind="stable")[:count]]
-    return pictures.to_unit(np.pad(chosen, ((0, count - len(chosen)), (0, 0)), mode="edge")[None, None])[0, :, 0].T
+    return images.to_unit(np.pad(chosen, ((0, count - len(chosen)), (0, 0)), mode="edge")[None, None])[0, :, 0].T

@@ -1,4 +1,4 @@
-"""Pictures in pixel space: every patch of pixels is one continuous token; nothing is learned, nothing is lost."""
+"""Images in pixel space: every patch of pixels is one continuous token; nothing is learned, nothing is lost."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 from plait.codecs import saved
 from plait.codecs.base import Progress
 from plait.codecs.latents import Scaling
-from plait.codecs.patches import PictureLatentCodec, check_picture_options
+from plait.codecs.patches import ContinuousImageCodec, check_image_options
 from plait.common.errors import DataError
 
 _COLOURS = 3
@@ -22,17 +22,17 @@ class ImagePixelOptions:
     """Settings of `ImagePixelCodec`."""
 
     size: int = 64
-    """Side of a picture, in pixels; with ``aspect: any`` the side of a square of the same area."""
+    """Side of an image, in pixels; with ``aspect: any`` the side of a square of the same area."""
     patch_size: int = 8
     """Pixels along each side of a token."""
     aspect: Literal["square", "any"] = "square"
-    """square: scaled and cut to size x size. any: keeps its aspect ratio, see `plait.codecs.pictures.picture_sides`."""
+    """square: scaled and cut to size x size. any: keeps its aspect ratio, see `plait.codecs.images.image_sides`."""
 
     def __post_init__(self):
-        check_picture_options(self, self.patch_size, "patch_size")
+        check_image_options(self, self.patch_size, "patch_size")
 
 
-class ImagePixelCodec(PictureLatentCodec):
+class ImagePixelCodec(ContinuousImageCodec):
     """Patches of pixels, 3 * patch_size^2 numbers a token, each colour with mean 0 and deviation 1 over the data."""
 
     name: ClassVar[str] = "image_pixels"
@@ -44,14 +44,14 @@ class ImagePixelCodec(PictureLatentCodec):
     def fit(self, media: Sequence[np.ndarray], *, minutes: float, seed: int, folder: Path, progress: Progress) -> None:
         """Measure mean and scale of each colour; nothing is trained."""
         if not len(media):
-            raise DataError("image codec: there are no pictures to measure")
+            raise DataError("image codec: there are no images to measure")
         self._measure(media)
         progress(1.0, "measured")
 
-    def _latents(self, pictures_BCHW: Tensor) -> Tensor:
-        return pictures_BCHW
+    def _latents(self, images_BCHW: Tensor) -> Tensor:
+        return images_BCHW
 
-    def _pictures(self, latents_BCHW: Tensor) -> Tensor:
+    def _images(self, latents_BCHW: Tensor) -> Tensor:
         return latents_BCHW
 
     def save_pretrained(self, folder: Path) -> None:

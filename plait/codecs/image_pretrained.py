@@ -1,4 +1,4 @@
-"""Picture tokens of pretrained VQ models that have a decoder: VQModel (diffusers), Emu3, Janus (transformers)."""
+"""Image tokens of pretrained VQ models that have a decoder: VQModel (diffusers), Emu3, Janus (transformers)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.codecs import pictures, saved
+from plait.codecs import images, saved
 from plait.codecs.base import Codec, Encoded, ids_of
 from plait.common.errors import ConfigError, DataError, require
 
-_BATCH = 8  # pictures encoded or decoded together
+_BATCH = 8  # images encoded or decoded together
 
 
 @dataclass
@@ -25,11 +25,11 @@ class PretrainedImageOptions:
     kind: Literal["diffusers", "emu3", "janus"] = "diffusers"
     """diffusers: VQModel. emu3: Emu3VQVAE. janus: JanusVQVAE."""
     size: int = 0
-    """Side of a picture, in pixels. 0: the side that the model was made for (256 for emu3, which takes any)."""
+    """Side of an image, in pixels. 0: the side that the model was made for (256 for emu3, which takes any)."""
 
 
 class PretrainedImageCodec(Codec):
-    """Pretrained picture tokens, row by row. Media: uint8 [H, W, 3] of any size; decoded: [size, size, 3]."""
+    """Pretrained image tokens, row by row. Media: uint8 [H, W, 3] of any size; decoded: [size, size, 3]."""
 
     name: ClassVar[str] = "image_tokens_pretrained"
     key: ClassVar[str] = "image"
@@ -65,8 +65,8 @@ class PretrainedImageCodec(Codec):
     def encode(self, media: Sequence[np.ndarray]) -> list[Encoded]:
         encoded: list[Encoded] = []
         for start in range(0, len(media), _BATCH):
-            sized = np.stack([pictures.resize_picture(p, self.size) for p in media[start : start + _BATCH]])
-            ids = self._ids(pictures.to_unit(sized)).reshape(len(sized), -1).to(torch.int32)
+            sized = np.stack([images.resize_image(p, self.size) for p in media[start : start + _BATCH]])
+            ids = self._ids(images.to_unit(sized)).reshape(len(sized), -1).to(torch.int32)
             encoded += [Encoded(ids=row, grid=self.default_grid) for row in ids.numpy()]
         return encoded
 
@@ -75,24 +75,24 @@ class PretrainedImageCodec(Codec):
         height, width = self.default_grid
         for item in encoded:
             if len(ids_of(item)) != height * width:
-                raise DataError(f"image codec: {len(ids_of(item))} ids are not a picture, it has {height} x {width}")
+                raise DataError(f"image codec: {len(ids_of(item))} ids are not an image, it has {height} x {width}")
         decoded: list[np.ndarray] = []
         for start in range(0, len(encoded), _BATCH):
             ids = torch.from_numpy(np.stack([ids_of(e) for e in encoded[start : start + _BATCH]])).long()
-            decoded += list(pictures.from_unit(self._pictures(ids.view(-1, height, width))))
+            decoded += list(images.from_unit(self._images(ids.view(-1, height, width))))
         return decoded
 
-    def _ids(self, pictures_BCHW: Tensor) -> Tensor:
-        """Return the ids of pictures from -1 to 1, [B, height, width] or [B * height * width]."""
+    def _ids(self, images_BCHW: Tensor) -> Tensor:
+        """Return the ids of images from -1 to 1, [B, height, width] or [B * height * width]."""
         if self.options.kind == "diffusers":
-            return self.model.quantize(self.model.encode(pictures_BCHW).latents)[2][2]
+            return self.model.quantize(self.model.encode(images_BCHW).latents)[2][2]
         if self.options.kind == "emu3":
-            sizes = torch.tensor([[self.size, self.size]] * len(pictures_BCHW))
-            return torch.stack(list(self.model.encode(pictures_BCHW, image_sizes=sizes).image_tokens))
-        return self.model.encode(pictures_BCHW).image_tokens
+            sizes = torch.tensor([[self.size, self.size]] * len(images_BCHW))
+            return torch.stack(list(self.model.encode(images_BCHW, image_sizes=sizes).image_tokens))
+        return self.model.encode(images_BCHW).image_tokens
 
-    def _pictures(self, ids_BHW: Tensor) -> Tensor:
-        """Return the pictures of ids, from -1 to 1."""
+    def _images(self, ids_BHW: Tensor) -> Tensor:
+        """Return the images of ids, from -1 to 1."""
         if self.options.kind == "emu3":
             return self.model.decode(ids_BHW)
         if self.options.kind == "janus":
@@ -104,17 +104,17 @@ class PretrainedImageCodec(Codec):
         return self.model.decode(vectors, force_not_quantize=True).sample
 
     def read(self, value: Any, base: Path) -> np.ndarray:
-        return pictures.read_picture(value, base, self.size)
+        return images.read_image(value, base, self.size)
 
     def write(self, media: np.ndarray, path: Path) -> None:
-        pictures.write_picture(media, path)
+        images.write_image(media, path)
 
     def to_html(self, media: np.ndarray) -> str:
-        return pictures.picture_html(media)
+        return images.image_html(media)
 
     def quality(self, media: Sequence[np.ndarray]) -> dict[str, float]:
         """Return ``psnr``, ``psnr_thumbnail`` (averaged to as many pixels as tokens), ``codes_used`` (share)."""
-        return pictures.round_trip(self, np.stack([pictures.resize_picture(p, self.size) for p in media]))
+        return images.round_trip(self, np.stack([images.resize_image(p, self.size) for p in media]))
 
     def save_pretrained(self, folder: Path) -> None:
         """Write codec.json and the model's own files beside it."""
@@ -145,5 +145,5 @@ def _model_class(kind: str) -> type:
 def _num_stages(kind: str, config: Any) -> int:
     stages = config.block_out_channels if kind == "diffusers" else config.channel_multiplier
     if not len(stages):
-        raise ConfigError("codec_options.path: the model has no stages, so it is no picture tokenizer")
+        raise ConfigError("codec_options.path: the model has no stages, so it is no image tokenizer")
     return len(stages)

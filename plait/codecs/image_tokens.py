@@ -1,6 +1,6 @@
-"""Pictures as discrete tokens: a small convolutional autoencoder with FSQ or VQ, trained in minutes on a CPU.
+"""Images as discrete tokens: a small convolutional autoencoder with FSQ or VQ, trained in minutes on a CPU.
 
-A picture of any size is scaled and cut to ``size`` x ``size`` and becomes a grid of (size / downsample)^2 ids, row by
+An image of any size is scaled and cut to ``size`` x ``size`` and becomes a grid of (size / downsample)^2 ids, row by
 row. There is no convolution at full resolution: the stem folds 2 x 2 pixels into channels, which is most of the speed.
 """
 
@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plait.codecs import pictures, saved
+from plait.codecs import images, saved
 from plait.codecs.base import Codec, Encoded, Progress, ids_of
 from plait.codecs.fitting import Schedule, fit_model, fitting_key
 from plait.codecs.quantizer import Quantizer, check_quantizer
 from plait.common.errors import DataError, require
 
-_BATCH = 64  # pictures encoded or decoded together
+_BATCH = 64  # images encoded or decoded together
 
 
 @dataclass
@@ -30,7 +30,7 @@ class ImageTokenOptions:
     """Settings of `ImageTokenCodec`."""
 
     size: int = 32
-    """Side of a picture, in pixels."""
+    """Side of an image, in pixels."""
     downsample: int = 4
     """Pixels per token along one side; a power of two."""
     quantizer: Literal["fsq", "vq"] = "fsq"
@@ -42,7 +42,7 @@ class ImageTokenOptions:
     channels: int = 128
     """Width of the network at the tokens' resolution."""
     batch_size: int = 16
-    """Pictures in one training step; 8 is better at a size of 64, where a step takes four times as long."""
+    """Images in one training step; 8 is better at a size of 64, where a step takes four times as long."""
     learning_rate: float = 3e-3
     """Peak learning rate."""
     steps: int = 0
@@ -61,7 +61,7 @@ class ImageTokenOptions:
 
 
 class ImageTokenCodec(Codec):
-    """Trained picture tokens. Media: uint8 [H, W, 3] of any size; decoded: uint8 [size, size, 3]."""
+    """Trained image tokens. Media: uint8 [H, W, 3] of any size; decoded: uint8 [size, size, 3]."""
 
     name: ClassVar[str] = "image_tokens"
     key: ClassVar[str] = "image"
@@ -90,7 +90,7 @@ class ImageTokenCodec(Codec):
 
     def fit(self, media: Sequence[np.ndarray], *, minutes: float, seed: int, folder: Path, progress: Progress) -> None:
         if not len(media):
-            raise DataError("image codec: there are no pictures to train on")
+            raise DataError("image codec: there are no images to train on")
         options = self.options
         sized = self._sized(media)
         pixels = torch.from_numpy(sized)
@@ -101,8 +101,8 @@ class ImageTokenCodec(Codec):
 
         def loss_of(model: nn.Module, rng: np.random.Generator, device: torch.device) -> Tensor:
             batch = pixels[torch.from_numpy(rng.integers(len(pixels), size=options.batch_size))]
-            batch = batch.flip(2) if rng.random() < 0.5 else batch  # mirrored: twice the pictures for nothing
-            target = pictures.to_unit(batch).to(device).contiguous(memory_format=torch.channels_last)
+            batch = batch.flip(2) if rng.random() < 0.5 else batch  # mirrored: twice the images for nothing
+            target = images.to_unit(batch).to(device).contiguous(memory_format=torch.channels_last)
             output, _, quantizer_loss = model(target)
             output = output.float()
             return F.mse_loss(output, target) + 0.2 * F.l1_loss(output, target) + quantizer_loss
@@ -114,7 +114,7 @@ class ImageTokenCodec(Codec):
     def encode(self, media: Sequence[np.ndarray]) -> list[Encoded]:
         encoded = []
         for start in range(0, len(media), _BATCH):
-            ids = self.model.ids(pictures.to_unit(self._sized(media[start : start + _BATCH])))
+            ids = self.model.ids(images.to_unit(self._sized(media[start : start + _BATCH])))
             encoded += [Encoded(ids=row.astype(np.int32), grid=self.default_grid) for row in ids.numpy()]
         return encoded
 
@@ -122,25 +122,25 @@ class ImageTokenCodec(Codec):
         height, width = self.default_grid
         for item in encoded:
             if len(ids_of(item)) != height * width:
-                raise DataError(f"image codec: {len(ids_of(item))} ids are not a picture, it has {height} x {width}")
+                raise DataError(f"image codec: {len(ids_of(item))} ids are not an image, it has {height} x {width}")
         decoded: list[np.ndarray] = []
         for start in range(0, len(encoded), _BATCH):
             ids = np.stack([ids_of(e) for e in encoded[start : start + _BATCH]]).reshape(-1, height, width)
-            decoded += list(pictures.from_unit(self.model.decode(torch.from_numpy(ids).long())))
+            decoded += list(images.from_unit(self.model.decode(torch.from_numpy(ids).long())))
         return decoded
 
     def read(self, value: Any, base: Path) -> np.ndarray:
-        return pictures.read_picture(value, base, self.options.size)
+        return images.read_image(value, base, self.options.size)
 
     def write(self, media: np.ndarray, path: Path) -> None:
-        pictures.write_picture(media, path)
+        images.write_image(media, path)
 
     def to_html(self, media: np.ndarray) -> str:
-        return pictures.picture_html(media)
+        return images.image_html(media)
 
     def quality(self, media: Sequence[np.ndarray]) -> dict[str, float]:
         """Return ``psnr``, ``psnr_thumbnail`` (averaged to as many pixels as tokens), ``codes_used`` (share)."""
-        return pictures.round_trip(self, self._sized(media))
+        return images.round_trip(self, self._sized(media))
 
     def save_pretrained(self, folder: Path) -> None:
         saved.write_description(self, folder)
@@ -154,11 +154,11 @@ class ImageTokenCodec(Codec):
         return codec
 
     def _sized(self, media: Sequence[np.ndarray]) -> np.ndarray:
-        return np.stack([pictures.resize_picture(picture, self.options.size) for picture in media])
+        return np.stack([images.resize_image(image, self.options.size) for image in media])
 
 
 class ImageAutoencoder(nn.Module):
-    """Encoder, quantiser and decoder. Pictures are [B, 3, H, W] from -1 to 1, ids [B, height, width]."""
+    """Encoder, quantiser and decoder. Images are [B, 3, H, W] from -1 to 1, ids [B, height, width]."""
 
     def __init__(self, options: ImageTokenOptions):
         super().__init__()
@@ -167,25 +167,25 @@ class ImageAutoencoder(nn.Module):
             options.quantizer, dim=options.channels, levels=options.levels, codebook_size=options.codebook_size
         )
 
-    def forward(self, pictures_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return reconstructions, ids and the quantiser's loss."""
-        z = self.encoder(pictures_BCHW)
+        z = self.encoder(images_BCHW)
         size, height, width = len(z), *z.shape[2:]
         quantized, ids, loss = self.quantizer(z.flatten(2).transpose(1, 2))
         quantized = quantized.transpose(1, 2).reshape(size, -1, height, width)
         return self.decoder(quantized), ids.view(size, height, width), loss
 
     @torch.no_grad()
-    def ids(self, pictures_BCHW: Tensor) -> Tensor:
-        """Return the ids of pictures, row by row, [B, height * width]."""
+    def ids(self, images_BCHW: Tensor) -> Tensor:
+        """Return the ids of images, row by row, [B, height * width]."""
         self.eval()
         device = next(self.parameters()).device
-        z = self.encoder(pictures_BCHW.to(device))
+        z = self.encoder(images_BCHW.to(device))
         return self.quantizer(z.flatten(2).transpose(1, 2))[1].cpu()
 
     @torch.no_grad()
     def decode(self, ids_BHW: Tensor) -> Tensor:
-        """Return the pictures of ids."""
+        """Return the images of ids."""
         self.eval()
         device = next(self.parameters()).device
         z = self.quantizer.lookup(ids_BHW.to(device)).permute(0, 3, 1, 2)

@@ -1,6 +1,6 @@
-"""Pictures as continuous tokens: what the codecs in a VAE's latent space and in pixel space share.
+"""Images as continuous tokens: what the codecs in a VAE's latent space and in pixel space share.
 
-A picture is shaped, becomes a map of latents, is normalised per channel, and is cut into patches: one token each.
+An image is shaped, becomes a map of latents, is normalised per channel, and is cut into patches: one token each.
 """
 
 import math
@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.codecs import pictures
+from plait.codecs import images
 from plait.codecs.base import Codec, Encoded, alike
 from plait.codecs.latents import Scaling, checked_latents, measured_places
 from plait.common.errors import DataError, require
 from plait.model.latent_patches import from_images, to_images
 
-_BATCH = 64  # pictures encoded or decoded together
+_BATCH = 64  # images encoded or decoded together
 
 
-def check_picture_options(options: Any, pixels: int, formula: str) -> None:
+def check_image_options(options: Any, pixels: int, formula: str) -> None:
     """Raise a ConfigError unless ``size`` is a whole number of tokens of ``pixels`` x ``pixels``."""
     where = "codec_options"
     require(options.patch_size >= 1, f"{where}.patch_size", options.patch_size, "at least 1")
@@ -30,10 +30,10 @@ def check_picture_options(options: Any, pixels: int, formula: str) -> None:
             f"a multiple of {formula} ({pixels})")  # fmt: skip
 
 
-class PictureLatentCodec(Codec):
-    """Base of the continuous picture codecs. Media: uint8 [H, W, 3] of any size; decoded: as the grid says.
+class ContinuousImageCodec(Codec):
+    """Base of the continuous image codecs. Media: uint8 [H, W, 3] of any size; decoded: as the grid says.
 
-    Options have ``size``, ``patch_size`` and ``aspect``. A subclass gives `_latents` and `_pictures`, and calls
+    Options have ``size``, ``patch_size`` and ``aspect``. A subclass gives `_latents` and `_images`, and calls
     `_measure` when it is fitted.
     """
 
@@ -51,12 +51,12 @@ class PictureLatentCodec(Codec):
         self._multiple = token_pixels if options.aspect == "any" else 0
 
     @abstractmethod
-    def _latents(self, pictures_BCHW: Tensor) -> Tensor:
-        """Return the latents [B, C, h, w] of pictures from -1 to 1, on the CPU."""
+    def _latents(self, images_BCHW: Tensor) -> Tensor:
+        """Return the latents [B, C, h, w] of images from -1 to 1, on the CPU."""
 
     @abstractmethod
-    def _pictures(self, latents_BCHW: Tensor) -> Tensor:
-        """Return the pictures, from -1 to 1, of latents."""
+    def _images(self, latents_BCHW: Tensor) -> Tensor:
+        """Return the images, from -1 to 1, of latents."""
 
     @property
     def is_fitted(self) -> bool:
@@ -68,11 +68,11 @@ class PictureLatentCodec(Codec):
 
     @torch.no_grad()
     def encode(self, media: Sequence[np.ndarray]) -> list[Encoded]:
-        """Encode pictures of any sizes: latents [rows * columns, latent_channels], normalised by `scaling`."""
+        """Encode images of any sizes: latents [rows * columns, latent_channels], normalised by `scaling`."""
         shaped = self._shaped(media)
         encoded: list[Encoded | None] = [None] * len(shaped)
         for (height, width), places in alike([p.shape[:2] for p in shaped], _BATCH):
-            latents = self._latents(pictures.to_unit(np.stack([shaped[i] for i in places])))
+            latents = self._latents(images.to_unit(np.stack([shaped[i] for i in places])))
             tokens = from_images(self.scaling.normalize(latents), self.patch_size).numpy()
             grid = (height // self._token_pixels, width // self._token_pixels)
             for i, row in zip(places, tokens, strict=True):
@@ -87,8 +87,8 @@ class PictureLatentCodec(Codec):
         for grid, places in alike([tuple(e.grid) for e in encoded], _BATCH):
             together = torch.from_numpy(np.stack([tokens[i] for i in places]))
             latents = self.scaling.restore(to_images(together, grid, self.patch_size))
-            for i, picture in zip(places, pictures.from_unit(self._pictures(latents)), strict=True):
-                decoded[i] = picture
+            for i, image in zip(places, images.from_unit(self._images(latents)), strict=True):
+                decoded[i] = image
         return decoded
 
     def _checked(self, item: Encoded) -> np.ndarray:
@@ -99,13 +99,13 @@ class PictureLatentCodec(Codec):
         return tokens
 
     def read(self, value: Any, base: Path) -> np.ndarray:
-        return pictures.read_picture(value, base, self.options.size, multiple=self._multiple)
+        return images.read_image(value, base, self.options.size, multiple=self._multiple)
 
     def write(self, media: np.ndarray, path: Path) -> None:
-        pictures.write_picture(media, path)
+        images.write_image(media, path)
 
     def to_html(self, media: np.ndarray) -> str:
-        return pictures.picture_html(media)
+        return images.image_html(media)
 
     def quality(self, media: Sequence[np.ndarray]) -> dict[str, float]:
         """Return ``psnr``, ``psnr_thumbnail`` (averaged to as many numbers), ``latent_mean``, ``latent_std``."""
@@ -114,23 +114,23 @@ class PictureLatentCodec(Codec):
         decoded = self.decode(encoded)
         finer = math.sqrt(self.latent_channels / 3)  # a thumbnail's pixels along one side of a token
         grids = [tuple(max(1, round(side * finer)) for side in e.grid) for e in encoded]
-        small = [pictures.thumbnails(p[None], grid)[0] for p, grid in zip(shaped, grids)]
+        small = [images.thumbnails(p[None], grid)[0] for p, grid in zip(shaped, grids)]
         values = np.concatenate([e.latents.ravel() for e in encoded])
         return {
-            "psnr": float(np.mean([pictures.psnr(a[None], b[None]) for a, b in zip(shaped, decoded)])),
-            "psnr_thumbnail": float(np.mean([pictures.psnr(a[None], b[None]) for a, b in zip(shaped, small)])),
+            "psnr": float(np.mean([images.psnr(a[None], b[None]) for a, b in zip(shaped, decoded)])),
+            "psnr_thumbnail": float(np.mean([images.psnr(a[None], b[None]) for a, b in zip(shaped, small)])),
             "latent_mean": float(values.mean()),
             "latent_std": float(values.std()),
         }
 
     def _shaped(self, media: Sequence[np.ndarray]) -> list[np.ndarray]:
-        return [pictures.resize_picture(p, self.options.size, multiple=self._multiple) for p in media]
+        return [images.resize_image(p, self.options.size, multiple=self._multiple) for p in media]
 
     @torch.no_grad()
     def _measure(self, media: Sequence[np.ndarray]) -> None:
-        """Measure mean and scale of the latents on pictures spread evenly over ``media``."""
+        """Measure mean and scale of the latents on images spread evenly over ``media``."""
         chosen = self._shaped([media[i] for i in measured_places(len(media))])
         self.scaling = Scaling.measure(
-            self._latents(pictures.to_unit(np.stack([chosen[i] for i in places])))
+            self._latents(images.to_unit(np.stack([chosen[i] for i in places])))
             for _, places in alike([p.shape[:2] for p in chosen], _BATCH)
         )

@@ -196,14 +196,14 @@ def _matching(found: Matched, split: str) -> Chart:
 
 
 def _scores(found: Matched) -> Chart:
-    """What judges say of what the models make: a panel a figure, a bar an arm, and what chance or real pictures get."""
+    """What judges say of what the models make: a panel a figure, a bar an arm, and what chance or real images get."""
     rows = found.results["scores"]
     arms, panels = list(dict.fromkeys(row["arm"] for row in rows)), []
     for figure in (name for name in dict.fromkeys(name for row in rows for name in row) if name.endswith(SCORES)):
         is_distance = figure.endswith(DISTANCE)
         other = f"{figure}_real" if is_distance else f"{figure.rpartition('_')[0]}_chance"
         line = Spread.of([row.get(other) for row in rows])
-        name = "real pictures" if is_distance else "chance"
+        name = "real images" if is_distance else "chance"
         series = [Series(name, [-0.5, 0.5], [line.mean] * 2, dashed=True)] if line else []
         for arm in arms:
             spread = Spread.of([row.get(figure) for row in rows if row["arm"] == arm])
@@ -213,7 +213,7 @@ def _scores(found: Matched) -> Chart:
         label = "Fréchet distance" if is_distance else "share"
         panels.append(Panel(figure_words(figure), "", label, series, [-0.5, 0.5], categories=[""]))
     note = ("Means over seeds. Whiskers: lowest and highest seed. Of shares more is better, of distances less, and "
-            "only those of as many pictures can be compared.")  # fmt: skip
+            "only those of as many images can be compared.")  # fmt: skip
     return Chart("scores", "What the models make", "What judges say of what the models make", note, panels)
 
 

@@ -289,6 +289,10 @@ def _from_text(value: Any) -> Any:
         return value
 
 
+RENAMED = {"evaluate.pictures": "evaluate.images"}
+"""Settings of earlier files that have another name now."""
+
+
 def _convert_dataclass(value: Any, kind: Any, where: str) -> Any:
     return kind(**_converted(value, kind, where))
 
@@ -302,7 +306,10 @@ def _converted(value: Any, kind: Any, where: str) -> dict[str, Any]:
     prefix = f"{where}." if where else ""
     for key in value:
         if key not in _names(kind):
-            raise ConfigError(unknown(f"{prefix}{printable(key)}", key, _names(kind)))
+            name = f"{prefix}{printable(key)}"
+            if name in RENAMED:
+                raise ConfigError(f"{name}: this setting is now {RENAMED[name]}, rename it in the file")
+            raise ConfigError(unknown(name, key, _names(kind)))
     for f in fields.values():
         needed = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
         if needed and f.name not in value:

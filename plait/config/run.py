@@ -325,8 +325,8 @@ class EvaluateConfig(Checked):
     """Items to caption in each validation split; 0 leaves it out."""
     choices: int = bounded(150, at_least=0)
     """Items whose caption is also chosen among 400 names; 0 leaves it out."""
-    pictures: int = bounded(200, at_least=0)
-    """Pictures to generate from captions for the picture judge, and for the Fréchet distance; 0 leaves it out."""
+    images: int = bounded(200, at_least=0)
+    """Images to generate from captions for the image judge, and for the Fréchet distance; 0 leaves it out."""
     clips: int = bounded(100, at_least=0)
     """Clips to generate from captions for the speech judge; 0 leaves it out."""
     aims: dict[str, float] = field(default_factory=dict)

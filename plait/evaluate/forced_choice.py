@@ -63,10 +63,10 @@ def _log_probabilities(model, hidden, batch) -> torch.Tensor:
 
 
 def forced_choice(scores: np.ndarray, truth: np.ndarray, *, seed: int = 0) -> dict[str, float]:
-    """Return the share of pictures whose best candidate is the true one, and the same with pictures shuffled.
+    """Return the share of images whose best candidate is the true one, and the same with images shuffled.
 
-    scores [pictures, candidates], truth [pictures] index of the true candidate. The shuffled share pairs each
-    picture's scores with another picture's truth, over 200 shuffles: what naming without looking reaches.
+    scores [images, candidates], truth [images] index of the true candidate. The shuffled share pairs each
+    image's scores with another image's truth, over 200 shuffles: what naming without looking reaches.
     """
     best = scores.argmax(1)
     rng = generator(seed, "forced choice: shuffles")

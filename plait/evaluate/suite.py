@@ -15,7 +15,7 @@ from plait.config.run import RunConfig, SamplingConfig
 from plait.data.shards import ShardSource
 from plait.data.sources import open_sources, validation_splits
 from plait.evaluate.forced_choice import continuation_scores, forced_choice, interval
-from plait.evaluate.judges import available, picture_figures, speech_figures
+from plait.evaluate.judges import available, image_figures, speech_figures
 from plait.evaluate.losses import perplexity, split_losses
 from plait.generate.pipeline import Pipeline
 from plait.prepare.raw import RawSource, Truths, raw_documents, raw_items
@@ -104,7 +104,7 @@ class Suite:
     def generated(self, source: ShardSource, origin: RawSource) -> dict[str, float]:
         """Let the judges name images, and recognise speech, that were generated from captions."""
         figures, host, truths = {}, self.pipeline.model.config.layout.host, origin.truths
-        counts = {"image": self.config.evaluate.pictures, "audio": self.config.evaluate.clips}
+        counts = {"image": self.config.evaluate.images, "audio": self.config.evaluate.clips}
         for name, codec in self.pipeline.codecs.items():
             documents = known(source, truths, [host, name], counts.get(codec.key, 0))
             if not documents:
@@ -121,20 +121,20 @@ class Suite:
             metas = [d.meta for d in documents]
             with self.progress.stage(f"judge of {name}", total=1) as bar:
                 if codec.key == "image":
-                    found = self.pictures(made, metas, real, raw, codec)
+                    found = self.images(made, metas, real, raw, codec)
                 else:
                     found = speech_figures(made, [truths.caption(m) for m in metas], real, codec, bar.to)
             figures |= {f"{name}_{label}": value for label, value in found.items()}
         return figures
 
-    def pictures(self, made: list[Media], metas: list[dict], real: list[Media], raw: RawSource, codec: Codec
+    def images(self, made: list[Media], metas: list[dict], real: list[Media], raw: RawSource, codec: Codec
                  ) -> dict[str, float]:  # fmt: skip
         """Return what the judge makes of generated images, beside ``real`` ones of the same documents and others."""
         train = open_sources(self.config, "train")[0]
         nearest = raw.truths.nearest(metas, [train.meta(i) for i in range(len(train))])
         remembered = items(raw, "train", nearest, codec.key, scattered=True)
         others = list(islice(raw_items(raw, "train", codec.key), len(made)))
-        return picture_figures(made, metas, raw.truths, real, remembered, others, codec)
+        return image_figures(made, metas, raw.truths, real, remembered, others, codec)
 
     def choices(self, prefix: str, modality: str, documents: list[Document], truths: Truths) -> dict[str, float]:
         """Score NUM_CHOICES names for items that show one thing: the share named rightly, and with items shuffled."""

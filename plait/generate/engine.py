@@ -358,7 +358,7 @@ class Generator:
     def _finish(self, row: Row, stopped: str) -> Result:
         if row.span is None:
             self._end_host_part(row)
-        elif row.tokens and row.span not in self.grids:  # part of a picture is no picture
+        elif row.tokens and row.span not in self.grids:  # part of an image is no image
             row.parts.append(Part(row.span, np.array(row.tokens) - self.layout.offsets[row.span]))
         for stream in row.streams:
             self._release(stream)

@@ -140,7 +140,7 @@ def _varlen_call(causal: bool, sequences: list[tuple[int, np.ndarray, np.ndarray
 
 
 def dense_mask(found: Sequence[Segment], num_tokens: int) -> Tensor:
-    """Return the mask as booleans [T, T], true where a query (row) sees a key. For tests and pictures."""
+    """Return the mask as booleans [T, T], true where a query (row) sees a key. For tests and images."""
     ranges = torch.from_numpy(key_ranges(found, num_tokens))
     keys = torch.arange(num_tokens)
     return ((keys >= ranges[:, :, :1]) & (keys < ranges[:, :, 1:])).any(dim=1)

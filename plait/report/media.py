@@ -7,21 +7,21 @@ from pathlib import Path
 from typing import Any
 
 LONGEST_SIDE = 512
-"""Larger pictures are scaled down for the page, in pixels."""
+"""Larger images are scaled down for the page, in pixels."""
 LONGEST_CLIP = 30
 """Longer clips are cut for the page, in seconds."""
 PIXEL_ART_SIDE = 160
-"""Pictures up to this side are enlarged without smoothing, in pixels."""
+"""Images up to this side are enlarged without smoothing, in pixels."""
 WAVE_BARS = 72
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
+IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 CLIPS = {".wav", ".flac", ".ogg", ".mp3"}
 
 
 class Media:
     """Turns parts ({"modality", "text"} or {"modality", "file"}) into views, with files relative to ``folder``.
 
-    A view is a mapping with ``kind`` (text, picture, clip, file, or missing with its ``reason``) and ``modality``.
+    A view is a mapping with ``kind`` (text, image, clip, file, or missing with its ``reason``) and ``modality``.
     """
 
     def __init__(self, folder: Path):
@@ -50,8 +50,8 @@ class Media:
         if not path.is_file():
             return _missing("the file is not there" if name else "no file is named")
         suffix = path.suffix.lower()
-        if suffix in PICTURES:
-            return _picture(path)
+        if suffix in IMAGES:
+            return _image(path)
         if suffix in CLIPS:
             return _clip(path)
         return {"kind": "file", "bytes": path.stat().st_size}
@@ -72,7 +72,7 @@ def _missing(reason: str) -> dict:
     return {"kind": "missing", "reason": reason}
 
 
-def _picture(path: Path) -> dict:
+def _image(path: Path) -> dict:
     from PIL import Image
 
     try:
@@ -85,10 +85,10 @@ def _picture(path: Path) -> dict:
             image.save(buffer, "PNG", optimize=True)
             width, height = image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return _missing("it cannot be read as a picture")
+        return _missing("it cannot be read as an image")
     small = max(width, height) <= PIXEL_ART_SIDE
     source = data_uri(buffer.getvalue(), "image/png")
-    return {"kind": "picture", "source": source, "width": width, "height": height, "small": small}
+    return {"kind": "image", "source": source, "width": width, "height": height, "small": small}
 
 
 def _clip(path: Path) -> dict:

@@ -31,7 +31,7 @@ NEUTRAL_SETTINGS = (("media_guidance", 1), ("sampler", "auto"))
 """Sampling settings that are not worth a word."""
 FIRST_STRIPS = 6
 """Denoising strips, and prompts at several scales of guidance, that are open from the start."""
-LAYOUTS = {"picture": "pictures", "text": "captions", "clip": "clips", "file": "", "missing": ""}
+LAYOUTS = {"image": "images", "text": "captions", "clip": "clips", "file": "", "missing": ""}
 """How samples of one part are laid out, by its kind; "" goes with the rest of its task."""
 
 
@@ -265,14 +265,14 @@ def _tasks(samples: list[dict], counts: dict[str, int]) -> list[dict]:
             "settings": settings.pop() if same_settings else "",
             "same_settings": same_settings,
         })  # fmt: skip
-    order = ("pictures", "captions", "clips", "document")
+    order = ("images", "captions", "clips", "document")
     return sorted(tasks, key=lambda task: order.index(task["layout"]))
 
 
 def _pair(record: dict, media: Media) -> dict:
     original, made = (media.views(record.get(part)) for part in ("original", "reconstruction"))
     kinds = {view["kind"] for view in (*original, *made)}
-    layout = "pictures" if "picture" in kinds else "clips"
+    layout = "images" if "image" in kinds else "clips"
     return {"modality": clean(record.get("modality", "")), "original": original, "made": made, "layout": layout}
 
 

@@ -18,8 +18,8 @@ def shown(samples: Sequence[dict]) -> dict[str, list[dict[str, Any]]]:
         return [s for s in samples if _is(s["output"], made) and _is(s["prompt"], given)][:count]
 
     return {
-        "images": first("picture", "text", NUM_IMAGES),
-        "captions": first("text", "picture", NUM_CAPTIONS),
+        "images": first("image", "text", NUM_IMAGES),
+        "captions": first("text", "image", NUM_CAPTIONS),
         "clips": first("clip", "text", NUM_CLIPS),
     }
 

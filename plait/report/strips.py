@@ -10,7 +10,7 @@ from plait.report import numbers
 from plait.report.media import Media
 
 MOST_STEPS = 10
-"""Pictures of a longer strip are left out evenly, so that a row fits a laptop."""
+"""Images of a longer strip are left out evenly, so that a row fits a laptop."""
 
 
 def strips(records: list[dict], media: Media) -> list[dict]:

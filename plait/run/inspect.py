@@ -1,4 +1,4 @@
-"""What the model is fed: decoded documents, a packed batch, and its attention mask as a picture (plait inspect)."""
+"""What the model is fed: decoded documents, a packed batch, and its attention mask as an image (plait inspect)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,13 +83,13 @@ def draw_mask(batch: Batch, config: RunConfig, path: Path) -> None:
     """Draw which key each query sees, coloured by the key's modality, with a strip of modalities along the top."""
     from PIL import Image
 
-    picture = mask_picture(batch, config.model.layout.names)
-    image = Image.fromarray(picture).resize([s * max(1, 800 // len(picture)) for s in picture.shape[1::-1]], 0)
+    pixels = mask_image(batch, config.model.layout.names)
+    image = Image.fromarray(pixels).resize([s * max(1, 800 // len(pixels)) for s in pixels.shape[1::-1]], 0)
     with atomic_file(path) as temporary:
         image.save(temporary, format="PNG")
 
 
-def mask_picture(batch: Batch, names: Sequence[str]) -> np.ndarray:
+def mask_image(batch: Batch, names: Sequence[str]) -> np.ndarray:
     """Return the mask of the batch's first documents as uint8 [n + 8, n, 3]."""
     ends = np.cumsum(batch.lengths)
     n = int(ends[ends <= MOST_TOKENS_DRAWN].max(initial=min(ends[0], MOST_TOKENS_DRAWN)))

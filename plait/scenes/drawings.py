@@ -134,12 +134,12 @@ def _probe(thing: _Thing) -> np.ndarray:
     return rasterize(f'<g transform="scale({1 / _CANVAS})">{thing.elements}</g>', size=_PROBE)
 
 
-def _concept(thing: _Thing, picture: np.ndarray) -> Concept | None:
+def _concept(thing: _Thing, image: np.ndarray) -> Concept | None:
     """Return a thing with the extent and colour of its ink; None where it has none."""
-    ink = picture[..., 3] > 24
+    ink = image[..., 3] > 24
     if not ink.any():
         return None
-    color = tuple(picture[..., :3][ink].mean(0).tolist())
+    color = tuple(image[..., :3][ink].mean(0).tolist())
     family = family_of(thing.name)
     return Concept(thing.name, thing.code, thing.group, family, thing.elements, _extent(ink), color)
 
@@ -147,12 +147,12 @@ def _concept(thing: _Thing, picture: np.ndarray) -> Concept | None:
 @functools.cache
 def all_concepts() -> tuple[Concept, ...]:
     """Load every concept, in a fixed order, once in a process. Raises ResourceError."""
-    by_picture: dict[bytes, list[Concept]] = {}
+    by_image: dict[bytes, list[Concept]] = {}
     for thing in _things():
-        picture = _probe(thing)
-        if concept := _concept(thing, picture):
-            by_picture.setdefault(picture.tobytes(), []).append(concept)
-    merged = [min(same, key=lambda c: (len(c.name), c.name)) for same in by_picture.values()]
+        image = _probe(thing)
+        if concept := _concept(thing, image):
+            by_image.setdefault(image.tobytes(), []).append(concept)
+    merged = [min(same, key=lambda c: (len(c.name), c.name)) for same in by_image.values()]
     unique = {c.name: c for c in sorted(merged, key=lambda c: c.code)}
     return tuple(unique[name] for name in sorted(unique))
 

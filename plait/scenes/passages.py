@@ -1,6 +1,6 @@
 """Passages of text from Python's standard library: code and documentation that every installation has.
 
-Captions are short and soon learned. Where text is to be as hard to learn as pictures, and as much of the data, some of
+Captions are short and soon learned. Where text is to be as hard to learn as images, and as much of the data, some of
 the scenes' documents are passages (`prepare.passages`), each of which comes at most once. They are those of the Python
 that runs, so another version has others.
 """

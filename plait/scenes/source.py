@@ -86,8 +86,8 @@ class SceneSource:
                 yield passage.document(self.parts) if passage else self._document(scene, clip)
 
     def _document(self, scene: Scene, clip: np.ndarray | None) -> RawDocument:
-        picture = draw(scene, self.image_size) if "image" in self.parts else None
-        media = {"text": scene.caption, "image": picture, "audio": clip}
+        image = draw(scene, self.image_size) if "image" in self.parts else None
+        media = {"text": scene.caption, "image": image, "audio": clip}
         return RawDocument([(part, media[part]) for part in self.parts], scene.meta())
 
 

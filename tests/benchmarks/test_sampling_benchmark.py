@@ -31,10 +31,10 @@ def test_other_latents_are_no_table():
 def test_branches_saw_what_they_should():
     options = sampling.parse(["--quick"])
     model = sampling.build(options)
-    everything, picture, nothing = sampling.branches_of(sampling.request_of(0, 80, options), model)
+    everything, image, nothing = sampling.branches_of(sampling.request_of(0, 80, options), model)
     assert sum(map(len, everything)) == 80
     assert [r.modality for r in everything] == ["text", "text", "image", "text", "text", "text"]
-    assert [r.modality for r in picture] == ["text", "text", "image", "text", "text"]
+    assert [r.modality for r in image] == ["text", "text", "image", "text", "text"]
     assert [len(r) for r in nothing] == [1, 1]
 
 

@@ -28,15 +28,15 @@ def quiet(share, text):
 
 
 def blobs(count: int, size: int = 16, seed: int = 0) -> list[np.ndarray]:
-    """Draw pictures of one coloured square on a coloured ground."""
+    """Draw images of one coloured square on a coloured ground."""
     drawn = []
     for i in range(count):
         rng = generator(seed, "test picture", item=i)
-        picture = np.empty((size, size, 3), np.uint8)
-        picture[:] = rng.integers(256, size=3)
+        image = np.empty((size, size, 3), np.uint8)
+        image[:] = rng.integers(256, size=3)
         x, y, w, h = rng.integers(1, size // 2, 4)
-        picture[y : y + h, x : x + w] = rng.integers(256, size=3)
-        drawn.append(picture)
+        image[y : y + h, x : x + w] = rng.integers(256, size=3)
+        drawn.append(image)
     return drawn
 
 
@@ -125,7 +125,7 @@ def test_pretrained_tokenizer(text_codec, tmp_path):
         PretrainedTokenizerCodec.from_options({"path": str(tmp_path / "nothing")})
 
 
-# trained picture tokens
+# trained image tokens
 
 
 def test_image_tokens_learn_and_have_a_grid(image_codec):
@@ -141,23 +141,23 @@ def test_image_tokens_learn_and_have_a_grid(image_codec):
 
 
 def test_image_one_by_one_equals_together(image_codec):
-    pictures = blobs(70, seed=2)
-    together = image_codec.encode(pictures)
-    alone = [image_codec.encode([p])[0] for p in pictures[:5]]
+    images = blobs(70, seed=2)
+    together = image_codec.encode(images)
+    alone = [image_codec.encode([p])[0] for p in images[:5]]
     assert np.mean([(a.ids == b.ids).mean() for a, b in zip(alone, together)]) > 0.98
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (16, 16), (40, 20), (7, 90)])
 def test_image_of_any_size(image_codec, shape):
-    picture = np.full((*shape, 3), 200, np.uint8)
-    decoded = image_codec.decode(image_codec.encode([picture]))[0]
+    image = np.full((*shape, 3), 200, np.uint8)
+    decoded = image_codec.decode(image_codec.encode([image]))[0]
     assert decoded.shape == (16, 16, 3)
 
 
 def test_image_any_ids_decode(image_codec):
     ids = generator(0, "test ids").integers(64, size=16).astype(np.int32)
     assert image_codec.decode([Encoded(ids=ids)])[0].shape == (16, 16, 3)
-    with pytest.raises(DataError, match="15 ids are not a picture"):
+    with pytest.raises(DataError, match="15 ids are not an image"):
         image_codec.decode([Encoded(ids=ids[:15])])
 
 
@@ -166,11 +166,11 @@ def test_image_options(tmp_path, options):
     codec = fitted_image_codec(tmp_path / "fit", **{"steps": 12} | options)
     codec.save_pretrained(tmp_path / "saved")
     again = load_codec(tmp_path / "saved")
-    pictures = blobs(4, seed=3)
-    assert len(codec.encode(pictures)[0].ids) == (16 // codec.options.downsample) ** 2
-    for a, b in zip(codec.encode(pictures), again.encode(pictures)):
+    images = blobs(4, seed=3)
+    assert len(codec.encode(images)[0].ids) == (16 // codec.options.downsample) ** 2
+    for a, b in zip(codec.encode(images), again.encode(images)):
         assert np.array_equal(a.ids, b.ids)
-    for a, b in zip(codec.decode(codec.encode(pictures)), again.decode(again.encode(pictures))):
+    for a, b in zip(codec.decode(codec.encode(images)), again.decode(again.encode(images))):
         assert np.array_equal(a, b)
 
 
@@ -201,7 +201,7 @@ def test_image_files(image_codec, tmp_path):
     assert image_codec.read("b.gif", tmp_path).shape == (16, 16, 3)
     assert (image_codec.read("clear.png", tmp_path) == 255).all()
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:-40])
-    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "text.png").write_text("no image")
     for name, message in [("cut.png", "not a readable"), ("text.png", "not a readable"), ("no.png", "there is no file"),
                           (7, "must be the path"), (".", "not a readable")]:  # fmt: skip
         with pytest.raises(DataError, match=message):
@@ -369,9 +369,9 @@ def test_pretrained_diffusers_decodes_what_the_model_itself_does(tmp_path):
     model = tiny_image_model("diffusers")
     model.save_pretrained(str(tmp_path))
     codec = codec_class("image_tokens_pretrained").from_options({"path": str(tmp_path)})
-    picture = torch.from_numpy(blobs(1)[0])[None].permute(0, 3, 1, 2) / 127.5 - 1
+    image = torch.from_numpy(blobs(1)[0])[None].permute(0, 3, 1, 2) / 127.5 - 1
     with torch.no_grad():
-        expected = model(picture).sample
+        expected = model(image).sample
     found = codec.decode(codec.encode(blobs(1)))[0]
     assert np.abs(found.astype(int) - ((expected[0].permute(1, 2, 0).clamp(-1, 1) + 1) * 127.5).numpy()).max() <= 1
 

@@ -76,7 +76,7 @@ def test_an_image_without_a_background_has_ids_of_patches(codec):
 def test_any_ids_decode(codec):
     ids = generator(2, "test ids").integers(codec.vocab_size, size=(5, 16)).astype(np.int32)
     assert all(d.shape == (16, 16, 3) for d in codec.decode([Encoded(ids=row) for row in ids]))
-    with pytest.raises(DataError, match="15 ids are not a picture"):
+    with pytest.raises(DataError, match="15 ids are not an image"):
         codec.decode([Encoded(ids=ids[0, :15])])
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from plait.codecs.pictures import read_picture
+from plait.codecs.images import read_image
 from plait.common.errors import DataError
 
 SIZE = 8
@@ -16,7 +16,7 @@ RAMP = np.arange(SIZE * SIZE).reshape(SIZE, SIZE)
 
 
 def read(folder, name="a.png") -> np.ndarray:
-    return read_picture(name, folder, SIZE)
+    return read_image(name, folder, SIZE)
 
 
 def saved(folder, image, name="a.png", **settings) -> np.ndarray:
@@ -111,7 +111,7 @@ def test_grey_tiff_of_every_depth(tmp_path, order, kind, photometric):
     tifffile.imwrite(tmp_path / "a.tif", values, byteorder=order, photometric=photometric)
     written = tifffile.imread(tmp_path / "a.tif").astype(float) / white
     if (kind, order, photometric) == ("u2", ">", "miniswhite"):  # which Pillow does not open
-        assert "is not a readable picture (it is a TIFF image" in reason(tmp_path, "a.tif")
+        assert "is not a readable image (it is a TIFF image" in reason(tmp_path, "a.tif")
         return
     light = written if photometric == "minisblack" else 1 - written
     assert np.abs(read(tmp_path, "a.tif").astype(float) - grey(np.rint(light * 255))).max() <= 1
@@ -236,7 +236,7 @@ SEEM = {
     "lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n", "git lfs pull"),
     "gzip": (b"\x1f\x8b\x08" + bytes(40), "a gzip file; unpack it"),
     "zeros": (bytes(2000), "nothing but zeros"),
-    "words": (b"not a picture", "of no kind that is known: 'not a picture'"),
+    "words": (b"not an image", "of no kind that is known: 'not an image'"),
     "video": (b"\0\0\0\x18ftypisom" + bytes(40), "a video"),
     "jp2": (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40), "a JPEG 2000 image; convert it"),
 }  # fmt: skip
@@ -266,5 +266,5 @@ def test_a_whole_image_of_another_depth_is_not_said_to_be_cut(tmp_path, kind):
 
 def test_a_value_that_is_no_path_is_shown_in_short(tmp_path):
     with pytest.raises(DataError, match="must be the path") as error:
-        read_picture({"array": [0.5] * 100_000}, tmp_path, SIZE)
+        read_image({"array": [0.5] * 100_000}, tmp_path, SIZE)
     assert len(str(error.value)) < 1000

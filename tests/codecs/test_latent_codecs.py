@@ -1,4 +1,4 @@
-"""Continuous codecs: latents of mean 0 and deviation 1, any shape of picture, saved copies, one sentence for errors."""
+"""Continuous codecs: latents of mean 0 and deviation 1, any shape of image, saved copies, one sentence for errors."""
 
 import json
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from plait.codecs import codec_class, fitting, load_codec, pictures
+from plait.codecs import codec_class, fitting, images, load_codec
 from plait.codecs.base import Encoded
 from plait.codecs.image_latents import ImageLatentCodec
 from plait.codecs.image_pixels import ImagePixelCodec
@@ -45,7 +45,7 @@ def scenes() -> dict[str, list[np.ndarray]]:
 def mixed(scenes) -> list[np.ndarray]:
     """Scenes cut to other shapes, in turns."""
     cuts = [(32, 32), (20, 32), (32, 14), (32, 32)]
-    return [picture[: cuts[i % 4][0], : cuts[i % 4][1]] for i, picture in enumerate(scenes["train"])]
+    return [image[: cuts[i % 4][0], : cuts[i % 4][1]] for i, image in enumerate(scenes["train"])]
 
 
 @pytest.fixture(scope="module")
@@ -104,17 +104,17 @@ def test_patches_come_back(patch):
 def test_shapes_keep_their_aspect_within_the_tokens_of_a_square():
     for height in range(1, 200, 7):
         for width in range(1, 300, 11):
-            sides = pictures.picture_sides(height, width, 64, multiple=8)
+            sides = images.image_sides(height, width, 64, multiple=8)
             assert not (sides[0] % 8 or sides[1] % 8) and 0.85 * 64**2 < sides[0] * sides[1] <= 64**2
-            assert pictures.picture_sides(*sides, 64, multiple=8) == sides, "a shaped picture would be cut again"
-            assert pictures.picture_sides(width, height, 64, multiple=8) == sides[::-1]
-    assert pictures.picture_sides(640, 640, 64, multiple=8) == (64, 64)
-    assert pictures.picture_sides(300, 500, 64, multiple=8) == (48, 80)
-    assert pictures.picture_sides(1, 5000, 64, multiple=8) == (8, 512)
-    assert pictures.picture_sides(300, 500, 64) == (64, 64)
+            assert images.image_sides(*sides, 64, multiple=8) == sides, "a shaped image would be cut again"
+            assert images.image_sides(width, height, 64, multiple=8) == sides[::-1]
+    assert images.image_sides(640, 640, 64, multiple=8) == (64, 64)
+    assert images.image_sides(300, 500, 64, multiple=8) == (48, 80)
+    assert images.image_sides(1, 5000, 64, multiple=8) == (8, 512)
+    assert images.image_sides(300, 500, 64) == (64, 64)
 
 
-# latents of pictures
+# latents of images
 
 
 def test_image_latents_learn_and_are_normalised(image_codec, scenes):
@@ -128,11 +128,11 @@ def test_image_latents_learn_and_are_normalised(image_codec, scenes):
     assert quality["psnr"] > 14 and 10 < quality["psnr_thumbnail"] < 30
     assert abs(quality["latent_mean"]) < 0.2 and 0.7 < quality["latent_std"] < 1.4
     decoded = np.stack(image_codec.decode(encoded[:8]))
-    assert decoded.dtype == np.uint8 and pictures.psnr(np.stack(scenes["train"][:8]), decoded) > 14
+    assert decoded.dtype == np.uint8 and images.psnr(np.stack(scenes["train"][:8]), decoded) > 14
 
 
 def test_latents_are_the_posteriors_mean_in_the_order_of_the_page(image_codec, scenes):
-    unit = pictures.to_unit(np.stack(scenes["seen"][:2]))
+    unit = images.to_unit(np.stack(scenes["seen"][:2]))
     with torch.no_grad():
         mean = image_codec.vae.encode(torch.nn.functional.pixel_unshuffle(unit, 4)).latent_dist.mean
     mean = (mean - torch.tensor(image_codec.scaling.mean)[:, None, None]) / torch.tensor(image_codec.scaling.scale)[
@@ -147,8 +147,8 @@ def test_latents_are_the_posteriors_mean_in_the_order_of_the_page(image_codec, s
 def test_one_by_one_equals_together(codec, request, mixed):
     codec = request.getfixturevalue(codec)
     together = codec.encode(mixed[:24])
-    for picture, item in zip(mixed[:6], together):
-        assert np.allclose(codec.encode([picture])[0].latents, item.latents, atol=1e-4)
+    for image, item in zip(mixed[:6], together):
+        assert np.allclose(codec.encode([image])[0].latents, item.latents, atol=1e-4)
         again, whole = codec.decode([item])[0].astype(int), codec.decode(together)[:6]
         assert any(again.shape == w.shape and np.abs(again - w).max() <= 1 for w in whole)
 
@@ -168,15 +168,15 @@ def test_any_aspect_in_one_batch(name, any_codec, mixed, tmp_path):
     assert np.allclose(values.mean(0), 0, atol=1e-4)
     assert name == "image_components" or np.allclose(values.std(0), 1, atol=1e-5)
     if name == "image_pixels":
-        shaped = [pictures.resize_picture(p, 32, multiple=8) for p in batch]
+        shaped = [images.resize_image(p, 32, multiple=8) for p in batch]
         assert all(np.array_equal(a, b) for a, b in zip(decoded, shaped))
 
 
-def test_a_picture_read_from_a_file_keeps_its_shape(any_codec, tmp_path):
+def test_a_image_read_from_a_file_keeps_its_shape(any_codec, tmp_path):
     any_codec.write(np.full((60, 100, 3), 90, np.uint8), tmp_path / "wide.png")
-    picture = any_codec.read("wide.png", tmp_path)
-    assert picture.shape == (24, 40, 3) and any_codec.encode([picture])[0].grid == (3, 5)
-    assert "data:image/png" in any_codec.to_html(picture)
+    image = any_codec.read("wide.png", tmp_path)
+    assert image.shape == (24, 40, 3) and any_codec.encode([image])[0].grid == (3, 5)
+    assert "data:image/png" in any_codec.to_html(image)
 
 
 @pytest.mark.parametrize(
@@ -230,9 +230,9 @@ def test_pretrained_vae(scenes, tmp_path):
     values = per_channel(codec.encode(scenes["train"][:64]), 6)
     assert np.allclose(values.mean(0), 0, atol=1e-5) and np.allclose(values.std(0), 1, atol=1e-5)
     with torch.no_grad():
-        theirs = vae(pictures.to_unit(scenes["seen"][0][None])).sample
+        theirs = vae(images.to_unit(scenes["seen"][0][None])).sample
     decoded = codec.decode(codec.encode(scenes["seen"][:1]))[0]
-    assert np.abs(pictures.from_unit(theirs)[0].astype(int) - decoded).max() <= 1
+    assert np.abs(images.from_unit(theirs)[0].astype(int) - decoded).max() <= 1
 
     codec.save_pretrained(tmp_path / "ours")
     (tmp_path / "theirs").rename(tmp_path / "gone")
@@ -295,7 +295,7 @@ def test_components_are_the_best_that_so_many_can_be(scenes, tmp_path):
     patches = from_images(pixels, 8).flatten(0, 1)
     left = torch.linalg.svdvals(patches - patches.mean(0))[40:].square().sum() / len(patches) / 192
     grid = codec.scaling.restore(to_images(torch.from_numpy(np.stack([e.latents for e in encoded])), (4, 4), 1))
-    assert torch.isclose((codec._pictures(grid).detach() - pixels).square().mean(), left, rtol=5e-3)
+    assert torch.isclose((codec._images(grid).detach() - pixels).square().mean(), left, rtol=5e-3)
     codec.save_pretrained(tmp_path / "saved")
     assert same(encoded, load_codec(tmp_path / "saved").encode(scenes["train"]))
 

@@ -101,9 +101,9 @@ def test_figures_are_those_of_the_runs_seed_by_seed(folder):
     # ablation and hybrid share these runs
     assert rows["s(image), FFN apart"]["verdict"] == "reproduced" and rows["s(image), FFN apart"]["seeds"] == 2
     text = path.read_text()
-    picture = "![Attention across modalities](images/studies/chameleon/attention.png)"
+    image = "![Attention across modalities](images/studies/chameleon/attention.png)"
     table = ("| 2 | **Chameleon", "**reproduced** |", "| chameleon | 15 | 0 | 15 |")
-    for piece in (*table, "## Study chameleon", "### Learning rates tried", picture):
+    for piece in (*table, "## Study chameleon", "### Learning rates tried", image):
         assert piece in text
     before = (folder / "results.json").read_bytes(), path.read_bytes()
     conclude(folder, shipped)  # from the kept logs alone

@@ -77,7 +77,7 @@ def test_the_chart_has_a_panel_a_figure_with_what_chance_gets(finished):
     assert [p.title for p in chart.panels] == ["caption object accuracy", "image Fréchet"]
     shares, distances = ([(s.name, s.y[0]) for s in panel.series] for panel in chart.panels)
     assert shares == [("chance", 0.01), ("dense", 0.25), ("mot", 0.25)]
-    assert distances == [("real pictures", 50.0), ("dense", 200.0), ("mot", 205.0)]
+    assert distances == [("real images", 50.0), ("dense", 200.0), ("mot", 205.0)]
 
 
 def test_without_judges_nothing_is_lost(finished):
@@ -91,7 +91,7 @@ def test_without_judges_nothing_is_lost(finished):
 
 
 def test_what_was_measured_otherwise_is_left_out(finished):
-    Evaluate().on(load_study(finished / "tiny.yaml", overrides=["evaluate.pictures=7"]))
+    Evaluate().on(load_study(finished / "tiny.yaml", overrides=["evaluate.images=7"]))
     assert results(finished)["scores"]
     compare(load_study(finished / "tiny.yaml"), QUIET)
     assert results(finished)["scores"] == []

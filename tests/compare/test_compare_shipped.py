@@ -40,7 +40,7 @@ def scene(i: int, image: dict) -> Document:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Prepared folders of both kinds of pictures."""
+    """Prepared folders of both kinds of images."""
     made = {}
     for kind, image in (("tokens", TOKENS["image"]), ("latents", LATENTS)):
         modalities = {name: {"default_grid": [], "fingerprint": name} | r for name, r in TOKENS.items()}

@@ -69,6 +69,7 @@ def laid(**changes) -> dict:
         ({"prepare__concepts": "some"}, r"^prepare\.concepts: 'some' is not allowed, it must be a number or all$"),
         ({"prepare__concepts": 1.5}, r"^prepare\.concepts: 1\.5 is not allowed, it must be a whole number$"),
         ({"train__steps": True}, r"^train\.steps: True is not allowed"),
+        ({"evaluate": {"pictures": 3}}, r"^evaluate\.pictures: this setting is now evaluate\.images, rename it"),
         ({"train__schedule": "cosin"}, r"^train\.schedule: unknown name 'cosin', .* did you mean 'cosine'\?$"),
         ({"model__num_kv_heads": 3}, r"^model\.num_kv_heads: 3 .* a divisor of num_heads \(8\)$"),
         ({"model__untied": ["qvk"]}, r"^model\.untied: unknown name 'qvk', .* did you mean 'qkv'\?$"),
@@ -226,6 +227,6 @@ def test_one_tower_may_have_settings_without_the_others_being_listed():
     model = ModelConfig(modalities=modalities, width=64, towers={"image": TowerConfig(ffn_width=96)})
     assert list(model.towers) == ["text", "image"]
     assert [t.ffn_width for t in model.towers.values()] == [192, 96]
-    modalities = {"text": ModalityConfig(vocab_size=8), "image": ModalityConfig(vocab_size=8, tower="pictures")}
-    with pytest.raises(ConfigError, match=r"image.tower: unknown name 'pictures'"):
+    modalities = {"text": ModalityConfig(vocab_size=8), "image": ModalityConfig(vocab_size=8, tower="images")}
+    with pytest.raises(ConfigError, match=r"image.tower: unknown name 'images'"):
         ModelConfig(modalities=modalities, towers={"text": TowerConfig()})

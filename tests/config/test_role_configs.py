@@ -42,7 +42,7 @@ TOWERS = {
         ("text", "generation", False): "understanding",
         ("image", "understanding", False): "understanding",
         ("image", "generation", True): "generation",
-        ("image", "generation", False): "generation",  # the clean copy of a generated picture
+        ("image", "generation", False): "generation",  # the clean copy of a generated image
     },
     "cosmos_like": {
         ("text", "", False): "reasoner",
@@ -59,18 +59,18 @@ def text(i: int) -> Part:
     return Part("text", np.arange(4) + 4 * (i % 7))
 
 
-def picture(i: int, role: str = "generation") -> Part:
+def image(i: int, role: str = "generation") -> Part:
     values = np.random.default_rng(i % 7).standard_normal((9, CHANNELS)).astype(np.float32)
     return Part("image", latents=values, grid=GRID, role=role)
 
 
 def written(i: int) -> Document:
-    """Pairs, and now and then documents with a second picture, or pictures alone."""
-    parts = [text(i), picture(i)]
+    """Pairs, and now and then documents with a second image, or images alone."""
+    parts = [text(i), image(i)]
     if i % 5 == 0:
-        parts = [picture(i), text(i), picture(i + 1)]
+        parts = [image(i), text(i), image(i + 1)]
     elif i % 7 == 0:
-        parts = [picture(i), picture(i + 1)]  # fits no task, so that both are learnt
+        parts = [image(i), image(i + 1)]  # fits no task, so that both are learnt
     return Document(parts)
 
 
@@ -134,7 +134,7 @@ def test_every_role_and_noise_state_is_in_its_tower(name, folder):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_reach_every_parameter_of_both_towers(name, folder):
-    """But for the latent head of the tower that never carries a noised picture: it has nothing to predict."""
+    """But for the latent head of the tower that never carries a noised image: it has nothing to predict."""
     config, batches = packed(small(name, folder), 4)
     model = MixtureOfTransformers(config.model)
     for batch in batches:
@@ -149,7 +149,7 @@ def test_gradients_reach_every_parameter_of_both_towers(name, folder):
 def test_losses_fall(trained):
     _, trainer, rows = trained
     assert trainer.state.step == 30 and trainer.averages is not None
-    # over seeds, the losses of pictures fall to 0.82 to 0.92 in so few steps: noise levels differ from step to step
+    # over seeds, the losses of images fall to 0.82 to 0.92 in so few steps: noise levels differ from step to step
     for key, share in (("loss/text", 0.6), ("loss/image", 0.95)):
         values = [row[key] for row in rows if key in row]
         assert len(values) >= 28 and np.mean(values[-5:]) < share * np.mean(values[:5]), key
@@ -161,8 +161,8 @@ def test_all_directions_generate(trained):
     model, sampling = trainer.model, {"text": SamplingConfig(temperature=0.5)}
     steps = {"guidance": 2.0, "media_guidance": 1.5, "steps": 3}
     sampling["image"] = SamplingConfig(**steps)
-    asked = [([text(1)], "image"), ([picture(2, "understanding"), text(3)], "image"), ([], "image"),
-             ([picture(4, "understanding")], "text")]  # fmt: skip
+    asked = [([text(1)], "image"), ([image(2, "understanding"), text(3)], "image"), ([], "image"),
+             ([image(4, "understanding")], "text")]  # fmt: skip
     requests = [Request(p, o, sampling, {"text": 5}, number=i) for i, (p, o) in enumerate(asked)]
     results = generate(model, requests, grids={"image": GRID}, diffusion=trainer.config.diffusion)
     for result in results[:3]:
@@ -172,10 +172,10 @@ def test_all_directions_generate(trained):
     assert results[3].parts[0].ids.max() < PREPARED["text"]["vocab_size"]
 
 
-def test_free_text_and_pictures_in_turn(trained):
+def test_free_text_and_images_in_turn(trained):
     _, trainer, _ = trained
     model, layout = copy.deepcopy(trainer.model), trainer.model.config.layout
-    with torch.no_grad():  # it opens pictures gladly, and ends late
+    with torch.no_grad():  # it opens images gladly, and ends late
         model.head["shared"].weight[layout.opening["image"]] += 5 * model.head["shared"].weight.abs().mean()
         model.head["shared"].weight[layout.eos] *= -1
     sampling = {"image": SamplingConfig(steps=3, guidance=2.0)}
@@ -183,12 +183,12 @@ def test_free_text_and_pictures_in_turn(trained):
     results = generate(model, requests, grids={"image": GRID}, diffusion=trainer.config.diffusion)
     orders = {tuple(p.modality for p in r.parts) for r in results}
     assert {r.stopped for r in results} == {"eos"}
-    assert any("image" in o and o[-1] == "text" for o in orders)  # text goes on after a picture
+    assert any("image" in o and o[-1] == "text" for o in orders)  # text goes on after an image
 
 
 def interleaved(config: RunConfig) -> Batch:
-    """Return two documents that generate two pictures each among texts, in float64."""
-    parts = [text(1), picture(2), text(3), picture(4), text(5)]
+    """Return two documents that generate two images each among texts, in float64."""
+    parts = [text(1), image(2), text(3), image(4), text(5)]
     batch = pack([Document(parts, index=0), Document(parts[1:], index=1)], config.model)
     batch = corrupt(batch, config.diffusion, 0)
     for group in batch.latents.values():
@@ -197,7 +197,7 @@ def interleaved(config: RunConfig) -> Batch:
 
 
 def changed(batch: Batch, which: int) -> Batch:
-    """Return the batch with other latents in one of its pictures' spans."""
+    """Return the batch with other latents in one of its images' spans."""
     other = copy.deepcopy(batch)
     group = other.latents["image"]
     group.values[group.span == which] += 1.0
@@ -207,10 +207,10 @@ def changed(batch: Batch, which: int) -> Batch:
 def test_bagel_later_tokens_see_the_clean_copy_alone(folder):
     config, _ = packed(small("bagel_like", folder), 1)
     model, batch = MixtureOfTransformers(config.model).double(), interleaved(config)
-    pictures = [s for s in batch.spans if s.modality == "image"]
-    assert [s.noised for s in pictures] == [True, False] * 4
+    images = [s for s in batch.spans if s.modality == "image"]
+    assert [s.noised for s in images] == [True, False] * 4
     before = in_sequence(model, batch)
-    for which, span in enumerate(pictures):
+    for which, span in enumerate(images):
         after = in_sequence(model, changed(batch, which))
         moved = (after != before).any(dim=1)
         own = torch.zeros_like(moved)
@@ -235,9 +235,9 @@ def test_cosmos_reasoner_never_attends_to_diffusion_tokens(folder):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_given_picture_is_seen_by_what_follows(name, folder):
+def test_a_given_image_is_seen_by_what_follows(name, folder):
     config, _ = packed(small(name, folder), 1)
-    document = Document([picture(0, "understanding"), text(1)])
+    document = Document([image(0, "understanding"), text(1)])
     model, batch = MixtureOfTransformers(config.model), corrupt(pack([document], config.model), config.diffusion, 0)
     moved = (in_sequence(model, changed(batch, 0)) != in_sequence(model, batch)).any(dim=1)
     assert moved.tolist() == [False] * 2 + [True] * (batch.num_tokens - 2)

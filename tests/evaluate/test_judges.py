@@ -24,7 +24,7 @@ def spoken() -> tuple[list[np.ndarray], list[str]]:
     return source.speak_scenes(shown), [s.caption for s in shown]
 
 
-# pictures
+# images
 
 
 def test_psnr_by_hand():
@@ -40,15 +40,15 @@ def test_nearest_reference_is_the_right_concept(judge):
         range(len(chosen))
     )
     assert judge.accuracy(references[::-1], references, list(range(len(chosen)))[::-1]) == 1.0
-    noisy = [noised(picture, 25) for picture in references]
-    garbage = [noised(picture, 400) for picture in references]
+    noisy = [noised(image, 25) for image in references]
+    garbage = [noised(image, 400) for image in references]
     truth = list(range(len(chosen)))
     assert judge.accuracy(noisy, references, truth) > 0.6 > judge.accuracy(garbage, references, truth)
 
 
-def noised(picture: np.ndarray, deviation: float) -> np.ndarray:
-    noise = generator(0, "test noise").normal(0, deviation, picture.shape)
-    return np.clip(picture + noise, 0, 255).astype(np.uint8)
+def noised(image: np.ndarray, deviation: float) -> np.ndarray:
+    noise = generator(0, "test noise").normal(0, deviation, image.shape)
+    return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
 def test_frechet_distance_orders_sets(judge):
@@ -73,8 +73,8 @@ def test_frechet_distance_of_known_gaussians():
         frechet_distance(a[:1], b)
 
 
-def test_no_pictures(judge):
-    with pytest.raises(DataError, match="no pictures"):
+def test_no_images(judge):
+    with pytest.raises(DataError, match="no images"):
         judge.features([])
 
 

@@ -119,8 +119,8 @@ class Planted(MixtureOfTransformers):
 class Pixels:
     """An image's features are its pixels."""
 
-    def features(self, pictures):
-        return torch.stack([torch.from_numpy(p[:, :, 0].ravel().astype(np.float32)) for p in pictures])
+    def features(self, images):
+        return torch.stack([torch.from_numpy(p[:, :, 0].ravel().astype(np.float32)) for p in images])
 
 
 def documents_of(origin, split, numbers, *, scattered):

@@ -44,7 +44,7 @@ def run_config(path, names=("text", "image", "speech"), *, seed=0, max_positions
 
 
 def scene_like(i: int, seed: int = 0) -> Document:
-    """Return a caption, a picture of 8 by 8 ids, and speech; the first id of the text tells the document."""
+    """Return a caption, an image of 8 by 8 ids, and speech; the first id of the text tells the document."""
     rng = np.random.default_rng((seed, i))
     text = np.concatenate([[i % 256], rng.integers(0, 256, rng.integers(5, 20))])
     parts = [

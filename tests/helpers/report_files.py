@@ -29,7 +29,7 @@ CAPTIONS = [
 HOSTILE = '</script><script>console.error("run")</script><img src=x onerror=console.error(1)>'
 
 
-def write_picture(path: Path, kind: int, noise: float):
+def write_image(path: Path, kind: int, noise: float):
     """Draw a 32 px scene, and the same one as a small model would make it."""
     ground = [(168, 205, 235), (250, 226, 140), (255, 255, 255), (200, 230, 200), (245, 245, 245), (90, 100, 150)][kind]
     image = Image.new("RGB", (32, 32), ground)

@@ -127,14 +127,14 @@ def unet_model() -> MixtureOfTransformers:
     return MixtureOfTransformers(ModelConfig(modalities=records, width=16, num_layers=2, num_heads=2)).double()
 
 
-def pictures(rng: np.random.Generator, *grids: tuple[int, int]) -> list[Part]:
+def images(rng: np.random.Generator, *grids: tuple[int, int]) -> list[Part]:
     return [Part("mel", latents=rng.standard_normal((h * w, 12)).astype(np.float32), grid=(h, w)) for h, w in grids]
 
 
 def test_in_the_model_documents_do_not_meet_and_all_parameters_learn(rng, unet_model):
     caption = Part("text", ids=np.arange(4))
     grids = [[(2, 2)], [(1, 3), (2, 2)], [(2, 2), (3, 1)]]
-    documents = [Document([caption, *pictures(rng, *g), caption], index=i) for i, g in enumerate(grids)]
+    documents = [Document([caption, *images(rng, *g), caption], index=i) for i, g in enumerate(grids)]
 
     def losses(chosen):
         batch = corrupt(pack(chosen, unet_model.config), DiffusionConfig(), 0)
@@ -145,10 +145,10 @@ def test_in_the_model_documents_do_not_meet_and_all_parameters_learn(rng, unet_m
     together.sum().backward()
     heads = {n: p for n, p in unet_model.named_parameters() if n.startswith("latent_")}
     assert all(p.grad.abs().max() > 0 for p in heads.values())
-    assert 4 < together[-1] < 12  # five pictures, each near the error of a prediction that is small: about 1
+    assert 4 < together[-1] < 12  # five images, each near the error of a prediction that is small: about 1
 
 
-def test_in_the_model_no_picture_gives_zero_gradients(unet_model):
+def test_in_the_model_no_image_gives_zero_gradients(unet_model):
     batch = corrupt(pack([Document([Part("text", ids=np.arange(4))])], unet_model.config), DiffusionConfig(), 0)
     loss_sums(unet_model, unet_model(batch), batch).sum().backward()
     heads = {n: p for n, p in unet_model.named_parameters() if n.startswith("latent_")}

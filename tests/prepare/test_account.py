@@ -251,11 +251,11 @@ def test_captions_beside_images_are_text_or_it_is_said(tmp_path):
 
 
 def test_frames_and_profiles_that_are_left_out_are_counted(tmp_path):
-    from plait.codecs.pictures import read_picture
+    from plait.codecs.images import read_image
 
     class RealImage(FakeImage):
         def read(self, value, base):
-            return read_picture(value, base, 8)
+            return read_image(value, base, 8)
 
     first, second = (Image.new("RGB", (9, 9), colour) for colour in ("red", "blue"))
     first.save(tmp_path / "a.gif", save_all=True, append_images=[second])

@@ -36,7 +36,7 @@ from PIL import Image
 
 from plait.batch.documents import Document, Part
 from plait.codecs import load_codec
-from plait.codecs.pictures import MAX_PIXELS, read_picture
+from plait.codecs.images import MAX_PIXELS, read_image
 from plait.codecs.sounds import MAX_SECONDS, read_sound
 from plait.codecs.text import PretrainedTokenizerCodec
 from plait.common.errors import DataError, PlaitError
@@ -120,7 +120,7 @@ def test_code_beside_a_tokenizer_is_never_run(tmp_path):
 
 @pytest.fixture
 def inside(tmp_path):
-    """Return a manifest's folder with a picture in it and one outside of it."""
+    """Return a manifest's folder with an image in it and one outside of it."""
     folder = tmp_path / "inside"
     (folder / "below").mkdir(parents=True)
     for path in (tmp_path / "secret.png", folder / "a.png", folder / "below/b.png"):
@@ -165,7 +165,7 @@ def test_what_is_no_file_is_refused_at_once(inside, value):
 
 
 def png_of_size(width: int, height: int) -> bytes:
-    """Return a small PNG file that unpacks to an absurd picture of zeros."""
+    """Return a small PNG file that unpacks to an absurd image of zeros."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -176,17 +176,17 @@ def png_of_size(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize(("width", "height"), [(30_000, 30_000), (2**31 - 1, 1), (MAX_PIXELS + 1, 1)])
-def test_pictures_of_absurd_size_are_refused(tmp_path, width, height):
+def test_images_of_absurd_size_are_refused(tmp_path, width, height):
     (tmp_path / "bomb.png").write_bytes(png_of_size(width, height))
-    with pytest.raises(DataError, match=r"image: .*bomb\.png' .*(pixels|not a readable picture)"):
-        read_picture("bomb.png", tmp_path, 32)
+    with pytest.raises(DataError, match=r"image: .*bomb\.png' .*(pixels|not a readable image)"):
+        read_image("bomb.png", tmp_path, 32)
 
 
-def test_pictures_that_hold_instructions_are_refused(tmp_path):
+def test_images_that_hold_instructions_are_refused(tmp_path):
     """PostScript would be handed to another program."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.eps")
-    with pytest.raises(DataError, match="not a readable picture"):
-        read_picture("a.eps", tmp_path, 32)
+    with pytest.raises(DataError, match="not a readable image"):
+        read_image("a.eps", tmp_path, 32)
 
 
 def test_recordings_of_absurd_length_are_refused(tmp_path):
@@ -216,7 +216,7 @@ class RealImage(FakeImage):
     """Reads as plait's own codecs do."""
 
     def read(self, value, base):
-        return read_picture(value, base, 16)
+        return read_image(value, base, 16)
 
 
 class RealSpeech(FakeSpeech):
@@ -350,7 +350,7 @@ def test_tar_headers_of_any_content(tmp_path, good_files, field, data, block, fi
 def test_damaged_media_are_media_or_sentences(tmp_path, good_files, name, harm, cut):
     (tmp_path / name).write_bytes(harmed(good_files[name], harm, cut))
     try:
-        found = read_picture(name, tmp_path, 16) if name == "d.png" else read_sound(name, tmp_path, 16_000)
+        found = read_image(name, tmp_path, 16) if name == "d.png" else read_sound(name, tmp_path, 16_000)
     except DataError as error:
         assert name in str(error) and "\n" not in str(error)
     else:

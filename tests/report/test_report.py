@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("jinja2")
 
 
-from helpers.report_files import CAPTIONS, HOSTILE, text, write_clip, write_jsonl, write_picture
+from helpers.report_files import CAPTIONS, HOSTILE, text, write_clip, write_image, write_jsonl
 
 from plait.common.errors import DataError, ResourceError
 from plait.report import charts, write_report
@@ -27,20 +27,20 @@ def make_samples(folder: Path):
         files = {name: f"images/{name}{i:02}.png" for name in ("made", "true", "round")}
         clips = {name: f"audio/{name}{i:02}.wav" for name in ("made", "true", "round")}
         for name, noise in (("made", 14.0), ("true", 0.0), ("round", 5.0)):
-            write_picture(folder / files[name], kind, noise)
+            write_image(folder / files[name], kind, noise)
             if i < 6:
                 write_clip(folder / clips[name], kind, noise / 400)
-        picture = {name: {"modality": "image", "file": file} for name, file in files.items()}
+        image = {name: {"modality": "image", "file": file} for name, file in files.items()}
         clip = {name: {"modality": "speech", "file": file} for name, file in clips.items()}
         caption = text(CAPTIONS[kind])
         drawing = {"image": {"temperature": 0.9, "guidance": 3.0}}
-        records.append({"id": f"p{i}", "task": "text>image", "prompt": [caption], "output": [picture["made"]],
-                        "truth": [picture["true"]], "sampling": drawing, "seed": i})  # fmt: skip
+        records.append({"id": f"p{i}", "task": "text>image", "prompt": [caption], "output": [image["made"]],
+                        "truth": [image["true"]], "sampling": drawing, "seed": i})  # fmt: skip
         if i >= 6:
             continue
         said = CAPTIONS[kind] if i % 3 else CAPTIONS[kind].replace("a ", "a tiny ", 1).replace("fox", "dog")
         records += [
-            {"id": f"c{i}", "task": "image>text", "prompt": [picture["true"]], "output": [text(said)],
+            {"id": f"c{i}", "task": "image>text", "prompt": [image["true"]], "output": [text(said)],
              "truth": [caption], "correct": {"object": "dog" not in said, "relation": i != 3}, "seed": i},
             {"id": f"s{i}", "task": "text>speech", "prompt": [caption], "output": [clip["made"]],
              "truth": [clip["true"]], "sampling": {"temperature": 0.8}, "seed": i},
@@ -48,9 +48,9 @@ def make_samples(folder: Path):
              "truth": [caption], "seed": i},
         ]  # fmt: skip
         if i < 3:
-            parts = [text(CAPTIONS[i]), picture["made"], clip["made"], text("and " + CAPTIONS[i + 1])]
+            parts = [text(CAPTIONS[i]), image["made"], clip["made"], text("and " + CAPTIONS[i + 1])]
             records.append({"id": f"f{i}", "task": "free", "prompt": [text("look:")], "output": parts, "seed": i})
-        codecs.append({"modality": "image", "original": picture["true"], "reconstruction": picture["round"]})
+        codecs.append({"modality": "image", "original": image["true"], "reconstruction": image["round"]})
         codecs.append({"modality": "speech", "original": clip["true"], "reconstruction": clip["round"]})
     write_jsonl(folder / "samples.jsonl", records)
     write_jsonl(folder / "codecs.jsonl", codecs)
@@ -188,7 +188,7 @@ def hostile_run(folder: Path) -> Path:
     records += [base | {"task": "image", "output": [part]} for part in (outside, absent, *torn, {}, "no part")]
     write_jsonl(folder / "samples" / "samples.jsonl", records)
     write_jsonl(folder / "samples" / "codecs.jsonl", [{"modality": HOSTILE, "original": text(HOSTILE)}])
-    write_picture(folder.parent / "secret.png", 0, 0)
+    write_image(folder.parent / "secret.png", 0, 0)
     return folder
 
 
@@ -205,7 +205,7 @@ def test_what_users_wrote_is_escaped_and_files_outside_are_not_read(tmp_path):
     assert "<script>console" not in page and "<img src=x" not in page
     assert "it lies outside the samples" in page
     assert "the file is not there" in page
-    assert "it cannot be read as a picture" in page and "it cannot be read as sound" in page
+    assert "it cannot be read as an image" in page and "it cannot be read as sound" in page
 
 
 PIECES = ["config.yaml", "summary.json", "metrics.jsonl", "samples/samples.jsonl", "samples/codecs.jsonl"]

@@ -1,4 +1,4 @@
-"""The report of a run with diffusion: strips, guided samples, figures of generated pictures, units of losses."""
+"""The report of a run with diffusion: strips, guided samples, figures of generated images, units of losses."""
 
 import itertools
 import json
@@ -12,7 +12,7 @@ pytest.importorskip("jinja2")
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("soundfile")
 
-from helpers.report_files import CAPTIONS, HOSTILE, text, write_clip, write_jsonl, write_picture  # noqa: E402
+from helpers.report_files import CAPTIONS, HOSTILE, text, write_clip, write_image, write_jsonl  # noqa: E402
 
 from plait.report import numbers, write_report  # noqa: E402
 from plait.report import strips as strips_module  # noqa: E402
@@ -41,7 +41,7 @@ model:
 """
 
 
-def picture(file: str) -> dict:
+def image(file: str) -> dict:
     return {"modality": "image", "file": file}
 
 
@@ -51,15 +51,15 @@ def speech(file: str) -> dict:
 
 def noised(folder: Path, level: float, name: str) -> dict:
     """Write a scene with noise of a level between 0 and 1, 64 px."""
-    write_picture(folder / name, 1, 0.0)
+    write_image(folder / name, 1, 0.0)
     pixels = np.asarray(Image.open(folder / name), np.float32).repeat(2, 0).repeat(2, 1)
     noise = np.random.default_rng(int(100 * level)).normal(128, 60, pixels.shape)
     Image.fromarray(((1 - level) * pixels + level * noise).clip(0, 255).astype(np.uint8)).save(folder / name)
-    return picture(name)
+    return image(name)
 
 
 def make_samples(folder: Path, *, count: int = 8):
-    """Write ``count`` strips and guided prompts of pictures, and one of each of clips."""
+    """Write ``count`` strips and guided prompts of images, and one of each of clips."""
     strips, guided = [], []
     for i in range(count):
         truth = noised(folder, 0.0, f"image/true-{i}.png")
@@ -97,14 +97,14 @@ SEEN = """Promise.all([...document.querySelectorAll("audio")].map(a => a.readySt
     document.querySelectorAll("details").forEach(d => d.open = true);
     const box = (e) => e.getBoundingClientRect();
     const inside = (e, o) => box(e).left >= box(o).left - 1 && box(e).right <= box(o).right + 1;
-    const row = document.querySelector(".steps"), pictures = [...row.querySelectorAll("img")];
+    const row = document.querySelector(".steps"), images = [...row.querySelectorAll("img")];
     return {
       strips: document.querySelectorAll("#denoising .strip").length,
       labels: [...row.querySelectorAll("figcaption")].map(c => c.textContent),
-      widths: pictures.map(i => i.naturalWidth),
-      order: pictures.map(i => box(i).left),
-      end: inside(pictures.at(-1), row.parentElement),
-      start: inside(pictures[0], row.parentElement),
+      widths: images.map(i => i.naturalWidth),
+      order: images.map(i => box(i).left),
+      end: inside(images.at(-1), row.parentElement),
+      start: inside(images[0], row.parentElement),
       clips: [...document.querySelectorAll("#denoising audio")].map(a => a.readyState),
       waves: document.querySelectorAll("#denoising .still").length,
       heads: [...document.querySelectorAll(".guided thead")[0].querySelectorAll("th")].map(t => t.textContent),
@@ -125,7 +125,7 @@ def test_strips_and_scales_show_whole_at_every_width(run, browser, width):
     assert seen["end"] and seen["start"] is (width > 1000), "too wide a row shows its end and scrolls to its start"
     assert len(seen["clips"]) == 2 and min(seen["clips"]) >= 1 and seen["waves"] == len(LEVELS)
     assert seen["heads"] == ["Prompt", "1", "2", "3", "5", "true"]
-    assert len(seen["cells"]) == 8 * 5 and all(seen["cells"]), "a picture reaches out of its cell"
+    assert len(seen["cells"]) == 8 * 5 and all(seen["cells"]), "an image reaches out of its cell"
     assert seen["guided"] == ["scale 1", "scale 2", "scale 3", "scale 5", "true"]
     assert seen["wider"] <= 0, "the page must not scroll sideways"
     assert browser.problems() == []

@@ -26,7 +26,7 @@ TINY = ["--prepare.documents", "192", "--prepare.validation_documents", "64",
         "--train.minutes", "0", "--train.steps", "12", "--train.log_every", "2", "--train.validate_every", "6",
         "--train.checkpoint_every", "4", "--train.sample_every", "12",
         "--evaluate.captions", "8", "--evaluate.choices", "2", "--train.device", "cpu",
-        "--evaluate.batches", "1", "--evaluate.pictures", "4", "--evaluate.clips",
+        "--evaluate.batches", "1", "--evaluate.images", "4", "--evaluate.clips",
         "4"]  # fmt: skip
 
 
@@ -98,11 +98,11 @@ def test_generate_from_the_command_line(run, tmp_path, capsys):
     for output, out in (("image", "a"), ("image", "b"), ("speech", "c")):
         assert main([*arguments, "--output", output, "--out", str(tmp_path / out), "--device", "cpu"]) == 0
     a, b = ([p.read_bytes() for p in sorted((tmp_path / n / "image").glob("*output*"))] for n in "ab")
-    assert len(a) == 2 and a == b  # the same seed, the same pictures
+    assert len(a) == 2 and a == b  # the same seed, the same images
     records = [json.loads(line) for line in (tmp_path / "c" / "samples.jsonl").read_text().splitlines()]
     assert [r["task"] for r in records] == ["text>speech"] * 2
-    picture = str(next((tmp_path / "a" / "image").glob("*output*")))
-    assert main(["generate", str(run), "--image", picture, "--output", "text", "--out", str(tmp_path / "d")]) == 0
+    image = str(next((tmp_path / "a" / "image").glob("*output*")))
+    assert main(["generate", str(run), "--image", image, "--output", "text", "--out", str(tmp_path / "d")]) == 0
     assert main(["generate", str(run), "--out", str(tmp_path / "e"), "--max-tokens", "8"]) == 0
     capsys.readouterr()
     assert main(["generate", str(run), "--image", "none.png", "--output", "text"]) == 3
@@ -161,7 +161,7 @@ def test_the_pipeline_in_python(run):
 
     pipeline = plait.load(run, device="cpu")
     sample = pipeline.generate("a red apple on a white background", output="image")[0]
-    ((modality, picture),) = sample.output
-    assert modality == "image" and picture.shape == (64, 64, 3)
+    ((modality, image),) = sample.output
+    assert modality == "image" and image.shape == (64, 64, 3)
     again = pipeline.generate(["a dog", "a cat"], output="speech", seed=1)
     assert [s.task for s in again] == ["text>speech"] * 2

@@ -18,7 +18,7 @@ TINY = ["--prepare.documents", "192", "--prepare.validation_documents", "32", "-
         "--model.num_layers", "2", "--model.ffn_width", "64", "--model.num_heads", "2",
         "--train.minutes", "0", "--train.steps", "12", "--train.log_every", "2", "--train.validate_every", "6",
         "--train.sample_every", "12", "--train.device", "cpu", "--evaluate.captions", "6", "--evaluate.choices", "2",
-        "--evaluate.batches", "1", "--evaluate.pictures", "12",
+        "--evaluate.batches", "1", "--evaluate.images", "12",
         "--generate.sampling.image.steps", "4", "--generate.sampling.image.guidance", "2"]  # fmt: skip
 
 
@@ -65,11 +65,11 @@ def test_a_run_generates_by_command_and_in_python(run, capsys, tmp_path):
     command = ["generate", str(run), "--text", text, "--output", "image", "--steps", "3", "--out", str(tmp_path)]
     assert main([*command, "--grid", "4x12", "--sampler", "heun", "--guidance", "2"]) == 0
     record = lines(tmp_path / "samples.jsonl")[0]
-    picture = Image.open(tmp_path / record["output"][0]["file"])
-    assert picture.size == (192, 64)  # 12 x 4 tokens of 16 pixels
+    image = Image.open(tmp_path / record["output"][0]["file"])
+    assert image.size == (192, 64)  # 12 x 4 tokens of 16 pixels
     pipeline = plait.load(run)
     sampling = {"image": plait.SamplingConfig(steps=2, guidance=2.0, media_guidance=1.5)}
-    picture.save(tmp_path / "given.png")
+    image.save(tmp_path / "given.png")
     edit = [{"image": str(tmp_path / "given.png")}, {"text": "the same at night"}]
     made = pipeline.generate([text, edit], "image", sampling=sampling)
     assert [sample.output[0][1].shape for sample in made] == [(64, 64, 3)] * 2

@@ -29,10 +29,10 @@ def test_documents_have_the_promised_form():
         "train": 3000, "seen": 300, "unseen_concepts": 300, "unseen_combinations": 300, "other_voice": 300,
     }  # fmt: skip
     for document in source.read("train", 60, 70):
-        (text, caption), (image, picture), (audio, clip) = document.parts
-        assert (text, image, audio) == ("text", "image", "audio")
+        (text, caption), (shown, image), (audio, clip) = document.parts
+        assert (text, shown, audio) == ("text", "image", "audio")
         assert caption == document.meta["caption"]
-        assert picture.shape == (32, 32, 3) and picture.dtype == np.uint8
+        assert image.shape == (32, 32, 3) and image.dtype == np.uint8
         assert clip.dtype == np.float32 and clip.ndim == 1 and 0.5 < len(clip) / 16000 < 6
         assert 0.05 < np.abs(clip).max() <= 1.0
         assert all(o["name"] in caption for o in document.meta["objects"])
@@ -124,11 +124,11 @@ def test_relations_are_true():
 
 def test_drawings_lie_inside_and_grounds_show():
     for scene in shown("train", 60):
-        picture = source_module.draw(scene, 64)
+        image = source_module.draw(scene, 64)
         ground = np.array([int(BACKGROUNDS[scene.background][i : i + 2], 16) for i in (1, 3, 5)])
-        border = np.concatenate([picture[0], picture[-1], picture[:, 0], picture[:, -1]]).astype(int)
+        border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).astype(int)
         assert (np.abs(border - ground).max(1) < 60).mean() > 0.9, scene.caption
-        assert (np.abs(picture.astype(int) - ground).max(2) > 30).mean() > 0.02, scene.caption
+        assert (np.abs(image.astype(int) - ground).max(2) > 30).mean() > 0.02, scene.caption
 
 
 def test_articles():

@@ -301,7 +301,7 @@ class Chart {
     save(new Blob([rows.map((r) => r.map(quote).join(",") + "\n").join("")], { type: "text/csv" }), `${this.data.name}.csv`);
   }
 
-  // The figure as it stands, twice as large: title, legend and panels at their places in one picture.
+  // The figure as it stands, twice as large: title, legend and panels at their places in one image.
   async png() {
     const frame = this.root.getBoundingClientRect(), style = getComputedStyle(this.root);
     const whole = element("svg", { xmlns: SVG, width: frame.width, height: frame.height });
@@ -319,17 +319,17 @@ class Chart {
       for (const [key, value] of Object.entries({ x, y, width: r.width, height: r.height })) copy.setAttribute(key, value);
       whole.append(copy);
     }
-    const picture = new Image();
-    picture.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(new XMLSerializer().serializeToString(whole));
-    await picture.decode();
+    const image = new Image();
+    image.src = "data:image/svg+xml;charset=utf-8," + encodeURIComponent(new XMLSerializer().serializeToString(whole));
+    await image.decode();
     const canvas = document.createElement("canvas");
     [canvas.width, canvas.height] = [2 * frame.width, 2 * frame.height];
-    canvas.getContext("2d").drawImage(picture, 0, 0, canvas.width, canvas.height);
+    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
     canvas.toBlob((blob) => save(blob, `${this.data.name}.png`), "image/png");
   }
 }
 
-// Write what style sheets say into the element itself: a picture of its own has no style sheets.
+// Write what style sheets say into the element itself: an image of its own has no style sheets.
 const KEPT = ["fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-linecap", "opacity", "font", "text-anchor"];
 
 function plain(original, copy) {

@@ -1,4 +1,4 @@
-"""Pictures as the image codecs know them: reading, resizing, writing, and showing in a page."""
+"""Images as the image codecs know them: reading, resizing, writing, and showing in a page."""
 
 import base64
 import contextlib
@@ -18,7 +18,7 @@ from plait.codecs.signatures import unreadable
 from plait.common.errors import DataError, ResourceError, shown
 
 MAX_PIXELS = 1 << 27
-"""Pixels of a picture that is read, about 134 million: what a small file unpacks to must fit in memory."""
+"""Pixels of an image that is read, about 134 million: what a small file unpacks to must fit in memory."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO")
 """Names of Pillow's readers that are used: those that need no other program, and hold no instructions. That of JPEG
@@ -42,15 +42,15 @@ def _pillow():
     return PIL.Image, PIL.ImageOps
 
 
-def read_picture(value: Any, base: Path, size: int, *, multiple: int = 0) -> np.ndarray:
-    """Read a picture file as uint8 [H, W, 3] of the sides that `picture_sides` says. Raises DataError with the reason.
+def read_image(value: Any, base: Path, size: int, *, multiple: int = 0) -> np.ndarray:
+    """Read an image file as uint8 [H, W, 3] of the sides that `image_sides` says. Raises DataError with the reason.
 
     Turned as its EXIF data says; what is transparent becomes white; other modes and depths as `as_rgb` says. Its size
     is checked before it is unpacked.
     """
     image_module, _ = _pillow()
     if not isinstance(value, str) or not value:
-        raise DataError(f"image: {shown(value)} is not allowed, it must be the path of a picture")
+        raise DataError(f"image: {shown(value)} is not allowed, it must be the path of an image")
     path = Path(base) / value
     try:
         # Pillow's own warnings are about sizes that are checked here
@@ -60,7 +60,7 @@ def read_picture(value: Any, base: Path, size: int, *, multiple: int = 0) -> np.
                     f"image: {str(path)!r} has {file.width:,} x {file.height:,} pixels, 1 to {MAX_PIXELS:,} are allowed"
                 )
             try:
-                picture = as_rgb(file)
+                image = as_rgb(file)
             except DataError as error:
                 raise DataError(f"image: {str(path)!r} {error}") from None
             with contextlib.suppress(Exception):  # of damaged frames that are not read
@@ -76,16 +76,16 @@ def read_picture(value: Any, base: Path, size: int, *, multiple: int = 0) -> np.
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         unknown = _UNKNOWN if isinstance(error, image_module.UnidentifiedImageError) else ""
         said = unreadable(path, reason, unknown=unknown)
-        raise DataError(f"image: {str(path)!r} is not a readable picture ({said})") from None
-    return _fit(picture, picture_sides(picture.height, picture.width, size, multiple=multiple))
+        raise DataError(f"image: {str(path)!r} is not a readable image ({said})") from None
+    return _fit(image, image_sides(image.height, image.width, size, multiple=multiple))
 
 
-def picture_sides(height: int, width: int, size: int, *, multiple: int = 0) -> tuple[int, int]:
-    """Return the height and width that a picture is scaled and cut to.
+def image_sides(height: int, width: int, size: int, *, multiple: int = 0) -> tuple[int, int]:
+    """Return the height and width that an image is scaled and cut to.
 
     ``multiple`` 0: a square of ``size`` x ``size``. Else about its own aspect ratio: both sides are multiples of
-    ``multiple``, and the area is the largest up to ``size``^2 for the shorter side. So a picture never has more
-    tokens than the square has, and a picture that was shaped before keeps its shape.
+    ``multiple``, and the area is the largest up to ``size``^2 for the shorter side. So an image never has more
+    tokens than the square has, and an image that was shaped before keeps its shape.
     """
     if not multiple:
         return size, size
@@ -96,68 +96,68 @@ def picture_sides(height: int, width: int, size: int, *, multiple: int = 0) -> t
     return (short * multiple, long * multiple) if height < width else (long * multiple, short * multiple)
 
 
-def resize_picture(picture: np.ndarray, size: int, *, multiple: int = 0) -> np.ndarray:
-    """Return uint8 [H, W, 3] with the sides that `picture_sides` says, scaled to cover them and cut to its middle.
+def resize_image(image: np.ndarray, size: int, *, multiple: int = 0) -> np.ndarray:
+    """Return uint8 [H, W, 3] with the sides that `image_sides` says, scaled to cover them and cut to its middle.
 
-    Cut rather than padded, so that every token describes a part of the picture.
+    Cut rather than padded, so that every token describes a part of the image.
     """
-    picture = np.asarray(picture)
-    if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8 or 0 in picture.shape:
-        what = f"{picture.dtype} {list(picture.shape)}"
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        what = f"{image.dtype} {list(image.shape)}"
         raise DataError(f"image: an array of {what} is not allowed, it must be uint8 [height, width, 3]")
-    sides = picture_sides(*picture.shape[:2], size, multiple=multiple)
-    if picture.shape[:2] == sides:
-        return picture
-    return _fit(_pillow()[0].fromarray(picture), sides)
+    sides = image_sides(*image.shape[:2], size, multiple=multiple)
+    if image.shape[:2] == sides:
+        return image
+    return _fit(_pillow()[0].fromarray(image), sides)
 
 
-def _fit(picture, sides: tuple[int, int]) -> np.ndarray:
+def _fit(image, sides: tuple[int, int]) -> np.ndarray:
     image_module, operations = _pillow()
     height, width = sides
-    if picture.size != (width, height):
-        picture = operations.fit(picture, (width, height), image_module.Resampling.LANCZOS)
-    return np.array(picture)
+    if image.size != (width, height):
+        image = operations.fit(image, (width, height), image_module.Resampling.LANCZOS)
+    return np.array(image)
 
 
-def write_picture(picture: np.ndarray, path: Path) -> None:
+def write_image(image: np.ndarray, path: Path) -> None:
     """Write uint8 [H, W, 3] as the kind of file that the suffix says."""
-    _pillow()[0].fromarray(picture).save(path)
+    _pillow()[0].fromarray(image).save(path)
 
 
-def picture_html(picture: np.ndarray) -> str:
-    """Return an <img> with the picture inside, small ones with sharp pixels."""
+def image_html(image: np.ndarray) -> str:
+    """Return an <img> with the image inside, small ones with sharp pixels."""
     buffer = io.BytesIO()
-    _pillow()[0].fromarray(picture).save(buffer, format="PNG")
+    _pillow()[0].fromarray(image).save(buffer, format="PNG")
     data = base64.b64encode(buffer.getvalue()).decode()
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     shown = max(width, 128)
     style = ' style="image-rendering: pixelated"' if width < shown else ""
     shape = f'width="{shown}" height="{round(height * shown / width)}"'
     return f'<img alt="" {shape}{style} src="data:image/png;base64,{data}">'
 
 
-def to_unit(pictures: np.ndarray | Tensor) -> Tensor:
+def to_unit(images: np.ndarray | Tensor) -> Tensor:
     """Turn uint8 [B, H, W, 3] into float32 [B, 3, H, W] from -1 to 1."""
-    if isinstance(pictures, np.ndarray):
-        pictures = torch.from_numpy(np.require(pictures, requirements="W"))
-    return pictures.permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.require(images, requirements="W"))
+    return images.permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
-def from_unit(pictures_BCHW: Tensor) -> np.ndarray:
+def from_unit(images_BCHW: Tensor) -> np.ndarray:
     """Turn float [B, 3, H, W] from -1 to 1 into uint8 [B, H, W, 3]."""
-    levels = pictures_BCHW.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    levels = images_BCHW.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return levels.permute(0, 2, 3, 1).cpu().numpy()
 
 
-def psnr(pictures: np.ndarray, others: np.ndarray) -> float:
-    """Return the mean over pictures of their peak signal-to-noise ratio in dB, uint8 [B, H, W, 3]; equal: 100."""
-    error = ((pictures.astype(np.float64) - others.astype(np.float64)) ** 2).reshape(len(pictures), -1).mean(1)
+def psnr(images: np.ndarray, others: np.ndarray) -> float:
+    """Return the mean over images of their peak signal-to-noise ratio in dB, uint8 [B, H, W, 3]; equal: 100."""
+    error = ((images.astype(np.float64) - others.astype(np.float64)) ** 2).reshape(len(images), -1).mean(1)
     return float(np.minimum(10 * np.log10(255**2 / np.maximum(error, 1e-12)), 100).mean())
 
 
-def thumbnails(pictures: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+def thumbnails(images: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """Return uint8 [B, H, W, 3] averaged down to ``grid`` and scaled up again: what as many tokens give for nothing."""
-    unit = to_unit(pictures)
+    unit = to_unit(images)
     small = torch.nn.functional.adaptive_avg_pool2d(unit, grid)
     return from_unit(torch.nn.functional.interpolate(small, size=unit.shape[-2:], mode="bilinear"))
 
