@@ -163,7 +163,7 @@ def run(measurements: Iterable[Measurement], options: argparse.Namespace) -> int
         if have.issuperset(wanted.names) and not options.again:
             continue
         if options.minutes and time.monotonic() - started > 60 * options.minutes:
-            print(f"{options.minutes:g} minutes are over: the same command goes on from here")
+            print(f"{options.minutes:g} minutes are over: rerun the same command to resume")
             return code or 3
         try:
             rows = wanted.measure()

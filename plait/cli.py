@@ -13,7 +13,7 @@ from plait.config.run import SamplingConfig
 from plait.run import commands
 from plait.run.arguments import Parser, like, read_number, real, split, whole
 
-DESCRIPTION = """Mixture-of-Transformers: text, images and speech, each with parameters of its own,
+DESCRIPTION = """Mixture-of-Transformers: text, images and speech, each with its own parameters,
 woven by one global attention. One YAML file describes a run; the commands are its steps, each resumable."""
 
 OVERRIDES = """settings:
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         _check_launch(chosen.command)
         return chosen.run(chosen) or 0
     except KeyboardInterrupt:
-        print("\nplait: stopped; the same command goes on from there", file=sys.stderr)
+        print("\nplait: interrupted; rerun the same command to resume", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -103,15 +103,15 @@ def _parser() -> Parser:
                        help="mixed (text and speech as tokens, images by flow; the default), chameleon-speech (all "
                        "three as tokens) or transfusion (text as tokens, images by flow)")  # fmt: skip
     which.add_argument("--config", default="", help="in place of a setting: a shipped config's name, or a YAML file")
-    quick.add_argument("--restart", action="store_true", help="throw the run's folder away and begin anew")
+    quick.add_argument("--restart", action="store_true", help="delete the run's folder and start from scratch")
 
     step = add("prepare", commands.prepare,
-               "raw media to trained codecs and encoded shards; goes on where it was stopped",
+               "raw media to trained codecs and encoded shards; rerun the same command to resume",
                settings=True, epilog=PREPARE_EXAMPLES)  # fmt: skip
     step.add_argument("config", help="the run's YAML file, or a shipped config's name")
     step.add_argument("--restart", action="store_true", help="throw earlier work away, for example after a change")
 
-    step = add("train", commands.train, "train on prepared shards; goes on from the newest checkpoint", settings=True,
+    step = add("train", commands.train, "train on prepared shards; resumes from the newest checkpoint", settings=True,
                epilog=TRAIN_EXAMPLES)  # fmt: skip
     step.add_argument("config", help="the run's YAML file, or a shipped config's name")
 
@@ -217,7 +217,7 @@ EXPORT_EXAMPLES = """examples:
 
 COMPARE_EXAMPLES = """examples:
   plait compare chameleon --plan
-  plait compare chameleon                            (goes on where it was stopped)
+  plait compare chameleon                            (rerun the same command to resume)
   plait compare chameleon --rates docs               (with the learning rates that were found before)
   plait compare chameleon --arms dense,mot --seeds 0 --train.device cuda
   plait compare chameleon --analyse                  (activations, attention and gradients of what is finished)

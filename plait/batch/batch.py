@@ -78,7 +78,7 @@ class Latents:
     timesteps: Tensor | None = None
     """[n] noise level in [0, 1], set by the objective (0 clean, 1 noise); None means clean."""
     targets: Tensor | None = None
-    """[n, C] what the model shall predict, set by the objective."""
+    """[n, C] what the model is to predict, set by the objective."""
 
 
 @dataclass

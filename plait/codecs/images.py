@@ -26,7 +26,7 @@ reads the files of several images (MPO) that telephones write, too."""
 
 
 _UNKNOWN = (
-    " whose colours are stored in a way that is not read, or whose header is damaged; "
+    " whose colours are stored in a way that is not read, or whose header is corrupt; "
     "save it with 8 or 16 bits a colour"
 )
 

@@ -151,7 +151,7 @@ def unreadable(path: Path, reason: str, *, unknown: str = "") -> str:
     if kind is None:
         return f"its first bytes are of no kind that is known: {_start_of(path)}"
     if kind.is_media and not kind.cure:
-        return f"it is {kind.name}{unknown}" if unknown else f"it is {kind.name}, damaged or cut short: {reason}"
+        return f"it is {kind.name}{unknown}" if unknown else f"it is {kind.name}, corrupt or cut short: {reason}"
     return f"it is {kind.name}" + (f"; {kind.cure}" if kind.cure else "")
 
 

@@ -59,11 +59,11 @@ def read_header(read: Callable[[int, int], bytes], size: int, *, longest: int) -
         header.pop("__metadata__", None)
         entries = {name: _entry(record, 8 + length) for name, record in header.items()}
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
-        raise BadHeader("its header is damaged") from None
+        raise BadHeader("its header is corrupt") from None
     at = 8 + length
     for entry in sorted(entries.values(), key=lambda e: (e.offset, e.num_bytes)):
         if entry.offset != at:
-            raise BadHeader("its header is damaged")
+            raise BadHeader("its header is corrupt")
         at += entry.num_bytes
     if at != size:
         raise BadHeader(f"it has {size} bytes, not {at}")

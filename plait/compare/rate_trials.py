@@ -44,7 +44,7 @@ def check_trials(study: Study, plan: dict[str, ArmPlan]) -> None:
                 f"arms.{mine.arm}: it has {mine.parameters:,} parameters and {mine.steps:,} steps of "
                 f"{mine.flops.formula:.4g} FLOPs, but its trials of learning rates were taken from one with "
                 f"{row['parameters']:,}, {row['steps']:,} and {row['flops_a_step']:.4g}; remove "
-                f"{str(study.out / FILE)!r} to try the rates anew"
+                f"{str(study.out / FILE)!r} to try the rates again"
             )
 
 

@@ -71,7 +71,7 @@ class SourceConfig(Checked):
     weight: float = bounded(1.0, above=0)
     """Its share of the documents, relative to the other sources'."""
     when_exhausted: Literal["repeat", "stop", "drop"] = "repeat"
-    """What happens once all its documents came: it begins again in a new order (repeat), all data end where it would
+    """What happens when the source is exhausted: it begins again in a new order (repeat), all data end where it would
     have to begin again (stop), or the others go on without it (drop)."""
 
 
@@ -120,7 +120,7 @@ class TrainConfig(Checked):
     """If above 0, train for this long and not for `steps`: the decay of the learning rate follows the elapsed time, the
     warm-up still counts steps."""
     accumulate: int = bounded(1, at_least=1)
-    """Batches per optimizer step, of each rank. On a CPU they are computed side by side, on a core each."""
+    """Batches per optimizer step, of each rank. On a CPU they are computed in parallel, one thread each."""
     global_batch_tokens: int = bounded(0, at_least=0)
     """Tokens per optimizer step, of all ranks together: `accumulate` follows from it, data.batch_tokens and the number
     of ranks, so that a step is the same on any number of them. 0: `accumulate` says."""
@@ -209,7 +209,7 @@ class ParallelConfig(Checked):
     SECTION: ClassVar[str] = "parallel"
 
     shard: int = bounded(0, at_least=0)
-    """Ranks that share one copy of weights and optimizer, each with batches of its own (FSDP). 0: all that are left."""
+    """Ranks that share one copy of weights and optimizer, each with its own batches (FSDP). 0: all that are left."""
     replicate: int = bounded(1, at_least=1)
     """Copies of what `shard` ranks share, such as one for each machine (HSDP)."""
     context: int = bounded(1, at_least=1)
@@ -291,7 +291,7 @@ class GenerateConfig(Checked):
     max_tokens: dict[str, int] = bounded(dict, at_least=1)
     """Longest span by modality; images have their own fixed number."""
     grids: dict[str, list[int]] = bounded(dict, at_least=1)
-    """Extent of a generated item of latents in tokens, such as [8, 12], where it shall not be the codec's own."""
+    """Extent of a generated item of latents in tokens, such as [8, 12], where it is not the codec's own."""
     batch_size: int = bounded(32, at_least=1)
     """Requests decoded together."""
     precision: Literal["float32", "bfloat16"] = "float32"

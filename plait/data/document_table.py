@@ -145,14 +145,14 @@ class SplitTable:
         first, last = records["part"][:, 0].astype(np.int64), records["part"][:, 1].astype(np.int64)
         counts = last - first
         if (counts < 0).any() or (counts > MAX_PARTS).any() or (last > self._num_parts).any() or (first < 0).any():
-            raise self._file.broken("is damaged (a document's record is absurd)")
+            raise self._file.broken("is corrupt (impossible record of a document)")
         blocks = [read(self._parts_at + row * a, row * n) for a, n in zip(first.tolist(), counts.tolist(), strict=True)]
         if records["parts_crc"][:, 0].tolist() != [zlib.crc32(block) for block in blocks]:
-            raise self._file.broken("is damaged (a checksum differs)")
+            raise self._file.broken("is corrupt (checksum mismatch)")
         rows = np.frombuffer(b"".join(blocks) or bytearray(), "<i4").reshape(-1, _COLUMNS)
         sound = (rows >= 0).all() and (rows[:, 1] >= 1).all() and (rows[:, 6] <= 1).all()
         if not sound or (rows[:, 0] >= self._num_modalities).any():
-            raise self._file.broken("is damaged (a part's record is absurd)")
+            raise self._file.broken("is corrupt (impossible record of a part)")
         starts = np.concatenate([[0], np.cumsum(counts)])
         modality, length, place, loss = (rows[:, k] for k in (0, 1, 5, 6))
         return PartTable(starts, modality, length, rows[:, 2:5], place, loss, records["contents_crc"][:, 0])

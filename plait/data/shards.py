@@ -135,7 +135,7 @@ def read_index(folder: str | Path) -> dict:
             raise DataError(
                 f"data: {str(folder)!r} is still being prepared by {writer}; wait until that has ended"
             ) from None
-        message = f"data: there is no {str(path)!r}, make it with plait prepare (an interrupted one goes on)"
+        message = f"data: there is no {str(path)!r}, run `plait prepare` (it resumes an interrupted one)"
         raise DataError(message) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"data: {str(path)!r} is not an index of prepared data, make it with plait prepare") from None
@@ -226,7 +226,7 @@ class ShardSource:
                 extent, role = tuple(n for n in grid if n), role_of(given=False, loss=loss)
                 parts.append(Part(self.names[modality], grid=extent, role=role, loss=float(loss), **{field: values}))
             if crc != checksums[k]:
-                raise file.broken(f"is damaged (the checksum of document {i} differs)")
+                raise file.broken(f"is corrupt (checksum mismatch in document {i})")
             found.append(Document(parts, index=i, meta=self.meta(i) if meta else {}))
         return found
 
@@ -241,7 +241,7 @@ class ShardSource:
             return json.loads(text[starts[local] : starts[local + 1]])
         except (ValueError, RecursionError):
             path = str(meta_path(Path(self.folder) / self._entries[shard]["file"]))
-            raise DataError(f"data: line {local + 1} of {path!r} is damaged, prepare the data again") from None
+            raise DataError(f"data: line {local + 1} of {path!r} is corrupt, prepare the data again") from None
 
     def _locate(self, i: int) -> tuple[int, int]:
         shard = bisect_right(self._first_document, i) - 1

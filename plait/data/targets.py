@@ -144,7 +144,7 @@ def _why(name: str, sources: list[TaskSource], config: RunConfig) -> tuple[int, 
                         needed.append(_needed(sizes, k, config.data.too_long))
             if given > _LOOKED_AT:
                 break
-    stop = f"or give it model.modalities.{name}.loss_weight: 0 (and no final_loss_weight) if it shall not learn"
+    stop = f"or give it model.modalities.{name}.loss_weight: 0 (and no final_loss_weight) if it must not learn"
     if not needed:
         said = f"data: no document of {where} has a part {name!r} to predict, so that it gets no target"
         return 0, f"{said}; add some, {stop}"

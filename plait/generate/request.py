@@ -30,7 +30,7 @@ class Request(Checked):
     max_tokens: dict[str, int] = bounded(dict, at_least=1)
     """Longest span by modality (where the modality has no fixed number)."""
     grids: dict[str, tuple[int, ...]] = bounded(dict, at_least=1)
-    """Extent of an item by modality, where it shall not be the generator's (continuous)."""
+    """Extent of an item by modality, where it is not the generator's (continuous)."""
     max_spans: int = bounded(8, at_least=0)
     """Most spans besides the host's in a free request."""
     seed: int = 0

@@ -176,9 +176,7 @@ def _open(config: ModelConfig, tower: str, folder: Path) -> _Start:
     for name, mine, other in refused:
         raise start.refuse(f"has {name} {other!r} and this model has {mine!r}, set {name} to {other!r}")
     if config.tie_embeddings and not saved.tie_embeddings:
-        raise start.refuse(
-            "has a head of its own, which this model has no place for, set model.tie_embeddings to false"
-        )
+        raise start.refuse("has its own head, for which this model has no place, set model.tie_embeddings to false")
     for name, modality in saved.modalities.items():
         mine = config.modalities.get(name)
         if mine is not None and mine.objective == modality.objective and mine.vocab_size != modality.vocab_size:

@@ -36,7 +36,7 @@ def signal_and_noise(timesteps: Tensor, process: str) -> tuple[Tensor, Tensor]:
 
 
 def target(clean: Tensor, noise: Tensor, process: str) -> Tensor:
-    """Return what the model shall predict: the noise (ddpm) or the velocity (flow)."""
+    """Return what the model is to predict: the noise (ddpm) or the velocity (flow)."""
     return noise if process == "ddpm" else noise - clean
 
 

@@ -63,7 +63,7 @@ def build_codecs(modalities: dict[str, tuple[str, dict]]) -> dict[str, Codec]:
             if codecs[other].key == codecs[name].key:
                 raise ConfigError(
                     f"{where}.codec: {codec!r} reads the parts {codecs[name].key!r}, "
-                    f"which model.modalities.{other} reads already, each modality needs a key of its own"
+                    f"which model.modalities.{other} reads already, each modality needs its own key"
                 )
     return codecs
 

@@ -84,7 +84,7 @@ class GzipFile:
             try:
                 block = self._decoder.decompress(chunk, _BLOCK)
             except zlib.error as error:
-                raise DataError(f"prepare.source: {self._place!r} is damaged ({error}), get it again") from None
+                raise DataError(f"prepare.source: {self._place!r} is corrupt ({error}), get it again") from None
             self._packed += len(chunk) - len(self._decoder.unconsumed_tail) - len(self._decoder.unused_data)
             if block:
                 self._block, self._end = block, self._end + len(block)

@@ -138,7 +138,7 @@ class _Preparation:
         self._say_too_long({name: math.prod(codec.default_grid) for name, codec in self.codecs.items()})
         finished = read_if_there(self.folder / REPORT_NAME)
         if finished is not None and (self.folder / INDEX_NAME).exists():
-            self.progress.print(f"{self.config.data.path} is prepared already")
+            self.progress.print(f"{self.config.data.path}: already prepared")
             return finished["figures"]
         with Workers(self.setup) as self.workers:
             self.rows = self._count_rows()

@@ -195,10 +195,10 @@ class TarFile:
             try:
                 info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             except (tarfile.TarError, ValueError) as error:
-                raise BadRow(f"the tar is damaged at byte {at:,} ({error})") from None
+                raise BadRow(f"the tar is corrupt at byte {at:,} ({error})") from None
             start = at + _BLOCK
             if info.size < 0:
-                raise BadRow(f"the tar is damaged at byte {at:,} (a negative size)")
+                raise BadRow(f"the tar is corrupt at byte {at:,} (a negative size)")
             if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
                 name, size = self._extended(info, start, name, size)
             elif info.type not in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE):
@@ -221,7 +221,7 @@ class TarFile:
         while text:
             length, _, _ = text.partition(b" ")
             if not length.isdigit() or not 0 < int(length) <= len(text):
-                raise BadRow("the tar has a damaged header")
+                raise BadRow("the tar has a corrupt header")
             key, _, value = text[len(length) + 1 : int(length)].rstrip(b"\n").partition(b"=")
             if key == b"path":
                 name = value.decode("utf-8", "surrogateescape")

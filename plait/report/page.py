@@ -140,7 +140,7 @@ def _mapping(path: Path) -> dict:
     try:
         values = json.loads(path.read_text("utf-8"))
     except ValueError:
-        raise DataError(f"report: {str(path)!r} is not a JSON file, so it is damaged") from None
+        raise DataError(f"report: {str(path)!r} is not a JSON file, so it is corrupt") from None
     return values if isinstance(values, dict) else {}
 
 

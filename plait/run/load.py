@@ -24,7 +24,7 @@ __all__ = ["MediaPart", "Pipeline", "Sample", "documents_as_media", "load", "loa
 
 
 def load(run: str | Path, *, device: str = "auto") -> Pipeline:
-    """Load the newest whole checkpoint of a run folder (its averaged weights, if any), with its data's codecs."""
+    """Load the newest complete checkpoint of a run folder (its averaged weights, if any), with its data's codecs."""
     run = Path(run)
     return load_run(run_config(run), device=device)
 
@@ -46,7 +46,7 @@ def load_run(config: RunConfig, *, device: str = "auto") -> Pipeline:
     """Load the model and codecs of a run."""
     found = checkpoint.latest(Path(config.out) / "checkpoints")
     if found is None:
-        raise CheckpointError(f"run: {config.out!r} has no whole checkpoint, train it with plait train first")
+        raise CheckpointError(f"run: {config.out!r} has no complete checkpoint, run `plait train` first")
     weights = checkpoint.weights_file(found).name
     model = load_pretrained(found, device=pick_device(device), weights=weights)
     model.requires_grad_(False)

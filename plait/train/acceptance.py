@@ -1,6 +1,6 @@
 """Whether a run may go on with a config: asked before anything is written into its folder.
 
-What is fixed for a run is what its newest whole checkpoint was made with: settings, by the table in
+What is fixed for a run is what its newest complete checkpoint was made with: settings, by the table in
 plait/config/settings.py, and the codecs that encoded its data. A run without a checkpoint has fixed nothing yet.
 """
 
@@ -31,7 +31,7 @@ def keep_config(config: RunConfig) -> Path:
 
 
 def newest_state(config: RunConfig) -> dict[str, Any] | None:
-    """Return the state of a run's newest whole checkpoint; None where it has none."""
+    """Return the state of a run's newest complete checkpoint; None where it has none."""
     found = checkpoint.latest(Path(config.out) / "checkpoints")
     return checkpoint.read_state(found) if found else None
 

@@ -126,7 +126,7 @@ def read_state(path: Path, *, part: int = 0, parts: int = 1) -> dict[str, Any]:
             if whole and number % parts == part:
                 whole = _checksum(file, status.st_size, status.st_mtime_ns) == expected["crc32"]
             if not whole:
-                raise CheckpointError(f"checkpoint: {str(file)!r} is damaged (its checksum differs)")
+                raise CheckpointError(f"checkpoint: {str(file)!r} is corrupt (checksum mismatch)")
         version = state["schema_version"]
     except (KeyError, TypeError, AttributeError):
         raise CheckpointError(f"checkpoint: {str(path / STATE)!r} is not the state of a checkpoint") from None
@@ -160,7 +160,7 @@ def remember_checksums(path: Path, files: dict[str, dict[str, int]]) -> None:
 @functools.cache
 def warn_of_damage(message: str) -> None:
     """Say once that a checkpoint is passed over."""
-    print(f"plait: {message}; the checkpoint before it is taken", file=sys.stderr, flush=True)
+    print(f"plait: {message}; falling back to the previous checkpoint", file=sys.stderr, flush=True)
 
 
 def set_aside(path: Path, reason: str) -> None:
@@ -299,7 +299,7 @@ class Checkpoints:
     # -- reading ------------------------------------------------------------------------------------------------
 
     def newest(self) -> Path | None:
-        """Return the newest whole checkpoint, the same on every rank, as `latest` does."""
+        """Return the newest complete checkpoint, the same on every rank, as `latest` does."""
         if self._rank == 0:
             recover_all(self.folder)
         found = self._from_first([str(p) for p in find(self.folder)] if self._rank == 0 else None)

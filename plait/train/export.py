@@ -69,7 +69,7 @@ def _checkpoint(run: Path, step: int | None) -> Path:
     if step is None:
         found = checkpoint.latest(folder)
         if found is None:
-            raise CheckpointError(f"export: {str(run)!r} has no whole checkpoint, train it with plait train first")
+            raise CheckpointError(f"export: {str(run)!r} has no complete checkpoint, run `plait train` first")
         return found
     steps = [int(p.name.removeprefix("step-")) for p in checkpoint.find(folder)]
     if step not in steps:

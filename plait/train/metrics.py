@@ -100,7 +100,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
         except (ValueError, RecursionError):
             if number == len(lines):  # no newline after it: the writer was stopped in the middle
                 break
-            raise DataError(f"{str(path)!r}, line {number}: not a JSON object, so the file is damaged") from None
+            raise DataError(f"{str(path)!r}, line {number}: not a JSON object, so the file is corrupt") from None
         if row is not None:
             rows.append(row)
     return rows

@@ -39,7 +39,7 @@ def local_device(name: str) -> str:
     """
     found = launch()
     require(found is None or not name.startswith("cuda:"), "train.device", name,
-            "auto, cuda or cpu under a launcher: each rank has a GPU of its own")  # fmt: skip
+            "auto, cuda or cpu under a launcher: each rank has its own GPU")  # fmt: skip
     if found is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
         return name
     count = torch.cuda.device_count()

@@ -97,7 +97,7 @@ class RunState:
 
 
 class Trainer:
-    """Trains the model of a config; goes on from the newest whole checkpoint of its run folder."""
+    """Trains the model of a config; goes on from the newest complete checkpoint of its run folder."""
 
     def __init__(
         self,
@@ -245,7 +245,7 @@ class Trainer:
                 if last or self._stopping:
                     self.checkpoints.wait()
                 if self._stopping and not last:
-                    raise TrainingStopped(f"stopped at step {step} and saved; the same command goes on from there")
+                    raise TrainingStopped(f"stopped at step {step} and saved; rerun the same command to resume")
 
     def _loader(self, position: dict[str, Any] | None) -> Loader:
         return Loader(self.config, "train", rank=self.ranks.data_rank, world_size=self.ranks.data, state=position,

@@ -162,7 +162,7 @@ def test_a_row_that_was_promised_must_come(tmp_path, capsys):
 def test_time_that_is_up(tmp_path, capsys):
     wanted = harness.Measurement(["a"], lambda: [harness.value_row("a", 1.0, "1")])
     assert harness.run([wanted], options(tmp_path, "--minutes", "1e-9")) == 3
-    assert "goes on from here" in capsys.readouterr().out
+    assert "rerun the same command to resume" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name, slug", [

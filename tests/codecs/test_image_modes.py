@@ -253,7 +253,7 @@ def test_a_cut_image_is_said_to_be_cut(tmp_path):
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(buffer, "JPEG")
     (tmp_path / "a.jpg").write_bytes(buffer.getvalue()[:900])
-    assert "it is a JPEG image, damaged or cut short" in reason(tmp_path, "a.jpg")
+    assert "it is a JPEG image, corrupt or cut short" in reason(tmp_path, "a.jpg")
 
 
 @pytest.mark.parametrize("kind", ["f2", "f8", "u8"])

@@ -95,7 +95,7 @@ def test_trials_of_another_model_are_refused(folder, capsys):
     for other in (["--model.width", "32"], ["--data.batch_tokens", "512"]):
         assert main(["compare", path, *elsewhere, *other]) == 2
         message = capsys.readouterr().err
-        assert "arms.dense: it has" in message and "trials.json' to try the rates anew" in message
+        assert "arms.dense: it has" in message and "trials.json' to try the rates again" in message
     assert main(["compare", str(write(folder)), *elsewhere]) == 3
     assert "keeps no trials of the learning rates of 'tiny'" in capsys.readouterr().err
 

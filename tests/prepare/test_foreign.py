@@ -104,7 +104,7 @@ def test_packed_lines_are_read_at_their_places(tmp_path, monkeypatch, spacing, s
     for start in (80, 3, 40, 0, 89):
         found = list(source.read("train", start, start + 5))
         assert [d.parts[0][1] for d in found] == [row["parts"][0]["text"] for row in rows[start : start + 5]]
-    for data, text in ((packed[-1][:-20], "is cut short"), (packed[0][:60] + b"x" * 60, "is damaged")):
+    for data, text in ((packed[-1][:-20], "is cut short"), (packed[0][:60] + b"x" * 60, "is corrupt")):
         (tmp_path / "b.jsonl.gz").write_bytes(data)
         assert text in refused(tmp_path / "b.jsonl.gz")
     (tmp_path / "c.gz").write_bytes(gzip.compress(b"PAR1" + bytes(99)))

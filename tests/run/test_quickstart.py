@@ -43,7 +43,7 @@ def run(tmp_path_factory) -> Path:
     _, errors = first.communicate(timeout=120)
     if first.returncode != 0:  # else it was done before the signal came
         assert first.returncode == 130, errors
-        assert "same command goes on" in errors and "Traceback" not in errors
+        assert "rerun the same command" in errors and "Traceback" not in errors
     second = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert second.returncode == 0, second.stderr
     return out

@@ -213,7 +213,7 @@ def test_a_damaged_checkpoint_is_set_aside_when_the_run_goes_on(run, capsys):
     assert trained(run, "--train.steps", "4", "--train.keep_checkpoints", "1") == 0
     assert sorted(p.name for p in (run / "run/checkpoints").iterdir()) == ["damaged-step-00000002", "step-00000004"]
     said = capsys.readouterr().err
-    assert "the checkpoint before it is taken" in said and "kept as 'damaged-step-00000002'" in said
+    assert "falling back to the previous checkpoint" in said and "kept as 'damaged-step-00000002'" in said
 
 
 def test_a_run_of_damaged_checkpoints_alone_does_not_begin_again(run, capsys):

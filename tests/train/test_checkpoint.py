@@ -153,7 +153,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(folder, tmp_path, capsys, d
     trainer = Trainer(config_for(folder, tmp_path, steps=4, ema=0.9))
     assert trainer.state.step == 3
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("plait: checkpoint: ")]
-    assert len(lines) == 1 and "step-00000004" in lines[0] and "the checkpoint before it is taken" in lines[0]
+    assert len(lines) == 1 and "step-00000004" in lines[0] and "falling back to the previous checkpoint" in lines[0]
     trainer.run()  # writes the damaged one anew
     assert checkpoint.latest(tmp_path / "checkpoints") == newest
 

@@ -158,7 +158,7 @@ def test_a_checkpoint_gives_back_weights_and_averages(folder, tmp_path):
     data = bytearray((found / "ema.safetensors").read_bytes())
     data[-5] ^= 1
     (found / "ema.safetensors").write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"ema\.safetensors' is damaged"):
+    with pytest.raises(CheckpointError, match=r"ema\.safetensors' is corrupt"):
         checkpoint.read_state(found)
 
 

@@ -107,7 +107,7 @@ class Lab:
         assert not [p.name for p in (out / "checkpoints").iterdir() if p.name.startswith(".")]
 
     def step(self, out: Path) -> int:
-        """Return the newest whole checkpoint's step, 0 without one."""
+        """Return the newest complete checkpoint's step, 0 without one."""
         found = checkpoint.latest(out / "checkpoints")
         return int(found.name.removeprefix("step-")) if found else 0
 
@@ -300,7 +300,9 @@ def test_a_damaged_checkpoint_is_passed_over(lab, table, tmp_path, seed):
             flip(newest / "optimizer-00001-of-00002.safetensors")
         with lab.launch(out) as run:
             assert run.wait() == [0, 0], run.text()
-        assert any(newest.name in s and "the checkpoint before it is taken" in s for s in run.sentences()), run.text()
+        assert any(newest.name in s and "falling back to the previous checkpoint" in s for s in run.sentences()), (
+            run.text()
+        )
         detail.append(
             f"{'truncated' if seed == 0 else 'flipped'}: {newest.name} passed over, went on from step {older}"
         )
