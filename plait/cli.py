@@ -2,8 +2,11 @@
 calls."""
 
 import argparse
+import contextlib
+import logging
 import os
 import sys
+from collections.abc import Iterator
 
 from plait.common.errors import ConfigError, Held, PlaitError, ResourceError, printable
 from plait.common.launch import STOPPED, launch
@@ -30,6 +33,25 @@ def main(arguments: list[str] | None = None) -> int:
     # waiting threads sleep instead of spinning: training shares the cores with the loader, and with other programs
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     keep_freed_memory()
+    with _log_shown():
+        return _main(arguments)
+
+
+@contextlib.contextmanager
+def _log_shown() -> Iterator[None]:
+    """Enter a context in which plait's log is written to stderr, as plain lines."""
+    log, handler = logging.getLogger("plait"), logging.StreamHandler()
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
+
+
+def _main(arguments: list[str] | None) -> int:
     parser = _parser()
     try:
         words, settings = split(list(sys.argv[1:] if arguments is None else arguments), parser.commands)

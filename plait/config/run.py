@@ -190,6 +190,9 @@ class TrainConfig(Checked):
     than a validation, and than the samples that rank 0 makes."""
     trackers: list[str] = field(default_factory=list)
     """Also log to: tensorboard, wandb, trackio."""
+    profile: list[int] = bounded(list, at_least=1)
+    """First and last step that torch's profiler records into <out>/profile, such as [20, 22]; [] records none. Such
+    steps are slower."""
     peak_tflops: float = bounded(0.0, at_least=0)
     """What one device can do, in TFLOP/s, for the share of it that is logged (mfu); 0: by the data sheet of a known GPU
     in bfloat16, else mfu is null."""
@@ -197,6 +200,8 @@ class TrainConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(len(self.betas) == 2, "train.betas", self.betas, "two numbers in [0, 1)")
+        good = not self.profile or (len(self.profile) == 2 and self.profile[0] <= self.profile[1])
+        require(good, "train.profile", self.profile, "the first and the last step, such as [20, 22], or []")
 
 
 @dataclass

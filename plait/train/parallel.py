@@ -95,9 +95,14 @@ def rows_multiple(config: RunConfig) -> int:
     return math.lcm(config.data.pad_rows_to, smallest * config.parallel.context * config.parallel.tensor)
 
 
+def layout_of(config: RunConfig) -> Layout:
+    """Return how the ranks of this launch share the work (raises ConfigError)."""
+    return Layout.of(config.parallel, world_size())
+
+
 def batches_of_a_step(config: RunConfig) -> int:
     """Return how many batches each rank computes in an optimizer step (raises ConfigError)."""
-    tokens, ranks = config.train.global_batch_tokens, Layout.of(config.parallel, world_size()).data
+    tokens, ranks = config.train.global_batch_tokens, layout_of(config).data
     if not tokens:
         return config.train.accumulate
     at_once = config.data.batch_tokens * ranks
@@ -113,7 +118,7 @@ def world_size() -> int:
 
 def build(config: RunConfig, device: torch.device) -> MixtureOfTransformers:
     """Return the run's model with its first weights: whole in one process, this rank's part of it among several."""
-    layout = Layout.of(config.parallel, world_size())
+    layout = layout_of(config)
     if config.train.precision == "float8":
         check_float8(device, tensor=layout.tensor)
     alone = world_size() == 1

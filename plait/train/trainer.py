@@ -42,7 +42,9 @@ from plait.train.host_memory import MemoryWatch
 from plait.train.inspection import save_batches
 from plait.train.metrics import MetricsLog, peak_device_memory_gb
 from plait.train.optim import learning_rate, make_optimizer, set_learning_rate
+from plait.train.profile import StepProfiler, collect, garbage_by_step
 from plait.train.signals import stop_signals
+from plait.train.startup import say_start
 from plait.train.watchdog import Watchdog, lost_ranks
 
 
@@ -207,6 +209,9 @@ class Trainer:
                     keep_config(self._given)
                 self.on_accepted()
                 log.drop_after(self.state.step)
+                if self.ranks.is_first:
+                    say_start(self.model, self.config, parallel.layout_of(self.config), num_batches=self.num_batches,
+                              step=self.state.step, device=self.device)  # fmt: skip
                 if not self.finished:
                     for line in notices:
                         self.progress.print(line)
@@ -219,11 +224,16 @@ class Trainer:
         train = self.config.train
         measures = self.measures
         measures.restart(self.state.measures)
-        with self.progress.stage("train", total=1.0) as bar:
+        rank = dist.get_rank() if self.ranks.mesh is not None else None
+        profiler = StepProfiler(train.profile, self.out / "profile", self.device, rank=rank)
+        with garbage_by_step(), self.progress.stage("train", total=1.0) as bar:
             bar.resume(self.share_done)
             self._begun = time.monotonic() - self.state.seconds
             while not self.finished:
+                profiler.begin(self.state.step + 1)
                 self._step(batches, loader)
+                profiler.end(self.state.step)
+                collect(self.state.step)
                 if self.ranks.mesh is None:
                     self.state.seconds, self._stopping = time.monotonic() - self._begun, self._stop
                 step, last = self.state.step, self.finished

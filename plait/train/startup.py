@@ -1,0 +1,97 @@
+"""What a run is about to do, in a few lines of log before its first step.
+
+The logger is `plait.train`, from Python's `logging`: the command line shows it, a program that uses plait decides.
+"""
+
+import logging
+from collections.abc import Sequence
+
+import torch
+
+from plait.config.run import RunConfig
+from plait.data.shards import read_index
+from plait.data.sources import data_fingerprint, folders
+from plait.model.mot import MixtureOfTransformers
+from plait.model.ranks import Layout
+from plait.plan.flops import idle_parameters
+
+log = logging.getLogger("plait.train")
+
+
+def say_start(model: MixtureOfTransformers, config: RunConfig, layout: Layout, *, num_batches: int, step: int,
+              device: torch.device) -> None:  # fmt: skip
+    """Log parameters, ranks, the arithmetic of a batch, the data, the device, and where the run begins.
+
+    Args:
+        num_batches: batches of one step, of each rank.
+        step: steps that were done before.
+    """
+    if not log.isEnabledFor(logging.INFO):
+        return
+    begins = f"resumed at step {step:,}" if step else "from step 0"
+    facts = {
+        "model": model_facts(model),
+        "ranks": ranks_facts(layout),
+        "step": batch_facts(config, layout.data, num_batches),
+        "data": data_facts(config),
+        "device": device_facts(device, config.train.precision, compiled=config.train.compile),
+        "begins": begins,
+    }
+    for name, text in facts.items():
+        log.info("%-7s %s", name, text)
+
+
+def model_facts(model: MixtureOfTransformers) -> str:
+    """Return the number of parameters, in all, and for each tower its own and those that one of its tokens uses."""
+    config = model.config
+    owned = dict.fromkeys(config.towers, 0)
+    shared = 0
+    for part, parameter in model.weights():
+        if part.tower in owned:
+            owned[part.tower] += parameter.numel()
+        else:
+            shared += parameter.numel()
+    active = {
+        name: count - idle_parameters(config.towers[name], config.num_layers)
+        for name, count in model.passed_parameters().items()
+    }
+    towers = ", ".join(f"{name} {short(owned[name])} ({short(active[name])} active)" for name in owned)
+    return f"{short(shared + sum(owned.values()))} parameters: {towers}, shared {short(shared)}"
+
+
+def ranks_facts(layout: Layout) -> str:
+    """Return the number of ranks and how they share the work."""
+    sizes = {name: getattr(layout, name) for name in ("replicate", "shard", "context", "tensor")}
+    parts = [f"{name} {size}" for name, size in sizes.items() if size > 1]
+    return f"{layout.ranks} ({', '.join(parts)})" if parts else "1"
+
+
+def batch_facts(config: RunConfig, data_ranks: int, num_batches: int) -> str:
+    """Return how many tokens a step has, and why."""
+    tokens = config.data.batch_tokens
+    factors: Sequence[tuple[int, str]] = ((num_batches, "batches"), (data_ranks, "data ranks"))
+    product = "".join(f" x {n} {name}" for n, name in factors if n > 1)
+    of = f" = {tokens:,}{product}" if product else ""
+    return f"{tokens * num_batches * data_ranks:,} tokens{of}"
+
+
+def data_facts(config: RunConfig) -> str:
+    """Return the documents of each prepared folder, and a digest of everything that can be read."""
+    found = [
+        f"{folder} ({read_index(folder)['splits']['train']['documents']:,} documents)" for folder in folders(config)
+    ]
+    return f"{', '.join(found)}, digest {data_fingerprint(config)}"
+
+
+def device_facts(device: torch.device, precision: str, *, compiled: bool) -> str:
+    """Return where a rank computes, and how."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{device} ({name}), {precision}{', compiled' if compiled else ''}"
+
+
+def short(number: int) -> str:
+    """Return a number of parameters as people write it: 12.3M."""
+    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return str(number)
