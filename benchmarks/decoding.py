@@ -67,8 +67,10 @@ class Bench:
     def model(self, towers: int) -> MixtureOfTransformers:
         """Return an untrained model whose text and images have one tower or two."""
         image = "image" if towers == 2 else "text"
-        modalities = {"text": ModalityConfig(vocab_size=self.text_ids, tower="text"),
-                      "image": ModalityConfig(vocab_size=IMAGE_IDS, tower=image)}  # fmt: skip
+        modalities = {
+            "text": ModalityConfig(vocab_size=self.text_ids, tower="text"),
+            "image": ModalityConfig(vocab_size=IMAGE_IDS, tower=image),
+        }
         config = ModelConfig(modalities=modalities, width=self.width, num_layers=self.layers,
                              num_heads=self.width // HEAD_DIM, max_positions=LONGEST)  # fmt: skip
         return MixtureOfTransformers(config).to(self.device, self.dtype).requires_grad_(False)
@@ -76,8 +78,9 @@ class Bench:
     def generator(self, model: MixtureOfTransformers, outputs: Sequence[str], *, prompt: int = PROMPT, side: int = 36,
                   ends: bool = False, **settings) -> Generator:  # fmt: skip
         """Return a generator that has a request for each output, none of them fed; text ends only where it may."""
-        engine = Generator(model, grids={"image": (side, side)}, max_rows=len(outputs), max_length=LONGEST,
-                           max_branches=1, **settings)  # fmt: skip
+        engine = Generator(
+            model, grids={"image": (side, side)}, max_rows=len(outputs), max_length=LONGEST, max_branches=1, **settings
+        )
         if not ends:
             engine._allowed.table[:, model.config.layout.eos] = float("-inf")
         for i, output in enumerate(outputs):
@@ -197,8 +200,10 @@ def variants(bench: Bench, counts: Sequence[int], turns: int) -> list[Row]:
     for n in counts:
         arms = {k: [bench.steps(bench.generator(model, ["text"] * n, **s))] for k, s in {"": {}, **kinds}.items()}
         times = paired(arms, turns=turns, device=bench.device)
-        rows += [ratio_row(f"decode/{k}_ratio/{bench.name}/rows{n}", times[k][0], times[""][0], against="static")
-                 for k in kinds]  # fmt: skip
+        rows += [
+            ratio_row(f"decode/{k}_ratio/{bench.name}/rows{n}", times[k][0], times[""][0], against="static")
+            for k in kinds
+        ]
     return rows
 
 
@@ -225,8 +230,9 @@ def whole(bench: Bench, counts: Sequence[int], turns: int) -> list[Row]:
     for name, (seconds,) in times.items():
         middle = statistics.median(seconds)
         count = int(name.rpartition("rows")[2]) if "images" in name else 0
-        rows.append(value_row(f"decode/{name}", count / middle if count else middle, "1/s" if count else "s",
-                              times=seconds))  # fmt: skip
+        rows.append(
+            value_row(f"decode/{name}", count / middle if count else middle, "1/s" if count else "s", times=seconds)
+        )
     return rows
 
 
@@ -244,8 +250,9 @@ def speculation(folder: Path, counts: Sequence[int], turns: int, device: str) ->
 
     def images(count: int, window: int, per_pass: list[float]) -> None:
         # each turn draws with another seed, the same one in all arms
-        asked = [Request(captions[i], output, config.generate.sampling, seed=len(per_pass), number=i)
-                 for i in range(count)]  # fmt: skip
+        asked = [
+            Request(captions[i], output, config.generate.sampling, seed=len(per_pass), number=i) for i in range(count)
+        ]
         engine = Generator(model, grids=grids, max_rows=count, max_length=model.config.max_positions,
                            max_branches=asked[0].max_branches, speculate=window)  # fmt: skip
         for request in asked:
@@ -292,11 +299,13 @@ def of_shape(width: int, layers: int, counts: Sequence[int], options: argparse.N
     return [
         Measurement(names_by_rows(name, counts), lambda: by_rows(bench, counts, turns)),
         Measurement([f"decode/mixed_ratio/{name}/{mix}" for mix in MIXES], lambda: mixed(bench, most, turns)),
-        Measurement([f"decode/{k}_ratio/{name}/rows{n}" for k in kinds for n in few],
-                    lambda: variants(bench, few, turns)),
-        Measurement([*(f"decode/first_token/{name}/{n}x{t}" for n, t in FIRST), *images],
-                    lambda: whole(bench, counts, turns)),
-    ]  # fmt: skip
+        Measurement(
+            [f"decode/{k}_ratio/{name}/rows{n}" for k in kinds for n in few], lambda: variants(bench, few, turns)
+        ),
+        Measurement(
+            [*(f"decode/first_token/{name}/{n}x{t}" for n, t in FIRST), *images], lambda: whole(bench, counts, turns)
+        ),
+    ]
 
 
 @torch.no_grad()

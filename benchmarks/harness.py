@@ -231,8 +231,9 @@ def commit() -> str:
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
-        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *(f":(glob){s}" for s in SOURCES)],
-                                 capture_output=True, timeout=10)  # fmt: skip
+        changed = subprocess.run(
+            [*git, "diff", "--quiet", "HEAD", "--", *(f":(glob){s}" for s in SOURCES)], capture_output=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return head.stdout.strip() + ("+changes" if changed.returncode else "") if head.returncode == 0 else "unknown"

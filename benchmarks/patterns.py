@@ -177,10 +177,12 @@ def grid(name: str) -> list[tuple[Shape, str, str, tuple[str, ...]]]:
     if name == "tiny":
         return [(Shape(64, 256, TWO, layers=1, vocabulary=240), "float32", "eager", (*PATTERNS, WHOLE))]
     if name == "cpu":
-        return [(Shape(256, 4096, TWO), "float32", "eager", (*PATTERNS, WHOLE)),
-                (Shape(256, 4096, TWO), "bfloat16", "eager", (WHOLE,)),
-                (Shape(256, 1024, THREE), "float32", "eager", PATTERNS),
-                (Shape(256, 2048, TWO), "bfloat16", "eager", PATTERNS)]  # fmt: skip
+        return [
+            (Shape(256, 4096, TWO), "float32", "eager", (*PATTERNS, WHOLE)),
+            (Shape(256, 4096, TWO), "bfloat16", "eager", (WHOLE,)),
+            (Shape(256, 1024, THREE), "float32", "eager", PATTERNS),
+            (Shape(256, 2048, TWO), "bfloat16", "eager", PATTERNS),
+        ]
     big, small = (Shape(w, t, TWO, vocabulary=16384) for w, t in ((2048, 32768), (1024, 4096)))
     return [(big, "bfloat16", "compiled", PATTERNS[:2]), (small, "bfloat16", "compiled", (*PATTERNS, WHOLE)),
             (big, "bfloat16", "eager", PATTERNS), (small, "bfloat16", "eager", (*PATTERNS, WHOLE))]  # fmt: skip

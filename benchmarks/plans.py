@@ -63,15 +63,17 @@ def line(plan: Mapping[str, Any]) -> str:
     states = memory["weights"] + memory["gradients"] + memory["optimizer"] + memory["averages"]
     cells = [states, memory["gathered"], memory["activations"], memory["working"], memory["peak"]]
     sent = sum(option["traffic"].values()) / 1e9
-    return " | ".join([
-        f"| `{command}`",
-        " × ".join(str(option[name]) for name in ("replicate", "shard", "context", "tensor")),
-        f"{option['tokens'] / 1e6:.3g} M",
-        *(f"{cell / 1e9:.1f}" for cell in cells),
-        f"{sent:,.0f}" if sent >= 100 else f"{sent:.1f}",
-        f"{1000 * seconds:.0f} ms" if seconds < 0.1 else f"{float(f'{seconds:.2g}'):g} s",
-        rate(option["tokens"] / seconds) + " |",
-    ])  # fmt: skip
+    return " | ".join(
+        [
+            f"| `{command}`",
+            " × ".join(str(option[name]) for name in ("replicate", "shard", "context", "tensor")),
+            f"{option['tokens'] / 1e6:.3g} M",
+            *(f"{cell / 1e9:.1f}" for cell in cells),
+            f"{sent:,.0f}" if sent >= 100 else f"{sent:.1f}",
+            f"{1000 * seconds:.0f} ms" if seconds < 0.1 else f"{float(f'{seconds:.2g}'):g} s",
+            rate(option["tokens"] / seconds) + " |",
+        ]
+    )
 
 
 def rate(tokens: float) -> str:

@@ -17,20 +17,22 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("image to text: right object", "caption_object_accuracy", PERCENT, "90% or more"),
     ("whole caption, one thing", "caption_exact_accuracy", PERCENT, "85% or more"),
     ("relation of two things", "caption_relation_accuracy", PERCENT, "60% or more"),
-    ("text to image: named rightly among 400", "image_object_accuracy", PERCENT,
-     "50% or more; chameleon-speech 15%"),
+    ("text to image: named rightly among 400", "image_object_accuracy", PERCENT, "50% or more; chameleon-speech 15%"),
     ("the codec's round trip", "image_object_codec", PERCENT, ""),
     ("the nearest training image", "image_object_nearest", PERCENT, ""),
-    ("named rightly, over the codec's round trip", "image_object_accuracy / image_object_codec", PERCENT,
-     "60% or more; chameleon-speech none"),
+    (
+        "named rightly, over the codec's round trip",
+        "image_object_accuracy / image_object_codec",
+        PERCENT,
+        "60% or more; chameleon-speech none",
+    ),
     ("right background", "image_ground_accuracy", PERCENT, "95% or more"),
     ("Fréchet distance", "image_frechet", WHOLE, ""),
     ("blurred images' Fréchet distance", "image_frechet_blurred", WHOLE, ""),
     ("Fréchet distance over blurred images'", "image_frechet / image_frechet_blurred", RATIO, "0.9 or less"),
     ("text to speech: understood", "speech_recognised", PERCENT, ""),
     ("originals understood", "speech_codec_recognised_originals", PERCENT, ""),
-    ("understood, over the originals", "speech_recognised / speech_codec_recognised_originals", PERCENT,
-     "80% or more"),
+    ("understood, over the originals", "speech_recognised / speech_codec_recognised_originals", PERCENT, "80% or more"),
     ("speech to text: right object", "caption_speech_object_accuracy", PERCENT, "90% or more"),
     ("whole caption, one thing", "caption_speech_exact_accuracy", PERCENT, "75% or more"),
     ("relation of two things", "caption_speech_relation_accuracy", PERCENT, ""),
@@ -38,7 +40,7 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("share of evaluation", "seconds_evaluate / seconds_total", PERCENT, "10% or less"),
     ("memory, GB (PSS of all processes)", "peak_memory_gb", TENTHS, "6 or less"),
     ("steps of training", "steps", WHOLE, ""),
-)  # fmt: skip
+)
 """What a row says, a figure of summary.json or a ratio of two, how it is written, and the goal of its mean."""
 
 FIGURES = sorted({name for _, formula, _, _ in ROWS for name in formula.split(" / ")})

@@ -83,8 +83,10 @@ def branches_of(request: Request, model: MixtureOfTransformers) -> list[list[Run
     """Return what each branch saw, up to the opening delimiter."""
     image, text = request.prompt
     opening = Run("text", np.array([model.config.layout.opening["image"]]))
-    return [[*spell(Document(parts), model.config, close=False, noised=False), opening]
-            for parts in ([image, text], [image], [])]  # fmt: skip
+    return [
+        [*spell(Document(parts), model.config, close=False, noised=False), opening]
+        for parts in ([image, text], [image], [])
+    ]
 
 
 def canvas_of(side: int) -> Run:
@@ -242,12 +244,16 @@ def now(device: str) -> float:
 
 def table(rows: list[dict], options) -> str:
     """Return the rows as text, with the goals where there are any."""
-    lines = [f"width {options.width}, {options.layers} layers, item of {options.side}x{options.side} tokens, "
-             f"{options.steps} steps, {options.requests} request(s), {options.device}",
-             f"{'prefix':>6}  {'way':24s} {'images/s':>9}  {'time / plait':>15}  {'floor':>6}"]  # fmt: skip
+    lines = [
+        f"width {options.width}, {options.layers} layers, item of {options.side}x{options.side} tokens, "
+        f"{options.steps} steps, {options.requests} request(s), {options.device}",
+        f"{'prefix':>6}  {'way':24s} {'images/s':>9}  {'time / plait':>15}  {'floor':>6}",
+    ]
     for row in rows:
-        lines.append(f"{row['prefix']:6d}  {row['way']:24s} {row['images_per_second']:9.3f}  "
-                     f"{row['ratio']:7.2f} ± {row['spread']:.2f}  {row['floor']:8.2f}")  # fmt: skip
+        lines.append(
+            f"{row['prefix']:6d}  {row['way']:24s} {row['images_per_second']:9.3f}  "
+            f"{row['ratio']:7.2f} ± {row['spread']:.2f}  {row['floor']:8.2f}"
+        )
         goal = GOALS.get(row["prefix"])
         if goal and row["way"] == "recomputed, one by one":
             lines[-1] += f"  goal {goal}: {'reached' if row['ratio'] >= goal else 'missed'}"

@@ -54,8 +54,9 @@ class Shape:
         """Return the model's config; ``towers=1`` for all modalities in one."""
         size = self.vocabulary // len(self.mix)
         modalities = {n: ModalityConfig(vocab_size=size, tower="all" if towers == 1 else "") for n in self.modalities}
-        return ModelConfig(modalities=modalities, width=self.width, num_layers=self.layers,
-                           num_heads=self.width // HEAD_DIM)  # fmt: skip
+        return ModelConfig(
+            modalities=modalities, width=self.width, num_layers=self.layers, num_heads=self.width // HEAD_DIM
+        )
 
     def documents(self, seed: int = 0) -> list[Document]:
         """Return documents that fill the batch to the last token; their lengths vary by a quarter either way."""
@@ -97,8 +98,9 @@ class Case:
     def dense(self) -> dense_reference.Dense:
         """Return the plain dense model."""
         c = self.shape.config(towers=1)
-        model = dense_reference.Dense(c.layout.size, c.width, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim,
-                      c.towers["all"].ffn_width).to(self.device)  # fmt: skip
+        model = dense_reference.Dense(
+            c.layout.size, c.width, c.num_layers, c.num_heads, c.num_kv_heads, c.head_dim, c.towers["all"].ffn_width
+        ).to(self.device)
         if self.mode == "compiled":
             for block in model.blocks:
                 block.compile()

@@ -72,8 +72,10 @@ def main() -> None:
         ratios = sorted(a / b for a, b in times)
         quarter = len(ratios) // 4
         rates = [total / statistics.median(side) for side in zip(*times, strict=True)]
-        print(f"{tokens:14,} {rates[0]:17,.0f} /s {rates[1]:11,.0f} /s   {statistics.median(ratios):.2f} "
-              f"({(ratios[-1 - quarter] - ratios[quarter]) / 2:.2f})")  # fmt: skip
+        print(
+            f"{tokens:14,} {rates[0]:17,.0f} /s {rates[1]:11,.0f} /s   {statistics.median(ratios):.2f} "
+            f"({(ratios[-1 - quarter] - ratios[quarter]) / 2:.2f})"
+        )
 
 
 if __name__ == "__main__":

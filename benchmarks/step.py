@@ -166,8 +166,10 @@ def by_towers(case: Case, counts: Sequence[int], turns: int) -> list[Row]:
         arm = mot_arm(case, towers=1) if count == 1 else mot_arm(case.other(mix=(1,) * count))
         arms[str(count)] = arm.phases[:1]
     times = paired(arms, turns=turns, device=case.device)
-    return [ratio_row(f"towers_ratio/{n}/{ending(case)}", times[str(n)][0], times["dense"][0], against="dense")
-            for n in counts]  # fmt: skip
+    return [
+        ratio_row(f"towers_ratio/{n}/{ending(case)}", times[str(n)][0], times["dense"][0], against="dense")
+        for n in counts
+    ]
 
 
 def by_length(case: Case, lengths: Sequence[int], turns: int) -> list[Row]:
@@ -175,8 +177,9 @@ def by_length(case: Case, lengths: Sequence[int], turns: int) -> list[Row]:
     rows = []
     for length in lengths:
         one = case.other(document=length)
-        times = paired({"dense": dense_arm(one).phases[:1], "mot": mot_arm(one).phases[:1]}, turns=turns,
-                       device=case.device)  # fmt: skip
+        times = paired(
+            {"dense": dense_arm(one).phases[:1], "mot": mot_arm(one).phases[:1]}, turns=turns, device=case.device
+        )
         name = f"length_ratio/{length}/{ending(case)}"
         rows.append(ratio_row(name, times["mot"][0], times["dense"][0], against="dense"))
     return rows

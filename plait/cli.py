@@ -185,8 +185,9 @@ def _parser() -> Parser:
                       "later calls remember it")  # fmt: skip
     what.add_argument("--analyse", action="store_true",
                       help="train nothing; look into finished models: activations, attention, gradients")  # fmt: skip
-    what.add_argument("--evaluate", action="store_true",
-                      help="train nothing; judge what finished models caption, draw and say")  # fmt: skip
+    what.add_argument(
+        "--evaluate", action="store_true", help="train nothing; judge what finished models caption, draw and say"
+    )
     what.add_argument("--conclude", default="", metavar="FOLDER",
                       help="keep the logs of the study's finished runs in FOLDER/study_logs, if a study is given, and "
                       "write the verdicts on the claims of FOLDER/claims.yaml into FOLDER/results.md")  # fmt: skip

@@ -152,8 +152,9 @@ def assemble(
     latents = _latents(runs, spans, towers, routing, starts, config)
     for name, group in latents.items():
         counts[config.layout.names.index(name)] = float(sum(group.noised))
-    return Batch(torch.from_numpy(ids), torch.from_numpy(positions), routing, spans, targets, latents, counts,
-                 lengths, ends)  # fmt: skip
+    return Batch(
+        torch.from_numpy(ids), torch.from_numpy(positions), routing, spans, targets, latents, counts, lengths, ends
+    )
 
 
 def _place(

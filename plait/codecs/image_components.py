@@ -44,8 +44,9 @@ class ImageComponentOptions:
     def __post_init__(self):
         check_image_options(self, self.patch_size, "patch_size")
         most = _COLOURS * self.patch_size**2
-        require(1 <= self.components <= most, "codec_options.components", self.components,
-                f"1 to 3 * patch_size^2 ({most})")  # fmt: skip
+        require(
+            1 <= self.components <= most, "codec_options.components", self.components, f"1 to 3 * patch_size^2 ({most})"
+        )
 
 
 class ImageComponentCodec(ContinuousImageCodec):

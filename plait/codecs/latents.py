@@ -66,8 +66,10 @@ class Scaling:
             listed = isinstance(numbers, list) and all(isinstance(n, int | float) for n in numbers)
             if not listed or len(numbers) != channels:
                 what = f"{len(numbers)} numbers" if listed else repr(numbers)
-                raise CheckpointError(f"codec: latent_{name} in {str(folder)!r} is {what}, "
-                                      f"it must be {channels} numbers, one a latent channel")  # fmt: skip
+                raise CheckpointError(
+                    f"codec: latent_{name} in {str(folder)!r} is {what}, "
+                    f"it must be {channels} numbers, one a latent channel"
+                )
         return found
 
 

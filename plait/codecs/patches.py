@@ -94,8 +94,10 @@ class ContinuousImageCodec(Codec):
     def _checked(self, item: Encoded) -> np.ndarray:
         tokens = checked_latents(item, self.latent_channels, "image")
         if len(item.grid) != 2 or min(item.grid) < 1 or math.prod(item.grid) != len(tokens):
-            raise DataError(f"image codec: the grid {tuple(item.grid)} is not allowed for {len(tokens)} tokens, "
-                            "it must be (rows, columns) of as many")  # fmt: skip
+            raise DataError(
+                f"image codec: the grid {tuple(item.grid)} is not allowed for {len(tokens)} tokens, "
+                "it must be (rows, columns) of as many"
+            )
         return tokens
 
     def read(self, value: Any, base: Path) -> np.ndarray:

@@ -76,7 +76,7 @@ _STARTS: list[tuple[bytes, Kind]] = [
     (b"\x80\x04", Kind("a Python pickle, which is never read")),
     (b"\x80\x05", Kind("a Python pickle, which is never read")),
     (b"BM", Kind("a BMP image", is_media=True)),
-]  # fmt: skip
+]
 
 _BRANDS = {
     b"heic": "a HEIC image", b"heix": "a HEIC image", b"hevc": "a HEIC image", b"mif1": "a HEIF image",

@@ -158,8 +158,9 @@ class TensorFile:
     def _read_header(self) -> dict[str, Stored]:
         number = self._file.fileno()
         try:
-            found = read_header(lambda start, count: os.pread(number, count, start), os.fstat(number).st_size,
-                                longest=MAX_HEADER_BYTES)  # fmt: skip
+            found = read_header(
+                lambda start, count: os.pread(number, count, start), os.fstat(number).st_size, longest=MAX_HEADER_BYTES
+            )
             return {name: Stored(_CODES[entry.code], entry.shape, entry.offset) for name, entry in found.items()}
         except BadHeader as error:
             raise self._broken(str(error)) from None

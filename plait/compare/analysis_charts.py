@@ -33,8 +33,10 @@ def _separation(found: Found, rows: list[dict[str, Any]]) -> Chart:
     panel = Panel(
         "", "after block (0: embeddings)", "variance between modalities", _lines(found, rows, "layer", "separation")
     )
-    note = ("The share of the variance of activations that lies between the modalities' means: 0 where modalities lie "
-            "in one place, 1 where each is a point of its own.")  # fmt: skip
+    note = (
+        "The share of the variance of activations that lies between the modalities' means: 0 where modalities lie "
+        "in one place, 1 where each is a point of its own."
+    )
     return Chart("separation", SECTION, "How far modalities lie apart", note, [panel] if rows else [])
 
 
@@ -53,8 +55,10 @@ def _components(found: Found, rows: Rows) -> list[Chart]:
             panels.append(
                 Panel(title, f"first component ({about['first']:.0%})", f"second ({about['second']:.0%})", series)
             )
-        note = (f"The first two principal components of activations on held-out documents, seed {seed}; in brackets "
-                "the share of the variance.")  # fmt: skip
+        note = (
+            f"The first two principal components of activations on held-out documents, seed {seed}; in brackets "
+            "the share of the variance."
+        )
         drawn.append(Chart(f"components_{arm}", SECTION, f"Where tokens lie: {arm}", note, panels))
     return drawn
 
@@ -93,13 +97,17 @@ def _conflicts(found: Found, rows: list[dict[str, Any]]) -> list[Chart]:
         if first != second and len({r["step"] for r in mine}) > 1:
             steps = _mean_over_layers([r for r in mine if r["component"] == "all"])
             by_step.append(_cosine_panel(title, "training step", steps, _lines(found, steps, "step", "cosine")))
-    note = ("The cosine of the gradients of two modalities' losses in the parameters of a block: below 0 what helps "
-            "the one harms the other. Where towers are apart, few parameters serve both. A modality and itself are its "
-            "gradients on two halves of the documents: what noise leaves of an agreement.")  # fmt: skip
+    note = (
+        "The cosine of the gradients of two modalities' losses in the parameters of a block: below 0 what helps "
+        "the one harms the other. Where towers are apart, few parameters serve both. A modality and itself are its "
+        "gradients on two halves of the documents: what noise leaves of an agreement."
+    )
     against = found.study.config.against
-    return [Chart("conflict", SECTION, "Do the modalities' gradients agree?", note, by_layer),
-            Chart("conflict_components", SECTION, f"Gradients by component: {against}", note, by_part),
-            Chart("conflict_steps", SECTION, "Gradients while training", note, by_step)]  # fmt: skip
+    return [
+        Chart("conflict", SECTION, "Do the modalities' gradients agree?", note, by_layer),
+        Chart("conflict_components", SECTION, f"Gradients by component: {against}", note, by_part),
+        Chart("conflict_steps", SECTION, "Gradients while training", note, by_step),
+    ]
 
 
 def _mean_over_layers(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

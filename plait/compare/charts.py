@@ -212,8 +212,10 @@ def _scores(found: Matched) -> Chart:
                 series.append(Series(arm, [0], [spread.mean], "bars", colour_of(found, arm), *ends))
         label = "Fréchet distance" if is_distance else "share"
         panels.append(Panel(figure_words(figure), "", label, series, [-0.5, 0.5], categories=[""]))
-    note = ("Means over seeds. Whiskers: lowest and highest seed. Of shares more is better, of distances less, and "
-            "only those of as many images can be compared.")  # fmt: skip
+    note = (
+        "Means over seeds. Whiskers: lowest and highest seed. Of shares more is better, of distances less, and "
+        "only those of as many images can be compared."
+    )
     return Chart("scores", "What the models make", "What judges say of what the models make", note, panels)
 
 
@@ -224,8 +226,10 @@ def _scaling(found: Matched) -> Chart:
     for modality in _in_order(found, (r["modality"] for r in rows["points"])):
         series = []
         for colour, family in enumerate(dict.fromkeys(r["family"] for r in rows["points"])):
-            points, lines = ([r for r in rows[kind] if (r["family"], r["split"], r["modality"])
-                              == (family, split, modality)] for kind in ("points", "lines"))  # fmt: skip
+            points, lines = (
+                [r for r in rows[kind] if (r["family"], r["split"], r["modality"]) == (family, split, modality)]
+                for kind in ("points", "lines")
+            )
             if points:
                 series.append(
                     Series(family, [r["flops"] for r in points], [r["loss"] for r in points], "points", colour)

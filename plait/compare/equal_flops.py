@@ -87,5 +87,7 @@ def counted_flops(config: ModelConfig, batch: Batch) -> float:
 
 def attention_cells(batch: Batch) -> int:
     """Return how many (query, key) pairs a CPU's attention is given, those that a causal mask hides included."""
-    return sum((row[1] - row[0]) * sum(b - a for a, b in zip(row[3::2], row[4::2], strict=True))
-               for row in table_of(segments(batch.spans)).tolist())  # fmt: skip
+    return sum(
+        (row[1] - row[0]) * sum(b - a for a, b in zip(row[3::2], row[4::2], strict=True))
+        for row in table_of(segments(batch.spans)).tolist()
+    )

@@ -38,5 +38,7 @@ def _model(tower: str) -> MixtureOfTransformers:
 
 def _documents() -> list[Document]:
     rng = np.random.default_rng(0)
-    return [Document([Part(name, rng.integers(0, size, 3 + 4 * i)) for name, size in IDS.items()], index=i)
-            for i in range(4)]  # fmt: skip
+    return [
+        Document([Part(name, rng.integers(0, size, 3 + 4 * i)) for name, size in IDS.items()], index=i)
+        for i in range(4)
+    ]

@@ -43,8 +43,9 @@ def match_logs(paths: list[str], *, warmup: int = 0) -> Matched:
                 f"--from-logs: {path!r} has no curve of {paths[0]!r}, it has {_names(curves[name])}, not "
                 f"{_names(curves[first])}"
             )
-        pairs += [match_curves(name, first, key, {0: (curves[name][key], curves[first][key])}, warmup)
-                  for key in common]  # fmt: skip
+        pairs += [
+            match_curves(name, first, key, {0: (curves[name][key], curves[first][key])}, warmup) for key in common
+        ]
     if not any(match.points for pair in pairs for match in pair.matches.values()):
         raise DataError(f"--from-logs: no loss after the warm-up of {warmup} steps can be matched, log more points")
     modalities = dict.fromkeys(modality for found in curves.values() for _, modality in found)

@@ -167,8 +167,10 @@ def gradient_conflict(model: MixtureOfTransformers, batches: Sequence[Batch]) ->
     counts = np.sum([b.counts for b in batches], axis=0)
     before = [p.requires_grad for p in model.parameters()]
     model.requires_grad_(True)
-    halves = {m: [_gradient(model, half, m, float(counts[m])) for half in (batches[::2], batches[1::2]) if half]
-              for m in np.flatnonzero(counts).tolist()}  # fmt: skip
+    halves = {
+        m: [_gradient(model, half, m, float(counts[m])) for half in (batches[::2], batches[1::2]) if half]
+        for m in np.flatnonzero(counts).tolist()
+    }
     for parameter, wanted in zip(model.parameters(), before, strict=True):
         parameter.requires_grad_(wanted)
     whole = {m: {n: sum(half[n] for half in some) for n in some[0]} for m, some in halves.items()}

@@ -188,8 +188,9 @@ class StudyRun:
                 losses = final_losses(out) if state == "finished" else {}
                 found = score(losses)
                 error = error or ("" if found is not None else "its last validation losses are no finite numbers")
-                trials.append({"arm": arm, "learning_rate": rate, "score": found, "error": error, "data": self.data,
-                               **losses})  # fmt: skip
+                trials.append(
+                    {"arm": arm, "learning_rate": rate, "score": found, "error": error, "data": self.data, **losses}
+                )
         done, is_over = [t for t in trials if t["score"] is not None], len(trials) == len(rates)
         if not done or not is_over:
             return Tuned(None, is_over, trials)
@@ -226,8 +227,9 @@ class StudyRun:
             raise
         except Exception as error:  # a failed arm is written down, and the others go on
             said = str(error) or type(error).__name__
-            write_json(out / FAILURE, {"error": said, "kind": type(error).__name__,
-                                       "traceback": traceback.format_exc()})  # fmt: skip
+            write_json(
+                out / FAILURE, {"error": said, "kind": type(error).__name__, "traceback": traceback.format_exc()}
+            )
             self.failures += [] if is_trial else [f"{name}: {said}"]
             self.progress.print(f"{name} failed: {said}")
             return

@@ -148,8 +148,9 @@ def _savings(reference: Law, law: Law) -> list[dict[str, Any]]:
         # a law that does not fall never gets there, whatever it is given
         ends = np.quantile(np.where(np.isnan(needed), np.inf, needed)[1:], INTERVAL, method="nearest")
         inside = factor <= 1 and law.least_flops <= needed[0] * flops <= law.most_flops
-        rows.append({"flops": flops, "beyond": factor, **_interval("share", needed[0], *ends),
-                     "is_extrapolation": not inside})  # fmt: skip
+        rows.append(
+            {"flops": flops, "beyond": factor, **_interval("share", needed[0], *ends), "is_extrapolation": not inside}
+        )
     return rows
 
 

@@ -92,8 +92,10 @@ def _slim(value: Any) -> Any:
 def _table(table: Table) -> str:
     _, note, header, rows = table
     numeric = [all(NUMBER.fullmatch(row[i]) for row in rows) for i in range(len(header))]
-    head = "".join(f'<th class="number">{escape(h)}</th>' if n else f"<th>{escape(h)}</th>"
-                   for h, n in zip(header, numeric, strict=True))  # fmt: skip
+    head = "".join(
+        f'<th class="number">{escape(h)}</th>' if n else f"<th>{escape(h)}</th>"
+        for h, n in zip(header, numeric, strict=True)
+    )
     body = "".join(f"<tr>{''.join(map(_cell, row, numeric))}</tr>" for row in rows)
     note = f'<p class="note">{escape(note)}</p>' if note else ""
     return f'{note}<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

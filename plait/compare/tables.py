@@ -98,9 +98,11 @@ def _matches_tables(results: dict) -> list[Table]:
                *(bounded(m[k], m[f"{k}_is_bound"]) for k in keys), str(m["points"]), str(m["censored"]),
                str(m["early"]), str(m["seeds"])]  # fmt: skip
         (whole if m["split"] in (TRAINING, VALIDATION) else single).append(row)
-    note = ("The share of the other arm's steps (FLOPs, time) that an arm needs for the same loss; ≥ where it did not "
-            "reach some of the levels. Reverse: the share of this arm's steps that the other one needs. Levels, and "
-            "those that are censored, are counted over all seeds.")  # fmt: skip
+    note = (
+        "The share of the other arm's steps (FLOPs, time) that an arm needs for the same loss; ≥ where it did not "
+        "reach some of the levels. Reverse: the share of this arm's steps that the other one needs. Levels, and "
+        "those that are censored, are counted over all seeds."
+    )
     empty = [i for i, name in enumerate(header)
              if name in OPTIONAL and all(row[i] in ("–", "0") for row in [*whole, *single])]  # fmt: skip
     header, *both = [[cell for i, cell in enumerate(row) if i not in empty] for row in [header, *whole, *single]]
@@ -122,8 +124,10 @@ def _scores_table(results: dict) -> Table:
             continue
         spreads = [Spread.of([row.get(figure) for row in rows if row["arm"] == arm]) for arm in arms]
         cells.append([figure_words(figure), *map(_mean_and_range, spreads)])
-    note = ("What plait evaluate measures of finished runs: means over seeds, in brackets the lowest and "
-            "highest. A figure with a slash is of the validation split it names, others of the first.")  # fmt: skip
+    note = (
+        "What plait evaluate measures of finished runs: means over seeds, in brackets the lowest and "
+        "highest. A figure with a slash is of the validation split it names, others of the first."
+    )
     seeds = [len({row["seed"] for row in rows if row["arm"] == arm}) for arm in arms]
     header = [f"{arm} ({count} seed{'s' * (count > 1)})" for arm, count in zip(arms, seeds, strict=True)]
     return "What the models make", note, ["figure", *header], cells
@@ -152,8 +156,10 @@ def _scaling_table(results: dict) -> Table:
         where = "at the largest run" if r["beyond"] == 1 else f"at {r['beyond']:g} times the largest run"
         rows.append([r["family"], r["split"], r["modality"], f"share of FLOPs {where}", number(r["share"]),
                      _between(r), "–", "extrapolated" if r["is_extrapolation"] else "no"])  # fmt: skip
-    note = ("The law: loss = exp(a) FLOPs^-exponent, through the final losses. No irreducible loss is fitted, as so "
-            "few sizes cannot tell it from the slope; so read what is extrapolated with care.")  # fmt: skip
+    note = (
+        "The law: loss = exp(a) FLOPs^-exponent, through the final losses. No irreducible loss is fitted, as so "
+        "few sizes cannot tell it from the slope; so read what is extrapolated with care."
+    )
     return "Scaling", note, header, rows
 
 

@@ -327,9 +327,8 @@ def _convert_union(value: Any, kinds: tuple[Any, ...], where: str, bounds: Bound
         return value
     kinds = tuple(k for k in kinds if typing.get_origin(k) is not Literal)
     matching = [
-        k for k in kinds
-        if isinstance(value, dict if dataclasses.is_dataclass(k) else typing.get_origin(k) or k)
-    ]  # fmt: skip
+        k for k in kinds if isinstance(value, dict if dataclasses.is_dataclass(k) else typing.get_origin(k) or k)
+    ]
     return _convert(value, (matching or kinds)[0], where, bounds)
 
 

@@ -180,8 +180,9 @@ class ModelConfig(Fixed):
             head_dim = self.width // self.num_heads
         axes = len(self.position_axes)
         require(axes >= 1, "model.position_axes", list(self.position_axes), "a list of at least one axis name")
-        require(head_dim % 2 == 0 and head_dim // 2 >= axes, "model.head_dim", head_dim,
-                f"even and at least {2 * axes}")  # fmt: skip
+        require(
+            head_dim % 2 == 0 and head_dim // 2 >= axes, "model.head_dim", head_dim, f"even and at least {2 * axes}"
+        )
         self._fill(num_kv_heads=groups, head_dim=head_dim)
         self._fill_towers()
         self._check_modalities()
@@ -267,8 +268,10 @@ class ModelConfig(Fixed):
         where = f"model.untied (layer {layer})"
         require(len(widths) == 1, where, sorted(self.untied_at(layer)),
                  f"a list with {component!r}: towers of different width cannot share it")  # fmt: skip
-        kinds = {(t.ffn, t.ffn_width, t.num_experts, t.top_k, t.moe_routing) if t.ffn == "moe" else
-                 (t.ffn, t.ffn_width) for t in self.towers.values()}  # fmt: skip
+        kinds = {
+            (t.ffn, t.ffn_width, t.num_experts, t.top_k, t.moe_routing) if t.ffn == "moe" else (t.ffn, t.ffn_width)
+            for t in self.towers.values()
+        }
         require(component != "ffn" or len(kinds) == 1, where, sorted(self.untied_at(layer)),
                  "a list with 'ffn': towers with different feed-forward networks cannot share it")  # fmt: skip
 

@@ -261,8 +261,9 @@ class SamplingConfig(Checked):
     """Guidance by what is given besides the first modality, where that is guided apart (InstructPix2Pix, eq. 3)."""
     steps: int = bounded(50, at_least=1)
     """Denoising steps (continuous)."""
-    sampler: Literal["auto", "ddpm", "ddim", "unipc", "dpm_solver", "sde_dpm_solver", "euler", "heun",
-                     "stochastic_euler"] = "auto"  # fmt: skip
+    sampler: Literal[
+        "auto", "ddpm", "ddim", "unipc", "dpm_solver", "sde_dpm_solver", "euler", "heun", "stochastic_euler"
+    ] = "auto"
     """Scheduler of the denoising: ddpm, ddim, unipc, dpm_solver or sde_dpm_solver for the ddpm process; euler, heun,
     unipc, dpm_solver, sde_dpm_solver or stochastic_euler for flow. auto is ddim or euler. Those that add noise on the
     way (ddpm, sde_dpm_solver, stochastic_euler) mend errors of the steps before, which a model trained briefly makes.

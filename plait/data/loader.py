@@ -150,8 +150,9 @@ class Loader:
         self.wait_seconds = 0.0
         """Seconds that the consumer has waited for batches so far."""
         data = config.data
-        sources = open_task_sources(self.config, split, data.tasks, drop_condition=data.drop_condition,
-                                    drop_host=data.drop_host)  # fmt: skip
+        sources = open_task_sources(
+            self.config, split, data.tasks, drop_condition=data.drop_condition, drop_host=data.drop_host
+        )
         mixture = [folders(config)[s.source.folder] for s in sources]
         for source in sources:
             if not len(source):

@@ -40,8 +40,9 @@ class RecentDocuments:
                 raise
             future.set_result(document)
             with self._lock:
-                self._sizes[key] = sum(p.nbytes for part in document.parts for p in (part.ids, part.latents)
-                                       if p is not None)  # fmt: skip
+                self._sizes[key] = sum(
+                    p.nbytes for part in document.parts for p in (part.ids, part.latents) if p is not None
+                )
                 self._forget()
         return future.result()
 

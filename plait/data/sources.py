@@ -189,9 +189,9 @@ class TaskSource:
         self._used = np.array([name in model.modalities for name in source.names])
         self._wrapped = np.array([0 if name == self.host else 2 for name in source.names])
         records = [model.modalities.get(name) for name in source.names]
-        self._copied = np.array([
-            r is not None and r.objective == "diffusion" and r.later_sees == "clean_copy" for r in records
-        ])  # fmt: skip
+        self._copied = np.array(
+            [r is not None and r.objective == "diffusion" and r.later_sees == "clean_copy" for r in records]
+        )
 
     def __len__(self) -> int:
         return len(self.source)

@@ -62,9 +62,11 @@ class Judged(NamedTuple):
 
 
 def judge_speech(
-    sets: Sequence[Sequence[Media]], captions: Sequence[str], sample_rate: int,
+    sets: Sequence[Sequence[Media]],
+    captions: Sequence[str],
+    sample_rate: int,
     advance: Callable[[float, str], None],
-) -> list[Judged]:  # fmt: skip
+) -> list[Judged]:
     """Return for each set how many of its clips a recogniser hears as their own of ``captions``, among GRAMMAR ones."""
     groups = np.array_split(np.arange(len(captions)), max(1, round(len(captions) / GRAMMAR)))
     jobs = [([clips[i] for i in group], [captions[i] for i in group]) for clips in sets for group in groups]

@@ -57,8 +57,9 @@ class Suite:
         figures, splits = {}, validation_splits(self.config)
         with self.progress.stage("validation losses", total=len(splits)) as bar:
             for split in splits:
-                losses, tasks = split_losses(self.pipeline.model, self.config, split,
-                                             limit=self.config.evaluate.batches, autocast=self.autocast)  # fmt: skip
+                losses, tasks = split_losses(
+                    self.pipeline.model, self.config, split, limit=self.config.evaluate.batches, autocast=self.autocast
+                )
                 figures |= {f"val_loss/{split}/{name}": value for name, value in losses.items()}
                 figures |= {f"task_loss/{split}/{t.replace(',', '>')}/{n}": v for (t, n), v in tasks.items() if t}
                 bar.advance(1, split)
@@ -96,8 +97,9 @@ class Suite:
         """Generate ``output`` after the first part ``given`` of each document, and decode it; None where none came."""
         prompts = [[part_of(d, given)] for d in documents]
         with self.progress.stage(title, total=len(prompts)) as bar:
-            results = self.pipeline.complete(prompts, [output] * len(prompts), sampling=sampling,
-                                             on_result=lambda _: bar.advance(1))  # fmt: skip
+            results = self.pipeline.complete(
+                prompts, [output] * len(prompts), sampling=sampling, on_result=lambda _: bar.advance(1)
+            )
         decoded = iter(self.pipeline.decode([r.parts[0] for r in results if r.parts]))
         return [next(decoded)[1] if r.parts else None for r in results]
 
@@ -127,8 +129,9 @@ class Suite:
             figures |= {f"{name}_{label}": value for label, value in found.items()}
         return figures
 
-    def images(self, made: list[Media], metas: list[dict], real: list[Media], raw: RawSource, codec: Codec
-                 ) -> dict[str, float]:  # fmt: skip
+    def images(
+        self, made: list[Media], metas: list[dict], real: list[Media], raw: RawSource, codec: Codec
+    ) -> dict[str, float]:
         """Return what the judge makes of generated images, beside ``real`` ones of the same documents and others."""
         train = open_sources(self.config, "train")[0]
         nearest = raw.truths.nearest(metas, [train.meta(i) for i in range(len(train))])

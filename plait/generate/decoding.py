@@ -164,8 +164,9 @@ class Decoder:
         ints, floats = self._moved([back, *draws], [numbers])
         return self._draw(hidden, ints.split(shape.sizes), floats, shape)[: _num_draws(rows)]
 
-    def _drawing(self, streams: Sequence[Stream], last: np.ndarray,
-                 rows: Sequence[Row]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, DrawShape]:  # fmt: skip
+    def _drawing(
+        self, streams: Sequence[Stream], last: np.ndarray, rows: Sequence[Row]
+    ) -> tuple[np.ndarray, list[np.ndarray], np.ndarray, DrawShape]:
         """Return the tokens [S] whose logits are needed, branches, states and keys, settings [6 B], and the shape.
 
         ``last`` is the last token of each stream.

@@ -46,8 +46,9 @@ def fill(group: Latents, streams: Sequence[Stream], dtype: torch.dtype) -> None:
         group.values = group.values.to(dtype).index_copy(0, places, torch.cat(values))
 
 
-def advance(model: MixtureOfTransformers, hidden: list[Tensor], moved: Batch, streams: Sequence[Stream],
-            rows: Sequence[Row]) -> None:  # fmt: skip
+def advance(
+    model: MixtureOfTransformers, hidden: list[Tensor], moved: Batch, streams: Sequence[Stream], rows: Sequence[Row]
+) -> None:
     """Take every wave down one noise level."""
     for name, group in moved.latents.items():
         starts = np.cumsum([0, *group.lengths])

@@ -78,12 +78,15 @@ class Wave:
         return self.passes in {i * total // count for i in range(count)}
 
 
-def start_waves(canvases: list[Canvas], settings: list[Any], seeds: list[int],
-                make: Callable[[Any, list[int]], Denoiser]) -> list[Wave]:  # fmt: skip
+def start_waves(
+    canvases: list[Canvas], settings: list[Any], seeds: list[int], make: Callable[[Any, list[int]], Denoiser]
+) -> list[Wave]:
     """Group canvases of equal settings (modality, sampler, steps) and size; ``make(settings, seeds)`` returns a
     Denoiser. Where it draws noise, each canvas has a seed of its own, so that no draw depends on the company."""
     groups: dict[Any, list[int]] = {}
     for i, key in enumerate(settings):
         groups.setdefault((key, len(canvases[i])), []).append(i)
-    return [Wave(make(key, [seeds[i] for i in members]), [canvases[i] for i in members])
-            for (key, _), members in groups.items()]  # fmt: skip
+    return [
+        Wave(make(key, [seeds[i] for i in members]), [canvases[i] for i in members])
+        for (key, _), members in groups.items()
+    ]

@@ -121,11 +121,13 @@ class Pipeline:
         """
         prompts = list(prompts) if isinstance(prompts, list | tuple) else [prompts]
         media = [self.read(p) for p in prompts]
-        return self.generate_from_media(media, [output] * len(media), seed=seed, sampling=sampling,
-                                        max_tokens=max_tokens, grids=grids)  # fmt: skip
+        return self.generate_from_media(
+            media, [output] * len(media), seed=seed, sampling=sampling, max_tokens=max_tokens, grids=grids
+        )
 
-    def generate_from_media(self, media: Sequence[Sequence[MediaPart]], outputs: Sequence[str | None],
-                            **settings: Any) -> list[Sample]:  # fmt: skip
+    def generate_from_media(
+        self, media: Sequence[Sequence[MediaPart]], outputs: Sequence[str | None], **settings: Any
+    ) -> list[Sample]:
         """Generate one sample for each list of media, with its output; ``settings`` are those of `complete`."""
         results = self.complete([self.encode(m) for m in media], outputs, **settings)
         decoded = iter(self.decode([part for r in results for part in r.parts]))
@@ -150,8 +152,10 @@ class Pipeline:
         sampling = self.config.sampling | _mapping("sampling", sampling)
         max_tokens = self.config.max_tokens | _mapping("max_tokens", max_tokens)
         grids = _mapping("grids", grids)
-        requests = [Request(list(p), o, sampling, max_tokens, grids, seed=seed, number=i, num_snapshots=num_snapshots)
-                    for i, (p, o) in enumerate(zip(prompts, outputs, strict=True))]  # fmt: skip
+        requests = [
+            Request(list(p), o, sampling, max_tokens, grids, seed=seed, number=i, num_snapshots=num_snapshots)
+            for i, (p, o) in enumerate(zip(prompts, outputs, strict=True))
+        ]
         return generate(self.model, requests, grids=self.grids, max_rows=self.config.batch_size,
                         max_length=self.model.config.max_positions, diffusion=self.diffusion,
                         precision=self.config.precision, on_result=on_result,

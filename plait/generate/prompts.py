@@ -68,8 +68,9 @@ def _read_value(key: str, value: Any, codecs: dict[str, Codec], base: Path) -> M
         value = str(value)
     require(isinstance(value, str) or not codec.names_files, f"prompt ({key})", value,
             "the path of a file, its bytes, an image or an array")  # fmt: skip
-    require(not isinstance(value, np.ndarray) and not _is_image(value), f"prompt ({key})", value,
-            f"an item of {name!r}")  # fmt: skip
+    require(
+        not isinstance(value, np.ndarray) and not _is_image(value), f"prompt ({key})", value, f"an item of {name!r}"
+    )
     return name, codec.read(value, base)
 
 

@@ -38,8 +38,9 @@ class Limits:
         return cls(np.array(rows, np.float64).T, keep)
 
 
-def sample(logits: Tensor, blocked: Tensor, uniform: Tensor, scale: Tensor, top_k: Tensor, top_p: Tensor,
-           *, keep: int) -> Tensor:  # fmt: skip
+def sample(
+    logits: Tensor, blocked: Tensor, uniform: Tensor, scale: Tensor, top_k: Tensor, top_p: Tensor, *, keep: int
+) -> Tensor:
     """Draw one id per row by inverting the distribution at ``uniform`` [B]; returns [B].
 
     The other arguments are those of `weights_of`. A row's draw depends on its own logits and number alone, not on the

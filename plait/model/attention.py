@@ -127,11 +127,14 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> T
     pieces = []
     for call in plan.varlen:
         alone = call.keys.shape == call.queries.shape == query.shape[:1]  # then both are all tokens in their order
-        q, k, v = (x if alone else x.index_select(0, i)
-                   for x, i in zip((query, key, value), (call.queries, call.keys, call.keys), strict=True))  # fmt: skip
+        q, k, v = (
+            x if alone else x.index_select(0, i)
+            for x, i in zip((query, key, value), (call.queries, call.keys, call.keys), strict=True)
+        )
         window = (-1, 0) if call.causal else (-1, -1)
-        pieces.append(kernel(q, k, v, call.query_offsets, call.key_offsets, call.most_queries, call.most_keys,
-                             window_size=window))  # fmt: skip
+        pieces.append(
+            kernel(q, k, v, call.query_offsets, call.key_offsets, call.most_queries, call.most_keys, window_size=window)
+        )
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces).index_select(0, plan.varlen_order)
 
 

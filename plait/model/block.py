@@ -180,5 +180,7 @@ def heads_kernel(device: torch.device, head_dim: int) -> Callable | None:
 
 def is_token(routing: Routing, device: torch.device, ranks: Ranks) -> list[Tensor]:
     """Return for each tower the booleans [N_k / C] that are false on padding rows, from host sizes alone."""
-    return [ranks.rows_of_context(torch.arange(padded, device=device)) < size
-            for size, padded in zip(routing.sizes, routing.padded_sizes, strict=True)]  # fmt: skip
+    return [
+        ranks.rows_of_context(torch.arange(padded, device=device)) < size
+        for size, padded in zip(routing.sizes, routing.padded_sizes, strict=True)
+    ]

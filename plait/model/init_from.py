@@ -170,8 +170,10 @@ def _open(config: ModelConfig, tower: str, folder: Path) -> _Start:
     if start.source_tower != tower and len(towers) > 1:
         raise start.refuse(f"has the towers {', '.join(towers)}, it must have one tower, or one named {tower!r}")
     if saved.num_layers != config.num_layers:
-        raise start.refuse(f"has {saved.num_layers} layers and this model has {config.num_layers}, not as many: "
-                           f"set model.num_layers to {saved.num_layers}")  # fmt: skip
+        raise start.refuse(
+            f"has {saved.num_layers} layers and this model has {config.num_layers}, not as many: "
+            f"set model.num_layers to {saved.num_layers}"
+        )
     refused, start.said = _differing(saved, config, {tower: start.source_tower})
     for name, mine, other in refused:
         raise start.refuse(f"has {name} {other!r} and this model has {mine!r}, set {name} to {other!r}")
@@ -199,16 +201,20 @@ def _source_of(start: _Start, part: WeightRecord, have: Mapping[Place, WeightRec
     ):
         start.scratch[f"{place.modality} latents, which it does not have"] += 1
         return None
-    raise start.refuse(f"has nothing for {part.name!r}, which tower {start.tower!r} computes with; give both models "
-                       "the same model section, or start this tower from another one")  # fmt: skip
+    raise start.refuse(
+        f"has nothing for {part.name!r}, which tower {start.tower!r} computes with; give both models "
+        "the same model section, or start this tower from another one"
+    )
 
 
 def _leave_out(start: _Start, part: WeightRecord, wanted: Mapping[Place, WeightRecord], config: ModelConfig) -> None:
     """Count a saved tensor that this model has no place for, where a rule says so; else refuse."""
     modality = part.place.modality
     if modality is None or any((p.component, p.modality) == (part.place.component, modality) for p in wanted):
-        raise start.refuse(f"has {part.name!r}, which tower {start.tower!r} of this model has no place for; give both "
-                           "models the same model section")  # fmt: skip
+        raise start.refuse(
+            f"has {part.name!r}, which tower {start.tower!r} of this model has no place for; give both "
+            "models the same model section"
+        )
     start.left_out[f"{modality} latents, which tower {start.tower!r} does not carry"] += 1
 
 
@@ -223,8 +229,10 @@ def _take(
     theirs, mine = saved.state_dict()[source.name].shape, model.state_dict()[target.name].shape
     by_ids = target.place.component in ("embed", "head")
     if theirs[by_ids:] != mine[by_ids:]:
-        raise start.refuse(f"has {source.name!r} of shape {list(theirs)}, and {target.name!r} of this model needs "
-                           f"{list(mine)}; set the sizes of model.towers.{start.tower} to the saved ones")  # fmt: skip
+        raise start.refuse(
+            f"has {source.name!r} of shape {list(theirs)}, and {target.name!r} of this model needs "
+            f"{list(mine)}; set the sizes of model.towers.{start.tower} to the saved ones"
+        )
     copy = _Copy(source.name, target.name)
     if by_ids and saved.config.layout != model.config.layout:
         copy.rows = _rows(saved.config, model.config)

@@ -119,8 +119,7 @@ class Ranks:
         names = mesh.mesh_dim_names or ()
         sizes = {name: mesh[name].size() for name in names}
         places = {f"{name}_rank": mesh[name].get_local_rank() for name in names}
-        return cls(mesh, **sizes, **places, context_mesh=mesh["context"], tensor_mesh=mesh["tensor"],
-                   row_mesh=row_mesh)  # fmt: skip
+        return cls(mesh, **sizes, **places, context_mesh=mesh["context"], tensor_mesh=mesh["tensor"], row_mesh=row_mesh)
 
     @property
     def is_first(self) -> bool:

@@ -69,8 +69,9 @@ def trace_pass(
     pad = math.lcm(config.data.pad_rows_to, tensor * context)
     batch = corrupt(pack(documents, config.model, pad_rows_to=pad), config.diffusion, config.seed)
     batch = PlannedRanks.of_sizes(context=context, tensor=tensor).part(batch)
-    low, high = (_trace(config, of_rank(_of_depth(config.model, n), tensor), batch, (context, tensor), device)
-                 for n in DEPTHS)  # fmt: skip
+    low, high = (
+        _trace(config, of_rank(_of_depth(config.model, n), tensor), batch, (context, tensor), device) for n in DEPTHS
+    )
     steps = (config.model.num_layers - DEPTHS[0]) / (DEPTHS[1] - DEPTHS[0])
     values = {f.name: (getattr(low, f.name), getattr(high, f.name)) for f in fields(Pass)}
     return Pass(**{name: max(0.0, a + steps * (b - a)) for name, (a, b) in values.items()})
@@ -88,8 +89,9 @@ def of_rank(model: ModelConfig, tensor: int) -> ModelConfig:
     heads, kv_heads = model.num_heads // tensor, model.num_kv_heads // tensor
     towers = {name: replace(t, ffn_width=t.ffn_width // tensor) for name, t in model.towers.items()}
     modalities = {name: replace(m, vocab_size=-(-m.vocab_size // tensor)) for name, m in model.modalities.items()}
-    return replace(model, num_heads=heads, num_kv_heads=kv_heads, head_dim=model.head_dim, towers=towers,
-                   modalities=modalities)  # fmt: skip
+    return replace(
+        model, num_heads=heads, num_kv_heads=kv_heads, head_dim=model.head_dim, towers=towers, modalities=modalities
+    )
 
 
 def _trace(config: RunConfig, model: ModelConfig, batch: Batch, sizes: tuple[int, int], device: str) -> Pass:

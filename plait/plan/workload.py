@@ -33,9 +33,11 @@ def known_sizes(config: RunConfig) -> tuple[RunConfig, dict[str, tuple[int, ...]
     grids, found = {}, {}
     for name, modality in config.model.modalities.items():
         mine = config.modalities[name]
-        codec = codec_class(mine.codec).from_options(
-            mine.codec_options, f"model.modalities.{name}.codec_options"
-        ) if mine.codec and not _is_sized(modality) else None  # fmt: skip
+        codec = (
+            codec_class(mine.codec).from_options(mine.codec_options, f"model.modalities.{name}.codec_options")
+            if mine.codec and not _is_sized(modality)
+            else None
+        )
         unset = ("vocab_size",) if modality.objective == "next_token" else ("latent_channels", "patch_size")
         sizes = {field: getattr(modality, field) or getattr(codec, field, 0) for field in unset}
         found[name] = replace(modality, **sizes)

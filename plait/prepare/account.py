@@ -104,8 +104,9 @@ def _line(entry: Mapping[str, Any]) -> str:
     if columns:
         parts = _listed(name if name == key else f"{name} ({key})" for name, key in columns["parts"].items())
         said.append(f"columns: {parts} are parts")
-        said += [f"{_listed(columns[k])} {'is' if k == 'meta' else 'are'} {k}" for k in ("meta", "left out")
-                 if columns[k]]  # fmt: skip
+        said += [
+            f"{_listed(columns[k])} {'is' if k == 'meta' else 'are'} {k}" for k in ("meta", "left out") if columns[k]
+        ]
     said += [f"{entry[k]:,} {k}" for k in ("empty cells", "blank lines") if entry.get(k)]
     said += [f"{n:,} {text}" for text, n in entry.get("remarks", {}).items()]
     return "; ".join(said)

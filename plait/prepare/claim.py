@@ -16,8 +16,7 @@ from plait.prepare.remote import fingerprint
 REPORT_NAME = "report.json"
 BROKEN_NAME = "broken.jsonl"
 
-_OURS = (INDEX_NAME, REPORT_NAME, BROKEN_NAME, "codecs", "rows", "shards", "tables", "work",
-         SETTINGS_NAME)  # fmt: skip
+_OURS = (INDEX_NAME, REPORT_NAME, BROKEN_NAME, "codecs", "rows", "shards", "tables", "work", SETTINGS_NAME)
 """What --restart removes: first what says that the folder is whole, last what says whose it is."""
 
 

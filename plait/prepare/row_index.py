@@ -119,8 +119,10 @@ class RowIndex:
         first, path = self._first[split], self._folder / f"{split}.rows"
         stop = min(stop, int(first[-1]))
         with open(path, "rb") as file:
-            found = np.frombuffer(os.pread(file.fileno(), (stop - start) * RECORD.itemsize, start * RECORD.itemsize)
-                                  or bytearray(), RECORD)  # fmt: skip
+            found = np.frombuffer(
+                os.pread(file.fileno(), (stop - start) * RECORD.itemsize, start * RECORD.itemsize) or bytearray(),
+                RECORD,
+            )
         files = np.searchsorted(first, np.arange(start, stop), side="right") - 1
         return [
             RowPlace(*values)

@@ -152,10 +152,12 @@ class _Preparation:
         write_json(self.folder / REPORT_NAME, report)
         for line in account_lines(account, {name: codec.key for name, codec in self.codecs.items()}):
             self.progress.print(line)
-        self._say_too_long({
-            name: max((note["modalities"][name]["longest_image"] for note in notes.values()), default=0)
-            for name in self.codecs
-        })  # fmt: skip
+        self._say_too_long(
+            {
+                name: max((note["modalities"][name]["longest_image"] for note in notes.values()), default=0)
+                for name in self.codecs
+            }
+        )
         self._index(notes)
         shutil.rmtree(self.folder / "work", ignore_errors=True)
         return report["figures"]

@@ -112,14 +112,16 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
         "facts": _facts(config, strings),
         "config_text": config_text,
         "all_figures": [(k, numbers_module.plain(v)) for k, v in sorted(summary.items()) if k not in strings],
-        "data_figures": [(k, v if isinstance(v, str) else numbers_module.plain(v))
-                         for k, v in numbers_module.flatten(data_report).items()],
+        "data_figures": [
+            (k, v if isinstance(v, str) else numbers_module.plain(v))
+            for k, v in numbers_module.flatten(data_report).items()
+        ],
         "scenes": _section(config, "prepare").get("source", "scenes") == "scenes",
         "first_shown": FIRST_SHOWN,
         "first_strips": FIRST_STRIPS,
         "duration": numbers_module.duration,
         "empty": not (rows or samples or strips or guided or codecs or summary),
-    }  # fmt: skip
+    }
 
 
 def _config(path: Path) -> tuple[str, dict]:
@@ -254,17 +256,19 @@ def _tasks(samples: list[dict], counts: dict[str, int]) -> list[dict]:
         settings = {s["settings"] for s in found}
         same_settings = len(settings) == 1
         given, arrow, made = name.partition(">")
-        tasks.append({
-            "anchor": f"task-{i + 1}",
-            "name": name,
-            "given": given.replace("+", ",").split(",") if arrow else [],
-            "made": made.replace("+", ",").split(",") if arrow else [],
-            "layout": layouts.pop() if len(layouts) == 1 else "document",
-            "samples": found,
-            "count": counts.get(name, len(found)),
-            "settings": settings.pop() if same_settings else "",
-            "same_settings": same_settings,
-        })  # fmt: skip
+        tasks.append(
+            {
+                "anchor": f"task-{i + 1}",
+                "name": name,
+                "given": given.replace("+", ",").split(",") if arrow else [],
+                "made": made.replace("+", ",").split(",") if arrow else [],
+                "layout": layouts.pop() if len(layouts) == 1 else "document",
+                "samples": found,
+                "count": counts.get(name, len(found)),
+                "settings": settings.pop() if same_settings else "",
+                "same_settings": same_settings,
+            }
+        )
     order = ("images", "captions", "clips", "document")
     return sorted(tasks, key=lambda task: order.index(task["layout"]))
 

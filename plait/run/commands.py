@@ -66,8 +66,9 @@ def compare(chosen) -> None:
     _check_options(chosen)
     if chosen.from_logs:
         return _compare_logs(chosen)
-    study = chosen.study and load_study(study_path(chosen.study), find_base=config_path, out=chosen.out,
-                                        overrides=chosen.overrides)  # fmt: skip
+    study = chosen.study and load_study(
+        study_path(chosen.study), find_base=config_path, out=chosen.out, overrides=chosen.overrides
+    )
     some = {"arms": chosen.arms, "seeds": chosen.seeds}
     if study and chosen.rates:
         from plait.compare.conclude import LOGS

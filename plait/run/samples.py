@@ -44,8 +44,9 @@ class Asked:
 class SampleSet:
     """Makes samples with a run's model, on documents that were held out, and writes them into a folder."""
 
-    def __init__(self, config: RunConfig, pipeline: Pipeline, folder: Path, count: int, *,
-                 progress: Progress | None = None):  # fmt: skip
+    def __init__(
+        self, config: RunConfig, pipeline: Pipeline, folder: Path, count: int, *, progress: Progress | None = None
+    ):
         """``count`` is the number of documents that samples of each task are made of."""
         self.config, self.pipeline, self.folder, self.count = config, pipeline, folder, count
         self.progress = progress or QuietProgress()
@@ -119,8 +120,10 @@ class SampleSet:
                 levels = [level for level, _ in sample.result.snapshots]
                 shown = self.pipeline.decode([part for _, part in sample.result.snapshots])
                 record = sample.save(self.folder, f"strip-{name}-{i:02d}", [a.truth])
-                steps = [{"level": level, "part": self._save(part, f"strip-{name}-{i:02d}-{k}")}
-                         for k, (level, part) in enumerate(zip(levels, shown, strict=True))]  # fmt: skip
+                steps = [
+                    {"level": level, "part": self._save(part, f"strip-{name}-{i:02d}-{k}")}
+                    for k, (level, part) in enumerate(zip(levels, shown, strict=True))
+                ]
                 yield record | {"steps": steps, "output": record["output"][0]}
 
     def _guidance(self) -> Iterator[dict]:

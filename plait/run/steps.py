@@ -241,8 +241,10 @@ def report_step(config: RunConfig, progress: Progress) -> Path:
             return write_report(config.out)
     except Held:
         who = writer_of(config.out) or "another process"
-        progress.print(f"report: {config.out!r} is being written by {who}; the page shows what is there, the same "
-                       "command makes new samples and figures when that has ended")  # fmt: skip
+        progress.print(
+            f"report: {config.out!r} is being written by {who}; the page shows what is there, the same "
+            "command makes new samples and figures when that has ended"
+        )
         return write_report(config.out)
 
 

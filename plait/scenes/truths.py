@@ -115,10 +115,12 @@ class SceneTruths:
             return len(a["objects"]) == len(b["objects"]), 2 * same + sum(a[k] == b[k] for k in _SEEN)
 
         return [
-            max((i for shown in meta["objects"] for i in by_thing.get(shown["concept"], [0])),
-                key=lambda i: likeness(meta, others[i]))
+            max(
+                (i for shown in meta["objects"] for i in by_thing.get(shown["concept"], [0])),
+                key=lambda i: likeness(meta, others[i]),
+            )
             for meta in metas
-        ]  # fmt: skip
+        ]
 
     def openings(self, metas: Sequence[dict], count: int, seed: int) -> tuple[list[str], np.ndarray]:
         names = [meta["objects"][0]["name"] for meta in metas]

@@ -207,8 +207,9 @@ def agreed(ranks: Ranks, values: Sequence[float]) -> list[float]:
 @torch.no_grad()
 def sum_balance(model: MixtureOfTransformers) -> None:
     """Sum the loads of token-choice experts over ranks, in one exchange."""
-    loads = [m.tokens_per_expert for m in model.modules()
-             if isinstance(m, MixtureOfExperts) and m.routing == "token_choice"]  # fmt: skip
+    loads = [
+        m.tokens_per_expert for m in model.modules() if isinstance(m, MixtureOfExperts) and m.routing == "token_choice"
+    ]
     if model.ranks.mesh is not None and loads:
         _sum_together(loads, None)
 

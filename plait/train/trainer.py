@@ -133,8 +133,9 @@ class Trainer:
         self.averages: AveragedWeights | None = None
         self._codecs: dict[str, str] = {}
         """Fingerprints of the data's codecs, once training begins."""
-        self.checkpoints = Checkpoints(self.out / "checkpoints", keep=config.train.keep_checkpoints,
-                                       keep_every=config.train.keep_every)  # fmt: skip
+        self.checkpoints = Checkpoints(
+            self.out / "checkpoints", keep=config.train.keep_checkpoints, keep_every=config.train.keep_every
+        )
         self._restore()
         if config.train.compile:
             self.model.compile_blocks()

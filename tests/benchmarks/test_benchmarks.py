@@ -222,8 +222,10 @@ def result_file():
     facts = {"value": 0.5, "spread": 0.01, "unit": "", "against": "", "load": 0.1, "commit": "abc",
              "date": "2026-01-01", "versions": {"torch": "2"}}  # fmt: skip
     rows = [facts | {"name": f"{kind}/d8-t8-1towers-1/float32/eager"} for kind in table.STEP]
-    rows += [facts | {"name": "head_memory/v65536-n1-d1/float32", "value": 0.3, "load": 2.0},
-             facts | {"name": "attention_ratio/transfusion/t2048-4documents/float32", "value": 0.19}]  # fmt: skip
+    rows += [
+        facts | {"name": "head_memory/v65536-n1-d1/float32", "value": 0.3, "load": 2.0},
+        facts | {"name": "attention_ratio/transfusion/t2048-4documents/float32", "value": 0.19},
+    ]
     return {"hardware": {"cpu": "x"}, "rows": rows}
 
 
@@ -341,9 +343,11 @@ def test_a_runs_summary_becomes_a_results_file(tmp_path, monkeypatch):
 
 def test_quickstarts_of_several_seeds_become_a_table(tmp_path, monkeypatch):
     named, codec = "image_object_accuracy", "image_object_codec"
-    runs = {"mixed-2": {named: 0.5, "seconds_total": 600.0, "steps": 1000.0},
-            "mixed-3": {named: 0.7, codec: 0.8, "seconds_total": 600.0, "steps": 1400.0},
-            "transfusion-2": {named: 0.6, codec: 0.8}}  # fmt: skip
+    runs = {
+        "mixed-2": {named: 0.5, "seconds_total": 600.0, "steps": 1000.0},
+        "mixed-3": {named: 0.7, codec: 0.8, "seconds_total": 600.0, "steps": 1400.0},
+        "transfusion-2": {named: 0.6, codec: 0.8},
+    }
     for name, summary in runs.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "summary.json").write_text(json.dumps(summary | {"commit": "0123456789ab", "more": 1}))

@@ -485,8 +485,9 @@ def test_fitting_keeps_to_its_time(tmp_path, monkeypatch):
     ticks, seen = itertools.count(), []
     monkeypatch.setattr(fitting, "time", types.SimpleNamespace(monotonic=lambda: next(ticks) / 16))
     codec = ImageTokenCodec.from_options(TINY_IMAGE | {"steps": 0})
-    codec.fit(blobs(64), minutes=1.875 / 60, seed=0, folder=tmp_path,
-              progress=lambda share, text: seen.append((share, text)))  # fmt: skip
+    codec.fit(
+        blobs(64), minutes=1.875 / 60, seed=0, folder=tmp_path, progress=lambda share, text: seen.append((share, text))
+    )
     assert seen[-1] == (1.0, "30 steps")
     assert len(seen) >= 3 and "loss" in seen[0][1]
     assert [s for s, _ in seen] == sorted(s for s, _ in seen)

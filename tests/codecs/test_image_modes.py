@@ -239,7 +239,7 @@ SEEM = {
     "words": (b"not an image", "of no kind that is known: 'not an image'"),
     "video": (b"\0\0\0\x18ftypisom" + bytes(40), "a video"),
     "jp2": (b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(40), "a JPEG 2000 image; convert it"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", SEEM)

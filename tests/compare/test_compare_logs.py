@@ -98,8 +98,10 @@ def test_means_of_other_validation_sets_are_not_matched(tmp_path):
 
 def test_a_set_may_be_called_as_a_derived_curve_is(tmp_path):
     """`plait prepare` calls the held-out part of a manifest "validation"."""
-    rows = [{"step": t, "loss/text": 5.0 - t, "val_loss/validation/text": 4.0 - t, "val_loss/training/text": 2.0 - t}
-            for t in range(3)]  # fmt: skip
+    rows = [
+        {"step": t, "loss/text": 5.0 - t, "val_loss/validation/text": 4.0 - t, "val_loss/training/text": 2.0 - t}
+        for t in range(3)
+    ]
     curves = curves_of(read_log(write(tmp_path / "a.jsonl", rows)))
     assert curves["validation set", "text"].losses == [4.0, 3.0, 2.0]
     assert curves["validation", "text"].losses == [3.0, 2.0, 1.0]  # the mean of both sets
@@ -150,11 +152,15 @@ def test_one_log_and_no_study_are_refused(tmp_path, capsys):
 
 
 def test_a_log_of_ours_is_one(tmp_path):
-    rows = [{"step": 1, "seconds": 0.1, "tokens": 9, "loss/text": 3.0, "grad_norm": None},
-            {"step": 2, "seconds": 0.2, "tokens": 18, "val_loss/seen/text": 2.5}]  # fmt: skip
+    rows = [
+        {"step": 1, "seconds": 0.1, "tokens": 9, "loss/text": 3.0, "grad_norm": None},
+        {"step": 2, "seconds": 0.2, "tokens": 18, "val_loss/seen/text": 2.5},
+    ]
     assert set(curves_of(read_log(write(tmp_path / "metrics.jsonl", rows)))) == {
-        ("seen", "text"), ("validation", "text"), ("training", "text")
-    }  # fmt: skip
+        ("seen", "text"),
+        ("validation", "text"),
+        ("training", "text"),
+    }
 
 
 def run_folder(folder, rows):

@@ -114,8 +114,10 @@ def test_figures_are_taken_away_as_png_and_csv(page, browser, tmp_path):
 
 def test_every_chart_is_drawn_as_png(tmp_path):
     """All kinds of series, with and without intervals, one panel and more than fit a row."""
-    lines = [Series("a", [1, 10], [2.0, 1.0], colour=0, low=[1.9, 0.9], high=[2.1, 1.1], end_label="0.5"),
-             Series("even", [1, 10], [1.0, 1.0], dashed=True)]  # fmt: skip
+    lines = [
+        Series("a", [1, 10], [2.0, 1.0], colour=0, low=[1.9, 0.9], high=[2.1, 1.1], end_label="0.5"),
+        Series("even", [1, 10], [1.0, 1.0], dashed=True),
+    ]
     bars = [Series("b", [0, 1], [0.5, 1.2], "bars", 1, [0.4, 1.1], [0.6, 1.3], [False, True])]
     points = [Series("c", [1.5, 2.5], [1.0, 2.0], "points", 12, is_bound=[True, False])]
     panels = [Panel("log", "x", "y", lines, log=True), Panel("bars", "", "y", bars, categories=["text", "image"]),

@@ -72,8 +72,10 @@ def test_bent_curves_come_close(speed):
 
 
 def test_noise_moves_it_little():
-    ratios = [match(STEPS, curve(STEPS, noise=0.01, seed=i), STEPS, curve(STEPS, 2, noise=0.01, seed=100 + i)).ratio
-              for i in range(40)]  # fmt: skip
+    ratios = [
+        match(STEPS, curve(STEPS, noise=0.01, seed=i), STEPS, curve(STEPS, 2, noise=0.01, seed=100 + i)).ratio
+        for i in range(40)
+    ]
     assert np.mean(ratios) == pytest.approx(0.5, abs=0.03)
     assert np.std(ratios) < 0.06
 

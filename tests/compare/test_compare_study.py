@@ -198,8 +198,10 @@ def test_a_failed_run_is_kept_and_the_others_go_on(folder, monkeypatch, capsys):
     assert runs["mot", 0]["status"] == "failed" and runs["mot", 0]["error"] == "the device fell off"
     assert all(r["status"] == "finished" for key, r in runs.items() if key != ("mot", 0))
     assert {m["seeds"] for m in results(folder)["matches"] if m["points"]} == {1}
-    assert "| mot | 0 | failed | – | – | – | – | the device fell off |" in (
-        folder / "out" / "results" / "tiny" / "results.md").read_text()  # fmt: skip
+    assert (
+        "| mot | 0 | failed | – | – | – | – | the device fell off |"
+        in (folder / "out" / "results" / "tiny" / "results.md").read_text()
+    )
     monkeypatch.setattr(Trainer, "update", original)
     assert main(["compare", str(path)]) == 0
     assert {r["status"] for r in results(folder)["runs"]} == {"finished"}
@@ -345,12 +347,14 @@ def test_only_some_arms_and_seeds(folder):
         ({"tuning": {"learning_rates": [1e-3, 2e-3, -1]}}, r"^tuning\.learning_rates\[2\]: -1 .* above 0$"),
         ({"tuning": {"learning_rates": [1e-3, 2e-3, 2e-3]}}, r"^tuning\.learning_rates: .* each once$"),
         ({"budget": {"flops": float("inf")}}, r"^budget\.flops: inf .* a finite number, 0 or more$"),
-        ({"arms__mot__settings": {"model.width": datetime.date(2020, 1, 1)}},
-         r"^arms\.mot: model\.width: '2020-01-01'"),
+        (
+            {"arms__mot__settings": {"model.width": datetime.date(2020, 1, 1)}},
+            r"^arms\.mot: model\.width: '2020-01-01'",
+        ),
         ({"name": "a/b"}, r"^name: 'a/b'"),
         ({"base": "none.yaml"}, "there is no file"),
     ],
-)  # fmt: skip
+)
 def test_wrong_studies_are_named(folder, changes, sentence):
     with pytest.raises(ConfigError, match=sentence) as error:
         load_study(write(folder, **changes))
@@ -364,7 +368,7 @@ def test_wrong_studies_are_named(folder, changes, sentence):
         ({"arms__mot__equal_parameters_to": "dense"}, r"^arms\.mot: it has 1\.\d+ times the parameters of 'dense'"),
         ({"budget": {"steps": 5000}}, r"^budget: 5000 steps read .* only 150 are prepared"),
     ],
-)  # fmt: skip
+)
 def test_arms_that_may_not_be_compared_are_refused(folder, changes, sentence):
     study = load_study(write(folder, **changes))
     with pytest.raises(ConfigError, match=sentence) as error:

@@ -50,8 +50,9 @@ def test_learning_rates_are_tried_and_inherited(folder, monkeypatch):
     assert arms["fixed"]["learning_rate"] == 5e-3
     assert arms["mot"]["learning_rate"] == 1e-2 and arms["mot"]["learning_rate_from"] == "config"
     assert arms["dense"]["learning_rate_at_edge"] == (best in (trials[0], trials[-1]))
-    assert sorted(trained) == sorted([*(("dense", r, "seed-3") for r in ("0.0001", "0.01", "0.003")),
-                                      ("ffn", rate, "seed-1")])  # fmt: skip
+    assert sorted(trained) == sorted(
+        [*(("dense", r, "seed-3") for r in ("0.0001", "0.01", "0.003")), ("ffn", rate, "seed-1")]
+    )
     statuses = {(r["arm"], r["seed"]): r["status"] for r in found["runs"]}
     assert statuses["dense", 3] == statuses["ffn", 1] == "finished" and statuses["dense", 1] == "waiting"
     assert main(["compare", str(path), "--arms", "dense"]) == 0
@@ -118,8 +119,9 @@ def test_no_rate_is_taken_before_all_were_tried(folder, monkeypatch):
 
 
 def test_a_trial_that_fails_is_recorded(folder, monkeypatch):
-    path = write(folder, tuning={"learning_rates": [1e-3, 1e-2, 1e-1]}, seeds=[0],
-                 arms={"dense": {"tune": True}}, paper=[])  # fmt: skip
+    path = write(
+        folder, tuning={"learning_rates": [1e-3, 1e-2, 1e-1]}, seeds=[0], arms={"dense": {"tune": True}}, paper=[]
+    )
     original = Trainer.update
 
     def failing(trainer, batches):

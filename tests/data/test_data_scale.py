@@ -209,8 +209,10 @@ def test_a_state_of_another_policy_is_refused(mixture):
 
 
 def test_settings_of_sources():
-    values = {"model": {"modalities": {"text": {"vocab_size": 10}}, "width": 16, "num_heads": 2},
-              "data": {"sources": {"a": 2, "b": {"weight": 0.5, "when_exhausted": "stop"}}}}  # fmt: skip
+    values = {
+        "model": {"modalities": {"text": {"vocab_size": 10}}, "width": 16, "num_heads": 2},
+        "data": {"sources": {"a": 2, "b": {"weight": 0.5, "when_exhausted": "stop"}}},
+    }
     config = from_dict(RunConfig, values)
     assert config.data.sources == {"a": 2.0, "b": SourceConfig(0.5, "stop")}
     assert from_dict(RunConfig, to_dict(config)) == config

@@ -35,8 +35,10 @@ class Truths:
 
     def scores(self, said, metas):
         pairs = list(zip(said, metas, strict=True))
-        return {"object": float(np.mean([m["shows"] in s for s, m in pairs])),
-                "exact": float(np.mean([m["caption"] == s for s, m in pairs]))}  # fmt: skip
+        return {
+            "object": float(np.mean([m["shows"] in s for s, m in pairs])),
+            "exact": float(np.mean([m["caption"] == s for s, m in pairs])),
+        }
 
     def thing(self, meta):
         return meta.get("shows", "")
@@ -112,8 +114,10 @@ class Planted(MixtureOfTransformers):
         rows = [row for row, _ in step.kept] or list(range(len(batch.lengths)))
         ends = [cache.lengths[row] + n for row, n in zip(rows, batch.lengths, strict=True)]
         step.commit()
-        return [cache.span(0, cache.locate(row, end), 0, end)[0][:, 0, 0].long().numpy()
-                for row, end in zip(rows, ends, strict=True)]  # fmt: skip
+        return [
+            cache.span(0, cache.locate(row, end), 0, end)[0][:, 0, 0].long().numpy()
+            for row, end in zip(rows, ends, strict=True)
+        ]
 
 
 class Pixels:

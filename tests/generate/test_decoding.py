@@ -114,8 +114,10 @@ def test_rows_of_all_modalities_cost_one_synchronisation_a_step(rng, monkeypatch
 
     monkeypatch.setattr(torch.Tensor, "tolist", watched)
     engine = Generator(build(), grids=GRIDS, max_rows=9, max_length=64, page_size=page_size)
-    waiting = [Request([random_part(rng, "text")], m, MIXED, {"text": 9, "speech": 9}, number=i)
-               for i, m in enumerate(["text", "image", "speech"] * 3)]  # fmt: skip
+    waiting = [
+        Request([random_part(rng, "text")], m, MIXED, {"text": 9, "speech": 9}, number=i)
+        for i, m in enumerate(["text", "image", "speech"] * 3)
+    ]
     for step in range(4):
         for request in (waiting[:6], [], waiting[6:], [])[step]:
             engine.add(request)
@@ -170,8 +172,9 @@ def test_what_begins_alike_is_shared_and_changes_nothing(rng, page_size, attenti
     found = run(engine, asked)
     for a, b in zip(alone, found, strict=True):
         for x, y in zip(a.parts, b.parts, strict=True):
-            np.testing.assert_allclose(x.ids if x.latents is None else x.latents,
-                                       y.ids if y.latents is None else y.latents, atol=1e-6)  # fmt: skip
+            np.testing.assert_allclose(
+                x.ids if x.latents is None else x.latents, y.ids if y.latents is None else y.latents, atol=1e-6
+            )
     fed_alone = Generator(model, max_rows=1, max_length=96, **settings)
     run(fed_alone, asked)
     assert engine.num_tokens < fed_alone.num_tokens - 100
@@ -329,8 +332,9 @@ def test_the_config_chooses_the_cache(monkeypatch):
     monkeypatch.setattr(Generator, "__init__", lambda self, *a, **k: made.append(self) or start(self, *a, **k))
     found = []
     for cache in ("static", "paged"):
-        config = GenerateConfig(cache=cache, page_size=8, cache_tokens=64, grids={"image": [2, 3]}, batch_size=4,
-                                speculate=2)  # fmt: skip
+        config = GenerateConfig(
+            cache=cache, page_size=8, cache_tokens=64, grids={"image": [2, 3]}, batch_size=4, speculate=2
+        )
         pipeline = Pipeline(build(), {"image": Ids()}, config)
         found.append([s.output for s in pipeline.generate_from_media([[]] * 6, ["image"] * 6)])
     assert found[0] == found[1]

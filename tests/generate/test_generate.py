@@ -77,8 +77,9 @@ def test_guidance_of_one_and_two_by_hand(rng):
 
     guided = first_logits([]) + 3.0 * (first_logits(prompt) - first_logits([]))
     ids = list(layout.ids("image"))
-    result = generate(model, [Request(prompt, "image", {"image": SamplingConfig(temperature=0, guidance=3.0)})],
-                      grids=GRIDS)[0]  # fmt: skip
+    result = generate(
+        model, [Request(prompt, "image", {"image": SamplingConfig(temperature=0, guidance=3.0)})], grids=GRIDS
+    )[0]
     assert result.parts[0].ids[0] == int(guided[ids].argmax())
 
 
@@ -125,8 +126,9 @@ def test_requests_that_cannot_be_made():
 
 
 def test_a_full_cache_ends_a_row():
-    results = generate(build(), [Request([], None, max_tokens={"speech": 99}, number=i) for i in range(8)], grids=GRIDS,
-                       max_length=20)  # fmt: skip
+    results = generate(
+        build(), [Request([], None, max_tokens={"speech": 99}, number=i) for i in range(8)], grids=GRIDS, max_length=20
+    )
     assert all(r.stopped in ("length", "eos") for r in results)
     assert any(r.stopped == "length" for r in results)
 

@@ -67,9 +67,11 @@ def asked(rng, count: int, diffusion: DiffusionConfig) -> list[Request]:
     for i in range(count):
         names = rng.choice(["text", "mel", "image", "speech"], int(rng.integers(0, 4)))
         s = SamplingConfig(
-            steps=int(rng.integers(3, 6)), sampler=samplers[i % 2], guidance=float(rng.choice([1.0, 3.0])),
+            steps=int(rng.integers(3, 6)),
+            sampler=samplers[i % 2],
+            guidance=float(rng.choice([1.0, 3.0])),
             media_guidance=float(rng.choice([1.0, 1.5])),
-        )  # fmt: skip
+        )
         grid = (int(rng.integers(1, 4)), int(rng.integers(1, 4)))
         output = ["mel", "mel", "mel", "image", None][i % 5]
         found.append(Request([random_part(rng, n) for n in names], output, {"mel": s}, {"text": 5, "speech": 6},

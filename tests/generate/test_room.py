@@ -51,10 +51,12 @@ def test_the_cache_has_room_for_the_requests_at_hand_alone(monkeypatch, page_siz
 def test_requests_that_need_more_let_a_running_generator_grow(rng, page_size, speculate):
     model = build()
     guided = {"image": SamplingConfig(guidance=2.0), "speech": SamplingConfig(guidance=1.5)}
-    asked = [Request([], "text", {}, {"text": 5}, number=0),
-             Request([Part("text", np.arange(9))], "image", guided, number=1),
-             Request([Part("text", np.arange(20))], "speech", guided, {"speech": 30}, number=2),
-             Request([Part("text", np.arange(3))], "text", {}, {"text": 40}, number=3)]  # fmt: skip
+    asked = [
+        Request([], "text", {}, {"text": 5}, number=0),
+        Request([Part("text", np.arange(9))], "image", guided, number=1),
+        Request([Part("text", np.arange(20))], "speech", guided, {"speech": 30}, number=2),
+        Request([Part("text", np.arange(3))], "text", {}, {"text": 40}, number=3),
+    ]
     settings = {"grids": GRIDS, "page_size": page_size, "speculate": speculate}
     alone = [generate(model, [r], max_rows=1, **settings)[0] for r in asked]
     engine, sizes, found = Generator(model, max_rows=4, max_length=64, **settings), [], {}

@@ -111,8 +111,9 @@ def test_the_window_the_cache_and_the_batch_change_nothing(rng, page_size, make)
         latents = [Request([], "mel", {"mel": SamplingConfig(steps=5)}, grids={"mel": (2, 2)}, number=50)]
     alone = [generate(model, [r], max_rows=1, speculate=1, **settings)[0] for r in asked]
     for window in (2, 4, 9):
-        engines = [kind(model, max_rows=6, page_size=page_size, speculate=window, **settings)
-                   for kind in (Generator, General)]  # fmt: skip
+        engines = [
+            kind(model, max_rows=6, page_size=page_size, speculate=window, **settings) for kind in (Generator, General)
+        ]
         padded = Generator(model, max_rows=6, page_size=page_size, speculate=window, **settings)
         padded._decoder = Decoder(model, padded.cache, padded._allowed, pad=True)
         for engine in (*engines, padded):
@@ -189,8 +190,9 @@ def test_a_full_cache_ends_the_same_rows(max_length, page_size):
     asked += [Request([Part("text", np.arange(n))], "image", number=9 + n) for n in range(1, 7)]
     found = []
     for window in (1, 8):
-        engine = Generator(build(), grids=GRIDS, max_rows=4, max_length=max_length, speculate=window,
-                           page_size=page_size)  # fmt: skip
+        engine = Generator(
+            build(), grids=GRIDS, max_rows=4, max_length=max_length, speculate=window, page_size=page_size
+        )
         found.append(parts_of(run(engine, asked)))
     assert found[0] == found[1]
     assert {r[-1] for r in found[0]} >= {"length"}
@@ -200,8 +202,9 @@ def test_guesses_have_room_and_leave_none_behind(rng):
     """A pool of pages that a few requests fill to the last one; what failed gives its pages back at once."""
     asked = [Request([random_part(rng, "text")], "image", number=i) for i in range(9)]
     for window in (1, 8):
-        engine = Generator(build(), grids=GRIDS, max_rows=9, max_length=32, page_size=1, cache_tokens=64,
-                           speculate=window)  # fmt: skip
+        engine = Generator(
+            build(), grids=GRIDS, max_rows=9, max_length=32, page_size=1, cache_tokens=64, speculate=window
+        )
         run(engine, asked)
     for request in asked[:3]:
         engine.add(request)

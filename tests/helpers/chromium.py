@@ -21,9 +21,11 @@ class Browser:
         )
         command = f'exec "$0" {flags} --user-data-dir="$1" about:blank 3<&{to_child} 4>&{from_child}'
         self.process = subprocess.Popen(
-            ["bash", "-c", command, program, str(folder)], pass_fds=(to_child, from_child),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            ["bash", "-c", command, program, str(folder)],
+            pass_fds=(to_child, from_child),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(to_child)
         os.close(from_child)
         self.buffer, self.number, self.events = b"", 0, []
@@ -51,8 +53,9 @@ class Browser:
             self.events.append(answer)
 
     def run(self, script: str):
-        result = self.call("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True,
-                           userGesture=True)  # fmt: skip
+        result = self.call(
+            "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
+        )
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 

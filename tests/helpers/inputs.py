@@ -59,6 +59,8 @@ def write_lines(folder, numbers, name="rows.jsonl"):
     for i in numbers:
         (folder / f"{i}.png").write_bytes(png(i))
         (folder / f"{i}.flac").write_bytes(flac(i))
-    rows = [{"parts": [{"text": f"document {i}"}, {"image": f"{i}.png"}, {"audio": f"{i}.flac"}], "meta": {"row": i}}
-            for i in numbers]  # fmt: skip
+    rows = [
+        {"parts": [{"text": f"document {i}"}, {"image": f"{i}.png"}, {"audio": f"{i}.flac"}], "meta": {"row": i}}
+        for i in numbers
+    ]
     return write(folder, rows, name)

@@ -23,10 +23,11 @@ def saved(folder, seed=3, **settings) -> MixtureOfTransformers:
 def of(names: dict[str, int], *, tower="", **settings) -> ModelConfig:
     """A model of some modalities and their numbers of ids, in that order; 0 ids are latents."""
     records = {
-        name: ModalityConfig(vocab_size=size, tower=tower) if size else
-        ModalityConfig(objective="diffusion", attention="bidirectional", latent_channels=3, tower=tower)
+        name: ModalityConfig(vocab_size=size, tower=tower)
+        if size
+        else ModalityConfig(objective="diffusion", attention="bidirectional", latent_channels=3, tower=tower)
         for name, size in names.items()
-    }  # fmt: skip
+    }
     return ModelConfig(records, **{"width": 16, "num_layers": 2, "num_heads": 2, "ffn_width": 24} | settings)
 
 
@@ -44,8 +45,9 @@ def test_all_that_a_tower_computes_with_is_filled(tmp_path, source, untied, tied
     for (part, p), before in zip(model.weights(), fresh.parameters(), strict=True):
         if part.tower in ("image", None):
             tied_head = tied and part.place.component == "head"
-            assert torch.equal(p, dense.head_weights()[next(iter(dense.embed))].weight if tied_head
-                               else theirs[part.place]), part.name  # fmt: skip
+            assert torch.equal(
+                p, dense.head_weights()[next(iter(dense.embed))].weight if tied_head else theirs[part.place]
+            ), part.name
         else:
             assert torch.equal(p, before), part.name
     assert "left out" not in line and "from scratch" not in line
@@ -121,8 +123,10 @@ def test_two_sources_of_what_towers_share_are_refused(tmp_path):
     save_pretrained(MixtureOfTransformers(of({"image": 12}), seed=4), tmp_path / "image")
     model = MixtureOfTransformers(of({"text": 20, "image": 12}))
     with pytest.raises(CheckpointError, match="which towers share"):
-        start_towers(MixtureOfTransformers(of({"text": 20, "image": 12}, untied=["ffn"])),
-                     {n: str(tmp_path / n) for n in ("text", "image")})  # fmt: skip
+        start_towers(
+            MixtureOfTransformers(of({"text": 20, "image": 12}, untied=["ffn"])),
+            {n: str(tmp_path / n) for n in ("text", "image")},
+        )
     start_towers(model, {n: str(tmp_path / n) for n in ("text", "image")})
 
 

@@ -48,8 +48,10 @@ def test_the_kernel_equals_plain_torch(kernel, rng, settings, alone):
     documents = [Document([Part("text", rng.integers(0, 10, 7))])] if alone else random_documents(rng, 3)
     batch = pack(documents, config, pad_rows_to=4).to(DEVICE)
     cos, sin = rotation(batch.positions, 16, 1e4, 1.0, torch.float64)
-    streams = [torch.randn(n, config.width, dtype=torch.float64, device=DEVICE, requires_grad=True)
-               for n in batch.routing.padded_sizes]  # fmt: skip
+    streams = [
+        torch.randn(n, config.width, dtype=torch.float64, device=DEVICE, requires_grad=True)
+        for n in batch.routing.padded_sizes
+    ]
     found = []
     for used in (None, kernel):
         heads = block.qkv(merged(streams) if block.qkv.is_shared else streams)

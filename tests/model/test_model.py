@@ -46,8 +46,9 @@ def test_one_tower_is_the_dense_transformer(rng, norm_order):
     weight = torch.randn_like(expected)
     (hidden * weight).sum().backward()
     (expected * weight).sum().backward()
-    torch.testing.assert_close(model.blocks[0].ffn["all"].gate.weight.grad, dense.blocks[0].gate.weight.grad,
-                               rtol=0, atol=1e-10)  # fmt: skip
+    torch.testing.assert_close(
+        model.blocks[0].ffn["all"].gate.weight.grad, dense.blocks[0].gate.weight.grad, rtol=0, atol=1e-10
+    )
     torch.testing.assert_close(model.embed["all"].weight.grad, dense.embed.weight.grad, rtol=0, atol=1e-10)
 
 
@@ -306,16 +307,19 @@ def test_appending_a_modality_shifts_no_id():
 
 
 def test_role_routing_sends_one_modality_to_two_towers(rng):
-    modalities = {"text": ModalityConfig(vocab_size=20, tower="understanding"),
-                  "image": ModalityConfig(vocab_size=12, tower="understanding",
-                                          tower_by_role={"generation": "generation"})}  # fmt: skip
+    modalities = {
+        "text": ModalityConfig(vocab_size=20, tower="understanding"),
+        "image": ModalityConfig(vocab_size=12, tower="understanding", tower_by_role={"generation": "generation"}),
+    }
     config = ModelConfig(modalities=modalities, width=16, num_layers=1, num_heads=2)
     documents = random_documents(rng, 2, only=("image",))
     documents[0].parts[0].role = "understanding"
     batch = pack(documents[:1], config)
     first = len(documents[0].parts[0])
-    assert batch.routing.sizes == [batch.num_tokens - sum(len(p) for p in documents[0].parts[1:]),
-                                   sum(len(p) for p in documents[0].parts[1:])]  # fmt: skip
+    assert batch.routing.sizes == [
+        batch.num_tokens - sum(len(p) for p in documents[0].parts[1:]),
+        sum(len(p) for p in documents[0].parts[1:]),
+    ]
     assert first > 0
 
 

@@ -38,8 +38,7 @@ def config(names=PLAIN, *, widths=(16, 16, 16), **settings) -> ModelConfig:
                c: ModalityConfig(objective="diffusion", attention="bidirectional", latent_channels=4, patch_size=2,
                                  patch_network="unet" if "untied" not in settings else "linear")}  # fmt: skip
     moe = {} if "untied" in settings and "ffn" not in settings["untied"] else {"ffn": "moe", "num_experts": 2}
-    towers = {a: TowerConfig(width=widths[0]), b: TowerConfig(width=widths[1], **moe),
-              c: TowerConfig(width=widths[2])}  # fmt: skip
+    towers = {a: TowerConfig(width=widths[0]), b: TowerConfig(width=widths[1], **moe), c: TowerConfig(width=widths[2])}
     shape = {"width": 16, "num_layers": 2, "num_heads": 2, "ffn_width": 24} | settings
     return ModelConfig(modalities=records, towers=towers, **shape)
 

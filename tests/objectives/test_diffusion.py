@@ -361,15 +361,17 @@ def test_draws_count_the_noised_spans_of_a_document():
     chosen = torch.tensor(many.noised).repeat_interleave(torch.tensor(many.lengths))
     assert torch.equal(many.values[chosen], few.values) and torch.equal(many.timesteps[chosen], few.timesteps)
     first, second = few.values.split(few.lengths)
-    assert not torch.allclose(first[:2] - torch.from_numpy(made[0].latents[:2]),
-                              second - torch.from_numpy(made[1].latents))  # fmt: skip
+    assert not torch.allclose(
+        first[:2] - torch.from_numpy(made[0].latents[:2]), second - torch.from_numpy(made[1].latents)
+    )
 
 
 @pytest.mark.parametrize("process", ["ddpm", "flow"])
 def test_draws_depend_on_the_document_alone(process):
     """Packing, order in the batch and companions change nothing; seed and epoch do."""
-    documents = [d for d in random_documents(np.random.default_rng(1), 12, mel=True) if
-                 any(p.modality == "mel" for p in d.parts)]  # fmt: skip
+    documents = [
+        d for d in random_documents(np.random.default_rng(1), 12, mel=True) if any(p.modality == "mel" for p in d.parts)
+    ]
     alone = {d.index: noised([d], process=process) for d in documents}
     for order in (documents, documents[::-1], documents[3:5]):
         group = noised(order, process=process)
@@ -377,8 +379,10 @@ def test_draws_depend_on_the_document_alone(process):
             expected = torch.cat([getattr(alone[d.index], field) for d in order])
             assert torch.equal(getattr(group, field), expected)
     one = documents[0]
-    for other in (noised([one], seed=1, process=process),
-                  noised([Document(one.parts, index=one.index, epoch=1)], process=process)):  # fmt: skip
+    for other in (
+        noised([one], seed=1, process=process),
+        noised([Document(one.parts, index=one.index, epoch=1)], process=process),
+    ):
         assert not torch.equal(other.timesteps, alone[one.index].timesteps)
 
 

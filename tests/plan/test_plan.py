@@ -65,8 +65,9 @@ def test_attention_counts_for_the_tower_that_asks():
 
 
 def test_a_unets_operations_are_counted():
-    record = ModalityConfig(objective="diffusion", attention="bidirectional", latent_channels=16, patch_size=2,
-                            patch_network="unet")  # fmt: skip
+    record = ModalityConfig(
+        objective="diffusion", attention="bidirectional", latent_channels=16, patch_size=2, patch_network="unet"
+    )
     config = ModelConfig({"text": ModalityConfig(vocab_size=9), "image": record}, width=32, num_layers=1, num_heads=2)
     found = []
     for items in (1, 2):
@@ -198,8 +199,10 @@ def test_continuous_items_have_the_extent_of_their_codec():
 def test_sizes_are_asked_of_the_codecs_before_there_is_data():
     image = ModalityConfig(objective="diffusion", attention="bidirectional")
     model = ModelConfig({"text": ModalityConfig(), "image": image}, width=16, num_heads=2)
-    codecs = {"text": ModalitySettings("text_bpe", {"vocab_size": 300}),
-              "image": ModalitySettings("image_pixels", {"size": 32, "patch_size": 8})}  # fmt: skip
+    codecs = {
+        "text": ModalitySettings("text_bpe", {"vocab_size": 300}),
+        "image": ModalitySettings("image_pixels", {"size": 32, "patch_size": 8}),
+    }
     config, grids = known_sizes(RunConfig(model=model, modalities=codecs, out="none"))
     assert config.model.modalities["text"].vocab_size == 300 and config.model.layout.size > 300
     assert config.model.modalities["image"].latent_channels == 192 and grids == {"image": (4, 4)}
@@ -244,8 +247,9 @@ def test_json_has_everything(path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["recommended"] in found["layouts"] and found["assumptions"]["gpus"] == 2
     assert found["towers"]["image"]["share"] > found["towers"]["text"]["share"]
-    model = ModelConfig({n: ModalityConfig(**m) for n, m in CONFIG["model"]["modalities"].items()}, width=16,
-                        num_heads=2, num_layers=2)  # fmt: skip
+    model = ModelConfig(
+        {n: ModalityConfig(**m) for n, m in CONFIG["model"]["modalities"].items()}, width=16, num_heads=2, num_layers=2
+    )
     assert found["parameters"]["total"] == sizes(model).total
 
 

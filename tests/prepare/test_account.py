@@ -246,8 +246,10 @@ def test_captions_beside_images_are_text_or_it_is_said(tmp_path):
         report = json.loads((tmp_path / column / "report.json").read_text())
         assert report["sources"][0]["parts"].get("text", {"stored": 0})["stored"] == stored
     assert any("columns: image, caption (text) are parts" in line for line in lines)
-    assert any(line.startswith("text: no part 'text' is in any of the sources; if one of beschreibung is it, name all")
-               for line in lines)  # fmt: skip
+    assert any(
+        line.startswith("text: no part 'text' is in any of the sources; if one of beschreibung is it, name all")
+        for line in lines
+    )
 
 
 def test_frames_and_profiles_that_are_left_out_are_counted(tmp_path):

@@ -251,8 +251,9 @@ def test_every_setting_that_the_data_follow_from_is_kept_with_them(manifest, tmp
     claim_folder(tmp_path, settings, restart=False)
     check_folder(str(tmp_path), settings, restart=False)
     value = {"passages": 0.5, "documents": 7, "columns": {"caption": "text"}}[name]
-    other = prepared_settings(config_for(tmp_path, source, ("text",), **{name: value}),
-                              [] if source == "scenes" else [str(manifest)])  # fmt: skip
+    other = prepared_settings(
+        config_for(tmp_path, source, ("text",), **{name: value}), [] if source == "scenes" else [str(manifest)]
+    )
     with pytest.raises(ConfigError, match=rf"^prepare\.{name}: .* is not .*--restart$"):
         check_folder(str(tmp_path), other, restart=False)
     check_folder(str(tmp_path), other, restart=True)

@@ -183,8 +183,10 @@ def hostile_run(folder: Path) -> Path:
     (folder / "samples" / "torn.wav").write_bytes(b"RIFF")
     torn = [{"modality": "image", "file": "torn.png"}, {"modality": "speech", "file": "torn.wav"}]
     base = {"task": HOSTILE, "prompt": [text(HOSTILE)], "sampling": {HOSTILE: 1}, "seed": HOSTILE, "id": HOSTILE}
-    records = [base | {"output": [text("lone \ud800 and \x00 " + HOSTILE)], "truth": [text(HOSTILE)],
-                       "correct": {HOSTILE: True}}]  # fmt: skip
+    records = [
+        base
+        | {"output": [text("lone \ud800 and \x00 " + HOSTILE)], "truth": [text(HOSTILE)], "correct": {HOSTILE: True}}
+    ]
     records += [base | {"task": "image", "output": [part]} for part in (outside, absent, *torn, {}, "no part")]
     write_jsonl(folder / "samples" / "samples.jsonl", records)
     write_jsonl(folder / "samples" / "codecs.jsonl", [{"modality": HOSTILE, "original": text(HOSTILE)}])

@@ -26,8 +26,10 @@ def shown(tmp_path_factory):
     """Documents that lack this or that come first; the last split alone has speech."""
     path = tmp_path_factory.mktemp("samples")
     images = [Document([Part("image", np.full(16, i), grid=(4, 4))]) for i in range(2)]
-    texts = [Document([Part("text", np.frombuffer(f"text {i}".encode(), np.uint8).astype(np.int32)), *images[0].parts])
-             for i in range(4)]  # fmt: skip
+    texts = [
+        Document([Part("text", np.frombuffer(f"text {i}".encode(), np.uint8).astype(np.int32)), *images[0].parts])
+        for i in range(4)
+    ]
     spoken = [without(scene_like(i), "image") for i in range(3)]
     folder = write_folder(path / "data", {"train": texts, "seen": [*images, *texts], "unseen": spoken})
     config = resolve_vocabulary(run_config(folder, tasks=TASKS))

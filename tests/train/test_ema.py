@@ -164,9 +164,10 @@ def test_a_checkpoint_gives_back_weights_and_averages(folder, tmp_path):
 
 def test_resumed_equals_uninterrupted_bit_for_bit(folder, tmp_path):
     def spoilt(trainer):  # step 3 is skipped, and stays skipped in what a resumed run counts
-        original, trainer.loss_factors = trainer.loss_factors, lambda counts: [
-            f * (float("nan") if trainer.state.step == 2 else 1.0) for f in original(counts)
-        ]  # fmt: skip
+        original, trainer.loss_factors = (
+            trainer.loss_factors,
+            lambda counts: [f * (float("nan") if trainer.state.step == 2 else 1.0) for f in original(counts)],
+        )
         return trainer
 
     whole = spoilt(Trainer(config_for(folder, tmp_path / "whole", ema=0.99, log_every=5)))
@@ -181,8 +182,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(folder, tmp_path):
         assert torch.equal(average, resumed.averages.tensors[name]), name
     for (name, a), b in zip(whole.model.state_dict().items(), resumed.model.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
-    rows = [[r for r in read_metrics(tmp_path / n / "metrics.jsonl") if "val_loss/seen/text" in r]
-            for n in ("whole", "cut")]  # fmt: skip
+    rows = [
+        [r for r in read_metrics(tmp_path / n / "metrics.jsonl") if "val_loss/seen/text" in r] for n in ("whole", "cut")
+    ]
     assert len(rows[0]) == 2
     assert [[(k, v) for k, v in r.items() if k != "seconds"] for r in rows[0]] == [
         [(k, v) for k, v in r.items() if k != "seconds"] for r in rows[1]

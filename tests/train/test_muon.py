@@ -24,8 +24,9 @@ def test_equals_torch():
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in SHAPES]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
-    reference = torch.optim.Muon(theirs, lr=0.01, weight_decay=0.1, momentum=MOMENTUM, ns_steps=NUM_STEPS,
-                                 adjust_lr_fn="match_rms_adamw")  # fmt: skip
+    reference = torch.optim.Muon(
+        theirs, lr=0.01, weight_decay=0.1, momentum=MOMENTUM, ns_steps=NUM_STEPS, adjust_lr_fn="match_rms_adamw"
+    )
     optimizer = optimizer_of(ours)
     for _ in range(4):
         for a, b in zip(ours, theirs, strict=True):

@@ -51,8 +51,10 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("data"), {"train": [scene_like(i) for i in range(80)],
-                        "seen": [scene_like(i, seed=1) for i in range(20)]})  # fmt: skip
+    return write_folder(
+        tmp_path_factory.mktemp("data"),
+        {"train": [scene_like(i) for i in range(80)], "seen": [scene_like(i, seed=1) for i in range(20)]},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +140,10 @@ def test_every_kind_of_model(model, folder, tmp_path, two):
 def test_experts_that_choose_among_all_rows(folder, tmp_path, two):
     """Expert choice compares the rows of a batch, which tensor ranks all have."""
     experts = TowerConfig(**MOE, moe_routing="expert_choice")
-    for towers, untied in (({"image": experts}, ["qkv", "o", "ffn", "norm"]),
-                           (dict.fromkeys(("text", "image", "speech", "mel"), experts), [])):  # fmt: skip
+    for towers, untied in (
+        ({"image": experts}, ["qkv", "o", "ffn", "norm"]),
+        (dict.fromkeys(("text", "image", "speech", "mel"), experts), []),
+    ):
         check(two, config_for(folder, tmp_path, towers=towers, untied=untied), {"tensor": 2})
 
 
@@ -248,8 +252,10 @@ def run_of(folder, out, **parallel):
 def rows_of(out) -> list[dict]:
     """Return the rows of a run's log without what depends on the machine."""
     kept = ("loss/", "val_loss/", "grad_norm", "learning_rate")
-    return [{k: v for k, v in row.items() if k in ("step", "tokens") or k.startswith(kept)}
-            for row in read_metrics(out / "metrics.jsonl")]  # fmt: skip
+    return [
+        {k: v for k, v in row.items() if k in ("step", "tokens") or k.startswith(kept)}
+        for row in read_metrics(out / "metrics.jsonl")
+    ]
 
 
 def test_whole_runs(folder, tmp_path, two):

@@ -209,8 +209,9 @@ def test_torchrun_starts_the_ranks_anew(lab, table, tmp_path, seed):
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
         command += ["--max-restarts", "2", str(ROOT / "tests" / "helpers" / "faults.py"), *arguments]
         environment = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONPATH": str(ROOT / "tests")}
-        run = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=ROOT,
-                             env=os.environ | environment)  # fmt: skip
+        run = subprocess.run(
+            command, capture_output=True, text=True, timeout=180, cwd=ROOT, env=os.environ | environment
+        )
         assert run.returncode == 0, run.stderr[-3000:]
         assert (lab.noted(out) / "attempts").read_text().split() == ["0", "1"]
         detail.append(f"{fault.kind} {fault.phase}".strip() + ", one restart")

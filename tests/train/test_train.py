@@ -213,8 +213,10 @@ def test_gradients_that_share_memory_are_added_apart():
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_latents_that_are_not_finite_stop_the_run_with_one_sentence(tmp_path, capsys, num_workers):
-    documents = [Document([Part("text", np.arange(5)), Part("depth", latents=np.ones((4, 3), np.float32), grid=(2, 2))])
-                 for _ in range(30)]  # fmt: skip
+    documents = [
+        Document([Part("text", np.arange(5)), Part("depth", latents=np.ones((4, 3), np.float32), grid=(2, 2))])
+        for _ in range(30)
+    ]
     documents[17].parts[1].latents[2, 1] = np.nan
     write_folder(tmp_path / "data", {"train": documents})
     assert train_by_command(tmp_path, ("text", "depth"), num_workers) == 3
