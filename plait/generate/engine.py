@@ -151,9 +151,8 @@ class Generator:
 
     def check(self, request: Request) -> None:
         """Raise a ConfigError where a request asks for what cannot be made."""
-        check_request(
-            request, self.model.config, grids=self.grids, max_length=self.max_length, diffusion=self.diffusion
-        )
+        check_request(request, self.model.config, grids=self.grids, max_length=self.max_length,
+                      diffusion=self.diffusion)  # fmt: skip
 
     def cancel(self, identity: int) -> Result | None:
         """Let a request go and return what it has; None if it is not under way."""
@@ -179,9 +178,8 @@ class Generator:
         self.num_steps += 1
         ids = iter(chosen.tolist() if chosen is not None else [])
         self.num_syncs += chosen is not None
-        ended = [
-            self._accept(row, self._final(row, [next(ids) for _ in range(1 + len(row.guesses))])) for row in writing
-        ]
+        ended = [self._accept(row, self._final(row, [next(ids) for _ in range(1 + len(row.guesses))]))
+                 for row in writing]  # fmt: skip
         ended += [self._close(row) for row in drawing if row.open_canvas.is_done]
         return [result for result in ended if result]
 
@@ -200,9 +198,8 @@ class Generator:
             denoising.advance(self.model, hidden, moved, self.streams, self.rows)
         return self._decoder.draw(hidden, batch, self.streams, writing) if writing else None
 
-    def _forward(
-        self, fed: list[int], sequences: list[list[Run]], passing: list[int]
-    ) -> tuple[Batch, Batch, list[Tensor]]:
+    def _forward(self, fed: list[int], sequences: list[list[Run]],
+                 passing: list[int]) -> tuple[Batch, Batch, list[Tensor]]:  # fmt: skip
         """Feed some streams; return the batch, also on the device, and the hidden states."""
         streams = [self.streams[i] for i in fed]
         batch = assemble(sequences, self.model.config, first_positions=[s.position for s in streams])
@@ -323,9 +320,8 @@ class Generator:
             grid = row.request.grid_of(modality, self.grids)
             drawn = row.draw("first noise").standard_normal((math.prod(grid), record.latent_channels))
             noise = torch.from_numpy(drawn).to(self.model.device, self.model.dtype)
-            row.canvas = Canvas(
-                modality, grid, noise, hidden=record.later_sees != "noised", num_snapshots=row.request.num_snapshots
-            )
+            row.canvas = Canvas(modality, grid, noise, hidden=record.later_sees != "noised",
+                                num_snapshots=row.request.num_snapshots)  # fmt: skip
 
     def _close(self, row: Row) -> Result | None:
         """End the open span; what it holds becomes a part, and stays seen by what follows."""
