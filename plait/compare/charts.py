@@ -1,4 +1,4 @@
-"""The figures of a study as data: panels of series, which figures.py draws as PNG and the page draws on screen.
+"""The figures of a study as data: panels of series, which chart_files.py draws as PNG and the page draws on screen.
 
 One description serves both, and the CSV that the page offers, so that they cannot differ.
 """
