@@ -132,7 +132,7 @@ def documents_of(origin, split, numbers, *, scattered):
     return documents if split == "seen" else [documents[n] for n in numbers]
 
 
-def heard(clips, captions, *, among, sample_rate):
+def heard(clips, captions, *, sample_rate):
     hits = [bytes(clip.astype(np.uint8)).decode() == c for clip, c in zip(clips, captions, strict=True)]
     return Recognised(float(np.mean(hits)), len(hits), 0, hits)
 
