@@ -138,7 +138,7 @@ def read_index(folder: str | Path) -> dict:
         message = f"data: there is no {str(path)!r}, run `plait prepare` (it resumes an interrupted one)"
         raise DataError(message) from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"data: {str(path)!r} is not an index of prepared data, make it with plait prepare") from None
+        raise DataError(f"data: {str(path)!r} is not an index of prepared data, run `plait prepare`") from None
     if version != SHARD_SCHEMA_VERSION:
         allowed = f"this plait reads {SHARD_SCHEMA_VERSION}"
         raise DataError(f"data: {str(path)!r} has schema_version {version!r}, {allowed}; prepare the data again")

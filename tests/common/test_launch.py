@@ -67,7 +67,7 @@ def test_each_rank_has_its_own_device(environment, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     assert local_device("auto") == local_device("cuda") == "cuda:1" and local_device("cpu") == "cpu"
-    with pytest.raises(ConfigError, match=r"train\.device: 'cuda:0' .* a GPU of its own"):
+    with pytest.raises(ConfigError, match=r"train\.device: 'cuda:0' .* its own GPU"):
         local_device("cuda:0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ResourceError, match="has 1 GPUs"):

@@ -138,9 +138,9 @@ def test_a_tar_that_is_cut_short_or_damaged_loses_what_is_behind(tmp_path):
 
 
 def test_columns_are_named_by_the_config(tmp_path):
-    table = pa.table({"caption": [["a", "b"], ["c"], None], "image": [png(i) for i in range(3)], "label": [1, 2, 3]})
+    table = pa.table({"caption": [["a", "b"], ["c"], None], "picture": [png(i) for i in range(3)], "label": [1, 2, 3]})
     pq.write_table(table, tmp_path / "rows.parquet")
-    rows = read_all(tmp_path / "rows.parquet", columns={"image": "image", "caption": "text"})["train"]
+    rows = read_all(tmp_path / "rows.parquet", columns={"picture": "image", "caption": "text"})["train"]
     assert [[key for key, _ in d.parts] for d in rows] == [["image", "text", "text"], ["image", "text"], ["image"]]
     assert rows[0].parts[1:] == [("text", "a"), ("text", "b")] and rows[2].meta == {"label": 3}
     with pytest.raises(DataError, match=r"prepare\.columns .*'captoin', allowed: .*did you mean 'caption'"):

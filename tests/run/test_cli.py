@@ -26,7 +26,7 @@ from plait.train.acceptance import keep_config
         (["train", "quickstart", "--train.steps"], 2, "'--train.steps' has no value"),
         (["train", "quickstart", "rubbish"], 2, "unrecognized arguments: rubbish"),
         (["train", "quickstart", "--out", "{tmp}", "--train.device", "cuda:77"], 5, "'cuda:77' is absent"),
-        (["train", "quickstart", "--out", "{tmp}"], 3, "make it with plait prepare"),
+        (["train", "quickstart", "--out", "{tmp}"], 3, "run `plait prepare`"),
         (["generate", "{tmp}", "--text", "a fox"], 4, "holds no config.yaml"),
         (["generate", "{tmp}", "--txt", "a fox"], 2, "did you mean '--text'?"),
         (["report", "{tmp}"], 4, "holds no config.yaml"),
