@@ -16,11 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from plait.codecs import images
+from plait.codecs.backgrounds import Backgrounds
 from plait.codecs.image_tokens import ImageAutoencoder, ImageTokenCodec, ImageTokenOptions, new_decoder
 from plait.common.errors import require
-
-_NEAR = 8 / 127.5  # of the range -1 to 1: a colour this near to the background's, channel by channel, is background
 
 
 @dataclass
@@ -51,7 +49,7 @@ class ImageLayerCodec(ImageTokenCodec):
     def _new_model(self, sized: np.ndarray | None = None) -> "LayeredAutoencoder":
         model = LayeredAutoencoder(self.options)
         if sized is not None:
-            model.colours.copy_(frequent_borders(sized, self.options.backgrounds))
+            model.backgrounds.fit(list(sized))
         return model
 
 
@@ -65,9 +63,7 @@ class LayeredAutoencoder(ImageAutoencoder):
         self.decoder = new_decoder(options, 4)
         self.empty = nn.Parameter(torch.zeros(options.channels))
         """What the decoder is given for a patch of nothing but background."""
-        self.register_buffer("colours", torch.zeros(options.backgrounds, 3))
-
-    colours: Tensor
+        self.backgrounds = Backgrounds(options.backgrounds)
 
     def forward(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         vectors, ids, loss, background = self._encode(images_BCHW)
@@ -76,39 +72,28 @@ class LayeredAutoencoder(ImageAutoencoder):
     @torch.no_grad()
     def ids(self, images_BCHW: Tensor) -> Tensor:
         self.eval()
-        return self._encode(images_BCHW.to(self.colours.device))[1].flatten(1).cpu()
+        return self._encode(images_BCHW.to(self.empty.device))[1].flatten(1).cpu()
 
     @torch.no_grad()
     def decode(self, ids_BHW: Tensor) -> Tensor:
         self.eval()
-        ids = ids_BHW.to(self.colours.device)
-        votes = F.one_hot((ids - self.quantizer.vocab_size).clamp_min(-1) + 1, len(self.colours) + 1).sum((1, 2))[:, 1:]
+        ids = ids_BHW.to(self.empty.device)
+        votes = F.one_hot((ids - self.quantizer.vocab_size).clamp_min(-1) + 1, len(self.backgrounds.colours) + 1).sum(
+            (1, 2)
+        )[:, 1:]
         background = votes.argmax(1).where(votes.any(1), -1)
         vectors = self.quantizer.lookup(ids.clamp_max(self.quantizer.vocab_size - 1))
         return self._show(vectors, ids, background).cpu()
 
     def _encode(self, images_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return vectors [B, h, w, C], ids [B, h, w], the quantiser's loss, and backgrounds [B], -1 for none."""
-        background = self._backgrounds(images_BCHW)
-        distance = (images_BCHW - self._colour(background)).abs().amax(1, keepdim=True)
-        bare = ((distance <= _NEAR) & (background >= 0)[:, None, None, None]).to(images_BCHW.dtype)
+        background = self.backgrounds.of(images_BCHW)
+        bare = self.backgrounds.bare(images_BCHW, background).to(images_BCHW.dtype)
         z = self.encoder(torch.cat([images_BCHW * (1 - bare), bare], 1))
         vectors, ids, loss = self.quantizer(z.flatten(1, 2))
         empty = (-F.max_pool2d(-bare, self.downsample)).squeeze(1) > 0
         ids = torch.where(empty, self.quantizer.vocab_size + background[:, None, None], ids.view(z.shape[:3]))
         return vectors.view(z.shape), ids, loss, background
-
-    def _backgrounds(self, images_BCHW: Tensor) -> Tensor:
-        """Return the colour that most of each image's border is near to, an index [B], -1 where there is none."""
-        x = images_BCHW
-        border = torch.cat([x[:, :, 0], x[:, :, -1], x[..., 0], x[..., -1]], 2).transpose(1, 2)
-        distance, nearest = (border[:, :, None] - self.colours).abs().amax(3).min(2)
-        votes = F.one_hot(nearest, len(self.colours)) * (distance <= _NEAR)[:, :, None]
-        most, index = votes.sum(1).max(1)
-        return index.where(2 * most > border.shape[1], -1)
-
-    def _colour(self, background_B: Tensor) -> Tensor:
-        return self.colours[background_B.clamp_min(0)][:, :, None, None]
 
     def _show(self, vectors_BHWC: Tensor, ids_BHW: Tensor, background_B: Tensor) -> Tensor:
         """Decode what stands on the background, and lay it on that."""
@@ -117,7 +102,7 @@ class LayeredAutoencoder(ImageAutoencoder):
         colours, opacity = self.decoder(vectors).split([3, 1], 1)
         bare = empty[:, None].repeat_interleave(self.downsample, 2).repeat_interleave(self.downsample, 3)
         opacity = torch.sigmoid(opacity).masked_fill(bare, 0).masked_fill((background_B < 0)[:, None, None, None], 1)
-        return opacity * colours + (1 - opacity) * self._colour(background_B)
+        return opacity * colours + (1 - opacity) * self.backgrounds.planes(background_B)
 
 
 class PatchEncoder(nn.Module):
@@ -140,14 +125,3 @@ class PatchEncoder(nn.Module):
         for layer in self.layers:
             x = x + layer(x)
         return self.norm(x)
-
-
-def frequent_borders(sized: np.ndarray, count: int) -> Tensor:
-    """Return the ``count`` most frequent colours along the borders of uint8 [B, H, W, 3], from -1 to 1, [count, 3].
-
-    Where there are fewer, the last one is repeated.
-    """
-    borders = np.concatenate([sized[:, 0], sized[:, -1], sized[:, :, 0], sized[:, :, -1]], 1).reshape(-1, 3)
-    colours, counts = np.unique(borders, axis=0, return_counts=True)
-    chosen = colours[np.argsort(-counts, kind="stable")[:count]]
-    return images.to_unit(np.pad(chosen, ((0, count - len(chosen)), (0, 0)), mode="edge")[None, None])[0, :, 0].T

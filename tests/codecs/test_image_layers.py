@@ -1,10 +1,11 @@
-"""Images in two layers: a thing has the same ids on every background."""
+"""Images in two layers: a thing has the same ids, or components, on every background."""
 
 import numpy as np
 import pytest
 
 from plait.codecs import codec_class, load_codec
 from plait.codecs.base import Encoded
+from plait.codecs.image_components import ImageComponentCodec
 from plait.codecs.image_layers import ImageLayerCodec
 from plait.common.errors import ConfigError, DataError
 from plait.common.randomness import generator
@@ -95,3 +96,72 @@ def test_saved_and_one_by_one(codec, tmp_path):
 def test_wrong_number_of_backgrounds(count):
     with pytest.raises(ConfigError, match=f"codec_options.backgrounds: {count}"):
         ImageLayerCodec.from_options({"backgrounds": count})
+
+
+# the same for components
+
+
+@pytest.fixture(scope="module")
+def components(tmp_path_factory) -> ImageComponentCodec:
+    codec = codec_class("image_components").from_options(
+        {"size": 16, "patch_size": 4, "components": 24, "backgrounds": 4}
+    )
+    images = [thing(i, COLOURS[i % 3]) for i in range(60)]
+    codec.fit(images, minutes=1, seed=0, folder=tmp_path_factory.mktemp("fit"), progress=lambda share, text: None)
+    return codec
+
+
+def test_a_thing_has_the_same_components_on_every_background(components):
+    for i in range(10):
+        rows = [components.encode([thing(500 + i, colour)])[0].latents for colour in COLOURS]
+        assert rows[0].shape == (16, 27)
+        for row in rows[1:]:
+            assert np.allclose(row[:, :-3], rows[0][:, :-3], atol=1e-5)
+            assert not np.allclose(row[:, -3:], rows[0][:, -3:], atol=0.1)
+        # what is drawn on one background and said to stand on another, stands on that
+        moved = np.concatenate([rows[0][:, :-3], rows[1][:, -3:]], 1)
+        a, b = components.decode([Encoded(latents=moved, grid=(4, 4)), Encoded(latents=rows[1], grid=(4, 4))])
+        assert np.abs(a.astype(int) - b).max() <= 1
+
+
+def test_a_background_nearly_said_is_exact(components):
+    image = thing(600, COLOURS[1])
+    (item,) = components.encode([image])
+    noisy = item.latents + 0.05 * generator(3, "test latents").standard_normal(item.latents.shape).astype(np.float32)
+    (decoded,) = components.decode([Encoded(latents=noisy, grid=item.grid)])
+    corner = image[:4, :4]
+    assert (corner == COLOURS[1]).all() and np.array_equal(decoded[:4, :4], corner)
+
+
+def test_components_of_an_image_without_a_background_are_of_the_image(components):
+    noise = generator(4, "test noise").integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    (item,) = components.encode([noise])
+    all_of_it = codec_class("image_components").from_options(
+        {"size": 16, "patch_size": 4, "components": 64, "backgrounds": 4}
+    )
+    all_of_it.fit([noise], minutes=1, seed=0, folder=None, progress=lambda share, text: None)
+    assert item.latents.shape == (16, 27)
+    (decoded,) = all_of_it.decode(all_of_it.encode([noise]))
+    assert np.abs(decoded.astype(int) - noise).max() <= 1
+
+
+def test_layered_components_are_saved(components, tmp_path):
+    images = [thing(i, COLOURS[i % 3]) for i in range(700, 706)]
+    components.save_pretrained(tmp_path)
+    again = load_codec(tmp_path)
+    for a, b in zip(components.encode(images), again.encode(images)):
+        assert np.array_equal(a.latents, b.latents)
+    assert np.array_equal(again.decode(again.encode(images)), components.decode(components.encode(images)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"backgrounds": -1}, "codec_options.backgrounds: -1"),
+        ({"backgrounds": 8, "patch_size": 4, "components": 65}, r"components: 65 .* 4 \* patch_size\^2 \(64\)"),
+        ({"patch_size": 4, "components": 49}, r"components: 49 .* 3 \* patch_size\^2 \(48\)"),
+    ],
+)
+def test_wrong_layered_components(options, message):
+    with pytest.raises(ConfigError, match=message):
+        ImageComponentCodec.from_options(options)
