@@ -25,7 +25,7 @@ OVERRIDES = """settings:
   `plait settings` lists them all with their meaning and default."""
 
 EXIT_CODES = """exit codes: 0 done, 1 failed, 2 a setting is wrong, 3 the data is wrong, 4 a checkpoint is wrong,
-5 the machine lacks something (device, disk, package), 130 stopped by Ctrl-C (the same command goes on)."""
+5 the machine lacks something (device, disk, package), 130 interrupted (rerun the same command to resume)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -245,7 +245,7 @@ COMPARE_EXAMPLES = """examples:
   plait compare chameleon --arms dense,mot --seeds 0 --train.device cuda
   plait compare chameleon --analyse                  (activations, attention and gradients of what is finished)
   plait compare transfusion --evaluate               (images and captions of what is finished, judged)
-  plait compare chameleon --conclude docs            (keep its logs, and judge the claims anew)
+  plait compare chameleon --conclude docs            (keep its logs, and judge the claims again)
   plait compare --conclude docs                      (judge them from the logs that are kept)
   plait compare --from-logs dense.jsonl mine.jsonl --warmup 100 --out match     (a table, and a page with figures)"""
 

@@ -76,8 +76,8 @@ def lost_ranks() -> Iterator[None]:
         if isinstance(error, PlaitError) or not any(words in str(error) for words in LOST):
             raise
         raise RankLost(
-            "training: another rank ended or its machine is gone, see what that one says; the same command goes on "
-            "from the newest checkpoint"
+            "training: another rank ended or its machine is gone, see what that one says; "
+            "rerun the same command to resume from the newest checkpoint"
         ) from None
 
 
