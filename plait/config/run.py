@@ -267,7 +267,7 @@ class SamplingConfig(Checked):
     """Scheduler of the denoising: ddpm, ddim, unipc, dpm_solver or sde_dpm_solver for the ddpm process; euler, heun,
     unipc, dpm_solver, sde_dpm_solver or stochastic_euler for flow. auto is ddim or euler. Those that add noise on the
     way (ddpm, sde_dpm_solver, stochastic_euler) mend errors of the steps before, which a model trained briefly makes.
-    stochastic_euler takes all its noise anew in each step (as multistep consistency sampling does, arXiv 2303.01469,
+    stochastic_euler draws all its noise again in each step (as multistep consistency sampling does, arXiv 2303.01469,
     algorithm 1): cleaner and less various than the data."""
     shift: float | None = bounded(None, above=0)
     """Shift of the noise levels that are visited (flow): above 1 more steps at high noise. Unset: diffusion.shift."""
