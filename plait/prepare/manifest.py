@@ -38,8 +38,8 @@ class ManifestSource:
     def __init__(self, files: Sequence[str], prepare: PrepareConfig, codecs: dict[str, Codec], index: RowIndex):
         if len(files) != index.num_files:
             raise DataError(
-                f"prepare.source: {len(files)} files are there, but {index.num_files} were prepared; start from scratch "
-                "with --restart"
+                f"prepare.source: {len(files)} files are there, but {index.num_files} were prepared; start from "
+                "scratch with --restart"
             )
         self.files = list(files)
         self._readers = {codec.key: codec for codec in codecs.values()}
