@@ -24,7 +24,7 @@ import torch
 from harness import Measurement, Row, Times, paired, parsed, parser, ratio_row, run, value_row
 from shapes import DTYPES, Case, Shape, flops, mot_loss, sequence_loss
 
-from plait.train.diagnostics import PEAKS
+from plait.plan.peaks import peak_of
 
 TWO, SKEWED, THREE = (50, 50), (90, 10), (34, 33, 33)
 LARGE = Shape(2048, 8192, TWO, layers=24, document=4096, vocabulary=65536)
@@ -142,10 +142,8 @@ def names_of(name: str, *, optimizer: bool = True) -> list[str]:
 def peak(case: Case) -> tuple[float, str]:
     """Return the operations a second that are 100 %, and what they are."""
     if case.device == "cuda" and case.dtype == "bfloat16":
-        gpu = torch.cuda.get_device_name().lower()
-        for word, value in PEAKS.items():
-            if word in gpu:
-                return value * 1e12, f"published peak, {value} TFLOP/s"
+        if value := peak_of(torch.cuda.get_device_name(), case.dtype):
+            return value * 1e12, f"published peak, {value:g} TFLOP/s"
     width, dtype = case.shape.width, DTYPES[case.dtype]
     x, w = (
         torch.randn(n, m, device=case.device, dtype=dtype) for n, m in ((case.shape.tokens, width), (4 * width, width))

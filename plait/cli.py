@@ -64,7 +64,7 @@ def _main(arguments: list[str] | None) -> int:
         return chosen.run(chosen) or 0
     except KeyboardInterrupt:
         print("\nplait: interrupted; rerun the same command to resume", file=sys.stderr)
-        return 130
+        return STOPPED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

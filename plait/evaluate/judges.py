@@ -26,7 +26,7 @@ GRAMMAR = 100
 """Captions that the speech judge chooses among, about: clips are judged in groups of like size."""
 
 NUM_CONCEPTS = 400
-"""Concepts that the image judge chooses among."""
+"""Concepts that the image judge, and the forced choice of captions, choose among."""
 
 
 def speech_figures(

@@ -15,7 +15,7 @@ from plait.config.run import RunConfig, SamplingConfig
 from plait.data.shards import ShardSource
 from plait.data.sources import open_sources, validation_splits
 from plait.evaluate.forced_choice import continuation_scores, forced_choice, interval
-from plait.evaluate.judges import available, image_figures, speech_figures
+from plait.evaluate.judges import NUM_CONCEPTS, available, image_figures, speech_figures
 from plait.evaluate.losses import perplexity, split_losses
 from plait.generate.pipeline import Pipeline
 from plait.prepare.raw import RawSource, Truths, raw_documents, raw_items
@@ -23,9 +23,6 @@ from plait.prepare.raw_sources import remade
 
 FILE = "evaluation.json"
 """Where a run's folder keeps the figures."""
-
-NUM_CHOICES = 400
-"""Names in the forced choice."""
 
 GREEDY = SamplingConfig(temperature=0.0)
 
@@ -140,11 +137,11 @@ class Suite:
         return image_figures(made, metas, raw.truths, real, remembered, others, codec)
 
     def choices(self, prefix: str, modality: str, documents: list[Document], truths: Truths) -> dict[str, float]:
-        """Score NUM_CHOICES names for items that show one thing: the share named rightly, and with items shuffled."""
+        """Score NUM_CONCEPTS names for items that show one thing: the share named rightly, and with items shuffled."""
         single = [d for d in documents if truths.thing(d.meta)][: self.config.evaluate.choices]
         if not single:
             return {}
-        phrases, truth = truths.openings([d.meta for d in single], NUM_CHOICES, self.config.seed)
+        phrases, truth = truths.openings([d.meta for d in single], NUM_CONCEPTS, self.config.seed)
         model = self.pipeline.model
         ids = [e.ids for e in self.pipeline.codecs[model.config.layout.host].encode(phrases)]
         scores = []

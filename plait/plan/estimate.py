@@ -20,12 +20,11 @@ from plait.model.ranks import Layout
 from plait.plan.flops import BACKWARD, idle_parameters, operations, total_operations
 from plait.plan.layouts import Sizes, Traffic, possible_layouts, sizes, traffic
 from plait.plan.memory import RankMemory, cache_bytes, rank_memory
+from plait.plan.peaks import peak_of
 from plait.plan.trace import of_rank, trace_pass
 from plait.plan.workload import documents_of_a_batch, known_sizes
 
 GB = 1e9
-PEAKS = {"float32": 67.0, "bfloat16": 989.0, "float8": 1979.0}
-"""TFLOP/s of an NVIDIA H100 SXM by its data sheet, without sparsity, by train.precision."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +106,7 @@ class Plan:
     @property
     def peak(self) -> float:
         """TFLOP/s of a GPU that times are computed with."""
-        return self.machines.peak or PEAKS[self.config.train.precision]
+        return self.machines.peak or peak_of("h100", self.config.train.precision)
 
 
 def make_plan(
@@ -187,7 +186,7 @@ def step_seconds(config: RunConfig, machines: Machines, layout: Layout, sent: Tr
 
     What sharding and replicas send travels beside the computing; what tensor and context ranks send, these wait for.
     """
-    peak = (machines.peak or PEAKS[config.train.precision]) * 1e12 * machines.mfu
+    peak = (machines.peak or peak_of("h100", config.train.precision)) * 1e12 * machines.mfu
     computing = (1 + BACKWARD) * forward / (layout.tensor * layout.context) / peak
     inside, waits = 1, {}
     for name in ("tensor", "context", "shard", "replicate"):

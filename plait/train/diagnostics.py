@@ -19,10 +19,8 @@ from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import local
 from plait.model.routing import SHARED
 from plait.plan.flops import BACKWARD, total_operations
+from plait.plan.peaks import peak_of
 from plait.train import parallel
-
-PEAKS = {"h100": 989, "h200": 989, "a100": 312, "l40s": 362, "b200": 2250, "4090": 165}
-"""TFLOP/s in bfloat16 without sparsity by the makers' data sheets, by a word of the GPU's name."""
 
 
 class Measures:
@@ -174,8 +172,7 @@ def peak_flops(config: TrainConfig, device: torch.device) -> float:
     if config.peak_tflops:
         return config.peak_tflops * 1e12
     if device.type == "cuda" and config.precision == "bfloat16":
-        name = torch.cuda.get_device_name(device).lower()
-        return next((peak * 1e12 for word, peak in PEAKS.items() if word in name), 0.0)
+        return peak_of(torch.cuda.get_device_name(device), config.precision) * 1e12
     return 0.0
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from plait.batch.batch import Batch
 from plait.common.errors import PlaitError, ResourceError
 from plait.common.files import read_json
+from plait.common.launch import STOPPED
 from plait.common.locks import one_writer
 from plait.common.progress import Progress, QuietProgress
 from plait.config.file import dotted, to_dict
@@ -51,7 +52,7 @@ from plait.train.watchdog import Watchdog, lost_ranks
 class TrainingStopped(PlaitError):
     """The run was stopped by a signal and saved; the same command goes on."""
 
-    exit_code = 130
+    exit_code = STOPPED
 
 
 def pick_device(name: str) -> torch.device:
