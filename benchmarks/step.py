@@ -141,9 +141,9 @@ def names_of(name: str, *, optimizer: bool = True) -> list[str]:
 
 def peak(case: Case) -> tuple[float, str]:
     """Return the operations a second that are 100 %, and what they are."""
-    if case.device == "cuda" and case.dtype == "bfloat16":
-        if value := peak_of(torch.cuda.get_device_name(), case.dtype):
-            return value * 1e12, f"published peak, {value:g} TFLOP/s"
+    on_gpu = case.device == "cuda" and case.dtype == "bfloat16"
+    if value := on_gpu and peak_of(torch.cuda.get_device_name(), case.dtype):
+        return value * 1e12, f"published peak, {value:g} TFLOP/s"
     width, dtype = case.shape.width, DTYPES[case.dtype]
     x, w = (
         torch.randn(n, m, device=case.device, dtype=dtype) for n, m in ((case.shape.tokens, width), (4 * width, width))
