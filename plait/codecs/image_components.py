@@ -4,7 +4,8 @@ A patch of p x p pixels has 3 p^2 numbers, and a few principal components hold m
 hardly sees the others, which is where lines and edges are. So each component is divided by the square root of its
 standard deviation: small components gain weight, and large ones stay larger (docs/experiments.md compares this with
 pixels and with components of equal size). The components have a closed form, so nothing is trained. Decoding loses
-the components that were left out.
+the components that were left out. With ``backgrounds`` they are of what stands on an image's background and of its
+opacity, so that a model can lay a thing on a background that it never saw it on.
 """
 
 from collections.abc import Sequence
