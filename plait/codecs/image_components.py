@@ -88,7 +88,7 @@ class ImageComponentCodec(ContinuousImageCodec):
         deviations = deviations.clamp_min(_SMALLEST * deviations[0].item())
         self._basis.weight.copy_(largest)
         scales = (deviations * deviations.mean()).sqrt()
-        spreads = colours.std(0, correction=0).clamp_min(_SMALLEST)
+        spreads = (colours - colours.mean(0)).square().mean(0).sqrt().clamp_min(_SMALLEST)
         self.scaling = Scaling(
             torch.cat([largest @ mean, colours.mean(0)]).tolist(), torch.cat([scales, spreads]).tolist()
         )

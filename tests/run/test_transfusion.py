@@ -108,7 +108,7 @@ def test_a_sampler_of_another_process_is_refused_before_training():
 def test_a_codec_of_another_shape_is_refused_before_training(run, capsys):
     code = main(["train", str(run), "--model.modalities.image.latent_channels", "8"])
     error = capsys.readouterr().err
-    assert code == 2 and "model.modalities.image.latent_channels: 8 is not allowed, it must be 192" in error
+    assert code == 2 and "model.modalities.image.latent_channels: 8 is not allowed, it must be 195" in error
 
 
 def test_an_unknown_setting_names_the_nearest(capsys):
