@@ -78,9 +78,8 @@ class LayeredAutoencoder(ImageAutoencoder):
     def decode(self, ids_BHW: Tensor) -> Tensor:
         self.eval()
         ids = ids_BHW.to(self.empty.device)
-        votes = F.one_hot((ids - self.quantizer.vocab_size).clamp_min(-1) + 1, len(self.backgrounds.colours) + 1).sum(
-            (1, 2)
-        )[:, 1:]
+        backgrounds = (ids - self.quantizer.vocab_size).clamp_min(-1) + 1  # 0: what stands on one
+        votes = F.one_hot(backgrounds, len(self.backgrounds.colours) + 1).sum((1, 2))[:, 1:]
         background = votes.argmax(1).where(votes.any(1), -1)
         vectors = self.quantizer.lookup(ids.clamp_max(self.quantizer.vocab_size - 1))
         return self._show(vectors, ids, background).cpu()

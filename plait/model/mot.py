@@ -235,7 +235,14 @@ class MixtureOfTransformers(nn.Module):
         """Return the number of parameters in all."""
         return sum(p.numel() for p in self.parameters())
 
+    def owned_parameters(self) -> dict[str | None, int]:
+        """Return the number of each tower's own parameters, and by None of those that all share."""
+        owned: dict[str | None, int] = dict.fromkeys([None, *self.config.towers], 0)
+        for part, parameter in self.weights():
+            owned[part.tower] += parameter.numel()
+        return owned
+
     def passed_parameters(self) -> dict[str, int]:
         """Return the number of parameters that one token of each tower passes through."""
-        owners = [(part.tower, p.numel()) for part, p in self.weights()]
-        return {t: sum(n for owner, n in owners if owner in (t, None)) for t in self.config.towers}
+        owned = self.owned_parameters()
+        return {tower: owned[tower] + owned[None] for tower in self.config.towers}

@@ -17,7 +17,7 @@ from plait.config.bounds import Bounds, Checked, as_number, bounded
 from plait.config.run import RunConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Layout
-from plait.plan.flops import BACKWARD, idle_parameters, operations, total_operations
+from plait.plan.flops import BACKWARD, active_by_tower, operations, total_operations
 from plait.plan.layouts import Sizes, Traffic, possible_layouts, sizes, traffic
 from plait.plan.memory import RankMemory, cache_bytes, rank_memory
 from plait.plan.peaks import peak_of
@@ -143,14 +143,12 @@ def make_plan(
 def _towers(config: RunConfig, batch: Batch) -> tuple[dict[str, Tower], int]:
     with torch.device("meta"):
         model = MixtureOfTransformers(config.model)
-    own: dict[str | None, int] = dict.fromkeys([None, *config.model.towers], 0)
-    for part, parameter in model.weights():
-        own[part.tower] += parameter.numel()
+    own, active = model.owned_parameters(), active_by_tower(model)
     counts = operations(config.model, batch)
     towers = {}
-    for (name, tower), n in zip(config.model.towers.items(), batch.routing.sizes, strict=True):
-        parts, idle = counts[name], idle_parameters(tower, config.model.num_layers)
-        towers[name] = Tower(own[name], own[name] + own[None] - idle, n / batch.num_tokens,
+    for name, n in zip(config.model.towers, batch.routing.sizes, strict=True):
+        parts = counts[name]
+        towers[name] = Tower(own[name], active[name], n / batch.num_tokens,
                              sum(parts.values()) / max(n, 1), parts["attention"] / max(n, 1))  # fmt: skip
     return towers, own[None]
 

@@ -118,8 +118,16 @@ def num_parameters(config: ModelConfig) -> int:
 def active_parameters(config: ModelConfig) -> int:
     """Return the most parameters that one token passes through, of experts only those it is sent to."""
     with torch.device("meta"):
-        counts = MixtureOfTransformers(config).passed_parameters()
-    return max(n - idle_parameters(config.towers[name], config.num_layers) for name, n in counts.items())
+        return max(active_by_tower(MixtureOfTransformers(config)).values())
+
+
+def active_by_tower(model: MixtureOfTransformers) -> dict[str, int]:
+    """Return the parameters that one token of each tower passes through, of experts only those it is sent to."""
+    config = model.config
+    return {
+        name: count - idle_parameters(config.towers[name], config.num_layers)
+        for name, count in model.passed_parameters().items()
+    }
 
 
 def idle_parameters(tower: TowerConfig, num_layers: int) -> int:

@@ -13,7 +13,7 @@ from plait.data.shards import read_index
 from plait.data.sources import data_fingerprint, folders
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Layout
-from plait.plan.flops import idle_parameters
+from plait.plan.flops import active_by_tower
 
 log = logging.getLogger("plait.train")
 
@@ -43,20 +43,9 @@ def say_start(model: MixtureOfTransformers, config: RunConfig, layout: Layout, *
 
 def model_facts(model: MixtureOfTransformers) -> str:
     """Return the number of parameters, in all, and for each tower its own and those that one of its tokens uses."""
-    config = model.config
-    owned = dict.fromkeys(config.towers, 0)
-    shared = 0
-    for part, parameter in model.weights():
-        if part.tower in owned:
-            owned[part.tower] += parameter.numel()
-        else:
-            shared += parameter.numel()
-    active = {
-        name: count - idle_parameters(config.towers[name], config.num_layers)
-        for name, count in model.passed_parameters().items()
-    }
-    towers = ", ".join(f"{name} {short(owned[name])} ({short(active[name])} active)" for name in owned)
-    return f"{short(shared + sum(owned.values()))} parameters: {towers}, shared {short(shared)}"
+    owned, active = model.owned_parameters(), active_by_tower(model)
+    towers = ", ".join(f"{name} {short(owned[name])} ({short(n)} active)" for name, n in active.items())
+    return f"{short(sum(owned.values()))} parameters: {towers}, shared {short(owned[None])}"
 
 
 def ranks_facts(layout: Layout) -> str:
