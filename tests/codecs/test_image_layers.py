@@ -1,5 +1,7 @@
 """Images in two layers: a thing has the same ids, or components, on every background."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -26,12 +28,17 @@ def thing(i: int, background: np.ndarray) -> np.ndarray:
     return image
 
 
+def fitted(name: str, options: dict, folder: Path):
+    codec = codec_class(name).from_options(options)
+    images = [thing(i, COLOURS[i % 3]) for i in range(60)]
+    codec.fit(images, minutes=1, seed=0, folder=folder, progress=lambda share, text: None)
+    return codec
+
+
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory) -> ImageLayerCodec:
-    codec = codec_class("image_layers").from_options(OPTIONS)
+    codec = fitted("image_layers", OPTIONS, tmp_path_factory.mktemp("fit"))
     assert isinstance(codec, ImageLayerCodec)
-    images = [thing(i, COLOURS[i % 3]) for i in range(60)]
-    codec.fit(images, minutes=1, seed=0, folder=tmp_path_factory.mktemp("fit"), progress=lambda share, text: None)
     return codec
 
 
@@ -103,12 +110,8 @@ def test_wrong_number_of_backgrounds(count):
 
 @pytest.fixture(scope="module")
 def components(tmp_path_factory) -> ImageComponentCodec:
-    codec = codec_class("image_components").from_options(
-        {"size": 16, "patch_size": 4, "components": 24, "backgrounds": 4}
-    )
-    images = [thing(i, COLOURS[i % 3]) for i in range(60)]
-    codec.fit(images, minutes=1, seed=0, folder=tmp_path_factory.mktemp("fit"), progress=lambda share, text: None)
-    return codec
+    options = {"size": 16, "patch_size": 4, "components": 24, "backgrounds": 4}
+    return fitted("image_components", options, tmp_path_factory.mktemp("fit"))
 
 
 def test_a_thing_has_the_same_components_on_every_background(components):
