@@ -48,8 +48,7 @@ class LogMel(nn.Module):
         previous = torch.zeros_like(phase)
         for _ in range(_ROUNDS):
             rebuilt = self._stft(self._istft(magnitudes * phase))
-            phase = rebuilt + _MOMENTUM * (rebuilt - previous)
-            phase = phase / phase.abs().clamp(min=1e-12)
+            phase = torch.sgn(rebuilt + _MOMENTUM * (rebuilt - previous))
             previous = rebuilt
         return self._istft(magnitudes * phase)
 
