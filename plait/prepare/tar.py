@@ -1,8 +1,9 @@
 """WebDataset tars: files that share a name up to its first dot are one sample, such as 0001.jpg with 0001.txt.
 
-Nothing is ever extracted. First all headers are read, and members are grouped by name over the whole tar, wherever
-they lie: 24 bytes are held for each stretch of members of one sample. Then samples are read at their places, one at a
-time. Samples with links, devices, sparse files, names that leave the folder, or absurd sizes are broken rows.
+Nothing is ever extracted: tarfile decodes the headers, and nothing else. First all headers are read, and members are
+grouped by name over the whole tar, wherever they lie: 24 bytes are held for each stretch of members of one sample. Then
+samples are read at their places, one at a time. Samples with links, devices, sparse files, names that leave the folder,
+or absurd sizes are broken rows.
 """
 
 import array
@@ -22,7 +23,7 @@ from plait.prepare.raw import BadRow, Blob
 from plait.prepare.remote import MAX_ITEM_BYTES
 
 _BLOCK = 512
-_MAX_NAME = 1 << 16  # bytes of an extended header
+_MAX_NAME = 1 << 16  # bytes of a header that says more of the next one
 _MAX_MEMBERS = 10_000  # of one sample
 _MAX_ZEROS = 1 << 20  # between two tars in one file
 _SAMPLE = re.compile(r"(?:\./)*((?:.*/)?[^./][^./]*)\.([^/]+)", re.DOTALL)
@@ -181,77 +182,28 @@ class TarFile:
         return self._samples
 
     def _member(self, at: int) -> _Member | None:
-        """Return the member whose header stands at a byte, folding extended headers in; None at the end."""
-        name, size = None, None
-        while True:
-            block = self._read(at, _BLOCK)
-            if len(block) < _BLOCK:
-                raise BadRow(f"the tar ends at byte {at:,} without its end mark: what followed is lost")
-            if not block.strip(b"\0"):
-                at = self._after_zeros(at)
-                if at < 0:
-                    return None
-                continue
-            try:
-                info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
-            except (tarfile.TarError, ValueError) as error:
-                raise BadRow(f"the tar is corrupt at byte {at:,} ({error})") from None
-            start = at + _BLOCK
-            if info.size < 0:
-                raise BadRow(f"the tar is corrupt at byte {at:,} (a negative size)")
-            if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
-                name, size = self._extended(info, start, name, size)
-            elif info.type not in (tarfile.GNUTYPE_LONGLINK, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE):
-                return self._plain(info, start, name, size)
-            at = start + _padded(info.size)
+        """Return the member whose header stands at a byte; None at the end. Raises BadRow."""
+        while not (block := self._read(at, _BLOCK)).strip(b"\0") and len(block) == _BLOCK:
+            at = self._after_zeros(at)
+            if at < 0:
+                return None
+        if len(block) < _BLOCK:
+            raise BadRow(f"the tar ends at byte {at:,} without its end mark: what followed is lost")
+        self._file.seek(at)
+        headers = _Headers(self._file)
+        try:
+            info = tarfile.TarInfo.fromtarfile(headers)  # type: ignore[arg-type]  # it reads these fields alone
+        except (tarfile.TarError, ValueError, RecursionError) as error:
+            raise BadRow(f"the tar is corrupt at byte {at:,} ({error})") from None
+        if info.size < 0 or headers.offset <= at:
+            raise BadRow(f"the tar is corrupt at byte {at:,} (a negative size)")
+        return _checked(info, headers.offset)
 
     def _after_zeros(self, at: int) -> int:
         """Return where the next header stands after a tar's end mark, where several tars were joined; -1: nowhere."""
         block = self._read(at, _MAX_ZEROS)
         zeros = len(block) - len(block.lstrip(b"\0"))
         return -1 if zeros == len(block) else at + zeros // _BLOCK * _BLOCK
-
-    def _extended(self, info: tarfile.TarInfo, start: int, name: str | None, size: int | None):
-        """Return the name and the size that an extended header gives to the member after it."""
-        if info.size > _MAX_NAME:
-            raise BadRow(f"the tar has a header of {info.size:,} bytes")
-        text = self._read(start, info.size)
-        if info.type == tarfile.GNUTYPE_LONGNAME:
-            return text.rstrip(b"\0").decode("utf-8", "surrogateescape"), size
-        while text:
-            length, _, _ = text.partition(b" ")
-            if not length.isdigit() or not 0 < int(length) <= len(text):
-                raise BadRow("the tar has a corrupt header")
-            key, _, value = text[len(length) + 1 : int(length)].rstrip(b"\n").partition(b"=")
-            if key == b"path":
-                name = value.decode("utf-8", "surrogateescape")
-            elif key == b"size" and value.isdigit():
-                size = int(value)
-            elif key.startswith(b"GNU.sparse"):
-                raise BadRow("the tar has a sparse file, which is not allowed")
-            text = text[int(length) :]
-        return name, size
-
-    def _plain(self, info: tarfile.TarInfo, start: int, name: str | None, size: int | None) -> _Member:
-        name = info.name if name is None else name
-        size = info.size if size is None else size
-        if info.isdir():
-            return _Member(name, start, 0, start, left_out="folders")
-        is_sparse = info.type == tarfile.GNUTYPE_SPARSE
-        member = _Member(name, start, size if info.isreg() else 0, start + (_padded(size) if info.isreg() else 0))
-        if is_sparse or not info.isreg():
-            kind = "sparse" if is_sparse else "a link" if info.issym() or info.islnk() else "a device"
-            member.wrong = f"member {name!r} is {kind}, only plain files are allowed"
-        elif name.startswith("/") or ".." in name.split("/") or "\0" in name:
-            member.wrong = f"member {name!r} points outside of the tar"
-        elif size > MAX_ITEM_BYTES:
-            member.wrong = f"member {name!r} has {size:,} bytes, at most {MAX_ITEM_BYTES:,} are allowed"
-        member.key, member.suffix, left_out = sample_of(name)
-        if left_out and member.wrong:
-            member.key = name or "?"
-        elif left_out:
-            member.left_out = left_out
-        return member
 
     def _read(self, at: int, count: int) -> bytes:
         try:
@@ -261,6 +213,49 @@ class TarFile:
         return self._file.read(count)
 
 
+class _Headers:
+    """What `tarfile.TarInfo.fromtarfile` reads a header from and writes the next one's place to; no list is kept."""
+
+    encoding, errors = "utf-8", "surrogateescape"
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.offset = file, 0
+        self.pax_headers: dict[str, str] = {}
+        self.tell = file.tell
+
+    @property
+    def fileobj(self) -> "_Headers":
+        """Itself: it reads no more than a header may have."""
+        return self
+
+    def read(self, count: int) -> bytes:
+        """Read some bytes of a header. Raises BadRow where it wants absurdly many."""
+        if not 0 <= count <= _MAX_NAME:
+            raise BadRow(f"the tar has a header of {count:,} bytes")
+        return self._file.read(count)
+
+
+def _checked(info: tarfile.TarInfo, after: int) -> _Member:
+    """Return a member as one of a sample, or left out by a rule, or wrong."""
+    name, size = info.name, info.size
+    if info.isdir():
+        return _Member(name, info.offset_data, 0, after, left_out="folders")
+    member = _Member(name, info.offset_data, size if info.isreg() else 0, after)
+    if info.issparse() or not info.isreg():
+        kind = "sparse" if info.issparse() else "a link" if info.issym() or info.islnk() else "a device"
+        member.wrong = f"member {name!r} is {kind}, only plain files are allowed"
+    elif name.startswith("/") or ".." in name.split("/") or "\0" in name:
+        member.wrong = f"member {name!r} points outside of the tar"
+    elif size > MAX_ITEM_BYTES:
+        member.wrong = f"member {name!r} has {size:,} bytes, at most {MAX_ITEM_BYTES:,} are allowed"
+    member.key, member.suffix, left_out = sample_of(name)
+    if left_out and member.wrong:
+        member.key = name or "?"
+    elif left_out:
+        member.left_out = left_out
+    return member
+
+
 def sample_of(name: str) -> tuple[str, str, str]:
     """Return the sample that a file is of and its suffix, or "" twice and the rule that leaves it out."""
     match = _SAMPLE.fullmatch(name)
@@ -268,7 +263,3 @@ def sample_of(name: str) -> tuple[str, str, str]:
         return match[1], match[2].lower(), ""
     hidden = name.rsplit("/", 1)[-1].startswith(".")
     return "", "", "hidden files" if hidden else "files without a suffix"
-
-
-def _padded(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK
