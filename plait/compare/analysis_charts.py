@@ -3,8 +3,9 @@
 from typing import Any
 
 from plait.compare.analysis import Rows
-from plait.compare.charts import Chart, Panel, Series, colour_of
 from plait.compare.results import Found
+from plait.compare.study_charts import colour_of
+from plait.web.charts import Chart, Panel, Series
 
 SECTION = "Inside the models"
 
@@ -70,7 +71,7 @@ def _attention(found: Found, rows: list[dict[str, Any]]) -> Chart:
         if query == key or not any(r["even"] for r in mine):  # no token sees such a key: they share no document
             continue
         even = {r["layer"]: r["even"] for r in mine}
-        series = [Series("if all keys got the same", [n + 1 for n in even], list(even.values()), dashed=True)]
+        series = [Series("if all keys got the same", [n + 1 for n in even], list(even.values()), dash=1)]
         shown = [r | {"block": r["layer"] + 1} for r in mine]
         series += _lines(found, shown, "block", "mass")
         panels.append(Panel(f"{query} looks at {key}", "block", "share of attention", series))
@@ -129,4 +130,4 @@ def _by_component(rows: list[dict[str, Any]]) -> list[Series]:
 
 def _cosine_panel(title: str, x_label: str, rows: list[dict[str, Any]], lines: list[Series]) -> Panel:
     ends = [min((x for s in lines for x in s.x), default=0), max((x for s in lines for x in s.x), default=1)]
-    return Panel(title, x_label, "cosine", [Series("no conflict, no help", ends, [0.0, 0.0], dashed=True), *lines])
+    return Panel(title, x_label, "cosine", [Series("no conflict, no help", ends, [0.0, 0.0], dash=1), *lines])

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from plait.common.errors import DataError, printable
-from plait.compare.chart_files import draw_figures
-from plait.compare.charts import charts
 from plait.compare.curves import LOSS, TRAINING, VAL_LOSS, VALIDATION, Curve, Key, curves_of, is_finite, training_steps
 from plait.compare.records import Records
 from plait.compare.results import NOTHING, Matched, match_curves, match_row, write_results
-from plait.compare.study_page import write_page
+from plait.compare.study_charts import charts
+from plait.compare.study_page import write_study_page
 from plait.config.bounds import Bounds, as_number
 from plait.train.metrics import read_metrics
+from plait.web.chart_files import draw_figures
 
 LARGEST = 1e15
 """Steps and losses beyond it are mistakes, and no figure could show them."""
@@ -66,7 +66,7 @@ def write_match(matched: Matched, folder: Path) -> Path:
     write_results(matched, folder)
     drawn = charts(matched)
     draw_figures(drawn, folder)
-    return write_page(matched, drawn, folder / "logs.html")
+    return write_study_page(matched, drawn, folder / "logs.html")
 
 
 def _short_names(paths: list[str]) -> list[str]:

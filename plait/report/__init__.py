@@ -1,5 +1,5 @@
 """Pages that a person looks at."""
 
-from plait.report.page import write_report
+from plait.report.run_page import write_report
 
 __all__ = ["write_report"]

@@ -1,10 +1,17 @@
-"""Parts of samples as something a page can show: the view is chosen by what a file is, never by its modality."""
+"""Parts of samples as something a page can show: the view is chosen by what a file is, never by its modality.
+
+The page shows images and sound by itself, and any other file as its codec's `to_html` does.
+"""
 
 import base64
 import io
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from plait.codecs import Codec
+from plait.common.errors import PlaitError
 
 LONGEST_SIDE = 512
 """Larger images are scaled down for the page, in pixels."""
@@ -21,11 +28,12 @@ CLIPS = {".wav", ".flac", ".ogg", ".mp3"}
 class Media:
     """Turns parts ({"modality", "text"} or {"modality", "file"}) into views, with files relative to ``folder``.
 
-    A view is a mapping with ``kind`` (text, image, clip, file, or missing with its ``reason``) and ``modality``.
+    A view is a mapping with ``kind`` (text, image, clip, html, file, or missing with its ``reason``) and ``modality``.
+    ``codec_of`` returns the codec of a modality, None where there is none.
     """
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, codec_of: Callable[[str], Codec | None] = lambda modality: None):
+        self.folder, self.codec_of = folder, codec_of
         self._views: dict[str, dict] = {}
 
     def views(self, parts: Any) -> list[dict]:
@@ -40,10 +48,10 @@ class Media:
             return {"kind": "text", "modality": modality, "text": clean(part["text"])}
         name = str(part.get("file", ""))
         if name not in self._views:
-            self._views[name] = self._view_file(name)
+            self._views[name] = self._view_file(name, modality)
         return self._views[name] | {"modality": modality, "name": name}
 
-    def _view_file(self, name: str) -> dict:
+    def _view_file(self, name: str, modality: str) -> dict:
         path = (self.folder / name).resolve()
         if not path.is_relative_to(self.folder.resolve()):
             return _missing("it lies outside the samples")
@@ -54,7 +62,15 @@ class Media:
             return _image(path)
         if suffix in CLIPS:
             return _clip(path)
-        return {"kind": "file", "bytes": path.stat().st_size}
+        return self._by_codec(path, modality) or {"kind": "file", "bytes": path.stat().st_size}
+
+    def _by_codec(self, path: Path, modality: str) -> dict | None:
+        """Return what the codec of a modality makes of a file, None where it cannot."""
+        codec = self.codec_of(modality)
+        try:
+            return codec and {"kind": "html", "html": codec.to_html(codec.read(path.name, path.parent))}
+        except (PlaitError, OSError, ValueError):
+            return None  # of another codec, or cut short: its name and size say so
 
 
 def clean(text: Any) -> str:

@@ -11,10 +11,11 @@ from helpers.fake_study import fake_analyses, fake_records, shipped
 
 from plait.cli import main
 from plait.compare.analysis_charts import analysis_charts
-from plait.compare.chart_files import draw_figures
-from plait.compare.charts import Chart, Panel, Series, charts
 from plait.compare.results import gather, write_results
-from plait.compare.study_page import write_page
+from plait.compare.study_charts import charts
+from plait.compare.study_page import write_study_page
+from plait.web.chart_files import draw_figures
+from plait.web.charts import Chart, Panel, Series
 
 HOSTILE = '</script><script>console.error("study")</script><img src=x onerror=console.error(1)>'
 
@@ -26,7 +27,7 @@ def page(tmp_path_factory) -> Path:
     found = gather(study, fake_records(study))
     write_results(found, study.results)
     drawn = charts(found) + analysis_charts(found, fake_analyses(study, ["dense", "mot"]))
-    return write_page(found, drawn, study.results / "study.html")
+    return write_study_page(found, drawn, study.results / "study.html")
 
 
 def show(browser, page: Path, **how) -> None:
@@ -116,7 +117,7 @@ def test_every_chart_is_drawn_as_png(tmp_path):
     """All kinds of series, with and without intervals, one panel and more than fit a row."""
     lines = [
         Series("a", [1, 10], [2.0, 1.0], colour=0, low=[1.9, 0.9], high=[2.1, 1.1], end_label="0.5"),
-        Series("even", [1, 10], [1.0, 1.0], dashed=True),
+        Series("even", [1, 10], [1.0, 1.0], dash=1),
     ]
     bars = [Series("b", [0, 1], [0.5, 1.2], "bars", 1, [0.4, 1.1], [0.6, 1.3], [False, True])]
     points = [Series("c", [1.5, 2.5], [1.0, 2.0], "points", 12, is_bound=[True, False])]

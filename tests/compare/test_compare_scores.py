@@ -8,12 +8,12 @@ from helpers.tiny_study import results, write, write_base, write_data
 
 from plait.common.files import write_json
 from plait.common.progress import QuietProgress
-from plait.compare.charts import charts
 from plait.compare.kept_rows import kept_records
 from plait.compare.records import Records
 from plait.compare.results import gather
 from plait.compare.run_scores import evaluate_runs
 from plait.compare.study import load_study
+from plait.compare.study_charts import charts
 from plait.compare.workflow import compare, examine_study, keep_study
 from plait.config.settings import MEASURED, identity
 from plait.evaluate.suite import FILE
@@ -65,8 +65,8 @@ def test_scores_stand_by_run_beside_the_papers_and_are_kept(finished):
     table = html.split("What plait evaluate measures")[1].split("</table>")[0]
     assert "dense (1 seed)" in table and "mot (2 seeds)" in table
     assert "accuracy/seen" not in table and "object low" not in table  # said twice; of one run alone
-    keep_study(study, QUIET, finished / "docs")
-    assert kept_records(study, finished / "docs" / "study_logs").scores == found["scores"]
+    keep_study(study, QUIET, finished / "kept")
+    assert kept_records(study, finished / "kept").scores == found["scores"]
 
 
 def test_the_chart_has_a_panel_a_figure_with_what_chance_gets(finished):

@@ -8,15 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-pytest.importorskip("jinja2")
-
-
 from helpers.report_files import CAPTIONS, HOSTILE, text, write_clip, write_image, write_jsonl
 
 from plait.common.errors import DataError, ResourceError
-from plait.report import charts, write_report
 from plait.report import numbers as numbers_module
+from plait.report import write_report
+from plait.report.run_charts import MOST_POINTS, run_charts
 from plait.report.scores import scores
 
 
@@ -130,7 +127,7 @@ MEDIA = """Promise.all([...document.querySelectorAll("audio")].map(a => a.readyS
     images: [...document.images].map(i => i.naturalWidth),
     clips: [...document.querySelectorAll("audio")].map(a => a.readyState),
     curves: [...document.querySelectorAll(".plot")].filter(p => p.checkVisibility())
-      .map(p => p.querySelectorAll("path.line").length),
+      .map(p => p.querySelectorAll(".line").length),
     wider: document.documentElement.scrollWidth - innerWidth}))"""
 
 
@@ -147,17 +144,23 @@ def test_everything_loads_in_a_browser_with_nothing_in_the_console(run, browser,
 
 def test_values_show_on_hover_and_the_axis_can_be_changed(run, browser):
     browser.open(run / "report.html")
-    read = "document.querySelector('.readout').textContent"
-    assert browser.run(read).startswith("step 1,000")
-    place = browser.run("""(() => { const p = document.querySelector('.plot');
+    place = browser.run("""(() => { const p = document.querySelector('#loss_curves .plot');
         p.scrollIntoView({block: "center", behavior: "instant"});
         const b = p.getBoundingClientRect(); return [b.left + b.width / 2, b.top + 50]; })()""")
-    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
-    middle = browser.run(read)
-    assert middle.startswith("step ") and not middle.startswith("step 1,000") and "unseen concepts" in middle
+
+    def read(across: float = 0) -> str:
+        browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=place[0] + across, y=place[1])
+        return browser.run("document.querySelector('#loss_curves .tip').innerText").replace("\n", " ")
+
+    middle = read()
+    assert middle.startswith("training step ") and "unseen concepts" in middle and "training " in middle
+    assert read(40) != middle
     browser.run("document.querySelector('input[value=seconds]').click()")
-    assert browser.run(read).startswith("5.2 min")
+    assert "min" in read().partition("training")[0] and read().startswith("time ")
+    labels = "[...document.querySelectorAll('#loss_curves .plot text')].map(t => t.textContent).join(' ')"
+    linear = browser.run(labels)
     browser.run("document.querySelector('input[value=log]').click()")
+    assert browser.run(labels) != linear and "time" in linear
     assert browser.problems() == []
 
 
@@ -251,7 +254,7 @@ def test_unknown_modalities_and_figures_are_shown_too(tmp_path):
         assert piece in page
 
 
-@pytest.mark.parametrize("package", ["jinja2", "PIL", "soundfile"])
+@pytest.mark.parametrize("package", ["PIL", "soundfile"])
 def test_a_missing_package_is_named(run, monkeypatch, package):
     for name in [m for m in sys.modules if m == package or m.startswith(f"{package}.")]:
         monkeypatch.setitem(sys.modules, name, None)
@@ -267,10 +270,10 @@ def test_the_credit_stands_where_scenes_were_used(run, tmp_path):
 
 def test_long_runs_are_averaged_down_and_gaps_stay_gaps():
     rows = [{"step": i, "seconds": i, "tokens": i, "loss/a": 1.0} for i in range(10_000)]
-    series = charts.chart_groups(rows, ["a"])["loss"][0]["series"][0]
-    assert len(series["y"]) <= charts.MOST_POINTS and set(series["y"]) == {1.0}
+    series = run_charts(rows, ["a"])["loss"].panels[0].series[0]
+    assert len(series.y) <= MOST_POINTS and set(series.y) == {1.0} and len(series.along["seconds"]) == len(series.y)
     rows = [{"step": i, "seconds": i, "tokens": i, "grad_norm": None if i == 1 else 2.0} for i in range(3)]
-    assert charts.chart_groups(rows, [])["optimizer"][0]["series"][0]["y"] == [2.0, None, 2.0]
+    assert run_charts(rows, [])["optimizer"].panels[0].series[0].y == [2.0, None, 2.0]
 
 
 NAMES = ["text", "image", "speech"]

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-pytest.importorskip("jinja2")
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("soundfile")
 

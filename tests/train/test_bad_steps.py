@@ -11,7 +11,7 @@ from helpers.training import config_for, stopped_at
 from safetensors.torch import load_file
 
 from plait.common.errors import PlaitError
-from plait.report.charts import chart_groups
+from plait.report.run_charts import run_charts
 from plait.train.diagnostics import progress_text
 from plait.train.metrics import read_metrics
 from plait.train.trainer import Trainer
@@ -94,5 +94,5 @@ def test_a_row_of_skipped_steps_alone_and_a_validation_of_poisoned_weights_are_n
     assert "text nan" in progress_text(trained[-1], 3)
     assert [v for row in rows for k, v in row.items() if k.startswith("val_loss/") and not math.isnan(v)] == []
     assert '"loss/text": "NaN"' in (tmp_path / "metrics.jsonl").read_text()
-    panel = next(p for p in chart_groups(rows, ["text"])["loss"])
-    assert "training is nan at step 1, not finite in 3 of 3 rows" in panel["note"]
+    (panel,) = run_charts(rows, ["text"])["loss"].panels
+    assert "training is nan at step 1, not finite in 3 of 3 rows" in panel.note

@@ -1,7 +1,6 @@
 """One self-contained HTML page from a run's folder. Whatever the run did not get to is left out, not an error."""
 
-import base64
-import hashlib
+import functools
 import json
 import re
 from pathlib import Path
@@ -9,17 +8,21 @@ from typing import Any
 
 import yaml
 
-from plait.common.errors import DataError, ResourceError
-from plait.common.files import from_json, write_text
-from plait.report import charts, showcase
+from plait.codecs import Codec, load_codec
+from plait.common.errors import DataError, PlaitError, ResourceError
+from plait.common.files import from_json
+from plait.prepare.encode import codec_folder
 from plait.report import numbers as numbers_module
+from plait.report import showcase
 from plait.report import strips as strips_module
 from plait.report.media import Media, clean
+from plait.report.run_charts import braid, modalities_of, run_charts
 from plait.report.scores import scores
 from plait.train.metrics import read_jsonl, read_metrics
+from plait.web.charts import NUM_COLOURS
+from plait.web.html import write_page
 
-TEMPLATES = Path(__file__).parent / "templates"
-NUM_COLOURS = 8
+TEMPLATE = Path(__file__).parent / "templates" / "report.html"
 FIRST_SHOWN = 12
 """Samples of a task that are open from the start; the others are one click away."""
 PARTS = ("config.yaml", "summary.json", "metrics.jsonl", "samples/samples.jsonl", "samples/codecs.jsonl",
@@ -31,7 +34,7 @@ NEUTRAL_SETTINGS = (("media_guidance", 1), ("sampler", "auto"))
 """Sampling settings that are not worth a word."""
 FIRST_STRIPS = 6
 """Denoising strips, and prompts at several scales of guidance, that are open from the start."""
-LAYOUTS = {"image": "images", "text": "captions", "clip": "clips", "file": "", "missing": ""}
+LAYOUTS = {"image": "images", "text": "captions", "clip": "clips", "html": "document", "file": "", "missing": ""}
 """How samples of one part are laid out, by its kind; "" goes with the rest of its task."""
 
 
@@ -45,28 +48,14 @@ def write_report(run_folder: str | Path, *, samples_per_task: int = 48) -> Path:
     if not any((run / part).is_file() for part in PARTS):
         raise DataError(f"report: {str(run)!r} is no run's folder, it must hold at least one of {', '.join(PARTS)}")
     try:
-        import jinja2
-        import markupsafe
         import PIL.Image  # noqa: F401  (with soundfile, what plait.report.media reads samples with)
         import soundfile  # noqa: F401
     except ImportError as error:
         raise ResourceError(
             f"report: the package {error.name!r} is not installed, run `pip install plait[media]`"
         ) from None
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    script = (TEMPLATES / "script.js").read_text("utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    page = environment.get_template("report.html").render(
-        **gather(run, samples_per_task),
-        style=markupsafe.Markup((TEMPLATES / "style.css").read_text("utf-8")),
-        script=markupsafe.Markup(script),
-        script_hash=f"sha256-{digest}",
-    )
-    path = run / "report.html"
-    write_text(path, page.encode("utf-8", "replace").decode("utf-8"))  # JSON may hold lone surrogates
-    return path
+    shown = gather(run, samples_per_task)
+    return write_page(run / "report.html", TEMPLATE, styles=("report.css",), scripts=("players.js",), **shown)
 
 
 def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
@@ -74,8 +63,9 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
     config_text, config = _config(run / "config.yaml")
     summary = from_json(_mapping(run / "summary.json"))
     rows = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
-    data_report = _mapping(_data_folder(run, config) / "report.json")
-    media = Media(run / "samples")
+    data = _data_folder(run, config)
+    data_report = _mapping(data / "report.json")
+    media = Media(run / "samples", functools.cache(functools.partial(_codec_of, data, config)))
     denoised = _denoised(config)
 
     def records(name: str, key: str, *, varied: str = "") -> list[dict]:
@@ -88,7 +78,7 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
     guided = [_with_settings(g) for g in strips_module.guided(records("guidance", "", varied="guidance"), media)]
     counts = _counts(run / "samples" / "samples.jsonl")
     modalities = _modalities(config, rows, samples, [*codecs, *strips, *guided])
-    curves = charts.chart_groups(rows, modalities)
+    units = _units(config, [name for name in modalities if name in denoised])
     strings = {k: v for k, v in summary.items() if isinstance(v, str)}
     numbers = {k: float(v) for k, v in summary.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     aims = {k: v for k, v in _section(_section(config, "evaluate"), "aims").items() if isinstance(v, int | float)}
@@ -97,13 +87,13 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
         "modalities": modalities,
         "colours": {name: i % NUM_COLOURS for i, name in enumerate(modalities)},
         "sentence": _sentence(summary, rows),
-        "braid": charts.braid(max(len(modalities), 2)),
+        "braid": braid(max(len(modalities), 2)),
         "denoised": [name for name in modalities if name in denoised],
-        "predicted": "velocity" if _section(config, "diffusion").get("process") == "flow" else "noise",
+        "units": units,
         "shown": showcase.shown(samples),
         "scores": scores(numbers, modalities, aims),
         "took": numbers_module.run_facts(summary),
-        "curves": curves,
+        "curves": run_charts(rows, modalities, units),
         "tasks": _tasks(samples, counts),
         "strips": strips,
         "guided": guided,
@@ -151,6 +141,16 @@ def _data_folder(run: Path, config: dict) -> Path:
     return Path(elsewhere) if elsewhere and not (run / "data").is_dir() else run / "data"
 
 
+def _codec_of(data: Path, config: dict, modality: str) -> Codec | None:
+    """Return a modality's codec, which shows what the page cannot; None where the data are gone or cannot be read."""
+    if modality not in _section(_section(config, "model"), "modalities"):
+        return None
+    try:
+        return load_codec(codec_folder(data, modality))
+    except PlaitError:
+        return None
+
+
 def _records(path: Path, most: int, key: str) -> list[dict]:
     """Return the records of a JSONL file, at most ``most`` for each value of ``key``."""
     taken: dict[str, int] = {}
@@ -182,9 +182,23 @@ def _denoised(config: dict) -> list[str]:
     return [clean(name) for name, m in found if isinstance(m, dict) and m.get("objective") == "diffusion"]
 
 
+def _units(config: dict, denoised: list[str]) -> str:
+    """Return in words what losses are measured in."""
+    if not denoised:
+        return "in nats per token where it is discrete"
+    diffusion = _section(config, "diffusion")
+    predicted: dict[str, list[str]] = {}
+    for name in denoised:
+        process = _section(_section(diffusion, "by_modality"), name).get("process", diffusion.get("process"))
+        predicted.setdefault("velocity" if process == "flow" else "noise", []).append(name)
+    errors = [f"for {' and '.join(names)} the mean squared error of the predicted {what}, averaged per item"
+              for what, names in predicted.items()]  # fmt: skip
+    return "; ".join(["in nats per token where it is discrete", *errors])
+
+
 def _modalities(config: dict, rows: list[dict], samples: list[dict], others: list[dict]) -> list[str]:
     """Return all modalities in the config's order, then those that only the curves or the samples know."""
-    names = [*_section(_section(config, "model"), "modalities"), *charts.modalities_of(rows)]
+    names = [*_section(_section(config, "model"), "modalities"), *modalities_of(rows)]
     for sample in samples:
         names += [view["modality"] for part in ("prompt", "output", "truth") for view in sample[part]]
     names += [other["modality"] for other in others]

@@ -1,5 +1,5 @@
 "use strict";
-// Draws the charts of this page from their data (plait/compare/charts.py): values under the pointer, arms switched on
+// Draws the charts of this page from their data (plait/web/charts.py): values under the pointer, series switched on
 // and off by the legend, and every chart as PNG and CSV. Text goes in through textContent only.
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -19,19 +19,43 @@ function html(name, text, parent, className = "") {
   return made;
 }
 
-const colour = (series) => `--c: var(${series.colour < 0 ? "--soft" : "--c" + (series.colour % 10)})`;
+const DASHES = ["", "5 4", "1.5 4", "9 3 2 3", "3 2"];
+const AXES = { step: "training step", tokens: "tokens", seconds: "time" };
+const chosen = { axis: "step", scale: "linear" };  // by the controls of the page
+
+function colour(series) {
+  const neutral = isReference(series) ? "--soft" : "--ink";
+  return `--c: var(${series.colour < 0 ? neutral : "--c" + (series.colour % 10)})`;
+}
+
+// A line to compare with: it has no colour of its own, and its values are not read.
+function isReference(series) { return series.dash > 0 && series.colour < 0; }
+
+function lineStyle(series) {
+  return { class: `line${series.faint ? " faint" : series.dash ? " dashed" : ""}`, style: colour(series),
+    "stroke-dasharray": DASHES[series.dash % DASHES.length] };
+}
 
 // ---- numbers ----
 
 function short(value) {
   const size = Math.abs(value);
-  if (size !== 0 && (size < 1e-3 || size >= 1e6)) return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
+  if (size !== 0 && (size < 1e-4 || size >= 1e15)) return value.toExponential(2).replace(/\.?0+e/, "e").replace("e+", "e");
+  for (const [unit, letter] of [[1e12, "T"], [1e9, "G"], [1e6, "M"]])
+    if (size >= unit) return +(value / unit).toPrecision(3) + " " + letter;
   return size >= 1000 ? Math.round(value).toLocaleString("en") : String(+value.toPrecision(4));
 }
 
-function ticks(low, high, wanted, least = 0) {
+function clock(seconds) {
+  if (seconds >= 36000) return +(seconds / 3600).toFixed(1) + " h";
+  if (seconds >= 3600) return Math.floor(seconds / 3600) + " h " + Math.round((seconds % 3600) / 60) + " min";
+  return seconds >= 60 ? +(seconds / 60).toFixed(1) + " min" : +seconds.toFixed(1) + " s";
+}
+
+function ticks(low, high, wanted, least = 0, isTime = false) {
   const raw = Math.max((high - low) / wanted, least), power = 10 ** Math.floor(Math.log10(raw || 1));
-  const step = [1, 2, 2.5, 5, 10].find((b) => b * power >= raw) * power, found = [];
+  const times = isTime && raw > 20 ? [30, 60, 120, 300, 600, 1200, 3600, 7200, 18000, 36000] : [];
+  const step = times.find((t) => t >= raw) ?? [1, 2, 2.5, 5, 10].find((b) => b * power >= raw) * power, found = [];
   for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
   return found;
 }
@@ -73,9 +97,17 @@ class Panel {
 
   get series() { return this.data.series.filter((s) => !this.chart.hidden.has(s.name)); }
 
+  // The axis that the page's controls chose, "" where this chart has one axis alone.
+  get axis() { return this.chart.data.axes.includes(chosen.axis) ? chosen.axis : this.chart.data.axes[0] ?? ""; }
+
+  xLabel() { return this.axis ? AXES[this.axis] : this.data.x_label; }
+
+  number(x) { return this.axis === "seconds" ? clock(x) : short(this.axis ? Math.round(x) : x); }
+
   draw() {
     const width = this.root.clientWidth, height = this.svg.clientHeight;
     if (!width) return;
+    for (const s of this.data.series) s.x = this.axis in s.along ? s.along[this.axis] : s.given;
     this.svg.replaceChildren();
     this.svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
     const names = [...new Set(this.data.series.map((s) => s.name))];
@@ -100,27 +132,33 @@ class Panel {
   }
 
   frame(width, height) {
-    const shown = this.series.length ? this.series : this.data.series, log = this.data.log;
-    const range = (given, values, wide) => {
+    const shown = this.series.length ? this.series : this.data.series;
+    const known = (values) => values.filter((v) => v !== null);
+    const ys = known(shown.flatMap((s) => [...s.y, ...(s.low ?? []), ...(s.high ?? [])]));
+    this.logX = this.data.log;
+    this.logY = this.data.log || (this.chart.data.scales && chosen.scale === "log" && ys.every((y) => y > 0));
+    const range = (given, values, log, wide) => {
       if (given) return given;
-      let low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
+      let low = values.reduce((a, b) => Math.min(a, b), Infinity), high = values.reduce((a, b) => Math.max(a, b), -Infinity);
+      if (!values.length) return log ? [1, 10] : [0, 1];
       if (log) return [low / 1.15, high * 1.15];
       if (wide && low > 0 && low < high / 3) low = 0;
       const pad = (high - low) * 0.05 || Math.abs(high) * 0.1 || 1;
       return [low === 0 && wide ? 0 : low - pad, high + pad];
     };
-    const bars = shown.some((s) => s.kind === "bars");
-    const values = shown.flatMap((s) => [...s.y, ...(s.low ?? []), ...(s.high ?? [])]);
-    const [x0, x1] = range(this.data.x_range, shown.flatMap((s) => s.x), false);
-    const [y0, y1] = range(this.data.y_range, bars ? [0, ...values] : values, bars);
-    const f = log ? Math.log : (v) => v;
-    this.yTicks = log ? logTicks(y0, y1, 6) : ticks(y0, y1, 5);
+    const bars = shown.some((s) => s.kind === "bars"), xs = known(shown.flatMap((s) => s.x));
+    const fitted = this.axis && new Set(xs).size > 1 ? [xs.reduce((a, b) => Math.min(a, b)), xs.reduce((a, b) => Math.max(a, b))] : null;
+    if (fitted && fitted[0] > 0 && fitted[0] < fitted[1] / 5) fitted[0] = 0;
+    const [x0, x1] = range(this.data.x_range ?? fitted, xs, this.logX, false);
+    const [y0, y1] = range(this.data.y_range, bars ? [0, ...ys] : ys, this.logY, bars);
+    const scale = (log) => log ? Math.log : (v) => v, f = scale(this.logX), g = scale(this.logY);
+    this.yTicks = this.logY ? logTicks(y0, y1, 6) : ticks(y0, y1, 5);
     const longest = Math.max(3, ...this.yTicks.map((t) => short(t).length));
     const room = this.data.series.some((s) => s.end_label) ? 54 : 6;
-    const box = this.box = { left: 26 + 7 * longest, right: width - room, top: 24, bottom: height - 40 };
+    const box = this.box = { left: (this.data.y_label ? 26 : 12) + 7 * longest, right: width - room, top: 24, bottom: height - 40 };
     this.range = { x0, x1, y0, y1 };
     this.x = (v) => box.left + (box.right - box.left) * (f(v) - f(x0)) / (f(x1) - f(x0));
-    this.y = (v) => box.bottom - (box.bottom - box.top) * (f(v) - f(y0)) / (f(y1) - f(y0));
+    this.y = (v) => box.bottom - (box.bottom - box.top) * (g(v) - g(y0)) / (g(y1) - g(y0));
   }
 
   axes(width, height) {
@@ -132,15 +170,15 @@ class Panel {
     }
     const wanted = Math.max(2, Math.floor((right - left) / 80));
     const whole = d.series.every((s) => s.x.every(Number.isInteger)) ? 1 : 0;
-    const numbers = d.log ? logTicks(x0, x1, wanted) : ticks(x0, x1, wanted, whole);
+    const numbers = this.logX ? logTicks(x0, x1, wanted) : ticks(x0, x1, wanted, whole, this.axis === "seconds");
     const xs = d.categories.length ? d.categories.map((_, i) => i) : numbers;
     for (const tick of xs) {
       if (!d.categories.length) element("line", { class: "axis", x1: this.x(tick), x2: this.x(tick), y1: bottom, y2: bottom + 4 }, this.svg);
       const text = element("text", { x: this.x(tick), y: bottom + 17, "text-anchor": "middle" }, this.svg);
-      text.textContent = d.categories.length ? d.categories[tick] : short(tick);
+      text.textContent = d.categories.length ? d.categories[tick] : this.number(tick);
     }
     element("line", { class: "axis", x1: left, x2: right, y1: bottom, y2: bottom }, this.svg);
-    element("text", { x: (left + right) / 2, y: height - 5, "text-anchor": "middle" }, this.svg).textContent = d.x_label;
+    element("text", { x: (left + right) / 2, y: height - 5, "text-anchor": "middle" }, this.svg).textContent = this.xLabel();
     const middle = (top + bottom) / 2;
     const label = element("text", { x: 11, y: middle, "text-anchor": "middle", transform: `rotate(-90 11 ${middle})` }, this.svg);
     label.textContent = d.y_label;
@@ -152,9 +190,15 @@ class Panel {
       const edge = `M${at(series.low).join("L")}L${at(series.high).reverse().join("L")}Z`;
       element("path", { class: "band", style: colour(series), d: edge }, this.body);
     }
-    const kind = series.dashed ? "line dashed" : "line";
-    element("path", { class: kind, style: colour(series), d: `M${at(series.y).join("L")}` }, this.body);
-    if (series.x.length === 1) this.dot(series, 0, this.body);
+    let path = "", isDown = false;
+    series.x.forEach((x, i) => {
+      const isGap = x === null || series.y[i] === null;
+      if (!isGap) path += `${isDown ? "L" : "M"}${this.x(x).toFixed(1)} ${this.y(series.y[i]).toFixed(1)}`;
+      isDown = !isGap;
+    });
+    element("path", { ...lineStyle(series), d: path }, this.body);
+    const known = series.y.flatMap((y, i) => y === null || series.x[i] === null ? [] : [i]);
+    if (known.length === 1) this.dot(series, known[0], this.body);
   }
 
   dot(series, i, parent, className = "dot") {
@@ -198,8 +242,8 @@ class Panel {
   stops() {
     const found = [];
     for (const s of this.series) {
-      if (s.dashed && s.colour < 0) continue;
-      s.x.forEach((x, i) => found.push([s.middle?.[i] ?? this.x(x), this.y(s.y[i]), s, i]));
+      if (isReference(s)) continue;
+      s.x.forEach((x, i) => x !== null && s.y[i] !== null && found.push([s.middle?.[i] ?? this.x(x), this.y(s.y[i]), s, i]));
     }
     return found.sort((a, b) => a[0] - b[0] || a[1] - b[1]);
   }
@@ -222,6 +266,15 @@ class Panel {
     this.mark(stops[next], stops);
   }
 
+  // The number of the point of a series at x; of a line that was measured elsewhere, of the nearest one around x.
+  nearest(series, x) {
+    const exact = series.x.indexOf(x);
+    if (exact >= 0 || series.kind !== "line" || isReference(series)) return series.y[exact] === null ? -1 : exact;
+    const known = series.x.map((_, i) => i).filter((i) => series.x[i] !== null && series.y[i] !== null);
+    if (!known.length || x > series.x[known.at(-1)] || x < series.x[known[0]]) return -1;
+    return known.reduce((a, b) => Math.abs(series.x[b] - x) < Math.abs(series.x[a] - x) ? b : a);
+  }
+
   // Show what stands at a stop: of lines, every one at this x; of points and bars, the one that is nearest.
   mark(stop, stops = []) {
     this.cursor?.replaceChildren();
@@ -230,13 +283,13 @@ class Panel {
     if (!stop) return;
     const [x, y, series, i] = stop, { top, bottom, left, right } = this.box;
     const tip = html("div", "", this.root, "tip");
-    const at = this.data.categories.length ? this.data.categories[series.x[i]] : `${this.data.x_label} ${short(series.x[i])}`;
+    const at = this.data.categories.length ? this.data.categories[series.x[i]] : `${this.xLabel()} ${this.number(series.x[i])}`;
     html("div", at, tip, "at");
     if (series.kind === "line") element("line", { class: "cursor", x1: x, x2: x, y1: top, y2: bottom }, this.cursor);
     const together = this.series.every((s) => s.kind !== "points") && (series.kind === "line" || series.kind === "bars");
-    for (const s of together ? this.series.filter((s) => s.kind === series.kind || s.dashed) : [series]) {
-      const k = s === series ? i : s.x.indexOf(series.x[i]);
-      const value = k >= 0 ? s.y[k] : s.dashed && s.x.length === 2 ? s.y[0] + (s.y[1] - s.y[0]) * (series.x[i] - s.x[0]) / (s.x[1] - s.x[0]) : null;
+    for (const s of together ? this.series.filter((s) => s.kind === series.kind || isReference(s)) : [series]) {
+      const k = s === series ? i : this.nearest(s, series.x[i]);
+      const value = k >= 0 ? s.y[k] : isReference(s) && s.x.length === 2 ? s.y[0] + (s.y[1] - s.y[0]) * (series.x[i] - s.x[0]) / (s.x[1] - s.x[0]) : null;
       if (value === null) continue;
       this.entry(tip, s, k, value);
       if (k >= 0 && s.kind === "line" && this.y(value) >= top) this.dot(s, k, this.cursor);
@@ -252,8 +305,8 @@ class Panel {
     const row = html("div", "", tip);
     row.setAttribute("style", colour(series));
     html("i", "", row);
-    html("span", series.name, row);
-    html("b", (series.is_bound?.[k] ? "≥ " : "") + short(value), row);
+    html("span", series.name || this.data.title, row);
+    html("b", (series.is_bound?.[k] ? "≥ " : "") + short(value) + (this.chart.data.axes.length && this.data.y_label ? ` ${this.data.y_label}` : ""), row);
     if (series.low && k >= 0 && series.low[k] !== series.high[k]) html("span", `${short(series.low[k])} to ${short(series.high[k])}`, row, "range");
   }
 }
@@ -269,11 +322,21 @@ class Chart {
     const area = root.querySelector(".panels");
     area.classList.toggle("many", this.data.panels.length > 3);
     this.panels = [];
+    for (const series of this.data.panels.flatMap((p) => p.series)) series.given = series.x;
     for (const panel of this.data.panels) this.panels.push(new Panel(this, panel, area));
-    const shown = new Map(this.data.panels.flatMap((p) => p.series).map((s) => [s.name, s]));
-    for (const series of [...shown.values()].sort((a, b) => (a.colour < 0) - (b.colour < 0))) this.key(series);
+    this.keys();
     root.querySelector(".png").addEventListener("click", () => this.png());
     root.querySelector(".csv").addEventListener("click", () => this.csv());
+  }
+
+  // A key for each name; where panels show it in several colours, it has none.
+  keys() {
+    const shown = new Map();
+    for (const series of this.data.panels.flatMap((p) => p.series).filter((s) => s.name)) {
+      const known = shown.get(series.name);
+      shown.set(series.name, known && known.colour !== series.colour ? { ...known, colour: -1 } : series);
+    }
+    for (const series of [...shown.values()].sort((a, b) => (a.colour < 0) - (b.colour < 0))) this.key(series);
   }
 
   key(series) {
@@ -281,7 +344,7 @@ class Chart {
     button.type = "button";
     button.setAttribute("aria-pressed", "true");
     const sign = element("svg", { viewBox: "0 0 22 10", style: colour(series), "aria-hidden": "true" }, button);
-    if (series.kind === "line") element("path", { class: series.dashed ? "line dashed" : "line", d: "M1 5H21" }, sign);
+    if (series.kind === "line") element("path", { ...lineStyle(series), d: "M1 5H21" }, sign);
     else element("rect", { class: "bar", x: 6, y: 0.5, width: 9, height: 9, rx: 2 }, sign);
     html("span", series.name, button);
     button.addEventListener("click", () => {
@@ -294,10 +357,11 @@ class Chart {
 
   csv() {
     const quote = (v) => v === undefined || v === null ? "" : /[",\n]/.test(v) ? `"${String(v).replaceAll('"', '""')}"` : String(v);
-    const rows = [["panel", "series", "kind", "x label", "x", "y label", "y", "low", "high", "lower bound"]];
-    for (const p of this.data.panels) for (const s of p.series) s.x.forEach((x, i) => rows.push(
-      [p.title, s.name, s.kind, p.x_label, p.categories.length && s.kind === "bars" ? p.categories[x] : x, p.y_label, s.y[i],
-        s.low?.[i], s.high?.[i], s.is_bound?.[i] ? "yes" : ""]));
+    const others = this.data.axes.slice(1);
+    const rows = [["panel", "series", "kind", "x label", "x", ...others, "y label", "y", "low", "high", "lower bound"]];
+    for (const p of this.data.panels) for (const s of p.series) s.given.forEach((x, i) => rows.push(
+      [p.title, s.name, s.kind, p.x_label, p.categories.length && s.kind === "bars" ? p.categories[x] : x,
+        ...others.map((axis) => s.along[axis]?.[i]), p.y_label, s.y[i], s.low?.[i], s.high?.[i], s.is_bound?.[i] ? "yes" : ""]));
     save(new Blob([rows.map((r) => r.map(quote).join(",") + "\n").join("")], { type: "text/csv" }), `${this.data.name}.csv`);
   }
 
@@ -347,4 +411,9 @@ function save(blob, name) {
 }
 
 const charts = [...document.querySelectorAll("figure.chart")].map((root) => new Chart(root));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => charts.forEach((c) => c.panels.forEach((p) => p.draw())));
+const redraw = () => charts.forEach((chart) => chart.panels.forEach((panel) => panel.draw()));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+document.querySelectorAll(".controls input").forEach((input) => input.addEventListener("change", () => {
+  chosen[input.name] = input.value;
+  redraw();
+}));

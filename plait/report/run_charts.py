@@ -1,11 +1,13 @@
-"""Curves as data for templates/script.js, which draws them, and the plait at the head of the page."""
+"""The charts of a run, from the rows of metrics.jsonl, and the plait at the head of the page."""
 
 import math
 from typing import Any
 
+from plait.web.charts import NEUTRAL, NUM_COLOURS, Chart, Panel, Series
+
 MOST_POINTS = 600
 """Longer series are averaged down to this many points."""
-AXES = ("step", "tokens", "seconds")
+AXES = ["step", "tokens", "seconds"]
 SPEED = {
     "tokens_per_second": ("Tokens per second", "", 1),
     "memory_gb": ("Memory", "GB", 1),
@@ -15,23 +17,29 @@ SPEED = {
 OPTIMIZER = {"learning_rate": ("Learning rate", "", 1), "grad_norm": ("Gradient norm", "", 1)}
 
 
-def chart_groups(rows: list[dict[str, Any]], modalities: list[str]) -> dict[str, list[dict]]:
-    """Return the panels of the groups loss, speed, optimizer and other, from the rows of metrics.jsonl.
+def run_charts(rows: list[dict[str, Any]], modalities: list[str], units: str = "") -> dict[str, Chart]:
+    """Return the charts loss, speed, optimizer and other, those that have curves, from the rows of metrics.jsonl.
 
-    A panel holds ``title``, ``unit``, ``modality`` ("" for none), ``note`` (what its curves cannot show: values that
-    are not finite) and ``series``; a series holds ``name``, ``kind``
-    (train, validation, plain), ``dash`` (its number among those of its kind), ``y`` and one list for each of AXES.
+    ``modalities`` give the colours, ``units`` says what losses are measured in. What is not finite is a gap, and said.
     """
     columns = list(dict.fromkeys(name for row in rows for name, v in row.items() if isinstance(v, int | float)))
     columns = [name for name in columns if name not in AXES]
+    shown = {c for c in columns if c.startswith(("loss/", "val_loss/")) or c in SPEED or c in OPTIMIZER}
+    note = "; ".join(filter(None, ["Faint while training, strong on held-out data", units]))
     panels = {
-        "loss": [_loss_panel(rows, columns, name) for name in modalities],
+        "loss": [_loss_panel(rows, columns, name, colour) for colour, name in enumerate(modalities)],
         "speed": [_panel(rows, c, *SPEED[c]) for c in SPEED if c in columns],
         "optimizer": [_panel(rows, c, *OPTIMIZER[c]) for c in OPTIMIZER if c in columns],
+        "other": [_panel(rows, c, c, "", 1) for c in columns if c not in shown],
     }
-    shown = {c for c in columns if c.startswith(("loss/", "val_loss/")) or c in SPEED or c in OPTIMIZER}
-    panels["other"] = [_panel(rows, c, c, "", 1) for c in columns if c not in shown]
-    return {group: [p for p in found if p["series"]] for group, found in panels.items()}
+    titles = {"loss": "Loss of each modality", "speed": "Speed", "optimizer": "Optimizer", "other": "Other curves"}
+    charts = {}
+    for name, found in panels.items():
+        found = [panel for panel in found if panel.series]
+        about, is_loss = (note, True) if name == "loss" else ("", False)
+        if found:
+            charts[name] = Chart(f"{name}_curves", titles[name], titles[name], about, found, AXES, is_loss)
+    return charts
 
 
 def modalities_of(rows: list[dict[str, Any]]) -> list[str]:
@@ -40,22 +48,26 @@ def modalities_of(rows: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(n.split("/")[-1] for n in names if n.startswith(("loss/", "val_loss/"))))
 
 
-def _loss_panel(rows: list[dict], columns: list[str], modality: str) -> dict:
-    names = {f"loss/{modality}": "training"} if f"loss/{modality}" in columns else {}
+def _loss_panel(rows: list[dict], columns: list[str], modality: str, colour: int) -> Panel:
+    training, series, notes = f"loss/{modality}", [], []
     validation = [c for c in columns if c.startswith("val_loss/") and c.split("/")[-1] == modality]
+    names = {training: "training"} if training in columns else {}
     names |= {c: " ".join(c.split("/")[1:-1]).replace("_", " ") or "validation" for c in validation}
-    series = [_series(rows, column, name, "validation", validation.index(column)) if column in validation
-              else _series(rows, column, name, "train") for column, name in names.items()]  # fmt: skip
-    notes = [note for column, name in names.items() if (note := _not_finite(rows, column, name))]
-    return {"title": modality, "unit": "", "modality": modality, "note": "; ".join(notes), "series": series}
+    for column, name in names.items():
+        is_training = column == training
+        dash = 0 if is_training else validation.index(column)
+        series.append(_series(rows, column, name, 1, colour % NUM_COLOURS, dash=dash, faint=is_training))
+        notes += [_not_finite(rows, column, name)]
+    return Panel(modality, "step", "", series, note="; ".join(filter(None, notes)))
 
 
-def _panel(rows: list[dict], column: str, title: str, unit: str, factor: float) -> dict:
-    series = [_series(rows, column, "", "plain")]
-    for one in series:
-        one["y"] = [y if y is None else y * factor for y in one["y"]]
-    note = _not_finite(rows, column, "")
-    return {"title": title, "unit": unit, "modality": "", "note": note, "series": [s for s in series if s["y"]]}
+def _panel(rows: list[dict], column: str, title: str, unit: str, factor: float) -> Panel:
+    series = _series(rows, column, "", factor, NEUTRAL)
+    values = [y for y in series.y if y is not None]
+    low, high = min(values, default=0), max(values, default=0)
+    from_zero = [0.0, 1.06 * high] if low >= 0 < high else None
+    return Panel(title, "step", unit, [series] if series.y else [], y_range=from_zero,
+                 note=_not_finite(rows, column, ""))  # fmt: skip
 
 
 def _not_finite(rows: list[dict], column: str, name: str) -> str:
@@ -68,13 +80,17 @@ def _not_finite(rows: list[dict], column: str, name: str) -> str:
     return f"{what} {bad[0][column]} at step {bad[0].get('step')}, not finite in {len(bad)} of {len(logged)} rows"
 
 
-def _series(rows: list[dict], column: str, name: str, kind: str, dash: int = 0) -> dict:
+def _series(
+    rows: list[dict], column: str, name: str, factor: float, colour: int, *, dash: int = 0, faint: bool = False
+) -> Series:
     """Return one curve; a value that is not there or not finite is a gap (None) only where the row names it."""
     rows = [row for row in rows if column in row and isinstance(row.get("step"), int | float)]
     size = -(-len(rows) // MOST_POINTS) or 1
     buckets = [rows[i : i + size] for i in range(0, len(rows), size)]
-    axes = {axis: [_mean(bucket, axis) for bucket in buckets] for axis in AXES}
-    return {"name": name, "kind": kind, "dash": dash, "y": [_mean(bucket, column) for bucket in buckets], **axes}
+    x, *others = ([_mean(bucket, axis) for bucket in buckets] for axis in AXES)
+    y = [value if (value := _mean(bucket, column)) is None else value * factor for bucket in buckets]
+    along = dict(zip(AXES[1:], others, strict=True))
+    return Series(name, x, y, "line", colour, dash=dash, faint=faint, along=along)
 
 
 def _mean(bucket: list[dict], column: str) -> float | None:

@@ -1,11 +1,7 @@
-"""The figures of a study as data: panels of series, which chart_files.py draws as PNG and the page draws on screen.
-
-One description serves both, and the CSV that the page offers, so that they cannot differ.
-"""
+"""The charts of a study: steps for the same loss, losses, step matching, judges' scores and scaling."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -13,61 +9,13 @@ from plait.compare.curves import TRAINING, VALIDATION, Curve
 from plait.compare.results import Matched
 from plait.compare.step_matching import Spread
 from plait.compare.tables import bounded, figure_words
+from plait.web.charts import Chart, Panel, Series
 
-NEUTRAL = -1
-"""The colour of what belongs to no arm."""
 DISTANCE = "_frechet"
 SCORES = ("object_accuracy", "colour_accuracy", "choice_accuracy", "_recognised", DISTANCE)
 """How the names of figures of `plait evaluate` end that are drawn."""
 MOST_POINTS = 2000
 """Points of a series that are drawn."""
-
-
-@dataclass
-class Series:
-    """What has one name in the legend. Lists have one entry a point."""
-
-    name: str
-    x: list[float]
-    y: list[float]
-    kind: Literal["line", "points", "bars"] = "line"
-    colour: int = NEUTRAL
-    low: list[float] | None = None
-    high: list[float] | None = None
-    """Of an interval or a range over seeds: a band around a line, whiskers elsewhere."""
-    is_bound: list[bool] | None = None
-    """Points that are only known to lie above; drawn hollow."""
-    dashed: bool = False
-    end_label: str = ""
-    """Written where a line ends."""
-
-
-@dataclass
-class Panel:
-    """One pair of axes."""
-
-    title: str
-    x_label: str
-    y_label: str
-    series: list[Series]
-    x_range: list[float] | None = None
-    y_range: list[float] | None = None
-    log: bool = False
-    """Whether both axes are logarithmic."""
-    categories: list[str] = field(default_factory=list)
-    """Names of x = 0, 1, ... on an axis that is none of numbers."""
-
-
-@dataclass
-class Chart:
-    """One figure."""
-
-    name: str
-    """File name without an ending."""
-    section: str
-    title: str
-    note: str
-    panels: list[Panel]
 
 
 def charts(found: Matched) -> list[Chart]:
@@ -103,7 +51,7 @@ def _bars(found: Matched) -> Chart:
         modalities = _in_order(found, (m["modality"] for m in rows))
         if not rows:
             continue
-        series = [Series("as many steps", [-0.5, len(modalities) - 0.5], [1.0, 1.0], dashed=True)]
+        series = [Series("as many steps", [-0.5, len(modalities) - 0.5], [1.0, 1.0], dash=1)]
         for arm in dict.fromkeys(m["arm"] for m in rows):
             mine = [m for m in rows if m["arm"] == arm]
             series.append(Series(
@@ -173,7 +121,7 @@ def _matching(found: Matched, split: str) -> Chart:
     for modality in _in_order(found, (p.modality for p in pairs)):
         mine = [p for p in pairs if p.modality == modality]
         end = max(t for p in mine for m in p.matches.values() for t in m.steps)
-        series = [Series("as many steps", [0, end], [0, end], dashed=True)]
+        series = [Series("as many steps", [0, end], [0, end], dash=1)]
         for pair in mine:
             matches, colour = list(pair.matches.values()), colour_of(found, pair.arm)
             row = slopes[pair.arm, modality]
@@ -204,7 +152,7 @@ def _scores(found: Matched) -> Chart:
         other = f"{figure}_real" if is_distance else f"{figure.rpartition('_')[0]}_chance"
         line = Spread.of([row.get(other) for row in rows])
         name = "real images" if is_distance else "chance"
-        series = [Series(name, [-0.5, 0.5], [line.mean] * 2, dashed=True)] if line else []
+        series = [Series(name, [-0.5, 0.5], [line.mean] * 2, dash=1)] if line else []
         for arm in arms:
             spread = Spread.of([row.get(figure) for row in rows if row["arm"] == arm])
             if spread:
@@ -242,7 +190,7 @@ def _scaling(found: Matched) -> Chart:
                 if lines:
                     series.append(Series(name, *([r[k] for r in some] for k in ("flops", "loss")), "line", colour,
                                          *([r[k] for r in some] for k in ("low", "high")),
-                                         dashed=name.endswith("extrapolated")))  # fmt: skip
+                                         dash=int(name.endswith("extrapolated"))))  # fmt: skip
         panels.append(Panel(modality, "FLOPs of the run", "final loss", series, log=True))
     note = "A straight line in logarithms, with its 95% interval; dashed beyond the largest run."
     return Chart("scaling", "Scaling", f"Final loss against operations, {words(split)}", note, panels)

@@ -1,4 +1,4 @@
-"""The figures of a study as PNG, by matplotlib."""
+"""Charts as PNG, by matplotlib."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 
 from plait.common.errors import ResourceError
 from plait.common.files import atomic_file
-from plait.compare.charts import NEUTRAL, Chart, Panel, Series
+from plait.web.charts import NEUTRAL, Chart, Panel, Series
 
 COLOURS = ("#2a5ca8", "#c04f17", "#0f7767", "#8b3f8f", "#8a6900", "#b0305c", "#4a6b1e", "#4d5f70", "#1b8fb3", "#7a5236")
 INK, SOFT, RULE = "#23211c", "#68635a", "#e5e0d5"
@@ -73,7 +73,7 @@ def _panel(axis, panel: Panel) -> None:
         elif series.kind == "points":
             _points(axis, series, colour)
         else:
-            style = (0, (4, 3)) if series.dashed else "-"
+            style = (0, (4, 3)) if series.dash else "-"
             axis.plot(series.x, series.y, color=colour, linestyle=style, linewidth=1.4, label=_label(series))
             if series.low:
                 axis.fill_between(series.x, series.low, series.high, color=colour, alpha=0.15, linewidth=0)

@@ -1,0 +1,1 @@
+"""Pages for a browser, and the charts on them."""
