@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-recovery test-slow lint benchmark benchmark-gpu benchmark-table figures figures-quickstart clean
+.PHONY: quickstart test test-recovery test-slow lint benchmark benchmark-gpu benchmark-table figures figures-quickstart verdicts clean
 
 quickstart: $(READY)
 	$(BIN)/plait quickstart
@@ -42,6 +42,10 @@ benchmark-table: $(READY)
 figures: $(READY)
 	$(BIN)/python benchmarks/figures.py
 	$(BIN)/python benchmarks/table.py
+
+# the verdicts on the paper's claims, from the kept logs of the studies
+verdicts: $(READY)
+	$(BIN)/python studies/verdicts/conclude.py docs
 
 # keep the figures of the quickstarts that were run in this checkout
 figures-quickstart: $(READY)

@@ -20,7 +20,8 @@ class BuildWithShipped(build_py):
             for name in SHIPPED:
                 target = Path(self.build_lib) / "plait" / name
                 shutil.rmtree(target, ignore_errors=True)
-                shutil.copytree(Path(__file__).parent / name, target)
+                # verdicts/ is about this repository alone
+                shutil.copytree(Path(__file__).parent / name, target, ignore=shutil.ignore_patterns("verdicts"))
 
 
 setup(cmdclass={"build_py": BuildWithShipped})

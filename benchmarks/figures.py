@@ -31,7 +31,7 @@ from quickstart_table import table as quickstart_table
 from table import shown
 
 LOG, VERDICTS = ROOT / "docs" / "experiments.md", ROOT / "docs" / "results.md"
-"""A log, whose figures stay as they were measured; and a page that `plait compare --conclude docs` writes."""
+"""A log, whose figures stay as they were measured; and a page that `make verdicts` writes."""
 PAGES = (ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {LOG, VERDICTS}))
 HEADS = tuple(sorted(path for folder in ("configs", "studies") for path in (ROOT / folder).glob("*.yaml")))
 QUICKSTARTS = ROOT / "docs" / "quickstart"
@@ -130,7 +130,7 @@ def studies(results: Mapping[str, Any]) -> str:
         cells = [share(shares[name]) if name in shares else "" for name in ("text", "image", "speech")]
         lines.append(f"| {title} | {' | '.join(cells)} | `plait compare {study}` |")
     commits = ", ".join(sorted({short(rows[study]["commit"]) for study in HEADLINES}))
-    return "\n".join([*lines, "", f"(`plait compare --conclude docs` from docs/study_logs; runs of commit {commits}.)"])
+    return "\n".join([*lines, "", f"(`make verdicts` from docs/study_logs; runs of commit {commits}.)"])
 
 
 def share(row: Mapping[str, Any]) -> str:

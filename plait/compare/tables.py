@@ -33,20 +33,6 @@ def markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
     return [*("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *map(_escaped, rows))), ""]
 
 
-def claim_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of the table of claims: one row a claim, then one for each of its figures."""
-    header = ["", "claim", "paper", "ours", "lowest to highest", "seeds", "claimed", "verdict"]
-    rows = []
-    for claim in results["claims"]:
-        rows.append([str(claim["number"]), f"**{claim['claim']}**", "", "", "", "", "", f"**{claim['verdict']}**"])
-        for r in results["rows"]:
-            if r["number"] == claim["number"]:
-                ours = f"{r['bound']} {number(r['ours'])}".strip()
-                span = interval(r["low"], r["high"], r["seeds"])
-                rows.append(["", r["figure"], r["paper"], ours, span, str(r["seeds"] or "–"), r["rule"], r["verdict"]])
-    return header, rows
-
-
 def _escaped(row: list[str]) -> list[str]:
     return [cell.replace("|", "\\|").replace("\n", " ") for cell in row]
 

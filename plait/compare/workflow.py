@@ -8,18 +8,17 @@ from plait.common.files import write_json
 from plait.common.progress import Progress
 from plait.compare.analysis import read_analyses
 from plait.compare.analysis_charts import analysis_charts
-from plait.compare.chart_files import draw_figures
-from plait.compare.charts import charts
-from plait.compare.conclude import LOGS
 from plait.compare.kept_rows import keep
 from plait.compare.planned_runs import ArmPlan
 from plait.compare.records import read_records, read_written_records
 from plait.compare.results import gather, write_results
 from plait.compare.runner import StudyFailed, StudyRun
 from plait.compare.study import Study
-from plait.compare.study_page import write_page
+from plait.compare.study_charts import charts
+from plait.compare.study_page import write_study_page
 from plait.compare.tables import Table, number
 from plait.train.trainer import TrainingStopped
+from plait.web.chart_files import draw_figures
 
 
 def compare(study: Study, progress: Progress, *, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Path:
@@ -70,12 +69,12 @@ def examine_study(study: Study, progress: Progress, examine: Callable[[StudyRun]
 
 
 def keep_study(study: Study, progress: Progress, folder: str | Path) -> Path:
-    """Write the logs of a study's runs that are over, in their compact form, under ``folder``; returns their place.
+    """Write the logs of a study's runs that are over, in their compact form, below ``folder``; returns their place.
 
     Reads the study's runs and results as they are; raises DataError where there are no results.
     """
     run = _open(study, progress, [], [])
-    return keep(study, read_written_records(run), read_analyses(run), Path(folder) / LOGS)
+    return keep(study, read_written_records(run), read_analyses(run), Path(folder))
 
 
 def write_down(run: StudyRun) -> Path:
@@ -91,7 +90,7 @@ def write_down(run: StudyRun) -> Path:
         write_json(folder / "analysis.json", analyses)
         drawn += analysis_charts(found, analyses)
     draw_figures(drawn, folder)
-    return write_page(found, drawn, folder / "study.html")
+    return write_study_page(found, drawn, folder / "study.html")
 
 
 def plan_table(run: StudyRun, plan: dict[str, ArmPlan]) -> Table:

@@ -71,18 +71,12 @@ def compare(chosen) -> None:
     )
     some = {"arms": chosen.arms, "seeds": chosen.seeds}
     if study and chosen.rates:
-        from plait.compare.conclude import LOGS
         from plait.compare.kept_rows import take_trials
 
-        taken = take_trials(study, Path(chosen.rates) / LOGS)
+        taken = take_trials(study, Path(chosen.rates))
         print(f"learning rates: trials of {', '.join(taken)} are taken from {chosen.rates}")
-    if chosen.conclude:
-        from plait.compare.conclude import conclude
-
-        if study:
-            print(f"kept: {workflow.keep_study(study, Progress(), chosen.conclude)}")
-        path, still_open = conclude(chosen.conclude, lambda name: load_study(study_path(name), find_base=config_path))
-        print("\n".join([f"results: {path}", *(f"still open: {sentence}" for sentence in still_open)]))
+    if chosen.keep:
+        print(f"kept: {workflow.keep_study(study, Progress(), chosen.keep)}")
     elif chosen.plan:
         _print_table(*workflow.plan_study(study, Progress(), **some))
     elif chosen.analyse or chosen.evaluate:
@@ -100,19 +94,17 @@ def compare(chosen) -> None:
 
 def _check_options(chosen) -> None:
     """Raise a ConfigError for options of `plait compare` that would be without effect."""
-    if not (chosen.study or chosen.conclude or chosen.from_logs):
-        raise ConfigError("command line: plait compare needs a study, --conclude or --from-logs")
-    given = {"a study": chosen.study, "--conclude": chosen.conclude, "--rates": chosen.rates, "--plan": chosen.plan,
+    if not (chosen.study or chosen.from_logs):
+        raise ConfigError("command line: plait compare needs a study or --from-logs")
+    given = {"a study": chosen.study, "--keep": chosen.keep, "--rates": chosen.rates, "--plan": chosen.plan,
              "--analyse": chosen.analyse, "--evaluate": chosen.evaluate, "--arms": chosen.arms,
              "--seeds": chosen.seeds, "--out": chosen.out, "--warmup": chosen.warmup,
              "settings": chosen.overrides}  # fmt: skip
     taken: Sequence[str]
     if chosen.from_logs:
         what, taken = "--from-logs stands in place of a study", ("--out", "--warmup")
-    elif chosen.conclude and not chosen.study:
-        what, taken = "--conclude without a study reads kept logs alone", ("--conclude",)
-    elif chosen.conclude:
-        what, taken = "--conclude keeps all finished runs", ("a study", "--conclude", "--out", "settings")
+    elif chosen.keep:
+        what, taken = "--keep keeps all finished runs", ("a study", "--keep", "--out", "settings")
     else:
         what, taken = "--warmup is for --from-logs", [name for name in given if name != "--warmup"]
     for name in (name for name, value in given.items() if value and name not in taken):

@@ -7,9 +7,9 @@ import pytest
 
 from plait.cli import main
 from plait.common.errors import DataError
-from plait.compare.charts import charts
 from plait.compare.curves import Curve, curves_of, final_losses, read_curves, score, step_seconds
 from plait.compare.logs import match_logs, read_log
+from plait.compare.study_charts import charts
 
 
 def write(path, rows) -> str:
@@ -147,7 +147,7 @@ def test_one_log_and_no_study_are_refused(tmp_path, capsys):
     assert main(["compare", "scale", "--from-logs", "a.jsonl", "b.jsonl"]) == 2
     assert "--from-logs stands in place of a study, leave out a study" in capsys.readouterr().err
     assert main(["compare"]) == 2
-    assert "needs a study, --conclude or --from-logs" in capsys.readouterr().err
+    assert "needs a study or --from-logs" in capsys.readouterr().err
     assert main(["compare", "--from-logs", str(tmp_path / "none.jsonl"), str(tmp_path / "a.jsonl")]) == 3
 
 

@@ -9,8 +9,8 @@ from helpers.models import SIZES, model_config, random_documents
 
 from plait.batch.assemble import pack
 from plait.compare.probes import activations, attention_mass, components, gradient_conflict, modality_of_tokens
+from plait.config.generation import DiffusionConfig
 from plait.config.model import TowerConfig
-from plait.config.run import DiffusionConfig
 from plait.model.mask import dense_mask, segments
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import loss_sums

@@ -1,15 +1,12 @@
 """Studies: the file, its checks, and a whole small study, killed and gone on with."""
 
-import datetime
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import time
 
 import pytest
-import yaml
 from helpers import ROOT
 from helpers.fake_data import scene_like, write_folder
 from helpers.tiny_study import STUDY, arm_and_seed, results, write, write_base, write_data
@@ -17,11 +14,10 @@ from helpers.tiny_study import STUDY, arm_and_seed, results, write, write_base, 
 from plait.cli import main
 from plait.common.errors import ConfigError
 from plait.common.progress import QuietProgress
-from plait.compare import analysis, conclude, planned_runs, runner, workflow
+from plait.compare import analysis, planned_runs, runner, workflow
 from plait.compare.curves import read_curves
 from plait.compare.study import load_study
 from plait.compare.workflow import compare, examine_study
-from plait.config import shipped
 from plait.config.shipped import config_path
 from plait.train.trainer import Trainer
 
@@ -271,130 +267,16 @@ def without_plan(run):
     return run
 
 
-def test_logs_are_kept_and_claims_judged(folder, monkeypatch, capsys):
-    """The verdict is the same from the kept logs alone, when the runs are gone."""
-    monkeypatch.setattr(conclude, "draw_figures", lambda charts, folder: [])
-    monkeypatch.setattr(shipped, "STUDIES", (folder,))
-    path, figure = write(folder), {"study": "tiny", "arm": "mot", "value": "flops_of_a_step"}
-    rows = [{"figure": "FLOPs", "of": [figure], "above": 0.9, "below": 1.1}]
-    rows.append({"figure": "time", "of": [figure | {"value": "time_of_a_step"}], "below": 0})
-    claims = {"rules": ["a rule"], "studies": ["tiny"], "claims": [{"number": 1, "claim": "c", "rows": rows}]}
-    (folder / "docs").mkdir()
-    (folder / "docs" / "claims.yaml").write_text(yaml.safe_dump(claims))
-    assert main(["compare", str(path), "--conclude", str(folder / "docs")]) == 3
-    assert "which `plait compare` writes" in capsys.readouterr().err
+def test_logs_are_kept_of_what_is_finished(folder, monkeypatch, capsys):
+    path, kept = write(folder), folder / "kept"
+    assert main(["compare", str(path), "--keep", str(kept)]) == 3
+    assert "which `plait compare` writes" in capsys.readouterr().err and not kept.exists()
     assert main(["compare", str(path), "--seeds", "0"]) == 0
     compare(load_study(path), QuietProgress(), seeds=[1], arms=["dense"])
     monkeypatch.setattr(workflow, "StudyRun", lambda *a, run=runner.StudyRun, **k: without_plan(run(*a, **k)))
-    assert main(["compare", str(path), "--conclude", str(folder / "docs")]) == 0
-    kept = folder / "docs" / "study_logs" / "out"
-    assert {p.name for p in kept.glob("*.jsonl")} == {"dense-0.jsonl", "dense-1.jsonl", "mot-0.jsonl"}
-    assert "kept: " in capsys.readouterr().out
-    made = json.loads((folder / "docs" / "results.json").read_text())
-    assert [r["verdict"] for r in made["rows"]] == ["reproduced", "not run yet"]  # one seed is missing
-    assert made["studies"][0]["finished"] == 3
-    shutil.rmtree(folder / "out")
-    assert main(["compare", "--conclude", str(folder / "docs")]) == 0
-    assert json.loads((folder / "docs" / "results.json").read_text()) == made
-    assert "a rule" in (folder / "docs" / "results.md").read_text()
-
-
-def test_a_name_that_stands_twice_is_refused(folder):
-    path = write(folder)
-    path.write_text(path.read_text() + "seeds: [3]\n")
-    with pytest.raises(
-        ConfigError, match=r"^study: .*tiny.yaml' is not a YAML file \('seeds' stands twice, .* line \d+\)$"
-    ):
-        load_study(path)
-
-
-def test_only_some_arms_and_seeds(folder):
-    path = write(folder)
-    assert main(["compare", str(path), "--arms", "mot", "--seeds", "1"]) == 0
-    statuses = {(r["arm"], r["seed"]): r["status"] for r in results(folder)["runs"]}
-    assert statuses == {("dense", 0): "waiting", ("dense", 1): "waiting", ("mot", 0): "waiting", ("mot", 1): "finished"}
-    assert results(folder)["matches"] == []
-    assert main(["compare", str(path), "--arms", "dense", "--seeds", "1"]) == 0
-    statuses = {(r["arm"], r["seed"]): r["status"] for r in results(folder)["runs"]}
-    assert statuses["mot", 1] == statuses["dense", 1] == "finished"  # what other calls did is not forgotten
-    assert {m["seeds"] for m in results(folder)["matches"] if m["points"]} == {1}
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"arms__mot__settings": {"model.untide": []}}, r"^arms\.mot: model\.untide: .* did you mean 'untied'\?$"),
-        ({"arms__mot__settings": {"data.tasks": 8}}, r"^arms\.mot\.settings\.data\.tasks: 8 .* of the model"),
-        ({"against": "dens"}, r"^against: unknown name 'dens', .* did you mean 'dense'\?$"),
-        ({"arms__mot__against": "dens"}, r"^arms\.mot\.against: unknown name 'dens'"),
-        ({"budget": {"steps": 5, "flops": 1e9}}, r"^budget: .* either a number of steps or one of flops$"),
-        ({"budget": {}}, r"^budget: "),
-        ({"arms__mot__tune": True}, r"^arms\.mot\.tune: True .* no tuning$"),
-        ({"tuning": {"learning_rates": [1e-3, 2e-3]}}, r"at least three rates, each once$"),
-        ({"arms__mot__learning_rate_of": "dense"}, r"^arms\.mot\.learning_rate_of: .* tuned itself$"),
-        ({"arms__mot__learning_rate": -1.0}, r"^arms\.mot\.learning_rate: -1\.0 .* 0 or more$"),
-        ({"arms__mot": {"learning_rate": 0.1, "learning_rate_of": "dense"}}, r"^arms\.mot\.learning_rate: .* left out"),
-        ({"settings": {"train.steps": 5}}, r"^settings\.train\.steps: 5 .* left to the study"),
-        ({"arms": {}}, r"^arms: \{\} is not allowed"),
-        ({"arms__mot__sedes": [1]}, r"^arms\.mot\.sedes: .* did you mean 'seeds'\?$"),
-        ({"paper": [{"claim": "a", "value": 1, "figure": "steps"}]}, r"^paper\[0\]\.figure: unknown name 'steps'"),
-        ({"paper": [{"claim": "a", "value": 1, "modality": "imgae"}]}, r"^paper\[0\]\.modality: .* mean 'image'\?$"),
-        ({"paper": [{"claim": "a", "value": float("nan")}]}, r"^paper\[0\]\.value: nan"),
-        ({"paper": [{"claim": "a", "value": 1, "score": "x"}]}, r"^paper\[0\]\.arm: .* must be named beside a score"),
-        ({"paper": [{"claim": "a", "value": 1, "arm": "mot"}]}, r"^paper\[0\]\.modality: .* a figure of an arm"),
-        ({"seeds": [0, 0]}, r"^seeds: \[0, 0\] .* each once$"),
-        ({"arms__mot__seeds": [0, 7]}, r"^arms\.mot\.seeds: \[0, 7\] .* seeds of 'dense', .* \(0, 1\)$"),
-        ({"tuning": {"learning_rates": [1e-3, 2e-3, -1]}}, r"^tuning\.learning_rates\[2\]: -1 .* above 0$"),
-        ({"tuning": {"learning_rates": [1e-3, 2e-3, 2e-3]}}, r"^tuning\.learning_rates: .* each once$"),
-        ({"budget": {"flops": float("inf")}}, r"^budget\.flops: inf .* a finite number, 0 or more$"),
-        (
-            {"arms__mot__settings": {"model.width": datetime.date(2020, 1, 1)}},
-            r"^arms\.mot: model\.width: '2020-01-01'",
-        ),
-        ({"name": "a/b"}, r"^name: 'a/b'"),
-        ({"base": "none.yaml"}, "there is no file"),
-    ],
-)
-def test_wrong_studies_are_named(folder, changes, sentence):
-    with pytest.raises(ConfigError, match=sentence) as error:
-        load_study(write(folder, **changes))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"arms__mot__settings": {"model.ffn_width": 128}}, r"^arms\.mot: a step takes 1\.\d+ times .* of 'dense'"),
-        ({"arms__mot__equal_parameters_to": "dense"}, r"^arms\.mot: it has 1\.\d+ times the parameters of 'dense'"),
-        ({"budget": {"steps": 5000}}, r"^budget: 5000 steps read .* only 150 are prepared"),
-    ],
-)
-def test_arms_that_may_not_be_compared_are_refused(folder, changes, sentence):
-    study = load_study(write(folder, **changes))
-    with pytest.raises(ConfigError, match=sentence) as error:
-        compare(study, QuietProgress())
-    assert "\n" not in str(error.value) and not (folder / "out" / "runs").exists()
-
-
-def test_a_folder_of_other_settings_is_refused(folder):
-    compare(load_study(write(folder, seeds=[0], budget={"steps": 2})), QuietProgress())
-    with pytest.raises(ConfigError, match=r"^train\.steps: 4 is not 2, with which .*dense/0\.01/seed-0' was begun"):
-        compare(load_study(write(folder, seeds=[0], budget={"steps": 4})), QuietProgress())
-
-
-def test_other_data_are_refused(folder, tmp_path_factory, capsys):
-    """Runs of one folder are matched, so they must have read the same."""
-    compare(load_study(write(folder, seeds=[0])), QuietProgress(), arms=["dense"])
-    other = write_data(tmp_path_factory.mktemp("other"), seed=9)
-    assert main(["compare", str(folder / "tiny.yaml"), "--arms", "mot", "--data.path", str(other)]) == 2
-    assert "data.path: its documents have the digest" in capsys.readouterr().err
-    assert not (folder / "out" / "runs" / "mot").exists()
-
-
-def test_a_folder_that_cannot_be_made_is_named(folder, tmp_path, capsys):
-    (tmp_path / "taken").write_text("")
-    assert main(["compare", str(write(folder)), "--plan", "--out", str(tmp_path / "taken")]) == 5
-    assert "disk: the folder" in capsys.readouterr().err
+    assert main(["compare", str(path), "--keep", str(kept)]) == 0
+    assert {p.name for p in (kept / "out").glob("*.jsonl")} == {"dense-0.jsonl", "dense-1.jsonl", "mot-0.jsonl"}
+    assert f"kept: {kept / 'out'}" in capsys.readouterr().out
 
 
 def test_studies_of_one_folder_share_their_arms(folder, monkeypatch):
@@ -415,8 +297,8 @@ def test_studies_of_one_folder_share_their_arms(folder, monkeypatch):
         (["{study}", "--train.steps", "7"], 2, "train.steps: '7' is not allowed, it must be left to the study file"),
         (["{study}", "--train.devise", "cpu"], 2, "did you mean 'device'?"),
         (["{study}", "--warmup", "7"], 2, "--warmup is for --from-logs, leave out --warmup"),
-        (["{study}", "--conclude", "c", "--seeds", "0"], 2, "--conclude keeps all finished runs, leave out --seeds"),
-        (["--conclude", "c", "--out", "o"], 2, "--conclude without a study reads kept logs alone, leave out --out"),
+        (["{study}", "--keep", "c", "--seeds", "0"], 2, "--keep keeps all finished runs, leave out --seeds"),
+        (["--keep", "c", "--out", "o"], 2, "plait compare needs a study or --from-logs"),
     ],
 )
 def test_mistakes_get_one_sentence(folder, arguments, code, sentence, capsys):

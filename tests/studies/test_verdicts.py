@@ -6,19 +6,15 @@ import shutil
 
 import pytest
 import yaml
+from claims import ALL_SEEDS, Figure, Row, Value, _verdict, judge, read_claims
+from conclude import conclude, main, open_questions
 from helpers import ROOT
 from helpers.close import differences
 from helpers.fake_study import fake_analyses, fake_records, shipped
 
-from plait.cli import main
-from plait.common.errors import ConfigError, DataError
-from plait.compare import conclude as conclude_module
-from plait.compare.claims import ALL_SEEDS, Figure, Row, Value, _verdict, judge, read_claims
-from plait.compare.conclude import conclude, open_questions
-from plait.compare.kept_rows import keep, kept_analyses, kept_records
-from plait.compare.logs import match_logs
+from plait.common.errors import ConfigError
+from plait.compare.kept_rows import keep, kept_records
 from plait.compare.results import gather
-from plait.compare.tables import tables
 
 DOCS = ROOT / "docs"
 CLAIMS = read_claims(DOCS / "claims.yaml")
@@ -61,7 +57,7 @@ def test_a_number_that_is_the_same_for_all_seeds_needs_none():
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    monkeypatch.setattr(conclude_module, "draw_figures", lambda charts, where: [])
+    monkeypatch.setattr("conclude.draw_figures", lambda charts, where: [])
     written = yaml.safe_load((DOCS / "claims.yaml").read_text(encoding="utf-8"))
     for claim in written["claims"]:  # the rules alone, as before there were figures
         claim.pop("tried", None), claim.pop("decide", None)
@@ -110,20 +106,6 @@ def test_figures_are_those_of_the_runs_seed_by_seed(folder):
     assert before == ((folder / "results.json").read_bytes(), path.read_bytes())
 
 
-def test_runs_on_other_data_are_not_kept_beside_one_another(folder):
-    study = shipped("chameleon")
-    records = fake_records(study, arms=["dense"], seeds=[0])
-    records.data = "0123"
-    place = keep(study, records, {"components": []}, folder / "study_logs")
-    assert kept_records(study, folder / "study_logs").data == "0123"
-    before = {path.name: path.read_bytes() for path in place.iterdir()}
-    other = fake_records(study, arms=["dense", "mot"], seeds=[0])
-    other.data = "4567"
-    with pytest.raises(DataError, match=r"read other data \(0123\) than these \(4567\)"):
-        keep(study, other, {"components": []}, folder / "study_logs")
-    assert before == {path.name: path.read_bytes() for path in place.iterdir()}
-
-
 def test_a_run_that_failed_leaves_its_claims_open(folder):
     """Neither its log of an earlier time nor the other seeds stand for it."""
     study = shipped("chameleon")
@@ -144,22 +126,6 @@ def test_a_run_that_failed_leaves_its_claims_open(folder):
     )
 
 
-def test_logs_of_another_length_are_not_those_of_the_study(folder):
-    study = shipped("transfusion")
-    keep(study, fake_records(study), {"components": []}, folder / "study_logs")
-    study.config.budget.steps = 99
-    with pytest.raises(DataError, match=r"keeps runs of [\d,]+ steps of 'dense', but the study has 99"):
-        kept_records(study, folder / "study_logs")
-
-
-def test_trials_on_other_data_are_marked():
-    study = shipped("chameleon")
-    records = fake_records(study)
-    records.data, records.tuning[0]["data"] = "0123", "0123"
-    note, _, rows = next(t[1:] for t in tables(gather(study, records).results) if t[0] == "Learning rates tried")
-    assert "*: run on other data" in note and [row[1].endswith(" *") for row in rows[:2]] == [False, True]
-
-
 def test_over_a_lower_bound_stands_an_upper_one(folder):
     study = shipped("chameleon")
     records = fake_records(study)
@@ -172,13 +138,14 @@ def test_over_a_lower_bound_stands_an_upper_one(folder):
     assert (row["bound"], row["verdict"]) == ("≤", "reproduced") and row["ours"] < 0.5
 
 
-def test_a_refuted_claim_wants_to_know_what_was_tried(folder, capsys):
+def test_a_refuted_claim_wants_to_know_what_was_tried(folder, monkeypatch, capsys):
     study = shipped("transfusion")
     records = fake_records(study)
     for seed in (0, 1, 2):  # the mixture is no faster than dense
         records.curves["mot", seed] = records.curves["dense", seed]
     keep(study, records, {"components": []}, folder / "study_logs")
-    assert main(["compare", "--conclude", str(folder)]) == 0
+    monkeypatch.setattr("sys.argv", ["conclude.py", str(folder)])
+    main()
     assert "still open: claim 4 is not reproduced: claims.yaml must say what was tried" in capsys.readouterr().out
     verdicts, rows = results(folder)
     assert (
@@ -194,44 +161,6 @@ def test_at_most_three_are_inconclusive():
     assert open_questions(rows[:3]) == []
     rows[0]["decide"] = ""
     assert "claim 0 is inconclusive: claims.yaml must say what would decide it" in open_questions(rows)
-
-
-def test_kept_logs_hold_what_results_are_made_of(tmp_path):
-    study = shipped("chameleon")
-    records = fake_records(study)
-    records.curves["mot", 1]["seen", "image"].losses[3:4] = []
-    records.curves["mot", 1]["seen", "image"].steps[3:4] = []  # a loss that was not finite
-    step = records.curves["mot", 1]["validation", "image"].steps.pop(3)
-    records.curves["mot", 1]["validation", "image"].losses.pop(3)
-    for curves in records.curves.values():
-        for m in ("text", "image"):  # the mean over the sets, as it is in a log
-            sets = [dict(zip(curves[s, m].steps, curves[s, m].losses, strict=True)) for s in ("seen", "unseen")]
-            curves["validation", m].losses = [(sets[0][t] + sets[1][t]) / 2 for t in curves["validation", m].steps]
-    folder = keep(study, records, fake_analyses(study, ["dense"]), tmp_path)
-    assert folder == tmp_path / "chameleon" and sum(p.stat().st_size for p in folder.glob("*.jsonl")) < 18 * 8000
-    again = kept_records(study, tmp_path)
-    assert again.arms == records.arms and again.runs == records.runs and len(again.tuning) == len(records.tuning)
-    assert again.curves.keys() == records.curves.keys()
-    for run, curves in records.curves.items():
-        for key, curve in curves.items():
-            assert again.curves[run][key].steps == curve.steps
-            assert again.curves[run][key].losses == pytest.approx(curve.losses, rel=1e-5)
-    assert step not in again.curves["mot", 1]["validation", "image"].steps
-    matched = match_logs([str(folder / "dense-0.jsonl"), str(folder / "mot-0.jsonl")], warmup=100)
-    assert matched.arms == ["dense-0", "mot-0"] and len(matched.results["matches"]) == 8
-    assert {r["seed"] for r in kept_analyses(study, tmp_path)["components"]} == {0}
-
-
-def test_studies_of_one_folder_are_kept_together(tmp_path):
-    for name in ("chameleon", "scale"):
-        study = shipped(name)
-        keep(study, fake_records(study, seeds=[0, 1]), {"components": []}, tmp_path)
-    rows = json.loads((tmp_path / "chameleon" / "study.json").read_text())
-    assert {r["arm"] for r in rows["arms"]} >= {"dense", "moe_causal", "mot_64"}
-    assert len({(r["arm"], r["seed"]) for r in rows["runs"]}) == len(rows["runs"]) == 24
-    found = gather(shipped("scale"), kept_records(shipped("scale"), tmp_path))
-    assert [a["arm"] for a in found.results["arms"]] == list(shipped("scale").config.arms)
-    assert len(found.results["scaling"]["fits"]) == 8
 
 
 @pytest.mark.parametrize(
@@ -269,7 +198,7 @@ def test_the_committed_results_are_those_of_the_committed_logs(concluded):
     folder, still_open = concluded
     assert still_open == []
     fresh, committed = (json.loads((where / "results.json").read_text()) for where in (folder, DOCS))
-    assert differences(fresh, committed) == [], "run: plait compare --conclude docs"
+    assert differences(fresh, committed) == [], "run: make verdicts"
     for claim in committed["claims"]:
         figures = [r for r in committed["rows"] if r["number"] == claim["number"]]
         assert figures and (claim["verdict"] != "reproduced" or all(r["verdict"] == "reproduced" for r in figures))
@@ -279,7 +208,7 @@ def test_the_committed_page_is_that_of_the_committed_logs(concluded):
     """Its words are the same, and its numbers nearly: another processor may round one the other way."""
     number = r"(?<![\w.])\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?"
     fresh, committed = ((where / "results.md").read_text(encoding="utf-8") for where in (concluded[0], DOCS))
-    assert re.sub(number, "#", fresh) == re.sub(number, "#", committed), "run: plait compare --conclude docs"
+    assert re.sub(number, "#", fresh) == re.sub(number, "#", committed), "run: make verdicts"
     pairs = zip(re.findall(number, fresh), re.findall(number, committed), strict=True)
     values = [tuple(float(text.replace(",", "")) for text in pair) for pair in pairs]
     assert [pair for pair in values if pair[0] != pytest.approx(pair[1], rel=0.01, abs=0.01)] == []
