@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 
 from plait.batch.batch import Batch
-from plait.config.run import AS_WRITTEN_TASK, DiffusionConfig, RunConfig
+from plait.batch.share import share_of
+from plait.config.generation import DiffusionConfig
+from plait.config.run import AS_WRITTEN_TASK, RunConfig
 from plait.data.loader import validation_batches
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Ranks
@@ -34,7 +36,7 @@ def mean_losses(
     sums, counts = torch.zeros(len(names), dtype=torch.float64), torch.zeros(len(names), dtype=torch.float64)
     ranks = model.ranks
     for batch, counts_here in dealt(batches, ranks):
-        batch = ranks.part(corrupt(batch, diffusion or DiffusionConfig(), VALIDATION_SEED)).to(model.device)
+        batch = share_of(corrupt(batch, diffusion or DiffusionConfig(), VALIDATION_SEED), ranks).to(model.device)
         with autocast():
             found = loss_sums(model, model(batch), batch).cpu().double()
         if counts_here:  # not by a factor of 0, which would let a NaN through

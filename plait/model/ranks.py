@@ -15,21 +15,14 @@ and the loss is the sum over all ranks. So the gradient of a weight that several
 Shapes: N_k rows of tower k (padded), C context ranks, T tensor ranks, n = N_k / (C T) rows of one rank.
 """
 
-import dataclasses
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-from plait.batch.batch import Batch, Latents, Place
-from plait.common.errors import require
-from plait.config.run import ParallelConfig
 
 
 def local(weight: Tensor) -> Tensor:
@@ -45,52 +38,6 @@ def part_of(whole: Tensor, weight: Tensor) -> Tensor:
     mine = whole[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
     mine = mine.to(weight.device, weight.dtype).contiguous()
     return DTensor.from_local(mine, weight.device_mesh, weight.placements, shape=whole.shape, stride=whole.stride())
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How many ranks share each kind of work; their product is the number of ranks."""
-
-    replicate: int = 1
-    """Copies of the whole sharded model: gradients are summed over them once a step."""
-    shard: int = 1
-    """Ranks that parameters, gradients and optimizer state are spread over (FSDP2)."""
-    tensor: int = 1
-    """Ranks that every matrix is cut over."""
-    context: int = 1
-    """Ranks that the tokens of one batch are cut over."""
-
-    @property
-    def data(self) -> int:
-        """Ranks, or groups of them, with batches of their own."""
-        return self.replicate * self.shard
-
-    @property
-    def sharers(self) -> int:
-        """Ranks that one copy of a tensor rank's weights is spread over; context ranks are among them."""
-        return self.shard * self.context
-
-    @property
-    def is_gathered(self) -> bool:
-        """Whether weights are gathered for their use, by FSDP2: wherever several ranks have the same ones."""
-        return self.data * self.context > 1
-
-    @property
-    def ranks(self) -> int:
-        return self.data * self.tensor * self.context
-
-    @classmethod
-    def of(cls, config: ParallelConfig, world_size: int) -> "Layout":
-        """Return the layout of a number of ranks (raises ConfigError)."""
-        rest = world_size
-        for name in ("tensor", "context", "replicate"):
-            size = getattr(config, name)
-            require(rest % size == 0, f"parallel.{name}", size,
-                    f"a divisor of {rest}, the ranks that are left ({world_size} in all)")  # fmt: skip
-            rest //= size
-        require(config.shard in (0, rest), "parallel.shard", config.shard,
-                f"0 or {rest}: that many of {world_size} ranks are left")  # fmt: skip
-        return cls(config.replicate, rest, config.tensor, config.context)
 
 
 @dataclass(frozen=True)
@@ -203,58 +150,6 @@ class Ranks:
         if self.mesh is not None:
             dist.all_reduce(x)
         return x
-
-    def part(self, batch: Batch) -> Batch:
-        """Return a batch on the host with this rank's part of its targets and latents; its counts stay the whole's.
-
-        Targets go with the rows of a context rank; each tensor rank sees a share of the ids of all of them, and counts
-        for 1 / T of their loss. Continuous spans go to the ranks in turn. The ids of latents become -1.
-        """
-        if not self.share_batch:
-            return batch
-        ids = batch.ids.clone()
-        for span in batch.spans:
-            if batch.latents.get(span.modality) is not None:
-                ids[span.start : span.stop] = -1
-        latents = {name: self._part_of_latents(group) for name, group in batch.latents.items()}
-        return dataclasses.replace(batch, ids=ids, targets=self._part_of_targets(batch), latents=latents)
-
-    def _part_of_targets(self, batch: Batch):
-        targets, rows, chosen, at = batch.targets, [], [], 0
-        for of_tower, padded in zip(targets.rows, batch.routing.padded_sizes, strict=True):
-            size = padded // self.context
-            mine = of_tower // size == self.context_rank
-            rows.append(of_tower[mine] - self.context_rank * size)
-            chosen.append(at + mine.nonzero().flatten())
-            at += len(of_tower)
-        places = torch.cat(chosen)
-        return dataclasses.replace(
-            targets, rows=rows, ids=targets.ids[places], modality=targets.modality[places],
-            weight=targets.weight[places] / self.tensor, document=targets.document[places],
-        )  # fmt: skip
-
-    def _part_of_latents(self, group: Latents) -> Latents:
-        number, count = self.context_rank * self.tensor + self.tensor_rank, self.context * self.tensor
-        spans = list(range(number, len(group.lengths), count))
-        owned = np.isin(group.span.numpy(), spans)
-        tokens = torch.from_numpy(np.flatnonzero(owned))
-        new_place = torch.from_numpy(np.cumsum(owned) - 1)
-        places = {}
-        for tower, place in group.places.items():
-            mine = torch.from_numpy(owned)[place.tokens]
-            # a tower holds whole spans, in their order: the grids are those of its spans that are owned
-            of_tower = group.span[place.tokens].unique_consecutive().tolist()
-            grids = [grid for grid, span in zip(place.grids, of_tower, strict=True) if span in spans]
-            places[tower] = Place(new_place[place.tokens[mine]], place.rows[mine], grids)
-
-        def each(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x[tokens]
-
-        return Latents(
-            group.values[tokens], group.span[tokens] // count, places, [group.lengths[s] for s in spans],
-            [group.documents[s] for s in spans], [group.noised[s] for s in spans], each(group.timesteps),
-            each(group.targets),
-        )  # fmt: skip
 
 
 def _redistributed(x: Tensor, mesh: DeviceMesh | None, before: list[Placement], after: list[Placement]) -> Tensor:

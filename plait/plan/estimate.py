@@ -14,9 +14,9 @@ from plait.batch.assemble import pack
 from plait.batch.batch import Batch
 from plait.common.progress import Progress, QuietProgress
 from plait.config.bounds import Bounds, Checked, as_number, bounded
+from plait.config.rank_layout import Layout
 from plait.config.run import RunConfig
 from plait.model.mot import MixtureOfTransformers
-from plait.model.ranks import Layout
 from plait.plan.flops import BACKWARD, active_by_tower, operations, total_operations
 from plait.plan.layouts import Sizes, Traffic, possible_layouts, sizes, traffic
 from plait.plan.memory import RankMemory, cache_bytes, rank_memory

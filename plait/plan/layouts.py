@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from plait.config.model import ModelConfig
+from plait.config.rank_layout import Layout
 from plait.model.mot import MixtureOfTransformers
-from plait.model.ranks import Layout
 from plait.plan.trace import Pass
 
 MASTER, REDUCED = 4, 4

@@ -6,8 +6,8 @@ Gradients grow while activations shrink, so that the peak is less than the sum o
 
 from dataclasses import dataclass
 
+from plait.config.rank_layout import Layout
 from plait.config.run import RunConfig
-from plait.model.ranks import Layout
 from plait.plan.layouts import MASTER, REDUCED, Sizes
 from plait.plan.trace import Pass
 

@@ -26,6 +26,7 @@ from torch.utils._pytree import tree_leaves
 from plait.batch.assemble import pack
 from plait.batch.batch import Batch
 from plait.batch.documents import Document
+from plait.batch.share import share_of
 from plait.config.model import ModelConfig
 from plait.config.run import RunConfig
 from plait.model import mot
@@ -68,7 +69,7 @@ def trace_pass(
     """
     pad = math.lcm(config.data.pad_rows_to, tensor * context)
     batch = corrupt(pack(documents, config.model, pad_rows_to=pad), config.diffusion, config.seed)
-    batch = PlannedRanks.of_sizes(context=context, tensor=tensor).part(batch)
+    batch = share_of(batch, PlannedRanks.of_sizes(context=context, tensor=tensor))
     low, high = (
         _trace(config, of_rank(_of_depth(config.model, n), tensor), batch, (context, tensor), device) for n in DEPTHS
     )

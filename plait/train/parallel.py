@@ -24,10 +24,11 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 
 from plait.common.errors import PlaitError, ResourceError, require
 from plait.common.launch import STOPPED, launch
+from plait.config.rank_layout import Layout
 from plait.config.run import RunConfig
 from plait.model.moe import MixtureOfExperts
 from plait.model.mot import MixtureOfTransformers
-from plait.model.ranks import Layout, Ranks
+from plait.model.ranks import Ranks
 from plait.model.traits import Trait
 from plait.train.float8 import MULTIPLE, check_float8, use_float8
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import torch
 
+from plait.config.rank_layout import Layout
 from plait.config.run import RunConfig
 from plait.data.shards import read_index
 from plait.data.sources import data_fingerprint, folders
 from plait.model.mot import MixtureOfTransformers
-from plait.model.ranks import Layout
 from plait.plan.flops import active_by_tower
 
 log = logging.getLogger("plait.train")

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from plait.batch.batch import Batch
+from plait.batch.share import share_of
 from plait.common.errors import PlaitError, ResourceError
 from plait.common.files import read_json
 from plait.common.launch import STOPPED
@@ -265,7 +266,7 @@ class Trainer:
 
     def _finish(self, batch: Batch) -> Batch:
         """Noise a batch, take this rank's part and make it ready to be sent, in the loader's threads."""
-        batch = self.ranks.part(corrupt(batch, self.config.diffusion, self.config.seed))
+        batch = share_of(corrupt(batch, self.config.diffusion, self.config.seed), self.ranks)
         return batch.pin_memory() if self.device.type == "cuda" else batch
 
     def _step(self, batches, loader: Loader) -> None:

@@ -15,8 +15,8 @@ from plait.common.errors import ConfigError, ResourceError
 from plait.common.launch import Launch, first_host, is_first, launch
 from plait.config.file import to_dict
 from plait.config.model import ModelConfig, TowerConfig
+from plait.config.rank_layout import Layout
 from plait.config.run import ParallelConfig, TrainConfig
-from plait.model.ranks import Layout
 from plait.train import parallel
 from plait.train.float8 import check_float8
 from plait.train.metrics import read_metrics

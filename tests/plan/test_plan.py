@@ -14,10 +14,10 @@ from plait.batch.documents import Document, Part
 from plait.cli import main
 from plait.common.errors import ConfigError
 from plait.config.model import ModalityConfig, ModelConfig, TowerConfig
+from plait.config.rank_layout import Layout
 from plait.config.run import DataConfig, RunConfig, TrainConfig
 from plait.config.run_records import ModalitySettings
 from plait.model.mot import MixtureOfTransformers
-from plait.model.ranks import Layout
 from plait.objectives.diffusion import corrupt
 from plait.plan.estimate import GB, Machines, choose, make_plan, step_seconds
 from plait.plan.flops import operations, pairs_by_tower, total_operations, visible_pairs

@@ -14,8 +14,8 @@ from helpers.fake_data import run_config, scene_like
 
 from plait.batch.assemble import pack
 from plait.config.model import ModelConfig, TowerConfig
+from plait.config.rank_layout import Layout
 from plait.config.run import TrainConfig
-from plait.model.ranks import Layout
 from plait.plan.layouts import sizes
 from plait.plan.memory import rank_memory
 from plait.plan.trace import trace_pass

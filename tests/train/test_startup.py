@@ -13,10 +13,10 @@ from helpers.training import config_for, stopped_at
 from plait.common.errors import ConfigError
 from plait.common.progress import QuietProgress
 from plait.config.model import TowerConfig
+from plait.config.rank_layout import Layout
 from plait.config.run import TrainConfig
 from plait.data.sources import data_fingerprint
 from plait.model.mot import MixtureOfTransformers
-from plait.model.ranks import Layout
 from plait.train.profile import COLLECT_EVERY
 from plait.train.startup import batch_facts, model_facts, ranks_facts, short
 from plait.train.trainer import Trainer
