@@ -32,8 +32,8 @@ from plait.batch.assemble import Run, assemble, spell
 from plait.batch.batch import Batch
 from plait.batch.documents import Document, Part
 from plait.common.randomness import generator
+from plait.config.generation import DiffusionConfig, SamplingConfig
 from plait.config.model import ModalityConfig, ModelConfig
-from plait.config.run import DiffusionConfig, SamplingConfig
 from plait.generate import Generator, Request
 from plait.generate.engine import guided
 from plait.model.mask import segments

@@ -17,8 +17,8 @@ import torch
 from plait.batch.assemble import pack
 from plait.batch.batch import Batch
 from plait.batch.documents import Document, Part
+from plait.config.generation import DiffusionConfig
 from plait.config.model import ModalityConfig, ModelConfig
-from plait.config.run import DiffusionConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
 from plait.objectives import loss_sums

@@ -14,7 +14,7 @@ _PUBLIC = {
     "ModalitySettings": "plait.config.run_records",
     "ModelConfig": "plait.config.model",
     "RunConfig": "plait.config.run",
-    "SamplingConfig": "plait.config.run",
+    "SamplingConfig": "plait.config.generation",
     "TowerConfig": "plait.config.model",
     "TowerSettings": "plait.config.run_records",
     "MixtureOfTransformers": "plait.model.mot",

@@ -22,6 +22,9 @@ class ModalitySettings(Checked):
     """Name of the codec (see plait/codecs): what turns raw media into ids or latents and back."""
     codec_options: dict[str, Any] = field(default_factory=dict)
     """Settings of that codec; checked by the codec itself."""
+    key: str = ""
+    """Key of its parts in a manifest, such as front and rear of two cameras; empty: the codec's kind (text, image,
+    audio)."""
     loss_weight: float = bounded(1.0, at_least=0)
     """Factor of this modality's loss in the total."""
     final_loss_weight: float | None = bounded(None, at_least=0)

@@ -7,8 +7,9 @@ import typing
 from pathlib import Path
 
 from plait.common.errors import ConfigError, require, unknown
+from plait.config.generation import SamplingConfig
 from plait.config.model import ModelConfig
-from plait.config.run import RunConfig, SamplingConfig
+from plait.config.run import RunConfig
 from plait.config.run_records import RECORDS
 from plait.config.settings import KINDS
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from plait.batch.batch import Batch, Latents
-from plait.config.run import DiffusionConfig, SamplingConfig
+from plait.config.generation import DiffusionConfig, SamplingConfig
 from plait.generate.decoding import guided
 from plait.generate.latent_batches import Canvas, start_waves
 from plait.generate.rows import Row, Stream
@@ -23,7 +23,7 @@ def start(rows: Sequence[Row], config: DiffusionConfig) -> None:
     keys = [(r.span, s.sampler, s.steps, s.shift) for r, s in zip(rows, settings, strict=True)]
     seeds = [int(r.draw("denoise").integers(2**62)) for r in rows]
     start_waves([r.open_canvas for r in rows], keys, seeds,
-                lambda key, seeds: Denoiser(config, key[1], key[2], seeds=seeds, shift=key[3]))  # fmt: skip
+                lambda key, seeds: Denoiser(config.of(key[0]), key[1], key[2], seeds=seeds, shift=key[3]))  # fmt: skip
 
 
 def fill(group: Latents, streams: Sequence[Stream], dtype: torch.dtype) -> None:

@@ -22,7 +22,7 @@ from plait.batch.batch import Batch
 from plait.batch.documents import Part, role_of
 from plait.common.errors import ResourceError, require
 from plait.config.bounds import check_sizes
-from plait.config.run import DiffusionConfig
+from plait.config.generation import DiffusionConfig
 from plait.generate import denoising, prefixes
 from plait.generate.allowed import AllowedIds
 from plait.generate.decoding import Decoder, guided

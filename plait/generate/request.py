@@ -8,8 +8,8 @@ from plait.batch.assemble import spell_prompt
 from plait.batch.documents import Part, as_given, check_parts
 from plait.common.errors import ConfigError, require, unknown
 from plait.config.bounds import Checked, bounded
+from plait.config.generation import DiffusionConfig, SamplingConfig, check_sampler
 from plait.config.model import ModelConfig
-from plait.config.run import DiffusionConfig, SamplingConfig, check_sampler
 
 PLAIN = SamplingConfig()
 
@@ -88,7 +88,7 @@ def check_request(
     _check_settings(request, config)
     for name, s in request.sampling.items():
         if records[name].objective == "diffusion":
-            check_sampler(diffusion, s.sampler, s.steps, f"generate.sampling.{name}")
+            check_sampler(diffusion.of(name), s.sampler, s.steps, f"generate.sampling.{name}")
     length = sum(len(run) for run in spell_prompt(request.prompt, config))
     require(length < max_length, "generate: the prompt's length", length, f"below {max_length} tokens")
     output = request.output

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from plait.config.run import SamplingConfig
+from plait.config.generation import SamplingConfig
 
 
 @dataclass

@@ -17,7 +17,7 @@ from plait.batch.batch import Batch, Latents
 from plait.batch.documents import Document
 from plait.common.errors import DataError
 from plait.common.randomness import generator
-from plait.config.run import DiffusionConfig
+from plait.config.generation import DiffusionConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import local
 
@@ -65,6 +65,7 @@ def corrupt(batch: Batch, config: DiffusionConfig, seed: int) -> Batch:
         _check_finite(document)
     host = batch.spans[0].modality  # every document opens with the host's <bos>
     for name, group in batch.latents.items():
+        mine = config.of(name)
         spans = [s for s in batch.spans if s.modality == name]
         levels, noise = [], []
         seen: dict[int, int] = {}  # noised spans so far, by document
@@ -78,9 +79,9 @@ def corrupt(batch: Batch, config: DiffusionConfig, seed: int) -> Batch:
             order = seen[span.document] = seen.get(span.document, -1) + 1
             draw = generator(seed, f"noise/{name}", item=document.index, epoch=document.epoch, position=order)
             limited = not span.hidden and _comes_first(document, name, order, host)
-            levels.append(_level(draw, config, config.max_level_first if limited else 1.0))
+            levels.append(_level(draw, mine, mine.max_level_first if limited else 1.0))
             noise.append(draw.standard_normal(shape, dtype=np.float32))
-        _noise(group, torch.tensor(levels), torch.from_numpy(np.concatenate(noise)), config.process)
+        _noise(group, torch.tensor(levels), torch.from_numpy(np.concatenate(noise)), mine.process)
     return batch
 
 

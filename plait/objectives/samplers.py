@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from plait.common.errors import ResourceError
-from plait.config.run import SAMPLERS, DiffusionConfig, check_sampler
+from plait.config.generation import SAMPLERS, DiffusionConfig, check_sampler
 from plait.objectives.diffusion import signal_and_noise
 
 MAX_BETA = 0.999

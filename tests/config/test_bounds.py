@@ -18,8 +18,9 @@ from plait.common.errors import ConfigError, PlaitError
 from plait.compare.study import StudyConfig
 from plait.config.bounds import MAPPINGS, Bounds, _holds_numbers, as_number
 from plait.config.file import from_dict, load, to_dict
+from plait.config.generation import DiffusionConfig, SamplingConfig
 from plait.config.model import ModalityConfig, ModelConfig
-from plait.config.run import DiffusionConfig, RunConfig, SamplingConfig
+from plait.config.run import RunConfig
 from plait.config.run_records import RECORDS
 from plait.config.shipped import _field_texts
 from plait.generate.request import Request, check_request

@@ -15,7 +15,8 @@ from plait.batch.batch import Batch
 from plait.batch.documents import Document, Part
 from plait.batch.spans import Span, tower_of
 from plait.config.file import from_dict, load
-from plait.config.run import RunConfig, SamplingConfig
+from plait.config.generation import SamplingConfig
+from plait.config.run import RunConfig
 from plait.config.shipped import config_path
 from plait.data.loader import Loader
 from plait.generate import Request, generate

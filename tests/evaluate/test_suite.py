@@ -13,8 +13,9 @@ from helpers.fake_data import FakeImage, FakeOptions, run_config, write_folder
 from plait.batch.assemble import spell, spell_prompt
 from plait.batch.documents import Document, Part
 from plait.common.progress import QuietProgress
+from plait.config.generation import GenerateConfig, SamplingConfig
 from plait.config.model import ModelConfig
-from plait.config.run import EvaluateConfig, GenerateConfig, SamplingConfig
+from plait.config.run import EvaluateConfig
 from plait.data.sources import resolve_vocabulary
 from plait.evaluate import image_judge, judges, suite
 from plait.evaluate.recogniser import Recognised

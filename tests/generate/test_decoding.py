@@ -11,7 +11,7 @@ from helpers.models import Forbidden, model_config, random_part, with_modality
 from plait.batch.assemble import Run
 from plait.batch.documents import Part
 from plait.common.errors import ConfigError, ResourceError
-from plait.config.run import DiffusionConfig, GenerateConfig, SamplingConfig
+from plait.config.generation import DiffusionConfig, GenerateConfig, SamplingConfig
 from plait.generate import Generator, Request, generate, prefixes
 from plait.generate.decoding import Decoder, bucket
 from plait.generate.graphs import Graphs

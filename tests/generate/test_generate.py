@@ -9,7 +9,7 @@ from helpers.models import random_part
 from plait.batch.assemble import assemble, pack, spell
 from plait.batch.documents import Document, Part
 from plait.common.errors import ConfigError
-from plait.config.run import SamplingConfig
+from plait.config.generation import SamplingConfig
 from plait.generate import Generator, Request, generate
 from plait.generate.sampling import sample
 

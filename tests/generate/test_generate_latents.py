@@ -10,7 +10,7 @@ from helpers.models import model_config, random_part
 from plait.batch.assemble import Run, assemble, pack, spell
 from plait.batch.documents import Document, Part
 from plait.common.randomness import generator
-from plait.config.run import DiffusionConfig, SamplingConfig
+from plait.config.generation import DiffusionConfig, SamplingConfig
 from plait.generate import Generator, Request, generate
 from plait.generate.engine import guided
 from plait.model.mot import MixtureOfTransformers

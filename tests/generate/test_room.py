@@ -9,7 +9,7 @@ from helpers.generation import GRIDS, build, parts_of, run
 from plait.batch.documents import Part
 from plait.common.errors import ConfigError
 from plait.config.file import load
-from plait.config.run import SamplingConfig
+from plait.config.generation import SamplingConfig
 from plait.config.shipped import config_path
 from plait.generate import Generator, Request, generate
 from plait.generate.graphs import Graphs

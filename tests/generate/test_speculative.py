@@ -15,7 +15,7 @@ from helpers.models import model_config, random_part, with_modality
 from plait.batch.assemble import Run, assemble, spell
 from plait.batch.documents import Document, Part
 from plait.common.errors import ConfigError
-from plait.config.run import DiffusionConfig, GenerateConfig, SamplingConfig
+from plait.config.generation import DiffusionConfig, GenerateConfig, SamplingConfig
 from plait.generate import Generator, Request, generate
 from plait.generate.decoding import Decoder
 from plait.generate.rows import Row, keys_of

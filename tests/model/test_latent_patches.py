@@ -10,8 +10,8 @@ from helpers.models import modalities
 from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
 from plait.common.errors import ConfigError
+from plait.config.generation import DiffusionConfig
 from plait.config.model import ModelConfig
-from plait.config.run import DiffusionConfig
 from plait.model.latent_patches import LatentIn, LatentOut, from_images, place_embedding, to_images
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import loss_sums

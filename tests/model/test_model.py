@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from plait.batch.assemble import assemble, pack, spell
 from plait.batch.documents import Document
+from plait.config.generation import DiffusionConfig
 from plait.config.model import ModalityConfig, ModelConfig, TowerConfig
-from plait.config.run import DiffusionConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained, save_pretrained
 from plait.model.rope import rotation

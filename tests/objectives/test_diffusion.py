@@ -13,7 +13,8 @@ from torch import Tensor
 from plait.batch.assemble import pack, pack_checked
 from plait.batch.documents import Document, Part
 from plait.common.errors import ConfigError, DataError, ResourceError
-from plait.config.run import DiffusionConfig, RunConfig
+from plait.config.generation import DiffusionConfig
+from plait.config.run import RunConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt, loss_sum, predicted_target, signal_and_noise, target

@@ -8,7 +8,7 @@ from helpers.evaluation import CODECS, document
 from helpers.fake_data import model_config, run_config, scene_like, write_folder
 
 from plait.batch.documents import Document, Part
-from plait.config.run import GenerateConfig
+from plait.config.generation import GenerateConfig
 from plait.data.sources import resolve_vocabulary
 from plait.generate.pipeline import Pipeline
 from plait.model.mot import MixtureOfTransformers
