@@ -12,7 +12,7 @@ from plait.common.errors import ConfigError, Held, PlaitError, ResourceError, pr
 from plait.common.launch import STOPPED, launch
 from plait.common.malloc import keep_freed_memory
 from plait.config.bounds import Bounds
-from plait.config.run import SamplingConfig
+from plait.config.generation import SamplingConfig
 from plait.run import commands
 from plait.run.arguments import Parser, like, read_number, real, split, whole
 
@@ -181,16 +181,16 @@ def _parser() -> Parser:
     what = step.add_mutually_exclusive_group()
     what.add_argument("--plan", action="store_true", help="show sizes, FLOPs and steps, check them, and train nothing")
     step.add_argument("--rates", default="", metavar="FOLDER",
-                      help="take the trials of learning rates that FOLDER/study_logs keeps, and do not run them again; "
+                      help="take the trials of learning rates that FOLDER keeps (--keep), and do not run them again; "
                       "later calls remember it")  # fmt: skip
     what.add_argument("--analyse", action="store_true",
                       help="train nothing; look into finished models: activations, attention, gradients")  # fmt: skip
     what.add_argument(
         "--evaluate", action="store_true", help="train nothing; judge what finished models caption, draw and say"
     )
-    what.add_argument("--conclude", default="", metavar="FOLDER",
-                      help="keep the logs of the study's finished runs in FOLDER/study_logs, if a study is given, and "
-                      "write the verdicts on the claims of FOLDER/claims.yaml into FOLDER/results.md")  # fmt: skip
+    what.add_argument("--keep", default="", metavar="FOLDER",
+                      help="train nothing; write the logs of finished runs in a compact form below FOLDER, from which "
+                      "--rates takes trials and --from-logs reads losses")  # fmt: skip
     step.add_argument("--from-logs", nargs="+", default=[], metavar="LOG.jsonl",
                       help="in place of a study: match logs of any trainer with the first one")  # fmt: skip
     step.add_argument(
@@ -231,6 +231,7 @@ GENERATE_EXAMPLES = """examples:
   plait generate runs/quickstart --text "a fox on a blue background" --output image --count 4
   plait generate runs/quickstart --image fox.png --output text
   plait generate runs/quickstart --text "a fox on a blue background" --output speech
+  plait generate runs/robot --part front=now.png --part rear=back.png --output text   (modalities of your own)
   plait generate runs/quickstart                     (free: the model opens and closes spans itself)"""
 
 
@@ -241,12 +242,11 @@ EXPORT_EXAMPLES = """examples:
 COMPARE_EXAMPLES = """examples:
   plait compare chameleon --plan
   plait compare chameleon                            (rerun the same command to resume)
-  plait compare chameleon --rates docs               (with the learning rates that were found before)
+  plait compare chameleon --rates docs/study_logs    (with the learning rates that were found before)
   plait compare chameleon --arms dense,mot --seeds 0 --train.device cuda
   plait compare chameleon --analyse                  (activations, attention and gradients of what is finished)
   plait compare transfusion --evaluate               (images and captions of what is finished, judged)
-  plait compare chameleon --conclude docs            (keep its logs, and judge the claims again)
-  plait compare --conclude docs                      (judge them from the logs that are kept)
+  plait compare chameleon --keep docs/study_logs     (keep the logs of what is finished)
   plait compare --from-logs dense.jsonl mine.jsonl --warmup 100 --out match     (a table, and a page with figures)"""
 
 
@@ -268,11 +268,16 @@ def _numbers(text: str) -> list[int]:
 
 
 class _PromptPart(argparse.Action):
-    """Collects --text, --image and --audio in the order they are given."""
+    """Collects --text, --image, --audio and --part in the order they are given."""
 
     def __call__(self, parser, namespace, value, option=None):
         parts = list(getattr(namespace, "prompt", None) or [])
-        namespace.prompt = [*parts, {option.lstrip("-"): value}]
+        key = option.lstrip("-")
+        if key == "part":
+            key, _, value = value.partition("=")
+            if not (key and value):
+                parser.error(f"--part: {key!r} is not allowed, it must be KEY=VALUE, such as depth=map.npy")
+        namespace.prompt = [*parts, {key: value}]
 
 
 def _generate_arguments(step: argparse.ArgumentParser) -> None:
@@ -280,6 +285,8 @@ def _generate_arguments(step: argparse.ArgumentParser) -> None:
     for key, text in (("text", "text"), ("image", "an image's file"), ("audio", "a sound's file")):
         step.add_argument(f"--{key}", action=_PromptPart, metavar=text.upper().replace(" ", "_"),
                           help=f"prompt part: {text}; parts may be given in any order and number")  # fmt: skip
+    step.add_argument("--part", action=_PromptPart, metavar="KEY=VALUE",
+                      help="prompt part of any modality, by its key or its name: depth=map.npy")  # fmt: skip
     step.add_argument("--output", default=None, help="modality to generate (default: whatever the model opens)")
     step.add_argument("--count", type=whole(at_least=1), default=1, help="samples (default: 1)")
     step.add_argument("--seed", type=whole(), default=0, help="the same seed gives the same samples (default: 0)")

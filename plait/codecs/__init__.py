@@ -1,11 +1,16 @@
-"""Raw media to ids or latents and back. One codec a file; this registry is the only list of them."""
+"""Raw media to ids or latents and back. One codec a file; this registry is the only list of plait's own.
+
+A class of your own is named ``package.module:Class`` in a config. As that runs its code, also where a config or
+prepared data came from somebody else, the environment variable PLAIT_CODECS must name its module (several: by commas).
+"""
 
 import importlib
+import os
 from pathlib import Path
 
 from plait.codecs.base import Codec, Encoded, Media
 from plait.codecs.saved import description_of
-from plait.common.errors import ConfigError, unknown
+from plait.common.errors import ConfigError, require, unknown
 
 __all__ = ["CODECS", "Codec", "Encoded", "Media", "codec_class", "fixed_grids", "load_codec"]
 
@@ -26,11 +31,30 @@ CODECS = {
 
 
 def codec_class(name: str) -> type[Codec]:
-    """Return the codec class of a registered name."""
+    """Return the codec class of a registered name, or of package.module:Class where that is allowed."""
+    if ":" in name:
+        return _class_outside(name)
     if name not in CODECS:
         raise ConfigError(unknown("codec", name, CODECS))
     module, _, cls = CODECS[name].partition(":")
     return getattr(importlib.import_module(module), cls)
+
+
+def _class_outside(name: str) -> type[Codec]:
+    """Return a class that is none of plait's own. Raises ConfigError where it is not allowed or is no codec."""
+    module, _, cls = name.partition(":")
+    if module not in os.environ.get("PLAIT_CODECS", "").split(","):
+        raise ConfigError(
+            f"codec: {name!r} is code outside of plait, which runs only where you allow it: set the environment "
+            f"variable PLAIT_CODECS={module}"
+        )
+    try:
+        found = getattr(importlib.import_module(module), cls)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"codec: {name!r} cannot be imported ({error})") from None
+    require(isinstance(found, type) and issubclass(found, Codec), "codec", name, "a subclass of plait.codecs.Codec")
+    require(found.name == name, f"codec: {cls}.name", found.name, f"{name!r}, by which saved codecs find their class")
+    return found
 
 
 def fixed_grids(codecs: dict[str, Codec]) -> dict[str, tuple[int, ...]]:
@@ -38,7 +62,9 @@ def fixed_grids(codecs: dict[str, Codec]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(codec.default_grid) for name, codec in codecs.items() if codec.default_grid}
 
 
-def load_codec(folder: str | Path) -> Codec:
-    """Load the codec that `Codec.save_pretrained` wrote into ``folder``."""
+def load_codec(folder: str | Path, key: str = "") -> Codec:
+    """Load the codec that `Codec.save_pretrained` wrote into ``folder``; ``key`` is that of its parts in a manifest."""
     folder = Path(folder)
-    return codec_class(description_of(folder)["codec"]).from_pretrained(folder)
+    codec = codec_class(description_of(folder)["codec"]).from_pretrained(folder)
+    codec.key = key or codec.kind
+    return codec

@@ -1,4 +1,4 @@
-"""What every codec is: its manifest key, reading, writing and showing media, encoding and decoding."""
+"""What every codec is: the kind of its media, reading, writing and showing them, encoding and decoding."""
 
 import contextlib
 import tempfile
@@ -71,12 +71,12 @@ def alike(keys: Sequence[Any], most: int) -> Iterator[tuple[Any, list[int]]]:
 
 
 class Codec(ABC):
-    """Base of all codecs. A new modality subclasses it and adds one line to the registry in plait/codecs."""
+    """Base of all codecs. A new modality subclasses it (docs/add_a_modality.md)."""
 
     name: ClassVar[str]
-    """Name in the registry and in configs."""
-    key: ClassVar[str]
-    """Key of its parts in a manifest: {"text": ...}, {"image": "path"}, {"audio": "path"}."""
+    """Name in configs and saved codecs: a registered one, or package.module:Class of one's own."""
+    kind: ClassVar[str]
+    """What its media are: text, image, audio, or a word of your own."""
     suffix: ClassVar[str]
     """Suffix of the files that `write` makes, such as ".png"."""
     names_files: ClassVar[bool] = True
@@ -91,10 +91,12 @@ class Codec(ABC):
     """Latents along each side that one token holds (continuous): a token is patch_size^axes latents, row by row, each
     with all its channels together."""
     sample_rate: int = 16_000
-    """Samples per second of its media, where they are sound (key "audio")."""
+    """Samples per second of its media, where they are sound (kind "audio")."""
 
     def __init__(self, options: Any):
         self.options = options
+        self.key = self.kind
+        """Key of its parts in a manifest: {"text": ...}, {"image": "path"}. Its kind, or `key` of the modality."""
 
     @classmethod
     def from_options(cls, values: dict[str, Any], where: str = "codec_options") -> Self:

@@ -32,7 +32,7 @@ class PretrainedImageCodec(Codec):
     """Pretrained image tokens, row by row. Media: uint8 [H, W, 3] of any size; decoded: [size, size, 3]."""
 
     name: ClassVar[str] = "image_tokens_pretrained"
-    key: ClassVar[str] = "image"
+    kind: ClassVar[str] = "image"
     suffix: ClassVar[str] = ".png"
     options_class: ClassVar[type] = PretrainedImageOptions
 

@@ -64,7 +64,7 @@ class ImageTokenCodec(Codec):
     """Trained image tokens. Media: uint8 [H, W, 3] of any size; decoded: uint8 [size, size, 3]."""
 
     name: ClassVar[str] = "image_tokens"
-    key: ClassVar[str] = "image"
+    kind: ClassVar[str] = "image"
     suffix: ClassVar[str] = ".png"
     options_class: ClassVar[type] = ImageTokenOptions
 

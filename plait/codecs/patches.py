@@ -37,7 +37,7 @@ class ContinuousImageCodec(Codec):
     `_measure` when it is fitted.
     """
 
-    key: ClassVar[str] = "image"
+    kind: ClassVar[str] = "image"
     suffix: ClassVar[str] = ".png"
 
     def __init__(self, options: Any, *, channels: int, patch_size: int, token_pixels: int):

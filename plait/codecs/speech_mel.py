@@ -62,7 +62,7 @@ class SpeechCodec(Codec):
     Options are `SpeechOptions`. A subclass gives `_new_model`, `_loss`, `encode` and `_decoded_mel`.
     """
 
-    key: ClassVar[str] = "audio"
+    kind: ClassVar[str] = "audio"
     suffix: ClassVar[str] = ".wav"
     sample_rate: int = RATE
 

@@ -37,7 +37,7 @@ class PretrainedSpeechCodec(Codec):
     """Pretrained speech tokens. Media: float32 [samples] at ``sample_rate``, which is the model's."""
 
     name: ClassVar[str] = "speech_tokens_pretrained"
-    key: ClassVar[str] = "audio"
+    kind: ClassVar[str] = "audio"
     suffix: ClassVar[str] = ".wav"
     options_class: ClassVar[type] = PretrainedSpeechOptions
 

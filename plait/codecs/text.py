@@ -38,7 +38,7 @@ class PretrainedTokenizerOptions:
 class _TextCodec(Codec):
     """What all text codecs share. Media: str."""
 
-    key: ClassVar[str] = "text"
+    kind: ClassVar[str] = "text"
     suffix: ClassVar[str] = ".txt"
     names_files: ClassVar[bool] = False
 

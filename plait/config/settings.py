@@ -43,9 +43,9 @@ _NAMES = {
         model.width model.num_layers model.num_heads model.num_kv_heads model.head_dim model.ffn_width
         model.norm_order model.norm_eps model.qk_norm model.qkv_bias model.rope_theta model.rope_scaling
         model.position_axes model.untied model.tie_embeddings model.max_positions
-        train.optimizer train.init_from diffusion.process diffusion.num_timesteps""",
+        train.optimizer train.init_from diffusion.process diffusion.num_timesteps diffusion.by_modality""",
     DATA: """
-        seed model.modalities model.modalities.*.codec model.modalities.*.codec_options
+        seed model.modalities model.modalities.*.codec model.modalities.*.codec_options model.modalities.*.key
         prepare.source prepare.codecs_from prepare.codec_documents prepare.codec_minutes prepare.shard_documents""",
     SCENES: """
         prepare.documents prepare.validation_documents prepare.concepts prepare.passages prepare.image_size""",

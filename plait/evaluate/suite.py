@@ -11,7 +11,8 @@ from plait.batch.documents import Document, Part
 from plait.codecs import Codec, Media
 from plait.common.errors import ConfigError
 from plait.common.progress import Progress
-from plait.config.run import RunConfig, SamplingConfig
+from plait.config.generation import SamplingConfig
+from plait.config.run import RunConfig
 from plait.data.shards import ShardSource
 from plait.data.sources import open_sources, validation_splits
 from plait.evaluate.forced_choice import continuation_scores, forced_choice, interval
@@ -79,7 +80,7 @@ class Suite:
                 continue
             said = self.complete(documents, name, host, f"captions of {name}, {split}", {host: GREEDY})
             scores = truths.scores([text or "" for text in said], [d.meta for d in documents])
-            prefix = "caption" if self.pipeline.codecs[name].key == "image" else f"caption_{name}"
+            prefix = "caption" if self.pipeline.codecs[name].kind == "image" else f"caption_{name}"
             figures |= {f"{prefix}_{k}_accuracy/{split}": v for k, v in scores.items()}
             if first:
                 figures |= {f"{prefix}_{k}_accuracy": v for k, v in scores.items()}
@@ -105,7 +106,7 @@ class Suite:
         figures, host, truths = {}, self.pipeline.model.config.layout.host, origin.truths
         counts = {"image": self.config.evaluate.images, "audio": self.config.evaluate.clips}
         for name, codec in self.pipeline.codecs.items():
-            documents = known(source, truths, [host, name], counts.get(codec.key, 0))
+            documents = known(source, truths, [host, name], counts.get(codec.kind, 0))
             if not documents:
                 continue
             made = self.complete(documents, host, name, f"{name} from {host}")
@@ -119,7 +120,7 @@ class Suite:
             real = items(raw, source.split, [d.index for d in documents], codec.key)
             metas = [d.meta for d in documents]
             with self.progress.stage(f"judge of {name}", total=1) as bar:
-                if codec.key == "image":
+                if codec.kind == "image":
                     found = self.images(made, metas, real, raw, codec)
                 else:
                     found = speech_figures(made, [truths.caption(m) for m in metas], real, codec, bar.to)

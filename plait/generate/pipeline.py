@@ -11,7 +11,7 @@ from plait.codecs import Codec, Encoded, Media, fixed_grids
 from plait.codecs.base import alike
 from plait.common.errors import require
 from plait.common.files import atomic_file
-from plait.config.run import DiffusionConfig, GenerateConfig, SamplingConfig
+from plait.config.generation import DiffusionConfig, GenerateConfig, SamplingConfig
 from plait.generate.engine import generate
 from plait.generate.prompts import MediaPart, Prompt, read_prompt
 from plait.generate.request import Request, Result
@@ -31,6 +31,10 @@ class Sample:
     def task(self) -> str:
         """What was given and asked for, such as ``text>image``; ``free`` where the model chose."""
         return ">".join([*(m for m, _ in self.prompt), self.result.request.output or "free"])
+
+    def _repr_html_(self) -> str:
+        """Show the sample in a notebook: what was given, and what was made."""
+        return "".join(f"<div>{self.codecs[name].to_html(media)}</div>" for name, media in (*self.prompt, *self.output))
 
     def save(self, folder: Path, name: str, truth: Sequence[MediaPart] = ()) -> dict[str, Any]:
         """Write the media as files below ``folder`` and return the sample's record."""
@@ -58,7 +62,7 @@ class Sample:
 def save_media(codec: Codec, part: MediaPart, folder: Path, name: str) -> dict[str, str]:
     """Write one item below ``folder`` (text stays in the record) and return its entry for a JSON record."""
     modality, media = part
-    if codec.key == "text":
+    if codec.kind == "text":
         return {"modality": modality, "text": media}
     path = folder / modality / f"{name}{codec.suffix}"
     with atomic_file(path) as temporary:

@@ -41,13 +41,22 @@ def _read(item: Any, codecs: dict[str, Codec], host: str, base: Path) -> MediaPa
     if isinstance(item, np.ndarray):
         is_sound = item.dtype.kind == "f" and item.ndim == 1
         require(is_sound or item.dtype == np.uint8, "prompt", item, f"{IMAGE} (an image), or {SOUND} (sound)")
-        return _read_value("audio" if is_sound else "image", item, codecs, base)
+        return _read_value(_key_of("audio" if is_sound else "image", codecs), item, codecs, base)
     if _is_image(item):
-        return _read_value("image", item, codecs, base)
+        return _read_value(_key_of("image", codecs), item, codecs, base)
     one_key = isinstance(item, dict) and len(item) == 1
     require(one_key, "prompt", item, 'a text, a Path, an image, an array, or a part such as {"text": "a fox"}')
     ((key, value),) = item.items()
     return _read_value(key, value, codecs, base)
+
+
+def _key_of(kind: str, codecs: dict[str, Codec]) -> str:
+    """Return the key of the one modality of a kind; a prompt must name one where there are several."""
+    keys = [codec.key for codec in codecs.values() if codec.kind == kind]
+    if len(keys) > 1:
+        raise ConfigError(f"prompt: this model has several modalities of kind {kind!r}, name the one that is meant, "
+                          f'such as {{"{keys[0]}": ...}}; there are {", ".join(keys)}')  # fmt: skip
+    return keys[0] if keys else kind
 
 
 def _read_value(key: str, value: Any, codecs: dict[str, Codec], base: Path) -> MediaPart:
@@ -57,9 +66,9 @@ def _read_value(key: str, value: Any, codecs: dict[str, Codec], base: Path) -> M
     if name not in codecs:
         raise ConfigError(unknown("prompt", key, by_key))
     codec = codecs[name]
-    if codec.key == "image" and (_is_image(value) or isinstance(value, np.ndarray)):
+    if codec.kind == "image" and (_is_image(value) or isinstance(value, np.ndarray)):
         return name, codec.read_bytes(*_image_bytes(value))
-    if codec.key == "audio" and isinstance(value, np.ndarray):
+    if codec.kind == "audio" and isinstance(value, np.ndarray):
         return name, _sound(value, codec.sample_rate)
     if isinstance(value, bytes):
         return name, codec.read_bytes(value)
@@ -82,7 +91,11 @@ def _read_file(path: Path, codecs: dict[str, Codec], host: str) -> MediaPart:
     for name, codec in codecs.items():
         if codec.names_files:
             try:
-                return name, codec.read(path.name, path.parent)
+                media = codec.read(path.name, path.parent)
+                _key_of(codec.kind, codecs)
+                return name, media
+            except ConfigError:
+                raise  # another modality could be meant as well
             except ResourceError:
                 raise  # a missing package is no fault of the file
             except PlaitError as error:

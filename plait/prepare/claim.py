@@ -39,6 +39,9 @@ def check_folder(folder: str, now: dict, restart: bool) -> None:
     elif not restart:
         # a setting that came after the folder was begun had its default
         before = {f"prepare.{n}": v for n, v in dataclasses.asdict(PrepareConfig()).items()} | read_if_there(path)
+        before |= {
+            name: "" for name in now if name.startswith("model.") and name.endswith(".key") and name not in before
+        }
         check_same(before, now, repr(folder), "take the old setting, another data.path, or --restart")
 
 

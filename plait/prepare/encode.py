@@ -20,9 +20,10 @@ from typing import Any
 
 from plait.batch.documents import Document, Part
 from plait.codecs import CODECS, Codec, Encoded, codec_class, load_codec
-from plait.common.errors import ConfigError, DataError, ResourceError
+from plait.common.errors import ConfigError, DataError, ResourceError, require
 from plait.common.files import atomic_folder, clear_disk_errors, write_json
 from plait.common.progress import Bar
+from plait.config.run_records import ModalitySettings
 from plait.data.document_table import MAX_GRID_AXES, save_table
 from plait.data.shards import shard_name, write_shard
 from plait.prepare.account import ShardAccount
@@ -51,19 +52,21 @@ def table_file(folder: Path, split: str, number: int) -> Path:
     return folder / "work" / f"{split}-{number:05d}.table"
 
 
-def build_codecs(modalities: dict[str, tuple[str, dict]]) -> dict[str, Codec]:
+def build_codecs(modalities: dict[str, ModalitySettings]) -> dict[str, Codec]:
     """Build unfitted codecs from their settings. Raises ConfigError where two would read the same parts."""
     codecs: dict[str, Codec] = {}
-    for name, (codec, options) in modalities.items():
+    for name, given in modalities.items():
         where = f"model.modalities.{name}"
-        if not codec:
+        if not given.codec:
             raise ConfigError(f"{where}.codec: '' is not allowed, prepare needs one of {', '.join(sorted(CODECS))}")
-        codecs[name] = codec_class(codec).from_options(options, f"{where}.codec_options")
+        codec = codecs[name] = codec_class(given.codec).from_options(given.codec_options, f"{where}.codec_options")
+        codec.key = given.key or codec.kind
+        require(codec.key != "loss", f"{where}.key", codec.key, "another word: loss says whether a part is a target")
         for other in list(codecs)[:-1]:
-            if codecs[other].key == codecs[name].key:
+            if codecs[other].key == codec.key:
                 raise ConfigError(
-                    f"{where}.codec: {codec!r} reads the parts {codecs[name].key!r}, "
-                    f"which model.modalities.{other} reads already, each modality needs its own key"
+                    f"{where}.codec: {given.codec!r} reads the parts {codec.key!r}, which model.modalities.{other} "
+                    f"reads already; each modality needs its own: set {where}.key, such as key: {name}"
                 )
     return codecs
 
@@ -271,7 +274,8 @@ class _Worker:
         """Take the codecs that were made."""
         if not self._loaded:
             folder = self.setup.folder
-            self._codecs = {name: load_codec(codec_folder(folder, name)) for name in self.setup.modalities}
+            made = self.setup.modalities.items()
+            self._codecs = {name: load_codec(codec_folder(folder, name), given.key) for name, given in made}
             self._sources.clear()
             self._loaded = True
 

@@ -149,7 +149,7 @@ def registered_keys() -> frozenset[str]:
     keys = set()
     for name in CODECS:
         try:
-            keys.add(codec_class(name).key)
+            keys.add(codec_class(name).kind)
         except (ImportError, ResourceError):
             continue
     return frozenset(keys)

@@ -12,6 +12,7 @@ from pathlib import Path
 from plait.codecs import CODECS, Codec
 from plait.common.files import read_json
 from plait.config.run import PrepareConfig
+from plait.config.run_records import ModalitySettings
 from plait.data.shards import SETTINGS_NAME
 from plait.prepare.manifest import ManifestSource
 from plait.prepare.raw import RawSource
@@ -30,8 +31,8 @@ class Setup:
     """The prepared folder, absolute."""
     prepare: PrepareConfig
     seed: int
-    modalities: dict[str, tuple[str, dict]]
-    """Codec and its options for each modality."""
+    modalities: dict[str, ModalitySettings]
+    """Codec, its options and the key of its parts, for each modality."""
     files: list[str] = field(default_factory=list)
     """The manifests' files, absolute; empty for the scenes."""
     registry: dict[str, str] = field(default_factory=lambda: dict(CODECS))

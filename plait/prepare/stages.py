@@ -89,7 +89,7 @@ def raw_source(config: RunConfig) -> RawSource:
 
 
 def _setup(config: RunConfig) -> Setup:
-    modalities = {name: (m.codec, m.codec_options) for name, m in config.modalities.items()}
+    modalities = dict(config.modalities)
     files = [] if is_made(config.prepare.source) else expand(sources_of(config.prepare.source))
     return Setup(Path(config.data.path).absolute(), config.prepare, config.seed, modalities, files)
 
@@ -205,7 +205,7 @@ class _Preparation:
         self._train_codecs(untrained)
         for name in self.codecs:
             folder = codec_folder(self.folder, name)
-            codec = self.codecs[name] = load_codec(folder)
+            codec = self.codecs[name] = load_codec(folder, self.setup.modalities[name].key)
             _check_vocabulary(name, self.config.model.modalities[name], codec)
             self.records[name] = {
                 "codec": codec.name,
@@ -222,7 +222,7 @@ class _Preparation:
         if not names:
             return
         blocks = spread_blocks("train", self.rows["train"], self.options.codec_documents)
-        threads = max(1, num_cores() // max(len([n for n in names if self.codecs[n].key != "text"]), 1))
+        threads = max(1, num_cores() // max(len([n for n in names if self.codecs[n].kind != "text"]), 1))
         with contextlib.ExitStack() as stack:
             stack.enter_context(clear_disk_errors(self.folder))
             bars = {name: stack.enter_context(self._stage(f"{name} codec", total=1.0)) for name in names}
@@ -246,7 +246,7 @@ class _Preparation:
             codec = load_codec(folder)
         except CheckpointError as error:
             raise ConfigError(f"prepare.codecs_from: {error}") from None
-        wanted = self.setup.modalities[name][0]
+        wanted = self.setup.modalities[name].codec
         require(codec.name == wanted, f"model.modalities.{name}.codec", wanted, f"{codec.name!r} as in {str(folder)!r}")
         save_codec(codec, codec_folder(self.folder, name))
 

@@ -48,7 +48,7 @@ def document_table(document: Document, codecs: dict[str, Codec], title: str) -> 
     table = Table("part", "tokens", "grid", "content", title=title, title_justify="left", box=None)
     for part in document.parts:
         codec = codecs[part.modality]
-        if codec.key == "text":
+        if codec.kind == "text":
             content = codec.decode([Encoded(part.ids)])[0]
         else:
             content = " ".join(map(str, part.ids[:12])) + " ..." if part.ids is not None else "latents"

@@ -57,9 +57,9 @@ def load_codecs(config: RunConfig, names: Sequence[str] | None = None) -> dict[s
     """Load the codecs of a run's prepared data, by modality."""
     codecs: dict[str, Codec] = {}
     for folder in folders(config):
-        for name in read_index(folder)["modalities"]:
+        for name, record in read_index(folder)["modalities"].items():
             if names is None or name in names:
-                codecs.setdefault(name, load_codec(Path(folder) / "codecs" / name))
+                codecs.setdefault(name, load_codec(Path(folder) / "codecs" / name, record["key"]))
     for name in names or ():
         if name not in codecs:
             raise CheckpointError(f"run: the prepared data of {config.out!r} has no codec for the modality {name!r}")

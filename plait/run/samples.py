@@ -16,7 +16,8 @@ import numpy as np
 
 from plait.common.files import write_text
 from plait.common.progress import Progress, QuietProgress
-from plait.config.run import RunConfig, SamplingConfig
+from plait.config.generation import SamplingConfig
+from plait.config.run import RunConfig
 from plait.data.sources import TaskSource, open_sources, validation_splits
 from plait.prepare.raw import RawSource, raw_documents
 from plait.prepare.raw_sources import remade
@@ -75,7 +76,7 @@ class SampleSet:
         for i, media in enumerate(self._media(source, origin, list(range(min(FILES, len(source)))))):
             for name, item in media:
                 codec = self.pipeline.codecs[name]
-                if codec.key == "text":
+                if codec.kind == "text":
                     write_text(folder / f"{i:04d}.txt", item)
                 else:
                     codec.write(item, folder / f"{i:04d}{codec.suffix}")

@@ -100,7 +100,7 @@ def open_scenes(prepare: PrepareConfig, seed: int, codecs: dict[str, Codec], key
                 f"the scenes have {', '.join(PARTS)}"
             )
     keys = [codec.key for codec in codecs.values()] if keys is None else keys
-    rate = next((c.sample_rate for c in codecs.values() if c.key == "audio"), Codec.sample_rate)
+    rate = next((c.sample_rate for c in codecs.values() if c.kind == "audio"), Codec.sample_rate)
     return SceneSource(prepare, seed, parts=keys, sample_rate=rate)
 
 

@@ -15,8 +15,9 @@ from plait.batch.spans import towers_of
 from plait.codecs.base import Encoded
 from plait.common.progress import QuietProgress
 from plait.config.file import load
+from plait.config.generation import SamplingConfig
 from plait.config.model import ModalityConfig
-from plait.config.run import RunConfig, SamplingConfig
+from plait.config.run import RunConfig
 from plait.config.shipped import config_path
 from plait.data.sources import AS_WRITTEN, TaskSource, open_sources, resolve_vocabulary
 from plait.evaluate import forced_choice as evaluate_text
@@ -43,7 +44,7 @@ def part(config: RunConfig, name: str, seed: int) -> Part:
 class Stored:
     """A codec whose media are parts already."""
 
-    default_grid, names_files, key = (), False, ""
+    default_grid, names_files, key, kind = (), False, "", ""
 
     def __init__(self, key):
         self.key = key

@@ -10,7 +10,8 @@ from PIL import Image
 
 from plait.codecs.text import BytePairCodec, BytePairOptions
 from plait.common.errors import ConfigError, PlaitError
-from plait.config.run import GenerateConfig, SamplingConfig
+from plait.config.generation import GenerateConfig, SamplingConfig
+from plait.config.run_records import ModalitySettings
 from plait.generate import Request
 from plait.generate.pipeline import Pipeline
 from plait.model.mot import MixtureOfTransformers
@@ -23,15 +24,16 @@ class Kept:
     """Stands in for a codec's network: what was read is kept as it is."""
 
     def __init__(self, codec):
-        self.codec, self.key, self.names_files = codec, codec.key, codec.names_files
+        self.codec, self.key, self.kind, self.names_files = codec, codec.key, codec.kind, codec.names_files
         self.sample_rate, self.default_grid = codec.sample_rate, ()
         self.read, self.read_bytes = codec.read, codec.read_bytes
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> Pipeline:
-    codecs = build_codecs({"text": ("text_bpe", {"vocab_size": 256}), "image": ("image_pixels", {"size": SIDE}),
-                           "speech": ("speech_tokens", {})})  # fmt: skip
+    chosen = {"text": ("text_bpe", {"vocab_size": 256}), "image": ("image_pixels", {"size": SIDE}),
+              "speech": ("speech_tokens", {})}  # fmt: skip
+    codecs = build_codecs({name: ModalitySettings(codec, options) for name, (codec, options) in chosen.items()})
     codecs["text"].fit(["a fox"], minutes=0, seed=0, folder=None, progress=lambda *_: None)
     codecs |= {name: Kept(codecs[name]) for name in ("image", "speech")}
     return Pipeline(MixtureOfTransformers(model_config()), codecs, GenerateConfig())

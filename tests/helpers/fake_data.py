@@ -107,7 +107,7 @@ class FakeCodec(Codec):
 class FakeText(FakeCodec):
     """UTF-8 bytes."""
 
-    name, key, vocab_size, names_files = "fake_text", "text", 256, False
+    name, kind, vocab_size, names_files = "fake_text", "text", 256, False
 
     def read(self, value, base):
         if not isinstance(value, str):
@@ -121,7 +121,7 @@ class FakeText(FakeCodec):
 class FakeImage(FakeCodec):
     """The brightness of ``size`` by ``size`` tiles, less the mean brightness that `fit` found."""
 
-    name, key, vocab_size = "fake_image", "image", 64
+    name, kind, vocab_size = "fake_image", "image", 64
 
     def __init__(self, options):
         super().__init__(options)
@@ -169,7 +169,7 @@ class FakeImage(FakeCodec):
 class FakeSpeech(FakeCodec):
     """The loudness of chunks of 100 samples."""
 
-    name, key, vocab_size = "fake_speech", "audio", 128
+    name, kind, vocab_size = "fake_speech", "audio", 128
 
     def read(self, value, base):
         import soundfile
@@ -192,7 +192,7 @@ class FakeSpeech(FakeCodec):
 class FakeDepth(FakeCodec):
     """A continuous modality: latents [4, 3] in a 2 by 2 grid from a list of numbers."""
 
-    name, key, latent_channels = "fake_depth", "depth", 3
+    name, kind, latent_channels = "fake_depth", "depth", 3
 
     def read(self, value, base):
         return np.resize(np.array(value, np.float32), (4, 3))

@@ -24,6 +24,7 @@ from PIL import Image
 from plait.codecs import CODECS
 from plait.common.errors import DataError
 from plait.config.run import PrepareConfig
+from plait.config.run_records import ModalitySettings
 from plait.prepare import encode
 from plait.prepare.account import ShardAccount, account_lines, account_of
 from plait.prepare.encode import codec_folder, encode_shard, finished_shard, save_codec, scan_file
@@ -53,7 +54,7 @@ def account(folder, files, names=tuple(KEYS), **options) -> tuple[list[dict], li
         for name, place in CODEC_NAMES.items():
             patch.setitem(CODECS, name, place)
         prepare_ = PrepareConfig(**({"validation_share": 0.3, "shard_documents": 7} | options))
-        modalities = {name: (f"fake_{name}", {}) for name in names}
+        modalities = {name: ModalitySettings(f"fake_{name}") for name in names}
         setup = Setup(folder, prepare_, 0, modalities, [str(f) for f in files])
         patch.setattr(encode, "_worker", encode._Worker(setup, queue.SimpleQueue(), threading.Event()), raising=False)
         for name in names:

@@ -23,6 +23,7 @@ from plait.codecs import CODECS
 from plait.common.errors import ConfigError, DataError, ResourceError
 from plait.common.progress import Bar, QuietProgress
 from plait.config.run import RunConfig
+from plait.config.run_records import ModalitySettings
 from plait.data.loader import Loader
 from plait.data.shards import ShardSource, read_index
 from plait.prepare import stages as stages
@@ -331,7 +332,9 @@ def test_results_are_checked_before_slower_jobs_end(manifest, tmp_path):
         checked.append(job)
         raise DataError("nothing there")
 
-    setup = Setup(tmp_path, config_for(tmp_path, manifest, num_workers=2).prepare, 0, {"text": ("fake_text", {})})
+    setup = Setup(
+        tmp_path, config_for(tmp_path, manifest, num_workers=2).prepare, 0, {"text": ModalitySettings("fake_text")}
+    )
     with pytest.raises(DataError, match="nothing there"), Workers(setup) as workers:
         workers.run(time.sleep, [(0.0,), (3.0,)], Bar("", 1), check)
     assert checked == [(0.0,)]

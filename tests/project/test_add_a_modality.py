@@ -16,12 +16,13 @@ import plait.codecs
 from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
 from plait.cli import main
+from plait.common.errors import ConfigError
 from plait.config.model import ModalityConfig, ModelConfig, TowerConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
-from plait.prepare.manifest import registered_keys
+from plait.report import write_report
 from plait.train import checkpoint
 from plait.train.metrics import read_metrics
 
@@ -34,23 +35,18 @@ def blocks(language: str) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The page's files in a new folder, with the codec importable and registered."""
-    module, line = blocks("python")
-    config = blocks("yaml")[0]
-    assert module.startswith("# file: plait/codecs/depth.py")
-    (tmp_path / "added").mkdir()
-    (tmp_path / "added" / "plait_depth.py").write_text(module)
-    monkeypatch.syspath_prepend(str(tmp_path / "added"))
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "added"))  # for the workers of plait prepare
-    name, target = re.search(r'"(\w+)": "([\w.:]+)",', line).groups()
-    assert target == "plait.codecs.depth:DepthCodec"
-    monkeypatch.setitem(plait.codecs.CODECS, name, target.replace("plait.codecs.depth", "plait_depth"))
-    registered_keys.cache_clear()
+    """The page's files in a new folder, with what the page exports."""
+    (module,), config = blocks("python"), blocks("yaml")[0]
+    assert module.startswith("# file: depth_maps.py")
+    (tmp_path / "depth_maps.py").write_text(module)
     (tmp_path / "depth.yaml").write_text(config)
+    export, *_ = blocks("bash")[0].splitlines()
+    for name, value in (pair.split("=") for pair in shlex.split(export)[1:]):
+        monkeypatch.setenv(name, value)  # the workers of plait prepare have it too
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    registered_keys.cache_clear()
-    sys.modules.pop("plait_depth", None)
+    sys.modules.pop("depth_maps", None)
 
 
 def write_manifest(folder: Path, count: int) -> None:
@@ -68,7 +64,7 @@ def write_manifest(folder: Path, count: int) -> None:
 
 def test_the_page(folder):
     write_manifest(folder, 40)
-    for command in blocks("bash")[0].strip().splitlines():
+    for command in blocks("bash")[0].strip().splitlines()[1:]:
         program, *arguments = shlex.split(command)
         assert program == "plait"
         assert main(arguments) == 0
@@ -82,14 +78,35 @@ def test_the_page(folder):
     assert model.config.modalities["depth"].latent_channels == 16
     made = [np.load(p) for p in (folder / "runs/depth/generated/depth").glob("*.npy")]
     assert [m.shape for m in made] == [(8, 12)]
+    page = write_report(folder / "runs/depth").read_text()
+    assert "depth map 8 x " in page  # as the codec shows it
 
 
 def test_the_codec_of_the_page_round_trips(folder):
-    codec = plait.codecs.codec_class("depth").from_options({"far": 5.0})
+    codec = plait.codecs.codec_class("depth_maps:DepthCodec").from_options({"far": 5.0})
     depth = np.random.default_rng(0).uniform(0, 5, (8, 12)).astype(np.float32)
     np.testing.assert_allclose(codec.decode(codec.encode([depth]))[0], depth, atol=1e-5)
     codec.save_pretrained(folder / "codec")
     assert plait.codecs.load_codec(folder / "codec").options.far == 5.0
+
+
+def test_code_from_outside_runs_only_where_it_is_allowed(folder, monkeypatch, capsys):
+    """Neither a config nor prepared data can name what plait imports."""
+    monkeypatch.delenv("PLAIT_CODECS")
+    with pytest.raises(ConfigError, match=r"code outside of plait, .* set the environment variable PLAIT_CODECS=depth"):
+        plait.codecs.codec_class("depth_maps:DepthCodec")
+    (folder / "codec").mkdir()
+    (folder / "codec" / "codec.json").write_text('{"codec": "depth_maps:DepthCodec", "options": {}}')
+    with pytest.raises(ConfigError, match="PLAIT_CODECS"):
+        plait.codecs.load_codec(folder / "codec")
+    assert "depth_maps" not in sys.modules
+    assert main(["prepare", "depth.yaml"]) == 2 and "PLAIT_CODECS=depth_maps" in capsys.readouterr().err
+    assert not (folder / "runs").exists()
+    monkeypatch.setenv("PLAIT_CODECS", "os,depth_maps")
+    for name, sentence in (("os:getcwd", "a subclass of"), ("depth_maps:Depth", "cannot be imported"),
+                           ("depth_maps:Codec", r"Codec\.name")):  # fmt: skip
+        with pytest.raises(ConfigError, match=sentence):
+            plait.codecs.codec_class(name)
 
 
 def test_a_fourth_and_a_fifth_modality_leave_the_others_as_they_were():
@@ -112,6 +129,6 @@ def test_a_fourth_and_a_fifth_modality_leave_the_others_as_they_were():
     hidden = [torch.cat(m(x)).index_select(0, x.routing.to_sequence) for m, x in zip((a, b), batches)]
     torch.testing.assert_close(*hidden, rtol=0, atol=1e-12)
     documents += [Document([Part("smell", np.arange(5)), Part("depth", latents=rng.standard_normal((4, 16)))], index=1)]
-    batch = corrupt(pack(documents, large), plait.config.run.DiffusionConfig(), 0)
+    batch = corrupt(pack(documents, large), plait.config.generation.DiffusionConfig(), 0)
     loss_sums(b, b(batch), batch).sum().backward()
     assert all(p.grad is not None for p in b.parameters())
