@@ -179,8 +179,8 @@ def _remove_leftovers(path: Path) -> None:
     """Remove what processes of this machine that were killed while they wrote ``path`` left under temporary names."""
     start, end = f".{path.name}.", ".tmp"
     with os.scandir(path.parent) as entries:  # a pattern would be slower in folders of many files
-        found = [e.name for e in entries if e.name.startswith(start) and e.name.endswith(end)]
-    for name in found:
+        names = [e.name for e in entries if e.name.startswith(start) and e.name.endswith(end)]
+    for name in names:
         process = name.removesuffix(end).rpartition(".")[2]
         if not process.isdecimal() or _is_alive(int(process)):
             continue

@@ -38,13 +38,13 @@ def launch() -> Launch | None:
 
 def is_first() -> bool:
     """Whether this process is rank 0, which alone prints and writes, or was started alone."""
-    found = launch()
-    return found is None or found.rank == 0
+    launched = launch()
+    return launched is None or launched.rank == 0
 
 
 def first_host(hosts: str) -> str:
     """Return the first host of a list as Slurm writes it, such as ``node[003-010,021],login1``."""
-    found = re.match(r"([^,\[]*)(?:\[(\d+)[^\]]*\])?([^,]*)", hosts)
-    assert found is not None, "each of the three parts may be empty"
-    prefix, number, suffix = found.groups("")
+    match = re.match(r"([^,\[]*)(?:\[(\d+)[^\]]*\])?([^,]*)", hosts)
+    assert match is not None, "each of the three parts may be empty"
+    prefix, number, suffix = match.groups("")
     return prefix + number + suffix

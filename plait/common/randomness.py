@@ -39,16 +39,16 @@ def permuted(places: np.ndarray, size: int, seed: int, purpose: str, *, item: in
     rows = math.isqrt(size - 1) + 1
     columns = -(-size // rows)
     keys = generator(seed, purpose, item=item, epoch=epoch).integers(2**64, size=_ROUNDS, dtype=np.uint64)
-    found = np.array(places, np.uint64)
-    left = np.arange(len(found))
+    shuffled = np.array(places, np.uint64)
+    left = np.arange(len(shuffled))
     while len(left):
-        row, column = np.divmod(found[left], np.uint64(columns))
+        row, column = np.divmod(shuffled[left], np.uint64(columns))
         for a, b in keys.reshape(-1, 2):
             row = (row + _mixed(column ^ a) % np.uint64(rows)) % np.uint64(rows)
             column = (column + _mixed(row ^ b) % np.uint64(columns)) % np.uint64(columns)
-        found[left] = row * np.uint64(columns) + column
-        left = left[found[left] >= size]
-    return found.astype(np.int64)
+        shuffled[left] = row * np.uint64(columns) + column
+        left = left[shuffled[left] >= size]
+    return shuffled.astype(np.int64)
 
 
 _ROUNDS = 8

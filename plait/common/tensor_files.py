@@ -158,10 +158,10 @@ class TensorFile:
     def _read_header(self) -> dict[str, Stored]:
         number = self._file.fileno()
         try:
-            found = read_header(
+            entries = read_header(
                 lambda start, count: os.pread(number, count, start), os.fstat(number).st_size, longest=MAX_HEADER_BYTES
             )
-            return {name: Stored(_CODES[entry.code], entry.shape, entry.offset) for name, entry in found.items()}
+            return {name: Stored(_CODES[entry.code], entry.shape, entry.offset) for name, entry in entries.items()}
         except BadHeader as error:
             raise self._broken(str(error)) from None
         except KeyError as error:
@@ -220,8 +220,8 @@ class TensorStore:
 
     def _single(self) -> dict[str, Cut]:
         name = self.path.name
-        found = self._open(name).tensors
-        return {n: Cut.whole(stored, name) for n, stored in found.items()}
+        tensors = self._open(name).tensors
+        return {n: Cut.whole(stored, name) for n, stored in tensors.items()}
 
     def _indexed(self, path: Path) -> dict[str, Cut]:
         index = read_json(path, self.what)
@@ -229,12 +229,12 @@ class TensorStore:
             files, pieces = index["weight_map"], index.get("pieces", {})
             if not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
                 raise ValueError
-            found = {name: _cut(pieces[name]) for name in pieces}
-            for name in files.keys() - found.keys():
-                found[name] = Cut.whole(self._open(files[name]).tensors[name], files[name])
+            cuts = {name: _cut(pieces[name]) for name in pieces}
+            for name in files.keys() - cuts.keys():
+                cuts[name] = Cut.whole(self._open(files[name]).tensors[name], files[name])
         except (KeyError, TypeError, ValueError, AttributeError):
             raise CheckpointError(f"{self.what}: {str(path)!r} is not an index of safetensors files") from None
-        return {name: found[name] for name in files}
+        return {name: cuts[name] for name in files}
 
 
 def _cut(record: dict) -> Cut:
