@@ -124,7 +124,7 @@ def _number_fields(cls: type) -> list[tuple[str, Any, Bounds]]:
     """Return name, type and bounds of the fields that hold numbers."""
     hints = typing.get_type_hints(cls)
     fields = [(f.name, hints[f.name], f.metadata.get("bounds", ANY)) for f in dataclasses.fields(cls)]
-    return [found for found in fields if _holds_numbers(found[1])]
+    return [field for field in fields if _holds_numbers(field[1])]
 
 
 if TYPE_CHECKING:

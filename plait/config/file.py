@@ -78,8 +78,8 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]  # PyYAML says no types
     """
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
-        first: [(tag, _PLAIN.get(tag, pattern)) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
-        for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        first: [(tag, _PLAIN.get(tag, pattern)) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
     def compose_mapping_node(self, anchor: Any) -> Any:
@@ -202,13 +202,13 @@ def _plain(value: Any) -> Any:
 def _run_config(values: Any) -> Any:
     """Sort a file's records of modalities and towers: what the weights are, and what the run says of them."""
     require(isinstance(values, dict), "config", values, "a mapping of settings")
-    found: dict[str, Any] = {}
+    sections: dict[str, Any] = {}
     for section, added in RECORDS.items():
         if section in values:
             raise ConfigError(unknown(section, section, _names(RunConfig)))
-        values, mine = _sorted(values, section, added)
-        found[section] = {str(name): _convert(v, added, f"model.{section}.{name}") for name, v in mine.items()}
-    return RunConfig(**_converted(values, RunConfig, ""), **found)
+        values, records = _sorted(values, section, added)
+        sections[section] = {str(name): _convert(v, added, f"model.{section}.{name}") for name, v in records.items()}
+    return RunConfig(**_converted(values, RunConfig, ""), **sections)
 
 
 def _names(kind: Any) -> list[str]:
@@ -224,7 +224,7 @@ def _sorted(values: Settings, section: str, added: type) -> tuple[Settings, dict
         return values, {}
     names = _names(added)
     known = [*names, *_names(typing.get_args(typing.get_type_hints(ModelConfig)[section])[1])]
-    mine: dict[str, Settings] = {}
+    run_records: dict[str, Settings] = {}
     rest: dict[str, Any] = {}
     for name, record in records.items():
         record = {} if record is None else record
@@ -234,8 +234,8 @@ def _sorted(values: Settings, section: str, added: type) -> tuple[Settings, dict
                 if key not in known:
                     raise ConfigError(unknown(f"model.{section}.{name}.{key}", key, known))
             rest[name] = {k: v for k, v in record.items() if k not in names}
-            mine[name] = {k: v for k, v in record.items() if k in names}
-    return values | {"model": model | {section: rest}}, mine
+            run_records[name] = {k: v for k, v in record.items() if k in names}
+    return values | {"model": model | {section: rest}}, run_records
 
 
 def dotted(values: Settings, prefix: str = "") -> Settings:

@@ -41,15 +41,17 @@ class DiffusionConfig(Checked):
 
     def of(self, modality: str) -> "DiffusionConfig":
         """Return the settings of one modality. Raises ConfigError for one that there is not, or that is not allowed."""
-        given, where = self.by_modality.get(modality, {}), f"{self.SECTION}.by_modality.{modality}"
-        require(isinstance(given, dict), where, given, "a mapping of settings")
+        settings, where = self.by_modality.get(modality, {}), f"{self.SECTION}.by_modality.{modality}"
+        require(isinstance(settings, dict), where, settings, "a mapping of settings")
         known = [f.name for f in fields(self) if f.name != "by_modality"]
-        for name in given:
+        for name in settings:
             if name not in known:
                 raise ConfigError(unknown(where, name, known))
-        require(given.get("process", "flow") in SAMPLERS, f"{where}.process", given.get("process"), "ddpm or flow")
+        require(
+            settings.get("process", "flow") in SAMPLERS, f"{where}.process", settings.get("process"), "ddpm or flow"
+        )
         try:
-            return replace(self, by_modality={}, **given)
+            return replace(self, by_modality={}, **settings)
         except ConfigError as error:
             raise ConfigError(str(error).replace(self.SECTION, where, 1)) from None
 

@@ -98,22 +98,22 @@ def flat(config: RunConfig | dict[str, Any]) -> dict[str, Any]:
 
     ``config`` may be what `plait.config.file.to_dict` returned; settings that it lacks are left out.
     """
-    found: dict[str, Any] = {}
-    _collect(to_dict(config) if isinstance(config, RunConfig) else config, "", found)
-    place = {name: i for i, name in enumerate(KINDS)}
-    ordered = sorted(found, key=lambda name: place.get(_pattern(name), len(place)))
-    return json.loads(json.dumps({name: found[name] for name in ordered}))
+    settings: dict[str, Any] = {}
+    _collect(to_dict(config) if isinstance(config, RunConfig) else config, "", settings)
+    positions = {name: i for i, name in enumerate(KINDS)}
+    ordered = sorted(settings, key=lambda name: positions.get(_pattern(name), len(positions)))
+    return json.loads(json.dumps({name: settings[name] for name in ordered}))
 
 
-def _collect(values: dict[str, Any], name: str, found: dict[str, Any]) -> None:
+def _collect(values: dict[str, Any], name: str, settings: dict[str, Any]) -> None:
     for key, value in values.items():
         inner = f"{name}.{key}" if name else str(key)
         if inner in _NAMED:
-            found[inner] = list(value)
+            settings[inner] = list(value)
         if inner in _NAMED or name in _NAMED or any(known.startswith(f"{inner}.") for known in KINDS):
-            _collect(value, inner, found)
+            _collect(value, inner, settings)
         else:
-            found[inner] = value
+            settings[inner] = value
 
 
 def identity(config: RunConfig | dict[str, Any], kinds: Iterable[str]) -> dict[str, Any]:
@@ -124,24 +124,24 @@ def identity(config: RunConfig | dict[str, Any], kinds: Iterable[str]) -> dict[s
     # what another version kept may have settings that are no more: nothing here follows from them
     values = {name: v for name, v in flat(config).items() if _pattern(name) in KINDS}
     kinds = set(kinds)
-    kept = {name: v for name, v in values.items() if kinds.intersection(kinds_of(name))}
+    settings = {name: v for name, v in values.items() if kinds.intersection(kinds_of(name))}
     is_scenes = values.get("prepare.source", "scenes") == "scenes"
     unused = MANIFESTS if is_scenes else SCENES
-    kept = {name: v for name, v in kept.items() if kinds_of(name) != (unused,)}
-    if "prepare.source" in kept:  # a manifest may move; `plait prepare` compares its contents
-        kept["prepare.source"] = "scenes" if is_scenes else "manifests"
-    if "model.towers" in kept:
-        kept["model.towers"] = sorted(kept["model.towers"])
-    if "data.tasks" in kept:
-        kept["data.tasks"] = [list(item) for item in kept["data.tasks"].items()]
-    if "data.sources" in kept:
-        sources = list(kept["data.sources"].values()) or [1.0]
+    settings = {name: v for name, v in settings.items() if kinds_of(name) != (unused,)}
+    if "prepare.source" in settings:  # a manifest may move; `plait prepare` compares its contents
+        settings["prepare.source"] = "scenes" if is_scenes else "manifests"
+    if "model.towers" in settings:
+        settings["model.towers"] = sorted(settings["model.towers"])
+    if "data.tasks" in settings:
+        settings["data.tasks"] = [list(item) for item in settings["data.tasks"].items()]
+    if "data.sources" in settings:
+        sources = list(settings["data.sources"].values()) or [1.0]
         plain = {"weight": 1.0, "when_exhausted": "repeat"}
-        kept["data.sources"] = [plain | (s if isinstance(s, dict) else {"weight": float(s)}) for s in sources]
-    if "data.max_document_tokens" in kept:
+        settings["data.sources"] = [plain | (s if isinstance(s, dict) else {"weight": float(s)}) for s in sources]
+    if "data.max_document_tokens" in settings:
         longest = min(values["data.batch_tokens"], values["model.max_positions"])
-        kept["data.max_document_tokens"] = kept["data.max_document_tokens"] or longest
-    return kept
+        settings["data.max_document_tokens"] = settings["data.max_document_tokens"] or longest
+    return settings
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], begun: str, cure: str) -> None:

@@ -70,8 +70,8 @@ def sampling_from(base: dict[str, SamplingConfig], model: ModelConfig, chosen) -
         require(value is None or objective in objectives, option, value,
                 f"left out, as no modality of this run is made by {objective}")  # fmt: skip
     names = ("temperature", "top_k", "top_p", "guidance", "media_guidance", "steps", "sampler")
-    given = {n: getattr(chosen, n) for n in names if getattr(chosen, n) is not None}
-    return {m: dataclasses.replace(base.get(m, SamplingConfig()), **given) for m in model.modalities}
+    options = {n: getattr(chosen, n) for n in names if getattr(chosen, n) is not None}
+    return {m: dataclasses.replace(base.get(m, SamplingConfig()), **options) for m in model.modalities}
 
 
 def grids_from(text: str | None, output: str | None, model: ModelConfig) -> dict[str, tuple[int, ...]]:
