@@ -49,12 +49,12 @@ def _class_outside(name: str) -> type[Codec]:
             f"variable PLAIT_CODECS={module}"
         )
     try:
-        found = getattr(importlib.import_module(module), cls)
+        loaded = getattr(importlib.import_module(module), cls)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"codec: {name!r} cannot be imported ({error})") from None
-    require(isinstance(found, type) and issubclass(found, Codec), "codec", name, "a subclass of plait.codecs.Codec")
-    require(found.name == name, f"codec: {cls}.name", found.name, f"{name!r}, by which saved codecs find their class")
-    return found
+    require(isinstance(loaded, type) and issubclass(loaded, Codec), "codec", name, "a subclass of plait.codecs.Codec")
+    require(loaded.name == name, f"codec: {cls}.name", loaded.name, f"{name!r}, by which saved codecs find their class")
+    return loaded
 
 
 def fixed_grids(codecs: dict[str, Codec]) -> dict[str, tuple[int, ...]]:

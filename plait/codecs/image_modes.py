@@ -79,8 +79,8 @@ def _grey(image: Any, file: Any) -> Any:
 def _floats(values: np.ndarray) -> np.ndarray:
     low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):  # also where one is no number
-        found = f"{low:g} to {high:g}" if np.isfinite([low, high]).all() else "some that are no numbers"
-        raise DataError(f"holds floats, {found}, of which only 0 (black) to 1 (white) are known; {_SAVE}")
+        value_range = f"{low:g} to {high:g}" if np.isfinite([low, high]).all() else "some that are no numbers"
+        raise DataError(f"holds floats, {value_range}, of which only 0 (black) to 1 (white) are known; {_SAVE}")
     return np.rint(values * 255.0)
 
 

@@ -61,8 +61,8 @@ class Scaling:
     @classmethod
     def described(cls, description: dict[str, Any], channels: int, folder: Path) -> "Scaling":
         """Read what `describe` wrote; raises CheckpointError where it is not that of ``channels`` channels."""
-        found = cls(description.get("latent_mean"), description.get("latent_scale"))
-        for name, numbers in vars(found).items():
+        scaling = cls(description.get("latent_mean"), description.get("latent_scale"))
+        for name, numbers in vars(scaling).items():
             listed = isinstance(numbers, list) and all(isinstance(n, int | float) for n in numbers)
             if not listed or len(numbers) != channels:
                 what = f"{len(numbers)} numbers" if listed else repr(numbers)
@@ -70,7 +70,7 @@ class Scaling:
                     f"codec: latent_{name} in {str(folder)!r} is {what}, "
                     f"it must be {channels} numbers, one a latent channel"
                 )
-        return found
+        return scaling
 
 
 def measured_places(count: int) -> list[int]:

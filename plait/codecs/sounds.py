@@ -53,7 +53,7 @@ def read_sound(value: Any, base: Path, rate: int) -> np.ndarray:
     try:
         with _stream(soundfile, path) as file:
             _check_size(path, file.frames, file.channels, file.samplerate)
-            samples, found = _read_all(path, file), file.samplerate
+            samples, file_rate = _read_all(path, file), file.samplerate
             cut = _why_not_whole(path, file, len(samples))
     except DataError:
         raise
@@ -66,7 +66,7 @@ def read_sound(value: Any, base: Path, rate: int) -> np.ndarray:
         raise DataError(f"audio: {str(path)!r} is empty")
     if not np.isfinite(samples).all():
         raise DataError(f"audio: {str(path)!r} holds samples that are not numbers")
-    mono = samples if found == rate else soxr.resample(samples, found, rate)
+    mono = samples if file_rate == rate else soxr.resample(samples, file_rate, rate)
     return check_sound(mono.astype(np.float32))
 
 
@@ -112,9 +112,9 @@ def _why_not_whole(path: Path, file: Any, frames: int) -> str:
             return f"its header says {stated:,} samples, {there:,} are there"
     if file.format == "VOC" and "truncated" in file.extra_info:
         return "its header says more samples than are there"
-    for name, stated, found in sorted(_STATED.findall(file.extra_info), key=lambda said: "riff" in said[0].lower()):
-        if int(found) < int(stated) < _UNKNOWN_BYTES:
-            return f"its header says {int(stated):,} bytes ({name}), {int(found):,} are there"
+    for name, stated, actual in sorted(_STATED.findall(file.extra_info), key=lambda said: "riff" in said[0].lower()):
+        if int(actual) < int(stated) < _UNKNOWN_BYTES:
+            return f"its header says {int(stated):,} bytes ({name}), {int(actual):,} are there"
     if file.format in ("WAV", "WAVEX"):
         return _after_wave(path)
     return "its last page is missing" if file.format == "OGG" and not _ogg_ends(path) else ""
@@ -124,10 +124,10 @@ def _logged_frames(path: Path, file: Any) -> int | None:
     """Return the samples that the header says (SDS: that are there), where libsndfile itself goes by the other."""
     if file.format == "NIST":
         with open(path, "rb") as header:
-            found = re.findall(rb"^sample_count -i (\d+)", header.read(1024), re.MULTILINE)
+            counts = re.findall(rb"^sample_count -i (\d+)", header.read(1024), re.MULTILINE)
     else:
-        found = _LOGGED_FRAMES.findall(file.extra_info) if file.format in _LOGS_FRAMES else []
-    return int(found[-1]) if found else None
+        counts = _LOGGED_FRAMES.findall(file.extra_info) if file.format in _LOGS_FRAMES else []
+    return int(counts[-1]) if counts else None
 
 
 def _after_wave(path: Path) -> str:

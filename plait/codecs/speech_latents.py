@@ -109,8 +109,8 @@ class SpeechLatentCodec(SpeechCodec):
         codec.scaling = Scaling.described(description, codec.latent_channels, folder)
         codec._median = description.get("median_tokens")
         if not isinstance(codec._median, int) or codec._median < 1:
-            found = f"median_tokens in {str(folder)!r} is {codec._median!r}"
-            raise CheckpointError(f"codec: {found}, it must be a whole number of at least 1")
+            problem = f"median_tokens in {str(folder)!r} is {codec._median!r}"
+            raise CheckpointError(f"codec: {problem}, it must be a whole number of at least 1")
         return codec
 
 

@@ -116,8 +116,8 @@ class BytePairCodec(_TextCodec):
         codec, _ = saved.read_description(cls, folder)
         codec.tokenizer = _load_tokenizer(Path(folder) / "tokenizer.json")
         if codec.tokenizer.get_vocab_size() > codec.vocab_size:
-            found, stated = codec.tokenizer.get_vocab_size(), codec.vocab_size
-            raise CheckpointError(f"codec: {str(folder)!r} has {found} ids in tokenizer.json, codec.json says {stated}")
+            count, stated = codec.tokenizer.get_vocab_size(), codec.vocab_size
+            raise CheckpointError(f"codec: {str(folder)!r} has {count} ids in tokenizer.json, codec.json says {stated}")
         return codec
 
 
