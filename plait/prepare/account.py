@@ -32,44 +32,44 @@ class ShardAccount:
     def add(self, file: int, row: Any, mine: Sequence[str], *, broken: bool) -> None:
         """Count a row: a RawDocument, of whose parts the codecs read those of the keys ``mine``, or a broken one."""
         empty: dict[str, Any] = {"stored": 0, "broken": 0, "parts": Counter(), "left out": Counter()}
-        found = self.files.setdefault(str(file), empty | {"remarks": Counter()})
-        found["broken" if broken else "stored"] += 1
+        counts = self.files.setdefault(str(file), empty | {"remarks": Counter()})
+        counts["broken" if broken else "stored"] += 1
         if not broken:
             for key, _ in row.parts:
-                found["parts" if key in mine else "left out"][key] += 1
-            found["remarks"].update(row.remarks)
+                counts["parts" if key in mine else "left out"][key] += 1
+            counts["remarks"].update(row.remarks)
 
 
 def account_of(files: Sequence[str], scans: Sequence[Mapping[str, Any]], notes: Sequence[Mapping]) -> list[dict]:
     """Return for each file what it holds and what became of it. Raises DataError where that does not add up."""
-    found = []
-    for number, (place, scan) in enumerate(zip(files, scans, strict=True)):
-        mine = [note["files"][str(number)] for note in notes if str(number) in note["files"]]
-        stored, broken = (sum(note[k] for note in mine) for k in ("stored", "broken"))
+    entries = []
+    for number, (file, scan) in enumerate(zip(files, scans, strict=True)):
+        file_notes = [note["files"][str(number)] for note in notes if str(number) in note["files"]]
+        stored, broken = (sum(note[k] for note in file_notes) for k in ("stored", "broken"))
         parts, left_out, remarks = (
-            sum((Counter(note[k]) for note in mine), Counter()) for k in ("parts", "left out", "remarks")
+            sum((Counter(note[k]) for note in file_notes), Counter()) for k in ("parts", "left out", "remarks")
         )
         rows = scan["train"] + scan["validation"]
-        given = Counter(scan["given"])
-        if rows != stored + broken or (parts + left_out) - given:
+        all_parts = Counter(scan["given"])
+        if rows != stored + broken or (parts + left_out) - all_parts:
             raise DataError(
-                f"prepare.source: {place!r} has {rows:,} rows, of which {stored:,} were stored and {broken:,} are "
+                f"prepare.source: {file!r} has {rows:,} rows, of which {stored:,} were stored and {broken:,} are "
                 "broken: it changed while it was read; rerun with --restart to begin again"
             )
         by_key = {
             key: {"given": n, "stored": parts[key], "left out": left_out[key],
                   "in broken rows": n - parts[key] - left_out[key]}
-            for key, n in sorted(given.items())
+            for key, n in sorted(all_parts.items())
         }  # fmt: skip
         counts = {
-            "file": printable(place.rsplit("/", 1)[-1]),
+            "file": printable(file.rsplit("/", 1)[-1]),
             "rows": rows,
             "stored": stored,
             "broken": broken,
             "parts": by_key,
         }
-        found.append(counts | scan["account"] | {"remarks": dict(sorted(remarks.items()))})
-    return found
+        entries.append(counts | scan["account"] | {"remarks": dict(sorted(remarks.items()))})
+    return entries
 
 
 def account_lines(account: Sequence[Mapping[str, Any]], modalities: Mapping[str, str]) -> list[str]:
@@ -142,12 +142,13 @@ def report_of(
     """Return what report.json holds; ``codecs`` are the index's records, ``notes`` those of the shards."""
     splits = {}
     for split, count in rows.items():
-        mine = [note for (s, _), note in notes.items() if s == split]
+        split_notes = [note for (s, _), note in notes.items() if s == split]
         modalities = {
-            name: {k: sum(note["modalities"][name][k] for note in mine) for k in ("parts", "tokens")} for name in codecs
+            name: {k: sum(note["modalities"][name][k] for note in split_notes) for k in ("parts", "tokens")}
+            for name in codecs
         }
-        documents = sum(note["shard"]["documents"] for note in mine if note["shard"])
-        broken = sum(len(note["broken"]) for note in mine)
+        documents = sum(note["shard"]["documents"] for note in split_notes if note["shard"])
+        broken = sum(len(note["broken"]) for note in split_notes)
         splits[split] = {"rows": count, "documents": documents, "broken": broken, "modalities": modalities}
     figures = {
         "documents_train": splits["train"]["documents"],
@@ -159,7 +160,7 @@ def report_of(
         figures["members_left_out"] = sum(sum(e["members"]["left out"].values()) for e in account if "members" in e)
         figures["columns_left_out"] = len({c for e in account for c in e.get("columns", {}).get("left out", ())})
     figures |= {f"tokens_{name}": splits["train"]["modalities"][name]["tokens"] for name in codecs}
-    figures |= {f"{name}_codec_{k}": value for name, found in quality.items() for k, value in found.items()}
+    figures |= {f"{name}_codec_{k}": value for name, measured in quality.items() for k, value in measured.items()}
     return {
         "figures": figures,
         "rows": sum(rows.values()),

@@ -55,17 +55,19 @@ def table_file(folder: Path, split: str, number: int) -> Path:
 def build_codecs(modalities: dict[str, ModalitySettings]) -> dict[str, Codec]:
     """Build unfitted codecs from their settings. Raises ConfigError where two would read the same parts."""
     codecs: dict[str, Codec] = {}
-    for name, given in modalities.items():
+    for name, settings in modalities.items():
         where = f"model.modalities.{name}"
-        if not given.codec:
+        if not settings.codec:
             raise ConfigError(f"{where}.codec: '' is not allowed, prepare needs one of {', '.join(sorted(CODECS))}")
-        codec = codecs[name] = codec_class(given.codec).from_options(given.codec_options, f"{where}.codec_options")
-        codec.key = given.key or codec.kind
+        codec = codecs[name] = codec_class(settings.codec).from_options(
+            settings.codec_options, f"{where}.codec_options"
+        )
+        codec.key = settings.key or codec.kind
         require(codec.key != "loss", f"{where}.key", codec.key, "another word: loss says whether a part is a target")
         for other in list(codecs)[:-1]:
             if codecs[other].key == codec.key:
                 raise ConfigError(
-                    f"{where}.codec: {given.codec!r} reads the parts {codec.key!r}, which model.modalities.{other} "
+                    f"{where}.codec: {settings.codec!r} reads the parts {codec.key!r}, which model.modalities.{other} "
                     f"reads already; each modality needs its own: set {where}.key, such as key: {name}"
                 )
     return codecs
@@ -115,14 +117,14 @@ class Workers:
 
 def scan_file(number: int) -> dict[str, int]:
     """Job: find the rows of one of the manifests' files; return how many each split has."""
-    place, options = _worker.setup.files[number], _worker.setup.prepare
+    file, options = _worker.setup.files[number], _worker.setup.prepare
     keys = known_keys(_worker.codecs)
-    rows = open_rows(place, options.columns, keys)
+    rows = open_rows(file, options.columns, keys)
 
     def advance(count: int) -> None:
         if _worker.stop.is_set():
             raise _Stopped
-        _advance(0, f"{place.rsplit('/', 1)[-1]}: {count:,} rows")
+        _advance(0, f"{file.rsplit('/', 1)[-1]}: {count:,} rows")
 
     folder = _worker.setup.folder / "work" / "rows"
     counts = scan(rows, folder, number, options.validation_share, advance, keys)
@@ -186,7 +188,7 @@ def encode_shard(split: str, number: int, start: int, stop: int, records: dict[s
     _worker.load_codecs()
     documents: list[Document] = []
     broken: list[BrokenRow] = []
-    account, mine = ShardAccount(), [codec.key for codec in _worker.codecs.values()]
+    account, keys = ShardAccount(), [codec.key for codec in _worker.codecs.values()]
     for at in range(start, stop, ROWS_AT_ONCE):
         if _worker.stop.is_set():
             raise _Stopped
@@ -196,7 +198,7 @@ def encode_shard(split: str, number: int, start: int, stop: int, records: dict[s
         lines = [row.line if isinstance(row, BrokenRow) else None for row in rows]
         for k, result in enumerate(_encode_rows(rows)):
             is_broken = isinstance(result, BrokenRow)
-            account.add(files[k], rows[k], mine, broken=is_broken)
+            account.add(files[k], rows[k], keys, broken=is_broken)
             if is_broken:
                 broken.append(result if lines[k] else _located(result.reason, split, at + k))
             else:
@@ -217,7 +219,7 @@ def encode_shard(split: str, number: int, start: int, stop: int, records: dict[s
     note = {
         "shard": entry,
         "broken": [asdict(row) for row in broken],
-        "parts_left_out": sum(n for found in account.files.values() for n in found["left out"].values()),
+        "parts_left_out": sum(n for file_counts in account.files.values() for n in file_counts["left out"].values()),
         "files": account.files,
         "modalities": counts,
     }
@@ -275,7 +277,7 @@ class _Worker:
         if not self._loaded:
             folder = self.setup.folder
             made = self.setup.modalities.items()
-            self._codecs = {name: load_codec(codec_folder(folder, name), given.key) for name, given in made}
+            self._codecs = {name: load_codec(codec_folder(folder, name), settings.key) for name, settings in made}
             self._sources.clear()
             self._loaded = True
 
@@ -325,26 +327,26 @@ def _encode_rows(rows: list[RawDocument | BrokenRow]) -> Iterator[Document | Bro
     """Encode rows; each codec gets the items of all rows at once."""
     encoded: dict[tuple[int, int], Part | str] = {}
     for name, codec in _worker.codecs.items():
-        places = [
+        indices = [
             (r, p)
             for r, row in enumerate(rows)
             if isinstance(row, RawDocument)
             for p, (key, _) in enumerate(row.parts)
             if key == codec.key
         ]
-        items = [rows[r].parts[p][1] for r, p in places]
-        for place, result in zip(places, _encode_items(codec, items), strict=True):
-            encoded[place] = result if isinstance(result, str) else _part(name, result)
+        items = [rows[r].parts[p][1] for r, p in indices]
+        for index, result in zip(indices, _encode_items(codec, items), strict=True):
+            encoded[index] = result if isinstance(result, str) else _part(name, result)
     for r, row in enumerate(rows):
         if isinstance(row, BrokenRow):
             yield row
             continue
-        found = [(p, encoded[r, p]) for p in range(len(row.parts)) if (r, p) in encoded]
-        for p, part in found:
+        parts = [(p, encoded[r, p]) for p in range(len(row.parts)) if (r, p) in encoded]
+        for p, part in parts:
             if p in row.without_loss and isinstance(part, Part):
                 part.loss = 0.0
-        reasons = [f"part {p + 1} ({row.parts[p][0]}): {part}" for p, part in found if isinstance(part, str)]
-        yield BrokenRow(0, reasons[0]) if reasons else Document([part for _, part in found], meta=row.meta)
+        reasons = [f"part {p + 1} ({row.parts[p][0]}): {part}" for p, part in parts if isinstance(part, str)]
+        yield BrokenRow(0, reasons[0]) if reasons else Document([part for _, part in parts], meta=row.meta)
 
 
 def _encode_items(codec: Codec, items: list) -> list[Encoded | str]:

@@ -56,13 +56,13 @@ class Folder:
     def _index(self) -> list[tuple[str, list[tuple[str, str]]]]:
         """List the files once: name and files (suffix and name) of every sample."""
         if self._samples is None:
-            found: dict[str, list[tuple[str, str]]] = {}
+            samples: dict[str, list[tuple[str, str]]] = {}
             self.left_out.clear()
             for name in listed(str(self._path)):
                 key, suffix, left_out = sample_of(name)
                 if left_out:
                     self.left_out[left_out] += 1
                 else:
-                    found.setdefault(key, []).append((suffix, name))
-            self._samples = list(found.items())
+                    samples.setdefault(key, []).append((suffix, name))
+            self._samples = list(samples.items())
         return self._samples

@@ -47,7 +47,7 @@ def refuse_file(head: bytes, place: str) -> None:
         _refuse_text(text, place)
 
 
-def _refuse_text(text: bytes, place: str) -> None:
+def _refuse_text(text: bytes, path: str) -> None:
     """Refuse a table or a plain text, unless one of its first lines could be JSON."""
     lines = [line for line in text[: 1 << 16].decode("utf-8", "replace").splitlines()[:_LINES] if line.strip()]
     if any(line.lstrip()[:1] in ("{", "[") or not line.isprintable() for line in _without_tabs(lines)):
@@ -57,12 +57,12 @@ def _refuse_text(text: bytes, place: str) -> None:
         counts = {len(fields) for fields in csv.reader(whole, delimiter=sign)}
         if len(whole) > 1 and len(counts) == 1 and counts != {1}:
             parse = "" if sign == "," else f", parse_options=r.ParseOptions(delimiter={sign!r})"
-            line = _python("csv", "read_csv", place, parse)
-            raise DataError(f"prepare.source: {place!r} is a table with {name}s (CSV), no manifest; convert it: {line}")
+            line = _python("csv", "read_csv", path, parse)
+            raise DataError(f"prepare.source: {path!r} is a table with {name}s (CSV), no manifest; convert it: {line}")
     if len(lines) > 1:
-        line = f"jq -Rc 'select(. != \"\") | {{parts: [{{text: .}}]}}' {_old_new(place)}"
+        line = f"jq -Rc 'select(. != \"\") | {{parts: [{{text: .}}]}}' {_old_new(path)}"
         raise DataError(
-            f"prepare.source: {place!r} is plain text, no manifest; to make each line a document, convert it: {line}"
+            f"prepare.source: {path!r} is plain text, no manifest; to make each line a document, convert it: {line}"
         )
 
 
@@ -70,20 +70,20 @@ def _without_tabs(lines: Sequence[str]) -> list[str]:
     return [line.replace("\t", "") for line in lines]
 
 
-def _cure(kind: str, place: str) -> str:
+def _cure(kind: str, path: str) -> str:
     """Return how a file of a kind becomes a manifest, where that is known."""
-    name, stem = shlex.quote(place), shlex.quote(os.path.splitext(place)[0])
+    name, stem = shlex.quote(path), shlex.quote(os.path.splitext(path)[0])
     if "UTF-16" in kind or "UTF-32" in kind:
-        return f"convert it: iconv -f {kind.split()[0]} -t UTF-8 {_old_new(place)}"
+        return f"convert it: iconv -f {kind.split()[0]} -t UTF-8 {_old_new(path)}"
     commands = {
         "a gzip file": f"unpack it: gunzip -k {name}",
         "a bzip2 file": f"unpack it: bunzip2 -k {name}",
         "an xz file": f"unpack it: unxz -k {name}",
         "a zstd file": f"unpack it: unzstd {name}",
         "a zip archive": f"unpack it, then join what is in it: unzip {name} -d {stem} && tar cf {stem}.tar -C {stem} .",
-        "an Arrow (Feather) file": f"convert it: {_python('feather', 'read_table', place)}",
-        "a Feather file of version 1": f"convert it: {_python('feather', 'read_table', place)}",
-        "an ORC file": f"convert it: {_python('orc', 'read_table', place)}",
+        "an Arrow (Feather) file": f"convert it: {_python('feather', 'read_table', path)}",
+        "a Feather file of version 1": f"convert it: {_python('feather', 'read_table', path)}",
+        "an ORC file": f"convert it: {_python('orc', 'read_table', path)}",
         "an SQLite database": "write the table that holds the documents as Parquet or as lines of JSON",
         "nothing but zeros": "get the file itself again",
     }
@@ -92,13 +92,13 @@ def _cure(kind: str, place: str) -> str:
     return commands.get(kind, "")
 
 
-def _old_new(place: str) -> str:
-    return f"{shlex.quote(place)} > {shlex.quote(os.path.splitext(place)[0] + '.manifest.jsonl')}"
+def _old_new(path: str) -> str:
+    return f"{shlex.quote(path)} > {shlex.quote(os.path.splitext(path)[0] + '.manifest.jsonl')}"
 
 
-def _python(module: str, call: str, place: str, more: str = "") -> str:
-    new = os.path.splitext(place)[0] + ".parquet"
-    return "python -c " + shlex.quote(_ARROW.format(module=module, call=call, old=repr(place) + more, new=repr(new)))
+def _python(module: str, call: str, path: str, more: str = "") -> str:
+    new = os.path.splitext(path)[0] + ".parquet"
+    return "python -c " + shlex.quote(_ARROW.format(module=module, call=call, old=repr(path) + more, new=repr(new)))
 
 
 def about_folder(folder: str) -> str:
@@ -132,10 +132,10 @@ def is_media_folder(folder: str) -> bool:
 
 def about_row(row: dict[str, Any]) -> str:
     """Say whose form a row without parts has, and the line that converts its file; "" where it is not known."""
-    found = _known_form(row) or _rows_within(row)
-    if found is None:
+    form = _known_form(row) or _rows_within(row)
+    if form is None:
         return ""
-    whose, change = found
+    whose, change = form
     if not change:
         return f'the row has no "parts", it is {whose}'
     return (
@@ -188,23 +188,23 @@ def _rows_within(row: dict[str, Any]) -> tuple[str, str] | None:
 
 def _columns_of(row: dict[str, Any]) -> tuple[str, str] | None:
     """Return what a row of columns is, such as {"image": "a.png", "caption": "..."}."""
-    found: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     for name, value in row.items():
         if not re.fullmatch(r"[A-Za-z_]\w*", name) or not isinstance(value, str):
             continue
         if name in _FILES and (key := KEY_OF.get(value.rsplit(".", 1)[-1].lower())) in ("image", "audio"):
-            found[name] = str(key)
+            kinds[name] = str(key)
         elif key := next((key for key, names in _NAMES.items() if name.lower() in names), None):
-            found[name] = key
-    if "image" not in found.values() and (url := next((n for n in _URLS if _is_image_url(n, row)), None)):
+            kinds[name] = key
+    if "image" not in kinds.values() and (url := next((n for n in _URLS if _is_image_url(n, row)), None)):
         return f"a row with the address of an image ({url!r}), which img2dataset downloads to tars; name those", ""
-    if not found:
+    if not kinds:
         return None
-    order = [name for name in found if found[name] != "text"] + [name for name in found if found[name] == "text"]
-    parts = ", ".join(f"{{{found[name]}: .{name}}}" for name in order)
+    order = [name for name in kinds if kinds[name] != "text"] + [name for name in kinds if kinds[name] == "text"]
+    parts = ", ".join(f"{{{kinds[name]}: .{name}}}" for name in order)
     keep = f'[{parts}] | map(select(all(.[]; . != "" and . != null)))'
-    whose = "a row of an image folder (metadata.jsonl)" if "file_name" in found else "a row of columns"
-    return f"{whose}: {', '.join(order)}", f"{{parts: ({keep}), meta: {_rest(row, *found)}}}"
+    whose = "a row of an image folder (metadata.jsonl)" if "file_name" in kinds else "a row of columns"
+    return f"{whose}: {', '.join(order)}", f"{{parts: ({keep}), meta: {_rest(row, *kinds)}}}"
 
 
 def _is_image_url(name: str, row: dict[str, Any]) -> bool:

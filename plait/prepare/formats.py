@@ -59,12 +59,12 @@ def open_rows(place: str, columns: dict[str, str], keys: Sequence[str]) -> Rows:
     return JsonValues(file) if JsonValues.fits(head) else _JsonLines(file)
 
 
-def _read(file: BinaryIO, place: str, at: int, count: int) -> bytes:
+def _read(file: BinaryIO, path: str, at: int, count: int) -> bytes:
     try:
         file.seek(at)
         return file.read(count)
     except OSError as error:  # a folder
-        raise DataError(f"prepare.source: manifest {place!r} cannot be read ({reason_of(error)})") from None
+        raise DataError(f"prepare.source: manifest {path!r} cannot be read ({reason_of(error)})") from None
 
 
 class _JsonLines:
@@ -80,33 +80,33 @@ class _JsonLines:
         return {"form": "JSON lines", "blank lines": self._blank}
 
     def rows(self) -> Iterator[tuple[int, int, Any]]:
-        place = line = self._blank = 0
+        offset = line = self._blank = 0
         while True:
-            self._file.seek(place)  # a reader of rows may share the file
+            self._file.seek(offset)  # a reader of rows may share the file
             text = self._file.readline(MAX_ITEM_BYTES + 1)
             if not text:
                 return
             line += 1
             if text.strip():
-                yield place, line, _parsed(text)
+                yield offset, line, _parsed(text)
             else:
                 self._blank += 1
-            place += len(text)
+            offset += len(text)
             if len(text) > MAX_ITEM_BYTES:
-                place = self._after_line(place)
+                offset = self._after_line(offset)
 
     def row(self, place: int) -> Any:
         self._file.seek(place)
         return _good(_parsed(self._file.readline(MAX_ITEM_BYTES + 1)))
 
-    def _after_line(self, place: int) -> int:
+    def _after_line(self, offset: int) -> int:
         """Return the place after a line that is too long to be held."""
-        self._file.seek(place)
+        self._file.seek(offset)
         while block := self._file.readline(_SKIP):
-            place += len(block)
+            offset += len(block)
             if block.endswith(b"\n"):
                 break
-        return place
+        return offset
 
 
 def _parsed(text: bytes) -> Any:

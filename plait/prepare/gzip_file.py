@@ -54,12 +54,12 @@ class GzipFile:
                 if self._at > self._end or not self._next_block():
                     break
                 continue
-            found = piece.find(last) if last else -1
-            piece = piece[: found + 1] if found >= 0 else piece
+            line_end = piece.find(last) if last else -1
+            piece = piece[: line_end + 1] if line_end >= 0 else piece
             pieces.append(piece)
             self._at += len(piece)
             count -= len(piece)
-            if found >= 0:
+            if line_end >= 0:
                 break
         return b"".join(pieces)
 

@@ -26,12 +26,12 @@ def parse(text: bytes, what: str = "the line") -> Any:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
         raise BadRow(f"the key {twice!r} comes twice in one mapping")
-    return found
+    return mapping
 
 
 class JsonValues:
@@ -58,10 +58,10 @@ class JsonValues:
 
     def row(self, place: int) -> Any:
         """Return the row at a place; raises BadRow."""
-        found = next(self._values(place, in_array=True), None)
-        if found is None:
+        span = next(self._values(place, in_array=True), None)
+        if span is None:
             raise BadRow("the file ends before this value")
-        return self._parsed(*found)
+        return self._parsed(*span)
 
     def _parsed(self, start: int, stop: int) -> Any:
         if stop - start > MAX_ITEM_BYTES:
@@ -117,7 +117,7 @@ class JsonValues:
     @staticmethod
     def _stray(at: int, between: bytes) -> Iterator[tuple[int, int]]:
         """Yield what stands between two values, unless it is space and commas."""
-        found = between.strip(_BETWEEN)
-        if found:
+        stray = between.strip(_BETWEEN)
+        if stray:
             start = at + len(between) - len(between.lstrip(_BETWEEN))
-            yield start, start + len(found)
+            yield start, start + len(stray)

@@ -61,32 +61,32 @@ class ManifestSource:
 
     def broken(self, split: str, row: int, reason: str) -> BrokenRow:
         """Return a row of a split as a broken one."""
-        (place,) = self._index.locate(split, row, row + 1)
-        return self._broken(place.file, place.line, reason)
+        (location,) = self._index.locate(split, row, row + 1)
+        return self._broken(location.file, location.line, reason)
 
     def files_of(self, split: str, start: int, stop: int) -> list[int]:
         """Return for each of the rows [start, stop) of a split the number of its file."""
-        return [place.file for place in self._index.locate(split, start, stop)]
+        return [location.file for location in self._index.locate(split, start, stop)]
 
     def read(self, split: str, start: int, stop: int) -> Iterator[RawDocument | BrokenRow]:
         """Read rows [start, stop) of a split. Parts that no codec of this model reads are handed on unread."""
-        for place in self._index.locate(split, start, stop):
+        for location in self._index.locate(split, start, stop):
             try:
-                yield self._document(self._open(place.file).row(place.place), self.files[place.file])
+                yield self._document(self._open(location.file).row(location.place), self.files[location.file])
             except BadRow as error:
-                yield self._broken(place.file, place.line, str(error))
+                yield self._broken(location.file, location.line, str(error))
 
     def _broken(self, file: int, line: int, reason: str) -> BrokenRow:
         name = self.files[file].rsplit("/", 1)[-1] if len(self.files) > 1 else ""
         return BrokenRow(line, printable(reason), printable(name))
 
-    def _document(self, row: Any, place: str) -> RawDocument:
+    def _document(self, row: Any, manifest: str) -> RawDocument:
         parts, meta = _check(row)
         media, without_loss = [], set()
         with remarks() as said:
             for k, part in enumerate(parts, start=1):
                 key, value, loss = _part(k, part)
-                media.append((key, self._read_part(k, key, value, place)))
+                media.append((key, self._read_part(k, key, value, manifest)))
                 if not loss:
                     without_loss.add(k - 1)
         if not any(key in self._readers for key, _ in media):
@@ -94,13 +94,13 @@ class ManifestSource:
             raise BadRow(f"none of its parts ({keys}) is of a kind that this model reads ({', '.join(self._readers)})")
         return RawDocument(media, meta, frozenset(without_loss), said)
 
-    def _read_part(self, k: int, key: str, value: Any, place: str) -> Any:
+    def _read_part(self, k: int, key: str, value: Any, manifest: str) -> Any:
         if key not in self._readers:
             if key in registered_keys():
                 return value  # of a modality that this model leaves out
             raise BadRow(unknown(f"part {k}", key, self._readers))
         try:
-            return self._read_value(self._readers[key], value, place)
+            return self._read_value(self._readers[key], value, manifest)
         except ResourceError:
             raise  # a missing package is no fault of the row
         except Exception as error:  # decoders fail in many ways, and what one row holds must not end all
@@ -109,7 +109,7 @@ class ManifestSource:
                 reason = f"it cannot be read ({type(error).__name__}: {reason})"
             raise BadRow(f"part {k} ({key}): {reason}") from None
 
-    def _read_value(self, codec: Codec, value: Any, place: str) -> Any:
+    def _read_value(self, codec: Codec, value: Any, manifest: str) -> Any:
         """Read one item: bytes that the row holds, a file that it names, or the value itself."""
         if isinstance(value, dict) and isinstance(value.get("bytes"), bytes):  # as in Hugging Face's datasets
             value = Blob(str(value.get("path") or ""), value["bytes"])
@@ -119,7 +119,7 @@ class ManifestSource:
             value = Blob("", value)
         if isinstance(value, Blob):
             return codec.read_bytes(value.data, value.name)
-        base = place.rsplit("/", 1)[0]
+        base = manifest.rsplit("/", 1)[0]
         if not codec.names_files or not isinstance(value, str) or not value:
             return codec.read(value, Path(base))
         self._check_place(value, base)
@@ -157,8 +157,8 @@ def registered_keys() -> frozenset[str]:
 
 def known_keys(codecs: dict[str, Codec]) -> list[str]:
     """Return the manifest keys that a part may have, those of this model first."""
-    mine = [codec.key for codec in codecs.values()]
-    return [*mine, *sorted(registered_keys() - set(mine))]
+    keys = [codec.key for codec in codecs.values()]
+    return [*keys, *sorted(registered_keys() - set(keys))]
 
 
 def _check(row: Any) -> tuple[list, dict]:

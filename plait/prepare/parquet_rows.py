@@ -122,25 +122,25 @@ class Parquet:
         return {"parts": parts, "meta": {name: _as_json(v) for name, v in row.items() if v is not None}}
 
 
-def _columns_of(names: Sequence[str], columns: dict[str, str], keys: Sequence[str], place: str) -> dict[str, str]:
+def _columns_of(names: Sequence[str], columns: dict[str, str], keys: Sequence[str], path: str) -> dict[str, str]:
     """Return the manifest key of every column that is a part."""
     for name in columns:
         if name not in names:
-            raise DataError(unknown(f"prepare.columns (columns of {place!r})", name, names))
-    found = columns or {name: name for name in names if name in keys}
-    if found and not columns:  # beside a column "image", one "caption" is text where none is called so
+            raise DataError(unknown(f"prepare.columns (columns of {path!r})", name, names))
+    part_keys = columns or {name: name for name in names if name in keys}
+    if part_keys and not columns:  # beside a column "image", one "caption" is text where none is called so
         others = {name: KEY_OF[name.lower()] for name in names if KEY_OF.get(name.lower()) in keys and name not in keys}
-        more = {name: key for name, key in others.items() if key not in found.values()}
-        found = {name: (found | more)[name] for name in names if name in found | more}
-    if not found:
+        more = {name: key for name, key in others.items() if key not in part_keys.values()}
+        part_keys = {name: (part_keys | more)[name] for name in names if name in part_keys | more}
+    if not part_keys:
         listed = ", ".join(map(printable, names))
         hints = [nearest(name, [*FIELDS, *keys]) for name in names]
         raise DataError(
-            f"prepare.source: {place!r} has no column 'parts', and none of its columns ({listed or 'none'}) "
+            f"prepare.source: {path!r} has no column 'parts', and none of its columns ({listed or 'none'}) "
             f"is named like a part ({', '.join(sorted(keys))}), name them in prepare.columns"
             + next(filter(None, hints), "")
         )
-    return found
+    return part_keys
 
 
 def _is_plain(schema: Any, name: str) -> bool:

@@ -114,13 +114,13 @@ def raw_documents(
 
     ``scattered``: each is read by itself, not with those between; slower where a source reads many together.
     """
-    found: dict[int, RawDocument | BrokenRow] = {}
+    rows: dict[int, RawDocument | BrokenRow] = {}
     size = 1 if scattered else ROWS_AT_ONCE
     for first in sorted({n - n % size for n in numbers}):
         last = max(n for n in numbers if n < first + size) + 1
-        found |= dict(enumerate(source.read(split, first, last), start=first))
+        rows |= dict(enumerate(source.read(split, first, last), start=first))
     documents = []
-    for row in (found[n] for n in numbers):
+    for row in (rows[n] for n in numbers):
         if isinstance(row, BrokenRow):
             raise DataError(f"data: row {row.line} of {split} is broken ({row.reason}), prepare the data again")
         documents.append(row)

@@ -33,7 +33,7 @@ def expand(sources: Sequence[str]) -> list[str]:
     A folder of media and texts counts as a file. Local ones become absolute, as worker processes may start elsewhere.
     Raises DataError where there is none.
     """
-    found: list[str] = []
+    all_files: list[str] = []
     for source in sources:
         magic = glob.has_magic(source)
         if is_remote(source):
@@ -44,11 +44,11 @@ def expand(sources: Sequence[str]) -> list[str]:
             files = [source]
         if not files:
             raise DataError(f"prepare.source: {source!r} matches no file")
-        for place in files:
-            if not is_remote(place) and not os.path.isfile(place) and not is_media_folder(place):
-                raise DataError(f"prepare.source: {_why_no_file(place)}")
-        found += [place if is_remote(place) else os.path.abspath(place) for place in files]
-    return found
+        for file in files:
+            if not is_remote(file) and not os.path.isfile(file) and not is_media_folder(file):
+                raise DataError(f"prepare.source: {_why_no_file(file)}")
+        all_files += [file if is_remote(file) else os.path.abspath(file) for file in files]
+    return all_files
 
 
 def listed(folder: str) -> list[str]:
@@ -60,12 +60,12 @@ def listed(folder: str) -> list[str]:
     return sorted(names)
 
 
-def _why_no_file(place: str) -> str:
-    if os.path.isdir(place):
-        return f"this is no file, but a folder: {place!r}{about_folder(place)}"
-    if os.path.islink(place):
-        return f"{place!r} is a link to nothing, or to itself"
-    return f"this is no file, but a device: {place!r}" if os.path.exists(place) else f"there is no manifest {place!r}"
+def _why_no_file(path: str) -> str:
+    if os.path.isdir(path):
+        return f"this is no file, but a folder: {path!r}{about_folder(path)}"
+    if os.path.islink(path):
+        return f"{path!r} is a link to nothing, or to itself"
+    return f"this is no file, but a device: {path!r}" if os.path.exists(path) else f"there is no manifest {path!r}"
 
 
 def open_place(place: str, what: str = "prepare.source: manifest") -> BinaryIO:
@@ -131,15 +131,15 @@ def fingerprint(places: Sequence[str]) -> str:
     64 MiB in all, both ends of each), so that they may move. Remote ones: what their file system says of this version
     of them."""
     digest = hashlib.sha256()
-    files = [file for place in places for file in _files_of(place)]
-    sizes = {place: os.path.getsize(place) for place, _ in files if not is_remote(place)}
+    files = [file for path in places for file in _files_of(path)]
+    sizes = {path: os.path.getsize(path) for path, _ in files if not is_remote(path)}
     whole = sum(sizes.values()) <= _WHOLE
-    for place, name in files:
+    for path, name in files:
         digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
-        digest.update(str(sizes[place] if place in sizes else _version(place)).encode())
-        if place in sizes:
-            size = sizes[place]
-            with open_place(place) as file:
+        digest.update(str(sizes[path] if path in sizes else _version(path)).encode())
+        if path in sizes:
+            size = sizes[path]
+            with open_place(path) as file:
                 for start, stop in [(0, size)] if whole else [(0, _END), (max(size - _END, 0), size)]:
                     file.seek(start)
                     while start < stop and (block := file.read(min(1 << 20, stop - start))):
@@ -148,22 +148,22 @@ def fingerprint(places: Sequence[str]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _files_of(place: str) -> list[tuple[str, str]]:
+def _files_of(path: str) -> list[tuple[str, str]]:
     """Return the files of a folder, or the one file that a place is: where each is, and its name."""
-    if is_remote(place) or not os.path.isdir(place):
-        return [(place, place.rsplit("/", 1)[-1])]
-    files = [(os.path.join(place, name), name) for name in listed(place)]
+    if is_remote(path) or not os.path.isdir(path):
+        return [(path, path.rsplit("/", 1)[-1])]
+    files = [(os.path.join(path, name), name) for name in listed(path)]
     return [(file, name) for file, name in files if os.path.isfile(file)]
 
 
-def _version(place: str) -> str:
-    system, path = filesystem(place)
+def _version(address: str) -> str:
+    system, path = filesystem(address)
     try:
         return str(system.checksum(path))
     except FileNotFoundError:
-        raise DataError(f"prepare.source: there is no manifest {place!r}") from None
+        raise DataError(f"prepare.source: there is no manifest {address!r}") from None
     except Exception as error:
-        raise DataError(f"prepare.source: manifest {place!r} cannot be read ({reason_of(error)})") from None
+        raise DataError(f"prepare.source: manifest {address!r} cannot be read ({reason_of(error)})") from None
 
 
 @functools.lru_cache(maxsize=64)

@@ -48,7 +48,7 @@ def scan(
     the same way, and equal rows never part. ``advance`` is called with numbers of rows; parts are counted by ``keys``.
     """
     counts: dict[str, Any] = dict.fromkeys(SPLITS, 0)
-    given: Counter[str] = Counter()
+    part_counts: Counter[str] = Counter()
     with contextlib.ExitStack() as stack:
         files = {}
         for split in SPLITS:
@@ -59,13 +59,13 @@ def scan(
             split = SPLITS[_draw(row) < share]
             files[split].write(np.array((place, line), RECORD).tobytes())
             counts[split] += 1
-            count_given(given, row, keys)
+            count_given(part_counts, row, keys)
             waiting += 1
             if waiting == _AT_ONCE:
                 advance(waiting)
                 waiting = 0
         advance(waiting)
-    counts |= {"given": given, "account": rows.account}
+    counts |= {"given": part_counts, "account": rows.account}
     write_json(folder / f"{number:05d}.json", counts)  # last: it says that the others are whole
     return counts
 
@@ -119,14 +119,14 @@ class RowIndex:
         first, path = self._first[split], self._folder / f"{split}.rows"
         stop = min(stop, int(first[-1]))
         with open(path, "rb") as file:
-            found = np.frombuffer(
+            records = np.frombuffer(
                 os.pread(file.fileno(), (stop - start) * RECORD.itemsize, start * RECORD.itemsize) or bytearray(),
                 RECORD,
             )
         files = np.searchsorted(first, np.arange(start, stop), side="right") - 1
         return [
             RowPlace(*values)
-            for values in zip(files.tolist(), found["place"].tolist(), found["line"].tolist(), strict=True)
+            for values in zip(files.tolist(), records["place"].tolist(), records["line"].tolist(), strict=True)
         ]
 
 
