@@ -100,10 +100,10 @@ def placed(concept: Concept, *, center: tuple[float, float], extent: float) -> s
 def family_of(name: str) -> str:
     """Return the name without words for gender, tone, number and direction."""
     words = re.sub(r"[^a-z0-9\- ]", "", re.sub(r"'s\b", "", name.lower())).split()
-    kept = [w for w in words if w not in _IGNORED_WORDS and not re.fullmatch(r"\d+(st|nd|rd)?|oclock|\w+-thirty", w)]
-    if len(kept) > 1 and kept[-1] == "face":  # "dog face" beside "dog"
-        kept.pop()
-    return " ".join(kept) or ("clock" if "clock" in name or "thirty" in name else "person")
+    family = [w for w in words if w not in _IGNORED_WORDS and not re.fullmatch(r"\d+(st|nd|rd)?|oclock|\w+-thirty", w)]
+    if len(family) > 1 and family[-1] == "face":  # "dog face" beside "dog"
+        family.pop()
+    return " ".join(family) or ("clock" if "clock" in name or "thirty" in name else "person")
 
 
 class _Thing(NamedTuple):

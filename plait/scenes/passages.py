@@ -41,14 +41,14 @@ def first_passages(seed: int, count: int, *, held_out: bool) -> list[Passage]:
     Raises ConfigError where there are fewer.
     """
     others = {file for file in _by_file() if generator(seed, f"passages: {file}").random() < HELD_OUT}
-    found = [p for file, own in _by_file().items() if (file in others) == held_out for p in own]
-    if count > len(found):
+    passages = [p for file, own in _by_file().items() if (file in others) == held_out for p in own]
+    if count > len(passages):
         raise ConfigError(
-            f"prepare.passages: {count:,} passages are asked for, Python's library has {len(found):,}"
+            f"prepare.passages: {count:,} passages are asked for, Python's library has {len(passages):,}"
             f"{' that are held out' if held_out else ''}; take a smaller share or fewer documents"
         )
-    order = generator(seed, "passages: order").permutation(len(found))
-    return [found[i] for i in order[:count]]
+    order = generator(seed, "passages: order").permutation(len(passages))
+    return [passages[i] for i in order[:count]]
 
 
 @functools.cache

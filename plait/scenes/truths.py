@@ -35,8 +35,8 @@ def read_caption(caption: str, relations: Sequence[str] = RELATIONS) -> Said:
     match = _CAPTION.match(caption.strip().lower())
     what, background = (match["what"], match["background"]) if match else (caption.strip().lower(), None)
     for relation in relations:
-        left, found, right = what.partition(f" {relation} ")
-        if found:
+        left, separator, right = what.partition(f" {relation} ")
+        if separator:
             return Said((_bare(left), _bare(right)), relation, background)
     return Said(tuple(_bare(n) for n in re.split(r", (?=an? )| and (?=an? )", what)), None, background)
 
