@@ -163,7 +163,7 @@ def _options(config: RunConfig, machines: Machines, batch: Batch, tokens: int, p
     limit = (1 - machines.reserve) * machines.memory * GB
     part_of = functools.cache(lambda tensor: sizes(of_rank(config.model, tensor), config.frozen_towers))
     shared = sorted({(layout.tensor, layout.context) for layout in layouts})
-    passes, found = {}, []
+    passes, options = {}, []
     with progress.stage("trace the model", total=len(shared)) as bar:
         for tensor, context in shared:
             passes[tensor, context] = trace_pass(config, batch.documents, device=device, tensor=tensor, context=context)
@@ -174,9 +174,9 @@ def _options(config: RunConfig, machines: Machines, batch: Batch, tokens: int, p
         memory = rank_memory(config, layout, part, once, batches=batches, width=width)
         sent = traffic(layout, part, once, num_layers=config.model.num_layers, batches=batches, width=width)
         seconds = step_seconds(config, machines, layout, sent, forward * batches)
-        found.append(Option(layout, batches, batches * layout.data * config.data.batch_tokens, memory, sent, seconds,
-                            memory.peak <= limit))  # fmt: skip
-    return sorted(found, key=lambda o: (not o.fits, o.seconds if o.fits else o.memory.peak))
+        options.append(Option(layout, batches, batches * layout.data * config.data.batch_tokens, memory, sent, seconds,
+                              memory.peak <= limit))  # fmt: skip
+    return sorted(options, key=lambda o: (not o.fits, o.seconds if o.fits else o.memory.peak))
 
 
 def step_seconds(config: RunConfig, machines: Machines, layout: Layout, sent: Traffic, forward: float) -> float:

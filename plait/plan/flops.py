@@ -39,10 +39,10 @@ def total_operations(config: ModelConfig, batch: Batch) -> dict[str, float]:
 def _operations(config: ModelConfig, batch: Batch, pairs: dict[str, int]) -> dict[str, dict[str, float]]:
     heads, layers = config.num_heads * config.head_dim, config.num_layers
     keys = 2 * config.num_kv_heads * config.head_dim
-    found: dict[str, dict[str, float]] = {}
+    by_tower: dict[str, dict[str, float]] = {}
     for (name, tower), n, rows in zip(config.towers.items(), batch.routing.sizes, batch.targets.rows, strict=True):
         experts = tower.top_k if tower.ffn == "moe" else 1
-        found[name] = {
+        by_tower[name] = {
             "qkv": layers * 2 * n * tower.width * (heads + keys),
             "attention": layers * 4 * heads * pairs.get(name, 0),
             "o": layers * 2 * n * heads * tower.width,
@@ -52,8 +52,8 @@ def _operations(config: ModelConfig, batch: Batch, pairs: dict[str, int]) -> dic
             "latents": 0,
         }
     for owner, count in _latent_operations(config, batch):
-        found[owner]["latents"] += count
-    return found
+        by_tower[owner]["latents"] += count
+    return by_tower
 
 
 def _latent_operations(config: ModelConfig, batch: Batch) -> Iterator[tuple[str, float]]:

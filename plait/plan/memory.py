@@ -45,23 +45,23 @@ def rank_memory(config: RunConfig, layout: Layout, part: Sizes, once: Pass, *, b
     states = 2 * part.trained - (part.matrices if config.train.optimizer == "muon" else 0)
     optimizer, averages = MASTER * states / layout.sharers, gradients if config.train.ema else 0.0
     if layout.is_gathered:
-        kept = once.kept
+        activations = once.kept
         gathered = MASTER * part.outside + width * IN_FLIGHT * part.block
         # gradients of a block as they are computed, and as they are sent; outside the blocks until the pass is done
         outside = REDUCED * part.outside
         unreduced = (width + REDUCED) * part.block
         missing = (outside + REDUCED * part.block) / layout.sharers  # of the reduced ones, while the first block works
     else:
-        kept = once.kept + once.casts
+        activations = once.kept + once.casts
         gathered, outside, unreduced, missing = 0.0, REDUCED * part.outside, 0.0, REDUCED * part.outside
     earlier = gradients if batches > 1 else 0.0
     peak = max(
-        kept + once.loss + earlier,
-        kept + once.backward + unreduced + (outside + earlier if layout.is_gathered else max(outside, earlier)),
+        activations + once.loss + earlier,
+        activations + once.backward + unreduced + (outside + earlier if layout.is_gathered else max(outside, earlier)),
         once.backward + unreduced + gradients + outside - missing,
     )
     working = max(once.loss, once.backward)
-    return RankMemory(weights, optimizer, averages, gradients, gathered + unreduced, kept, working,
+    return RankMemory(weights, optimizer, averages, gradients, gathered + unreduced, activations, working,
                       weights + optimizer + averages + gathered + peak)  # fmt: skip
 
 

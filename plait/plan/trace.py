@@ -109,19 +109,21 @@ def _trace(config: RunConfig, model: ModelConfig, batch: Batch, sizes: tuple[int
         alive = stack.enter_context(Alive(model))
         with _precision(precision):
             hidden = model(batch)
-        kept, casts = alive.bytes, alive.casts
+        activations, casts = alive.bytes, alive.casts
         alive.peak = 0
         ends = [h.detach().requires_grad_(h.requires_grad) for h in hidden]
         with _precision(precision):
             sums = loss_sums(model, ends, batch, z_loss=1.0)
         sums.sum().backward()
         del sums
-        loss = alive.peak - kept
+        loss = alive.peak - activations
         alive.peak = 0
         pairs = [(h, e.grad) for h, e in zip(hidden, ends, strict=True) if h.requires_grad]
         del hidden, ends
         torch.autograd.backward(*zip(*pairs, strict=True))
-        return Pass(kept, casts, loss, max(0, alive.peak - kept), ranks.sent["tensor"], ranks.sent["context"])
+        return Pass(
+            activations, casts, loss, max(0, alive.peak - activations), ranks.sent["tensor"], ranks.sent["context"]
+        )
 
 
 def _without_values(config: ModelConfig) -> MixtureOfTransformers:

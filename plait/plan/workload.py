@@ -30,22 +30,22 @@ def known_sizes(config: RunConfig) -> tuple[RunConfig, dict[str, tuple[int, ...]
     """
     if is_prepared(config):
         return resolve_vocabulary(config), {}
-    grids, found = {}, {}
+    grids, modalities = {}, {}
     for name, modality in config.model.modalities.items():
-        mine = config.modalities[name]
+        settings = config.modalities[name]
         codec = (
-            codec_class(mine.codec).from_options(mine.codec_options, f"model.modalities.{name}.codec_options")
-            if mine.codec and not _is_sized(modality)
+            codec_class(settings.codec).from_options(settings.codec_options, f"model.modalities.{name}.codec_options")
+            if settings.codec and not _is_sized(modality)
             else None
         )
         unset = ("vocab_size",) if modality.objective == "next_token" else ("latent_channels", "patch_size")
         sizes = {field: getattr(modality, field) or getattr(codec, field, 0) for field in unset}
-        found[name] = replace(modality, **sizes)
-        require(_is_sized(found[name]), f"model.modalities.{name}", "of unknown size",
+        modalities[name] = replace(modality, **sizes)
+        require(_is_sized(modalities[name]), f"model.modalities.{name}", "of unknown size",
                 "given a vocab_size (or latent_channels), or a codec that knows it")  # fmt: skip
         if codec is not None and codec.default_grid:
             grids[name] = tuple(codec.default_grid)
-    return replace(config, model=replace(config.model, modalities=found)), grids
+    return replace(config, model=replace(config.model, modalities=modalities)), grids
 
 
 def _is_sized(modality) -> bool:
