@@ -131,14 +131,16 @@ def _parser() -> Parser:
                "raw media to trained codecs and encoded shards; rerun the same command to resume",
                settings=True, epilog=PREPARE_EXAMPLES)  # fmt: skip
     step.add_argument("config", help="the run's YAML file, or a shipped config's name")
-    step.add_argument("--restart", action="store_true", help="throw earlier work away, for example after a change")
+    step.add_argument(
+        "--restart", action="store_true", help="delete earlier work and start from scratch, for example after a change"
+    )
 
     step = add("train", commands.train, "train on prepared shards; resumes from the newest checkpoint", settings=True,
                epilog=TRAIN_EXAMPLES)  # fmt: skip
     step.add_argument("config", help="the run's YAML file, or a shipped config's name")
 
     step = add("evaluate", commands.evaluate,
-               "measure a trained run: losses by task and split, captions against the truth",
+               "measure a trained run: losses by task and split, captions, images and speech",
                settings=True)  # fmt: skip
     step.add_argument("run_folder", metavar="run", help="the run's folder")
 
@@ -156,11 +158,11 @@ def _parser() -> Parser:
     step.add_argument(
         "--step",
         type=whole(at_least=0),
-        help="take the checkpoint of this step (default: the newest whole one)",
+        help="step of the checkpoint (default: the newest complete one)",
     )
-    step.add_argument("--ema", action="store_true", help="take the averaged weights (train.ema)")
+    step.add_argument("--ema", action="store_true", help="export the averaged weights (train.ema)")
     step.add_argument("--file-gb", type=real(above=0), default=5.0, metavar="GB",
-                      help="begin another file where one would be larger, in GB of 1e9 bytes (default: 5)")  # fmt: skip
+                      help="largest size of one file, in GB of 1e9 bytes (default: 5)")  # fmt: skip
 
     step = add(
         "inspect", commands.inspect, "show decoded documents, a packed batch and its attention mask", settings=True
@@ -179,25 +181,25 @@ def _parser() -> Parser:
     step.add_argument("--out", default="", help="folder of data, runs and results (default: the study's); with "
                       "--from-logs of the page, its figures and results.json (default: none are written)")  # fmt: skip
     what = step.add_mutually_exclusive_group()
-    what.add_argument("--plan", action="store_true", help="show sizes, FLOPs and steps, check them, and train nothing")
+    what.add_argument("--plan", action="store_true", help="train nothing; check and show sizes, FLOPs and steps")
     step.add_argument("--rates", default="", metavar="FOLDER",
-                      help="take the trials of learning rates that FOLDER keeps (--keep), and do not run them again; "
-                      "later calls remember it")  # fmt: skip
+                      help="reuse the learning-rate sweep that --keep saved in FOLDER; later calls too")  # fmt: skip
     what.add_argument("--analyse", action="store_true",
-                      help="train nothing; look into finished models: activations, attention, gradients")  # fmt: skip
+                      help="train nothing; analyse finished models: activations, attention, gradients")  # fmt: skip
     what.add_argument(
-        "--evaluate", action="store_true", help="train nothing; judge what finished models caption, draw and say"
+        "--evaluate",
+        action="store_true",
+        help="train nothing; evaluate the captions, images and speech of finished models",
     )
     what.add_argument("--keep", default="", metavar="FOLDER",
-                      help="train nothing; write the logs of finished runs in a compact form below FOLDER, from which "
-                      "--rates takes trials and --from-logs reads losses")  # fmt: skip
+                      help="train nothing; save finished runs in FOLDER for --rates and --from-logs")  # fmt: skip
     step.add_argument("--from-logs", nargs="+", default=[], metavar="LOG.jsonl",
                       help="in place of a study: match logs of any trainer with the first one")  # fmt: skip
     step.add_argument(
         "--warmup",
         type=whole(at_least=0),
         default=0,
-        help="steps whose losses are no levels (logs; default: 0)",
+        help="ignore the first N steps when matching (with --from-logs; default: 0)",
     )
 
     step = add("plan", commands.plan,
@@ -225,14 +227,14 @@ TRAIN_EXAMPLES = """examples:
   plait train configs/quickstart.yaml --train.steps 2000
   torchrun --nproc-per-node 8 -m plait train my.yaml                        (one machine, 8 GPUs)
   srun python -m plait train my.yaml --parallel.replicate 4                 (a task for each GPU)
-how ranks share the work is the section parallel of the config (docs/parallel.md)"""
+the section `parallel` of the config says how ranks share the work (docs/parallel.md)"""
 
 GENERATE_EXAMPLES = """examples:
   plait generate runs/quickstart --text "a fox on a blue background" --output image --count 4
   plait generate runs/quickstart --image fox.png --output text
   plait generate runs/quickstart --text "a fox on a blue background" --output speech
   plait generate runs/robot --part front=now.png --part rear=back.png --output text   (modalities of your own)
-  plait generate runs/quickstart                     (free: the model opens and closes spans itself)"""
+  plait generate runs/quickstart                     (free: the model chooses the modalities itself)"""
 
 
 EXPORT_EXAMPLES = """examples:
@@ -242,11 +244,11 @@ EXPORT_EXAMPLES = """examples:
 COMPARE_EXAMPLES = """examples:
   plait compare chameleon --plan
   plait compare chameleon                            (rerun the same command to resume)
-  plait compare chameleon --rates docs/study_logs    (with the learning rates that were found before)
+  plait compare chameleon --rates docs/study_logs    (with the learning rates of an earlier sweep)
   plait compare chameleon --arms dense,mot --seeds 0 --train.device cuda
-  plait compare chameleon --analyse                  (activations, attention and gradients of what is finished)
-  plait compare transfusion --evaluate               (images and captions of what is finished, judged)
-  plait compare chameleon --keep docs/study_logs     (keep the logs of what is finished)
+  plait compare chameleon --analyse                  (activations, attention and gradients of finished runs)
+  plait compare transfusion --evaluate               (evaluate images and captions of finished runs)
+  plait compare chameleon --keep docs/study_logs     (save the logs of finished runs)
   plait compare --from-logs dense.jsonl mine.jsonl --warmup 100 --out match     (a table, and a page with figures)"""
 
 
@@ -282,12 +284,12 @@ class _PromptPart(argparse.Action):
 
 def _generate_arguments(step: argparse.ArgumentParser) -> None:
     step.add_argument("run_folder", metavar="run", help="the run's folder")
-    for key, text in (("text", "text"), ("image", "an image's file"), ("audio", "a sound's file")):
-        step.add_argument(f"--{key}", action=_PromptPart, metavar=text.upper().replace(" ", "_"),
-                          help=f"prompt part: {text}; parts may be given in any order and number")  # fmt: skip
+    for key, text in (("text", "TEXT"), ("image", "FILE"), ("audio", "FILE")):
+        step.add_argument(f"--{key}", action=_PromptPart, metavar=text,
+                          help=f"prompt part: {key}; repeat and mix parts in any order")  # fmt: skip
     step.add_argument("--part", action=_PromptPart, metavar="KEY=VALUE",
                       help="prompt part of any modality, by its key or its name: depth=map.npy")  # fmt: skip
-    step.add_argument("--output", default=None, help="modality to generate (default: whatever the model opens)")
+    step.add_argument("--output", default=None, help="modality to generate (default: the model chooses)")
     step.add_argument("--count", type=whole(at_least=1), default=1, help="samples (default: 1)")
     step.add_argument("--seed", type=whole(), default=0, help="the same seed gives the same samples (default: 0)")
     step.add_argument("--temperature", type=like(SamplingConfig, "temperature"), help="0 is greedy")
@@ -299,7 +301,7 @@ def _generate_arguments(step: argparse.ArgumentParser) -> None:
     step.add_argument(
         "--media-guidance",
         type=like(SamplingConfig, "media_guidance"),
-        help="guidance by the given images or sounds apart; 1 is none",
+        help="separate guidance by the given images or sounds; 1 is none",
     )
     step.add_argument("--steps", type=like(SamplingConfig, "steps"), help="denoising steps (latents)")
     step.add_argument("--sampler", help="auto, or one that fits diffusion.process, such as ddim or euler (latents)")
@@ -312,7 +314,7 @@ def _generate_arguments(step: argparse.ArgumentParser) -> None:
 def _plan_arguments(step: argparse.ArgumentParser) -> None:
     step.add_argument("config", help="the run's YAML file or folder, or a shipped config's name")
     for name, kind, text in (
-        ("gpus", whole(at_least=1), "GPUs in all (default: 8)"),
+        ("gpus", whole(at_least=1), "total number of GPUs (default: 8)"),
         ("memory", real(above=0), "GB of one GPU, 1e9 bytes each (default: 80)"),
         ("node", whole(at_least=1), "GPUs in one machine (default: 8)"),
         (
@@ -329,9 +331,9 @@ def _plan_arguments(step: argparse.ArgumentParser) -> None:
     step.add_argument("--tokens", type=whole(at_least=0), default=0, metavar="N",
                       help="tokens in one step (default: the config's, or its batches on each GPU)")  # fmt: skip
     step.add_argument("--mix", type=_weights, default={}, metavar="NAME=SHARE,...",
-                      help="shares of tokens by modality in documents that are made up (default: alike)")  # fmt: skip
+                      help="shares of tokens by modality in the made-up documents (default: equal)")  # fmt: skip
     step.add_argument("--document-tokens", type=whole(at_least=0), default=0, metavar="N",
-                      help="length of documents that are made up (default: the config's longest)")  # fmt: skip
+                      help="length of the made-up documents (default: the config's longest)")  # fmt: skip
     step.add_argument("--all", action="store_true", help="show every layout, not the best ten")
     step.add_argument("--json", action="store_true", help="print the whole plan as JSON instead")
 

@@ -60,7 +60,7 @@ def spell(document: Document, config: ModelConfig, *, close: bool = True, noised
             runs.append(_ids_run(part, layout))
             continue
         runs.append(_delimiter(layout, layout.opening[part.modality], float(part.loss > 0)))
-        # the closing delimiter is learnt with the part: it is how speech stops
+        # the closing delimiter is learned with the part: it is how speech stops
         closing = _delimiter(layout, layout.closing[part.modality], part.loss)
         later_sees = config.modalities[part.modality].later_sees
         if part.ids is not None:

@@ -188,9 +188,9 @@ def _scaling(found: Matched) -> Chart:
                 (f"{family}, extrapolated", lines[max(edge - 1, 0) :]),
             ):
                 if lines:
-                    series.append(Series(name, *([r[k] for r in some] for k in ("flops", "loss")), "line", colour,
-                                         *([r[k] for r in some] for k in ("low", "high")),
-                                         dash=int(name.endswith("extrapolated"))))  # fmt: skip
+                    flops, losses, low, high = ([r[k] for r in some] for k in ("flops", "loss", "low", "high"))
+                    dash = int(name.endswith("extrapolated"))
+                    series.append(Series(name, flops, losses, "line", colour, low, high, dash=dash))
         panels.append(Panel(modality, "FLOPs of the run", "final loss", series, log=True))
     note = "A straight line in logarithms, with its 95% interval; dashed beyond the largest run."
     return Chart("scaling", "Scaling", f"Final loss against operations, {words(split)}", note, panels)

@@ -38,7 +38,7 @@ def _escaped(row: list[str]) -> list[str]:
 
 
 def _arms_table(results: dict) -> Table:
-    header = ["arm", "what it is", "parameters", "a token's", "FLOPs a step", "counted by torch", "ratio", "steps",
+    header = ["arm", "what it is", "parameters", "active", "FLOPs per step", "counted by torch", "ratio", "steps",
               "learning rate"]  # fmt: skip
     rows = []
     for a in results["arms"]:

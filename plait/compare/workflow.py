@@ -96,7 +96,7 @@ def write_down(run: StudyRun) -> Path:
 def plan_table(run: StudyRun, plan: dict[str, ArmPlan]) -> Table:
     """Return the arms with their parameters and operations."""
     study = run.study
-    header = ["arm", "parameters", "active", "FLOPs a step", "by torch", "ratio", "equal", "steps", "FLOPs in all"]
+    header = ["arm", "parameters", "active", "FLOPs per step", "by torch", "ratio", "equal", "steps", "total FLOPs"]
     rows = []
     for name, p in plan.items():
         arm = study.config.arms[name]

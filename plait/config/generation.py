@@ -24,7 +24,8 @@ class DiffusionConfig(Checked):
     num_timesteps: int = bounded(1000, at_least=1)
     """Noise levels of ddpm."""
     max_level_first: float = bounded(0.5, above=0, at_most=1)
-    """Highest noise level of an item with no text before it and another modality to be told from it after it."""
+    """Highest noise level of an item that comes before the text about it, which could not be told from noise
+    (Transfusion, arXiv 2408.11039, section 4)."""
     logit_mean: float = 0.0
     """Mean of logit t (flow)."""
     logit_std: float = bounded(1.0, above=0)
@@ -63,7 +64,7 @@ class SamplingConfig(Checked):
     SECTION: ClassVar[str] = "generate.sampling"
 
     temperature: float = bounded(1.0, at_least=0)
-    """How far likelihoods are flattened before a draw; 0 is greedy: the likeliest id."""
+    """Above 1 flattens the distribution, below 1 sharpens it; 0 is greedy (the likeliest id)."""
     top_k: int = bounded(0, at_least=0)
     """Keep the k likeliest ids; 0 keeps all."""
     top_p: float = bounded(1.0, above=0, at_most=1)
@@ -71,7 +72,7 @@ class SamplingConfig(Checked):
     guidance: float = 1.0
     """Classifier-free guidance: 1 is none."""
     media_guidance: float = 1.0
-    """Guidance by what is given besides the first modality, where that is guided apart (InstructPix2Pix, eq. 3)."""
+    """Separate guidance by the given media, such as an image (InstructPix2Pix, eq. 3); 1 is none."""
     steps: int = bounded(50, at_least=1)
     """Denoising steps (continuous)."""
     sampler: Literal[
@@ -108,7 +109,7 @@ class GenerateConfig(Checked):
     sampling: dict[str, SamplingConfig] = field(default_factory=dict)
     """Sampling by modality."""
     max_tokens: dict[str, int] = bounded(dict, at_least=1)
-    """Longest span by modality; images have their own fixed number."""
+    """Longest span by modality, in tokens; images have a fixed number."""
     grids: dict[str, list[int]] = bounded(dict, at_least=1)
     """Extent of a generated item of latents in tokens, such as [8, 12], where it is not the codec's own."""
     batch_size: int = bounded(32, at_least=1)
@@ -122,11 +123,11 @@ class GenerateConfig(Checked):
     page_size: int = bounded(16, at_least=1)
     """Tokens in one page (paged)."""
     cache_tokens: int = bounded(0, at_least=0)
-    """Most tokens that the pages of all requests hold together (paged): others wait; 0 means as many as needed."""
+    """Most tokens in the pages of all requests together (paged); others wait. 0: no limit."""
     cuda_graphs: bool = False
     """Launch each step of decoding as one CUDA graph, on CUDA devices."""
     speculate: int = bounded(0, at_least=0)
-    """Ids of an item of fixed size (an image) that one forward pass tries to find; 0 draws them one by one. Their
+    """Ids of an item of fixed size (an image) that one forward pass guesses and checks; 0 draws them one by one. Their
     distribution stays the model's, and any number from 1 on finds the same ids. Spans of open length and latents go on
     as they do. It pays where a pass costs little more for its tokens, as with one row on a CPU, and not where many rows
     fill the processor anyway."""

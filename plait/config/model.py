@@ -82,8 +82,8 @@ class ModalityConfig(Fixed):
     patch_network: Literal["linear", "unet"] = "linear"
     """How latents enter and leave the tower: one matrix, or U-Net down and up blocks on the grid of latents."""
     predicts: Literal["target", "clean"] = "target"
-    """What the latent head says (continuous): the objective's own target, or the clean latents, from which the target
-    of flow follows. Tokens of many numbers, such as patches of pixels, want the latter (JiT, arXiv 2511.13720)."""
+    """What the latent head predicts (continuous): the objective's target, or the clean latents, from which flow's
+    velocity follows; better for tokens of many numbers, such as patches of pixels (JiT, arXiv 2511.13720)."""
     place_embedding: bool = False
     """Add sinusoids of each latent token's place in its item (row, column), as DiT and BAGEL do: the rotary positions
     of attention only tell tokens how far apart they are."""

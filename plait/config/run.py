@@ -37,7 +37,7 @@ class PrepareConfig(Checked):
     validation_share: float = bounded(0.02, at_least=0, below=1)
     """Share of documents held out for validation (manifest), chosen by a hash of their content."""
     concepts: int | Literal["all"] = bounded("all", at_least=2)
-    """Things that scenes show: so many everyday ones, chosen by rule (plait/scenes/drawings.py), each with three
+    """Concepts that scenes show: so many everyday ones, chosen by rule (plait/scenes/drawings.py), each with three
     grounds on which training never shows it; or all of OpenMoji that can be named (scenes)."""
     passages: float = bounded(0.0, at_least=0, below=1)
     """Share of the training documents that are passages of Python's own library, text alone, in place of scenes."""
@@ -95,7 +95,7 @@ class DataConfig(Checked):
     drop_host: float = bounded(0.0, at_least=0, below=1)
     """Rate at which the first modality's parts before the last are dropped and others kept, for guidance by each."""
     given_loss: bool = True
-    """Whether parts that a task gives are learnt as well, as far as later tokens see what was learnt (ids in Chameleon,
+    """Whether parts that a task gives are learned as well, as far as later tokens see them (ids in Chameleon,
     noised images in Transfusion). false: a task teaches its last part alone."""
     pad_rows_to: int = bounded(32, at_least=1)
     """Every tower's rows are padded to a multiple of this, so that sizes rarely change."""
@@ -154,7 +154,7 @@ class TrainConfig(Checked):
     ema: float = bounded(0.0, at_least=0, below=1)
     """Decay of averaged weights, which samples and figures are made with; 0 keeps none."""
     checkpoint_activations: Literal["none", "full", "selective"] = "none"
-    """What is computed again in the backward pass to save memory: nothing, each block, or what of it costs little."""
+    """What is recomputed in the backward pass to save memory: nothing, each block, or its cheap parts."""
     device: str = "auto"
     """cpu, cuda, cuda:0, mps, or auto: CUDA where there is a GPU, else the CPU. Apple's mps is used only where it is
     named, as no test runs on it."""
@@ -166,9 +166,9 @@ class TrainConfig(Checked):
     validate_every: int = bounded(250, at_least=1)
     """Steps between validations."""
     validation_batches: int = bounded(8, at_least=0)
-    """Packed batches per validation split and task while training; 0 validates not at all."""
+    """Packed batches per validation split and task during training; 0 turns validation off."""
     sample_every: int = bounded(0, at_least=0)
-    """Steps between samples; 0 means none while training."""
+    """Steps between samples; 0 draws none during training."""
     checkpoint_every: int = bounded(250, at_least=1)
     """Steps between checkpoints."""
     checkpoint_seconds: float = bounded(60.0, at_least=0)
@@ -181,8 +181,8 @@ class TrainConfig(Checked):
     """Steps with a loss or gradient that is not finite are skipped and counted; more than this stop the run (0: the
     first one does)."""
     watchdog_seconds: float = bounded(1800.0, at_least=0)
-    """With several ranks: a rank that makes no progress for so long is named, and all end; 0 never. It must be longer
-    than a validation, and than the samples that rank 0 makes."""
+    """With several ranks: seconds without progress after which a rank is reported and all exit; 0 never. Longer than a
+    validation, and than the samples that rank 0 makes."""
     trackers: list[str] = field(default_factory=list)
     """Also log to: tensorboard, wandb, trackio."""
     profile: list[int] = bounded(list, at_least=1)
@@ -209,7 +209,8 @@ class ParallelConfig(Checked):
     SECTION: ClassVar[str] = "parallel"
 
     shard: int = bounded(0, at_least=0)
-    """Ranks that share one copy of weights and optimizer, each with its own batches (FSDP). 0: all that are left."""
+    """Ranks that one copy of weights and optimizer is sharded over, each with its own batches (FSDP). 0: all remaining
+    ranks."""
     replicate: int = bounded(1, at_least=1)
     """Copies of what `shard` ranks share, such as one for each machine (HSDP)."""
     context: int = bounded(1, at_least=1)
@@ -227,15 +228,15 @@ class EvaluateConfig(Checked):
     batches: int = bounded(0, at_least=0)
     """Packed batches per split and task; 0 means all."""
     captions: int = bounded(400, at_least=0)
-    """Items to caption in each validation split; 0 leaves it out."""
+    """Items to caption in each validation split; 0 skips it."""
     choices: int = bounded(150, at_least=0)
-    """Items whose caption is also chosen among 400 names; 0 leaves it out."""
+    """Items for the 400-way forced choice of captions; 0 skips it."""
     images: int = bounded(200, at_least=0)
-    """Images to generate from captions for the image judge, and for the Fréchet distance; 0 leaves it out."""
+    """Images to generate from captions for the reference classifier and the Fréchet distance; 0 skips it."""
     clips: int = bounded(100, at_least=0)
-    """Clips to generate from captions for the speech judge; 0 leaves it out."""
+    """Clips to generate from captions for the speech recogniser; 0 skips it."""
     aims: dict[str, float] = field(default_factory=dict)
-    """The least that is asked of some figures of summary.json, by name; the report says which fell short."""
+    """Target values of figures of summary.json, by name; the report says which fell short."""
 
 
 @dataclass

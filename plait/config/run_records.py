@@ -19,7 +19,7 @@ class ModalitySettings(Checked):
     SECTION: ClassVar[str] = "model.modalities"
 
     codec: str = ""
-    """Name of the codec (see plait/codecs): what turns raw media into ids or latents and back."""
+    """Name of the codec (see plait/codecs), which turns raw media into ids or latents and back."""
     codec_options: dict[str, Any] = field(default_factory=dict)
     """Settings of that codec; checked by the codec itself."""
     key: str = ""
@@ -28,7 +28,7 @@ class ModalitySettings(Checked):
     loss_weight: float = bounded(1.0, at_least=0)
     """Factor of this modality's loss in the total."""
     final_loss_weight: float | None = bounded(None, at_least=0)
-    """Factor at the end of the run, to which `loss_weight` goes in a straight line. Null: the same all the time."""
+    """Factor at the end of the run, reached linearly from `loss_weight`. Null: constant."""
 
     def weight_at(self, progress: float) -> float:
         """Return the factor when this share of the run is done (0 to 1)."""
@@ -50,13 +50,13 @@ class TowerSettings(Checked):
     frozen: bool = False
     """Keep this tower's own parameters fixed, and the biases of its experts."""
     init_from: str = ""
-    """A saved model or checkpoint whose only tower, or the one of this name, this one starts from. All that it computes
-    with is taken: its own weights, and what towers share with it, embedding and head included. Ids and latents go by
-    modality. What does not fit is refused, what is left out or trains from scratch is said."""
+    """A saved model or checkpoint to start this tower from: its only tower, or the one of this name. All weights that
+    the tower computes with are read, shared ones, embedding and head included; ids and latents by modality. What does
+    not fit is refused; what is left out or trains from scratch is printed."""
     learning_rate_scale: float = bounded(1.0, at_least=0)
     """Factor of the learning rate for this tower's own parameters."""
     moe_balance_rate: float = bounded(1e-3, at_least=0)
-    """Step of the expert bias that balances token_choice (arXiv 2408.15664)."""
+    """Update rate of the expert bias that balances token_choice (arXiv 2408.15664)."""
 
 
 RECORDS: dict[str, type] = {"modalities": ModalitySettings, "towers": TowerSettings}

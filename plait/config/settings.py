@@ -17,12 +17,12 @@ from plait.config.run import RunConfig
 FIXED = "fixed for the run"
 """What the weights and the optimizer's state are."""
 DATA = "decides the prepared data"
-SCENES = "decides the prepared data, where they are scenes"
-MANIFESTS = "decides the prepared data, where they are a user's own"
-STREAM = "decides which documents come in which order"
-TRAINED = "free; what is trained and logged from then on follows from it"
-MEASURED = "free; figures and samples follow from it"
-FREE = "free; no result follows from it"
+SCENES = "decides the prepared data, for scenes"
+MANIFESTS = "decides the prepared data, for your own data"
+STREAM = "decides the order of documents"
+TRAINED = "can be changed; affects training from then on"
+MEASURED = "can be changed; affects figures and samples"
+FREE = "can be changed; affects no result"
 
 PREPARED = (DATA, SCENES, MANIFESTS)
 BEGUN = (FIXED, *PREPARED, STREAM)

@@ -96,14 +96,14 @@ def _parts_of(source: TaskSource, i: int, task: int) -> tuple[list[str], list[bo
     table = source.source.parts([i])
     names, loss = [source.source.names[m] for m in table.modality], table.loss.tolist()
     chosen, records = source.choose(names, task, 0), source.model.modalities
-    learnt = [
+    learned = [
         loss[p] > 0 and (not given or (source.given_loss and _learns_given(records[names[p]]))) for p, given in chosen
     ]
-    return [names[p] for p, _ in chosen], learnt, source.sizes(i, task, 0)
+    return [names[p] for p, _ in chosen], learned, source.sizes(i, task, 0)
 
 
 def _learns_given(record: ModalityConfig) -> bool:
-    """Say whether a given part has a target: later tokens see it as it was learnt."""
+    """Say whether a given part has a target: later tokens see it as it was learned."""
     return record.objective == "next_token" or record.later_sees == "noised"
 
 
@@ -111,14 +111,14 @@ def _targets_of(source: TaskSource, i: int, missing: set[str], config: RunConfig
     """Return which of the missing modalities get a target from a document."""
     limit, found = document_limit(config), set()
     for task in _tasks_of(source, i):
-        names, learnt, sizes = _parts_of(source, i, task)
+        names, learned, sizes = _parts_of(source, i, task)
         everything = [(k, 0, size.length) for k, size in enumerate(sizes)]
         if TaskSource.piece_length(everything, sizes) <= limit:
             standing = set(range(len(sizes)))
         else:
             cut = cut_document(sizes, limit, config.data.too_long)
             standing = {k for piece in cut.pieces for k, _, _ in piece}
-        found |= {names[k] for k in standing if learnt[k]}
+        found |= {names[k] for k in standing if learned[k]}
     return found & missing
 
 
@@ -138,8 +138,8 @@ def _why(name: str, sources: list[TaskSource], config: RunConfig) -> tuple[int, 
                 if given > _LOOKED_AT:
                     break
                 for task in _tasks_of(source, i):
-                    names, learnt, sizes = _parts_of(source, i, task)
-                    for k in [k for k, n in enumerate(names) if n == name and learnt[k]]:
+                    names, learned, sizes = _parts_of(source, i, task)
+                    for k in [k for k, n in enumerate(names) if n == name and learned[k]]:
                         lengths.append(sizes[k].length)
                         needed.append(_needed(sizes, k, config.data.too_long))
             if given > _LOOKED_AT:

@@ -109,11 +109,11 @@ def is_noised(group: Latents) -> Tensor:
 
 
 def _comes_first(document: Document, name: str, order: int, host: str) -> bool:
-    """Say whether part number ``order`` of a modality has no text before it, and a part to be learnt from it after it.
+    """Say whether part number ``order`` of a modality has no text before it, and a part to be learned from it after it.
 
     Transfusion limits the noise of images that come before their caption (arXiv 2408.11039, section 4), since the
     caption could not be told from noise. So both images of (image, image, text) are limited, but an image alone or
-    last is not: nothing is told from it, and without a condition it must be learnt from pure noise too.
+    last is not: nothing is told from it, and without a condition it must be learned from pure noise too.
     """
     modalities = [part.modality for part in document.parts]
     place = [i for i, modality in enumerate(modalities) if modality == name][order]

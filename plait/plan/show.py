@@ -42,9 +42,9 @@ def title(plan: Plan) -> RenderableType:
 def towers_table(plan: Plan) -> Table:
     """Return parameters and operations by tower."""
     table = _table("towers")
-    for name in ("tower", "width", "ffn", "own parameters", "a token's", "of tokens"):
+    for name in ("tower", "width", "ffn", "own parameters", "active parameters", "share of tokens"):
         table.add_column(name, justify="left" if name == "tower" else "right")
-    table.add_column("FLOPs a token\nforward", justify="right")
+    table.add_column("FLOPs per token\nforward", justify="right")
     table.add_column("\ntraining", justify="right")
     table.add_column("of it\nattention", justify="right")
     for name, tower in plan.towers.items():

@@ -1,6 +1,7 @@
 """The charts of a run, from the rows of metrics.jsonl, and the plait at the head of the page."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from plait.web.charts import NEUTRAL, NUM_COLOURS, Chart, Panel, Series
@@ -63,7 +64,7 @@ def _loss_panel(rows: list[dict], columns: list[str], modality: str, colour: int
 
 def _panel(rows: list[dict], column: str, title: str, unit: str, factor: float) -> Panel:
     series = _series(rows, column, "", factor, NEUTRAL)
-    values = [y for y in series.y if y is not None]
+    values = [y for y in series.y if math.isfinite(y)]
     low, high = min(values, default=0), max(values, default=0)
     from_zero = [0.0, 1.06 * high] if low >= 0 < high else None
     return Panel(title, "step", unit, [series] if series.y else [], y_range=from_zero,
@@ -83,19 +84,19 @@ def _not_finite(rows: list[dict], column: str, name: str) -> str:
 def _series(
     rows: list[dict], column: str, name: str, factor: float, colour: int, *, dash: int = 0, faint: bool = False
 ) -> Series:
-    """Return one curve; a value that is not there or not finite is a gap (None) only where the row names it."""
+    """Return one curve; a value that is not there or not finite is a gap (NaN) only where the row names it."""
     rows = [row for row in rows if column in row and isinstance(row.get("step"), int | float)]
     size = -(-len(rows) // MOST_POINTS) or 1
     buckets = [rows[i : i + size] for i in range(0, len(rows), size)]
     x, *others = ([_mean(bucket, axis) for bucket in buckets] for axis in AXES)
-    y = [value if (value := _mean(bucket, column)) is None else value * factor for bucket in buckets]
-    along = dict(zip(AXES[1:], others, strict=True))
+    y = [factor * _mean(bucket, column) for bucket in buckets]
+    along: dict[str, Sequence[float]] = dict(zip(AXES[1:], others, strict=True))
     return Series(name, x, y, "line", colour, dash=dash, faint=faint, along=along)
 
 
-def _mean(bucket: list[dict], column: str) -> float | None:
+def _mean(bucket: list[dict], column: str) -> float:
     values = [row[column] for row in bucket if isinstance(row.get(column), int | float) and math.isfinite(row[column])]
-    return float(f"{sum(values) / len(values):.6g}") if values else None
+    return float(f"{sum(values) / len(values):.6g}") if values else math.nan
 
 
 def braid(num_strands: int, period: int = 132, height: int = 34) -> list[tuple[int, str, str]]:

@@ -1,6 +1,7 @@
 """Charts as PNG, by matplotlib."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,7 @@ PANEL, SMALL_PANEL = (4.4, 3.3), (2.6, 2.5)
 """Size of one panel, in inches, and of one among many."""
 FEW, MOST_ACROSS = 3, 5
 """Panels that are not many, and panels in a row."""
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "sans-serif", "font.size": 9, "axes.edgecolor": SOFT, "axes.labelcolor": INK,
     "axes.titlesize": 10, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.spines.top": False,
     "axes.spines.right": False, "xtick.color": SOFT, "ytick.color": SOFT, "text.color": INK, "axes.grid": True,
@@ -93,7 +94,8 @@ def _say_ends(axis, panel: Panel) -> None:
     """Write what stands at the ends of lines, none over another and none outside."""
     said = sorted((s for s in panel.series if s.end_label), key=lambda s: s.y[-1])
     bottom, top = axis.get_ylim()
-    gap, places = 0.06 * (top - bottom), []
+    gap = 0.06 * (top - bottom)
+    places: list[float] = []
     for series in said:
         places.append(max(series.y[-1], places[-1] + gap if places else bottom))
     edge = top

@@ -19,9 +19,9 @@ class Series:
     """What has one name in the legend. Lists have one entry a point."""
 
     name: str
-    x: Sequence[float | None]
-    y: Sequence[float | None]
-    """None is a gap in a line."""
+    x: Sequence[float]
+    y: Sequence[float]
+    """NaN is a gap in a line."""
     kind: Literal["line", "points", "bars"] = "line"
     colour: int = NEUTRAL
     low: Sequence[float] | None = None
@@ -34,7 +34,7 @@ class Series:
     faint: bool = False
     end_label: str = ""
     """Written where a line ends."""
-    along: dict[str, Sequence[float | None]] = field(default_factory=dict)
+    along: dict[str, Sequence[float]] = field(default_factory=dict)
     """Other x of the same points, by the name of their axis (`Chart.axes`)."""
 
 

@@ -3,6 +3,7 @@
 import base64
 import dataclasses
 import hashlib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -46,14 +47,16 @@ def write_page(path: Path, template: Path, *, styles: tuple[str, ...] = (), scri
 
 
 def slim(value: Any) -> Any:
-    """Return a chart as plain data without what is not set, numbers as precise as one can see."""
+    """Return a chart as plain data without what is not set, numbers as precise as one can see, null for NaN."""
     if dataclasses.is_dataclass(value):
         return slim({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
     if isinstance(value, dict):
         return {k: slim(v) for k, v in value.items() if v is not None}
     if isinstance(value, list):
         return [slim(v) for v in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value
 
 
 def columns(rows: list[list[str]]) -> list[bool]:

@@ -89,6 +89,19 @@ def check_equal(a, b):
         np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)  # parts are float32
 
 
+def test_each_modality_is_denoised_by_its_own_settings(rng):
+    model, own = build(width=32), {"process": "flow", "shift": 3.0}
+    requests = [
+        Request([random_part(rng, "text")], "mel", {"mel": SamplingConfig(steps=4)}, number=i) for i in range(3)
+    ]
+    mixed, alone = DiffusionConfig(by_modality={"mel": own}), DiffusionConfig(**own)
+    made = [
+        generate(model, requests, grids=GRIDS, max_length=64, diffusion=d) for d in (mixed, alone, DiffusionConfig())
+    ]
+    check_equal(made[0], made[1])
+    assert any((x != y).any() for (_, x), (_, y) in zip(values_of(made[0]), values_of(made[2]), strict=True))
+
+
 @pytest.mark.parametrize("page_size", [0, 4])
 @pytest.mark.parametrize("later_sees", ["noised", "clean_copy", "nothing"])
 @pytest.mark.parametrize("diffusion", [DiffusionConfig(), FLOW], ids=["ddpm", "flow"])

@@ -1,5 +1,6 @@
 """What a prompt may be: texts, files by what they are, PIL images, arrays; and errors that never print an array."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -78,6 +79,30 @@ def test_images_and_arrays_are_taken(pipeline):
     turned.getexif()[274] = 6
     np.testing.assert_array_equal(pipeline.read(turned)[0][1], np.rot90(PIXELS, -1))
     assert pipeline.read(image.convert("CMYK"))[0][1].shape == (SIDE, SIDE, 3)
+
+
+def test_two_modalities_of_one_kind_are_told_apart_by_their_keys(tmp_path):
+    """Two cameras: a part names the one that it is of, by key or by name; an image alone could be of either."""
+    cameras = {"front": ModalitySettings("image_pixels", {"size": SIDE}, key="ahead"),
+               "rear": ModalitySettings("image_pixels", {"size": SIDE}, key="rear")}  # fmt: skip
+    codecs = build_codecs({"text": ModalitySettings("text_bpe", {"vocab_size": 256}), **cameras})
+    config = model_config()
+    modalities = {"text": config.modalities["text"], **dict.fromkeys(cameras, config.modalities["image"])}
+    two = Pipeline(MixtureOfTransformers(dataclasses.replace(config, modalities=modalities)), codecs, GenerateConfig())
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    read = two.read(
+        [{"ahead": "a.png"}, {"rear": PIXELS}, {"front": tmp_path.joinpath("a.png").read_bytes()}], tmp_path
+    )
+    assert [name for name, _ in read] == ["front", "rear", "front"]
+    for _, image in read:
+        np.testing.assert_array_equal(image, PIXELS)
+    for unclear in (PIXELS, Image.fromarray(PIXELS), tmp_path / "a.png"):
+        with pytest.raises(ConfigError, match=r"several modalities of kind 'image', .* there are ahead, rear"):
+            two.read(unclear)
+    with pytest.raises(ConfigError, match=r"rear\.codec: .* set model\.modalities\.rear\.key, such as key: rear"):
+        build_codecs({name: ModalitySettings("image_pixels", {"size": SIDE}) for name in cameras})
+    with pytest.raises(ConfigError, match=r"front\.key: 'loss' is not allowed"):
+        build_codecs({"front": ModalitySettings("image_pixels", {"size": SIDE}, key="loss")})
 
 
 def test_sound_arrays_are_at_the_codecs_rate(pipeline):

@@ -277,6 +277,40 @@ def test_noised_latents_have_the_moments_of_the_closed_form(process):
     torch.testing.assert_close(group.targets[near].double(), expected[near].double(), rtol=1e-3, atol=1e-3)
 
 
+def test_each_modality_can_have_its_own_noise():
+    """What is set for one is what it would have alone; the others have what is set for all."""
+    config = with_modality(model_config(mel=True), "arm", objective="diffusion", latent_channels=2)
+    arm = Part("arm", latents=np.ones((4, 2), np.float32))
+    documents = [Document([text(), mel(3), arm], index=i) for i in range(6)]
+    own = {"process": "flow", "shift": 5.0, "logit_std": 0.3}
+    settings = [DiffusionConfig(), DiffusionConfig(**own), DiffusionConfig(by_modality={"arm": own})]
+    for_all, for_arm, mixed = (corrupt(pack_checked(documents, config, 64), s, 0).latents for s in settings)
+    for field in ("timesteps", "values", "targets"):
+        assert torch.equal(getattr(mixed["mel"], field), getattr(for_all["mel"], field))
+        assert torch.equal(getattr(mixed["arm"], field), getattr(for_arm["arm"], field))
+    assert not torch.equal(for_all["arm"].timesteps, for_arm["arm"].timesteps)
+
+
+@pytest.mark.parametrize(
+    ("by_modality", "sentence"),
+    [
+        ({"arm": {"shfit": 2}}, r"diffusion\.by_modality\.arm: unknown name 'shfit', .* did you mean 'shift'"),
+        ({"arm": {"shift": 0}}, r"diffusion\.by_modality\.arm\.shift: 0.* is not allowed"),
+        ({"arm": {"process": "vp"}}, r"diffusion\.by_modality\.arm\.process: 'vp' is not allowed, .* ddpm or flow"),
+        ({"arm": 3}, r"diffusion\.by_modality\.arm: 3 is not allowed, it must be a mapping"),
+    ],
+)
+def test_wrong_settings_of_a_modality_are_named(by_modality, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        DiffusionConfig(by_modality=by_modality)
+
+
+def test_settings_of_a_modality_that_is_none_or_has_ids_are_refused():
+    for name in ("mell", "text"):
+        with pytest.raises(ConfigError, match=rf"diffusion\.by_modality: unknown name '{name}', allowed: mel"):
+            RunConfig(model=model_config(mel=True), diffusion=DiffusionConfig(by_modality={name: {"shift": 2.0}}))
+
+
 def distance(samples: np.ndarray, cdf) -> float:
     """Return the Kolmogorov-Smirnov distance times sqrt(n); above 1.95 with a chance of 0.1 %."""
     x = np.sort(samples)

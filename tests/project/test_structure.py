@@ -51,6 +51,12 @@ def test_imports_go_one_way(path):
         assert name not in NEVER.get(own, ()), f"{own} must never import {name}"
 
 
+def test_the_model_knows_no_run():
+    """Neither its settings nor how ranks share the work: it calls what `plait.model.ranks` exchanges."""
+    for path in (PACKAGE / "model").glob("*.py"):
+        assert not {"config.run", "config.rank_layout", "config.generation"} & modules(path), path
+
+
 def test_the_design_page_lists_every_file():
     """The tree of docs/design.md is the one on disk, room by room in the order of imports."""
     text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")

@@ -16,6 +16,10 @@ BANNED = {
     r"\b(?:is|are|was) damaged\b": "is corrupt",
     r"\b[Pp]ictures?\b": "image",
     r"\bdata that come out again\b": "reproducible data",
+    r"FLOPs a (?:step|token)\b": "FLOPs per step",
+    r"\blearnt\b": "learned",
+    r"\bis no levels?\b|\bare no levels\b": "is ignored when matching",
+    r"\bamong 400 names\b": "400-way forced choice",
     r"\d %(?!\})": "2.7%, not 2.7 %",
 }
 """A pattern of each phrase, and what is said instead."""
