@@ -41,16 +41,16 @@ def analyse(run: StudyRun) -> None:
 
 def read_analyses(run: StudyRun) -> Rows:
     """Return the rows of all runs that were analysed, those of a study's arms in its order."""
-    found: Rows = {kind: [] for kind in KINDS}
+    rows_by_kind: Rows = {kind: [] for kind in KINDS}
     for arm in run.study.config.arms:
         for seed in run.study.config.arms[arm].seeds:
             folder = run.folder(arm, seed)
             if folder is None or not (folder / FILE).exists():
                 continue
             for kind, rows in read_json(folder / FILE, "analysis").items():
-                if kind in found:
-                    found[kind] += rows
-    return found
+                if kind in rows_by_kind:
+                    rows_by_kind[kind] += rows
+    return rows_by_kind
 
 
 def probe_batches(config: RunConfig) -> list[Batch]:
@@ -65,7 +65,7 @@ def _analyse_run(config: RunConfig, arm: str, seed: int) -> Rows:
     config = resolve_vocabulary(config)
     device = pick_device(config.train.device)
     batches = [batch.to(device) for batch in probe_batches(config)]
-    found: Rows = {kind: [] for kind in KINDS}
+    rows_by_kind: Rows = {kind: [] for kind in KINDS}
     paths = checkpoint.find(Path(config.out) / "checkpoints")
     for path in paths:
         model = load_pretrained(path, device=device, weights=checkpoint.weights_file(path).name)
@@ -76,8 +76,8 @@ def _analyse_run(config: RunConfig, arm: str, seed: int) -> Rows:
                 rows["components"], rows["layers"] = components(model, batches)
         head = {"arm": arm, "seed": seed, "step": int(path.name.removeprefix("step-"))}
         for kind, some in rows.items():
-            found[kind] += [head | _rounded(row) for row in some]
-    return found
+            rows_by_kind[kind] += [head | _rounded(row) for row in some]
+    return rows_by_kind
 
 
 def _rounded(value: Any) -> Any:

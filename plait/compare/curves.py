@@ -53,8 +53,8 @@ def curves_of(rows: list[dict[str, Any]], every: float = 0) -> dict[Key, Curve]:
     since: dict[str, list[float]] = {}
     due = 0.0  # the step of the next point of training losses
     for step, same in itertools.groupby(rows, key=lambda row: row["step"]):
-        found = [item for row in same for item in row.items()]
-        validated = {_validation_key(name): value for name, value in found if name.startswith(VAL_LOSS)}
+        named_values = [item for row in same for item in row.items()]
+        validated = {_validation_key(name): value for name, value in named_values if name.startswith(VAL_LOSS)}
         for key, value in validated.items():
             curves.setdefault(key, Curve()).add(step, value)
         for modality in dict.fromkeys(modality for _, modality in validated):
@@ -62,7 +62,7 @@ def curves_of(rows: list[dict[str, Any]], every: float = 0) -> dict[Key, Curve]:
             values = [validated.get((split, modality)) for split in sets[modality]]
             mean = np.mean(values).item() if all(map(is_finite, values)) else None
             curves.setdefault((VALIDATION, modality), Curve()).add(step, mean)
-        for name, value in found:
+        for name, value in named_values:
             if name.startswith(LOSS) and is_finite(value):
                 since.setdefault(name.removeprefix(LOSS), []).append(value)
         if step >= due if every else step in own:
@@ -121,9 +121,9 @@ def score(losses: dict[str, float | None]) -> float | None:
     So no modality counts for more because its loss is in other units. None without losses, or where one is missing.
     """
     for split in (VALIDATION, TRAINING):
-        found = [v for k, v in losses.items() if k.startswith(f"{split}/")]
-        if found:
-            return None if None in found else float(np.exp(np.mean(np.log(np.maximum(found, 1e-12)))))
+        values = [v for k, v in losses.items() if k.startswith(f"{split}/")]
+        if values:
+            return None if None in values else float(np.exp(np.mean(np.log(np.maximum(values, 1e-12)))))
     return None
 
 

@@ -51,17 +51,17 @@ def keep(study: Study, records: Records, analyses: Rows, folder: Path) -> Path:
     if any(analyses.values()):
         known = _read(group / ANALYSES)
         one_seed = analyses | {"components": _lowest_seeds(analyses["components"])}
-        found = {kind: _merged(known.get(kind, []), one_seed[kind], _keys_of(kind)) for kind in KINDS}
-        write_text(group / ANALYSES, _line_a_row(found))
+        merged_analyses = {kind: _merged(known.get(kind, []), one_seed[kind], _keys_of(kind)) for kind in KINDS}
+        write_text(group / ANALYSES, _line_a_row(merged_analyses))
     return group
 
 
 def kept_records(study: Study, folder: Path) -> Records:
     """Return what is kept of a study, its arms and seeds alone; runs of which nothing is kept are waiting."""
     group = group_folder(study, folder)
-    found, config = _read(group / ROWS), study.config
-    arms = {row["arm"]: row for row in found.get("arms", [])}
-    runs = {(row["arm"], row["seed"]): row for row in found.get("runs", [])}
+    stored, config = _read(group / ROWS), study.config
+    arms = {row["arm"]: row for row in stored.get("arms", [])}
+    runs = {(row["arm"], row["seed"]): row for row in stored.get("runs", [])}
     planned = [(name, seed) for name, arm in config.arms.items() for seed in arm.seeds]
     waiting = {"status": "waiting", "error": ""}
     owners = {name if arm.tune else arm.learning_rate_of for name, arm in config.arms.items()}
@@ -75,12 +75,12 @@ def kept_records(study: Study, folder: Path) -> Records:
     logs = {run: group / f"{run[0]}-{run[1]}.jsonl" for run in finished}
     return Records(
         arms=[arms[name] for name in config.arms if name in arms],
-        tuning=[row for row in found.get("tuning", []) if row["arm"] in owners],
+        tuning=[row for row in stored.get("tuning", []) if row["arm"] in owners],
         runs=[runs.get((arm, seed), {"arm": arm, "seed": seed, **waiting}) for arm, seed in planned],
-        scores=[row for row in found.get("scores", []) if (row["arm"], row["seed"]) in planned],
+        scores=[row for row in stored.get("scores", []) if (row["arm"], row["seed"]) in planned],
         curves={run: curves_of(read_metrics(path)) for run, path in logs.items() if path.exists()},
-        machine=found.get("machine", {}),
-        data=found.get("data", ""),
+        machine=stored.get("machine", {}),
+        data=stored.get("data", ""),
     )
 
 
@@ -100,8 +100,8 @@ def take_trials(study: Study, folder: Path) -> list[str]:
 
 def kept_analyses(study: Study, folder: Path) -> Rows:
     """Return the rows of analyses that are kept of a study's arms."""
-    found = _read(group_folder(study, folder) / ANALYSES)
-    return {kind: [row for row in found.get(kind, []) if row["arm"] in study.config.arms] for kind in KINDS}
+    analyses = _read(group_folder(study, folder) / ANALYSES)
+    return {kind: [row for row in analyses.get(kind, []) if row["arm"] in study.config.arms] for kind in KINDS}
 
 
 def _log_rows(curves: dict[Key, Curve]) -> list[dict[str, Any]]:
@@ -136,10 +136,10 @@ def _lowest_seeds(rows: list[dict]) -> list[dict]:
     return [row for row in rows if row["seed"] == lowest[row["arm"]]]
 
 
-def _line_a_row(found: Rows) -> str:
+def _line_a_row(rows_by_kind: Rows) -> str:
     """Return JSON with one row a line, so that a change of one shows as one."""
     lists = []
-    for kind, rows in found.items():
+    for kind, rows in rows_by_kind.items():
         lines = ",\n".join(json.dumps(row) for row in rows)
         lists.append(f'"{kind}": [\n{lines}\n]')
     return "{\n" + ",\n".join(lists) + "\n}\n"

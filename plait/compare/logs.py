@@ -48,7 +48,7 @@ def match_logs(paths: list[str], *, warmup: int = 0) -> Matched:
         ]
     if not any(match.points for pair in pairs for match in pair.matches.values()):
         raise DataError(f"--from-logs: no loss after the warm-up of {warmup} steps can be matched, log more points")
-    modalities = dict.fromkeys(modality for found in curves.values() for _, modality in found)
+    modalities = dict.fromkeys(modality for log_curves in curves.values() for _, modality in log_curves)
     results = NOTHING | {
         "study": "logs",
         "about": f"Which share of the steps of {first} does another run need for the same loss?",
@@ -56,7 +56,7 @@ def match_logs(paths: list[str], *, warmup: int = 0) -> Matched:
         "logs": names,
         "matches": [match_row(pair, Records()) for pair in pairs],
     }
-    runs = {(name, 0): found for name, found in curves.items()}
+    runs = {(name, 0): log_curves for name, log_curves in curves.items()}
     facts = f"{len(paths)} logs · losses of the first {warmup:,} steps are no levels"
     return Matched(names, dict.fromkeys(modalities, ""), runs, pairs, results, facts)
 

@@ -65,19 +65,19 @@ def check_plan(study: Study, plan: dict[str, ArmPlan]) -> None:
     Also where the paper's figures ask for a validation set that the data do not have.
     """
     tolerance = study.config.tolerance
-    for name, mine in plan.items():
+    for name, arm_plan in plan.items():
         arm = study.config.arms[name]
         if arm.equal_flops and arm.against in plan:
             other = plan[arm.against].flops
             for way in ("formula", "counted"):
-                a, b = getattr(mine.flops, way), getattr(other, way)
+                a, b = getattr(arm_plan.flops, way), getattr(other, way)
                 if abs(a / b - 1) > tolerance:
                     raise ConfigError(
                         f"arms.{name}: a step takes {a / b:.4g} times the operations of {arm.against!r} (by {way}), "
                         f"beyond the tolerance of {tolerance}; give it another size, or set equal_flops: false"
                     )
         if arm.equal_parameters_to in plan:
-            share = mine.parameters / plan[arm.equal_parameters_to].parameters
+            share = arm_plan.parameters / plan[arm.equal_parameters_to].parameters
             if abs(share - 1) > tolerance:
                 raise ConfigError(
                     f"arms.{name}: it has {share:.4g} times the parameters of {arm.equal_parameters_to!r}, beyond the "

@@ -44,17 +44,17 @@ def activations(model: MixtureOfTransformers, batch: Batch) -> list[Tensor]:
     """
     if not model.config.same_width:
         raise ValueError("towers of different widths have no activations in common")
-    found: list[Tensor] = []
+    residuals: list[Tensor] = []
 
     def keep(streams: list[Tensor]) -> None:
-        found.append(to_sequence(streams, batch.routing).float().cpu())
+        residuals.append(to_sequence(streams, batch.routing).float().cpu())
 
     with _hooks(
         model.blocks[0].register_forward_pre_hook(lambda block, arguments: keep(arguments[0])),
         *(block.register_forward_hook(lambda block, arguments, out: keep(out)) for block in model.blocks),
     ):
         model(batch)
-    return found
+    return residuals
 
 
 def components(model: MixtureOfTransformers, batches: Sequence[Batch]) -> tuple[list[dict], list[dict]]:
@@ -136,10 +136,10 @@ def _look_at_heads(block, look: Callable[[int, Tensor, Tensor], None]):
 
 def _masses(query: Tensor, key: Tensor, batch: Batch, is_of: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yield, for each segment, its queries and where their attention lies [n, M], as it is and if it were even."""
-    found = segments(batch.spans)
-    starts = document_starts(found)
+    batch_segments = segments(batch.spans)
+    starts = document_starts(batch_segments)
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-    for s in found:
+    for s in batch_segments:
         places = torch.cat([torch.arange(low, high) for low, high in s.keys]) + starts[s.document]
         scores = torch.einsum("nhd,mhd->hnm", query[s.start : s.stop].double(), key[places].double())
         visible = torch.ones(s.num_queries, len(places), dtype=torch.bool)
@@ -193,9 +193,9 @@ def _gradient(model: MixtureOfTransformers, batches: Sequence[Batch], modality: 
     model.zero_grad(set_to_none=True)
     for batch in batches:
         (loss_sums(model, model(batch), batch)[modality] / count).backward()
-    found = {n: p.grad.double().cpu() for n, p in model.named_parameters() if p.grad is not None}
+    gradients = {n: p.grad.double().cpu() for n, p in model.named_parameters() if p.grad is not None}
     model.zero_grad(set_to_none=True)
-    return found
+    return gradients
 
 
 def _cosine(first: dict[str, Tensor], second: dict[str, Tensor], among: Sequence[str]) -> dict[str, float] | None:

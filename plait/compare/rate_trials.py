@@ -34,15 +34,15 @@ def taken_trials(study: Study) -> Trials:
 def check_trials(study: Study, plan: dict[str, ArmPlan]) -> None:
     """Raise a ConfigError where trials were taken of an arm of another size, batch or length than in this study."""
     for row in _read(study)["arms"]:
-        mine = plan.get(row["arm"])
-        if not mine:
+        arm_plan = plan.get(row["arm"])
+        if not arm_plan:
             continue
-        ratio = mine.flops.formula / row["flops_a_step"]
-        same = (mine.parameters, mine.steps) == (row["parameters"], row["steps"])
+        ratio = arm_plan.flops.formula / row["flops_a_step"]
+        same = (arm_plan.parameters, arm_plan.steps) == (row["parameters"], row["steps"])
         if not same or abs(ratio - 1) > study.config.tolerance:  # the mean length of documents is another one each time
             raise ConfigError(
-                f"arms.{mine.arm}: it has {mine.parameters:,} parameters and {mine.steps:,} steps of "
-                f"{mine.flops.formula:.4g} FLOPs, but its trials of learning rates were taken from one with "
+                f"arms.{arm_plan.arm}: it has {arm_plan.parameters:,} parameters and {arm_plan.steps:,} steps of "
+                f"{arm_plan.flops.formula:.4g} FLOPs, but its trials of learning rates were taken from one with "
                 f"{row['parameters']:,}, {row['steps']:,} and {row['flops_a_step']:.4g}; remove "
                 f"{str(study.out / FILE)!r} to try the rates again"
             )

@@ -39,8 +39,8 @@ class Records:
 
     def step_seconds(self, arm: str, seed: int) -> float | None:
         """Return the measured time of a step of a run; None where there is none."""
-        mine = [row for row in self.runs if (row["arm"], row["seed"]) == (arm, seed)]
-        return mine[0].get("step_seconds") if mine else None
+        run_rows = [row for row in self.runs if (row["arm"], row["seed"]) == (arm, seed)]
+        return run_rows[0].get("step_seconds") if run_rows else None
 
 
 def read_records(run: StudyRun) -> Records:
@@ -60,9 +60,9 @@ def read_written_records(run: StudyRun) -> Records:
     path = run.study.results / "results.json"
     if not path.exists():
         raise DataError(f"study: there is no {str(path)!r}, which `plait compare` writes when it ends or is stopped")
-    found = read_json(path, "results")
-    arms = [{k: v for k, v in row.items() if k not in ("about", "against", "flops_ratio")} for row in found["arms"]]
-    return _with_runs(Records(arms, found["tuning"], machine=found["machine"], data=found.get("data", "")), run)
+    results = read_json(path, "results")
+    arms = [{k: v for k, v in row.items() if k not in ("about", "against", "flops_ratio")} for row in results["arms"]]
+    return _with_runs(Records(arms, results["tuning"], machine=results["machine"], data=results.get("data", "")), run)
 
 
 def _with_runs(records: Records, run: StudyRun) -> Records:

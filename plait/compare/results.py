@@ -68,7 +68,7 @@ def gather(study: Study, records: Records) -> Found:
     names = [row["arm"] for row in records.arms]
     units = {name: UNITS[m.objective] for name, m in base.model.modalities.items()}
     warmup = base.train.warmup_steps
-    curves = {key: _in_order(found, units) for key, found in records.curves.items()}
+    curves = {key: _in_order(run_curves, units) for key, run_curves in records.curves.items()}
     pairs = [pair for arm in names for pair in _pairs(arm, config.arms[arm].against, curves, warmup)]
     matches = [match_row(pair, records) for pair in pairs]
     results = {
@@ -124,27 +124,27 @@ def _pairs(arm: str, against: str, curves: dict, warmup: int) -> list[Pair]:
 
 def match_curves(arm: str, against: str, key: Key, curves: dict[int, tuple[Curve, Curve]], warmup: float) -> Pair:
     """Match the curves (the arm's, the other one's) of each seed; a seed of which one has no loss is left out."""
-    mine, theirs = {}, {}
+    matches, reverse = {}, {}
     for seed, (a, b) in curves.items():
         if a.losses and b.losses:
-            mine[seed] = match(b.steps, b.losses, a.steps, a.losses, warmup=warmup)
-            theirs[seed] = match(a.steps, a.losses, b.steps, b.losses, warmup=warmup)
-    return Pair(arm, against, *key, mine, theirs)
+            matches[seed] = match(b.steps, b.losses, a.steps, a.losses, warmup=warmup)
+            reverse[seed] = match(a.steps, a.losses, b.steps, b.losses, warmup=warmup)
+    return Pair(arm, against, *key, matches, reverse)
 
 
 def match_row(pair: Pair, records: Records) -> dict[str, Any]:
-    found, reverse = list(pair.matches.values()), list(pair.reverse.values())
-    steps = Spread.of([m.ratio for m in found], [m.is_bound for m in found])
+    matches, reverse = list(pair.matches.values()), list(pair.reverse.values())
+    steps = Spread.of([m.ratio for m in matches], [m.is_bound for m in matches])
     spreads = {
         "steps_ratio": steps,
-        "end_ratio": Spread.of([m.end_ratio for m in found], [m.end_is_bound for m in found]),
+        "end_ratio": Spread.of([m.end_ratio for m in matches], [m.end_is_bound for m in matches]),
         "reverse_ratio": Spread.of([m.ratio for m in reverse], [m.is_bound for m in reverse]),
         "flops_ratio": steps and steps.times(flops_of_a_step(pair, records)),
         "time_ratio": steps and steps.times(time_of_a_step(pair, records)),
     }
     row = {"arm": pair.arm, "against": pair.against, "split": pair.split, "modality": pair.modality}
     row |= {"seeds": steps.seeds if steps else 0}  # a seed whose levels were all passed early says nothing
-    row |= {name: sum(getattr(m, name) for m in found) for name in ("points", "censored", "early")}
+    row |= {name: sum(getattr(m, name) for m in matches) for name in ("points", "censored", "early")}
     for name, spread in spreads.items():
         row[name] = spread and spread.mean
         row |= {f"{name}_{edge}": spread and getattr(spread, edge) for edge in ("low", "high")}

@@ -41,11 +41,12 @@ def read_scores(run: StudyRun, arm: str, seed: int) -> list[dict[str, Any]]:
     folder = run.folder(arm, seed)
     if folder is None or not (folder / FILE).exists():
         return []
-    found = read_json(folder / FILE, "evaluation")
-    if found["key"].get("measured") != identity(_config(run, arm, seed), (MEASURED,)):
+    evaluation = read_json(folder / FILE, "evaluation")
+    if evaluation["key"].get("measured") != identity(_config(run, arm, seed), (MEASURED,)):
         return []
     return [
-        {"arm": arm, "seed": seed} | {k: v for k, v in from_json(found["figures"]).items() if not k.startswith(LOSSES)}
+        {"arm": arm, "seed": seed}
+        | {k: v for k, v in from_json(evaluation["figures"]).items() if not k.startswith(LOSSES)}
     ]
 
 

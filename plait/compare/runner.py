@@ -186,10 +186,10 @@ class StudyRun:
             state, error = status(out)
             if state in ("finished", "failed"):
                 losses = final_losses(out) if state == "finished" else {}
-                found = score(losses)
-                error = error or ("" if found is not None else "its last validation losses are no finite numbers")
+                mean_loss = score(losses)
+                error = error or ("" if mean_loss is not None else "its last validation losses are no finite numbers")
                 trials.append(
-                    {"arm": arm, "learning_rate": rate, "score": found, "error": error, "data": self.data, **losses}
+                    {"arm": arm, "learning_rate": rate, "score": mean_loss, "error": error, "data": self.data, **losses}
                 )
         done, is_over = [t for t in trials if t["score"] is not None], len(trials) == len(rates)
         if not done or not is_over:
@@ -267,8 +267,8 @@ def claim_folder(config: RunConfig) -> None:
 
 def _diverged(folder: Path) -> str:
     """Return the error of a trial that training itself gave up, which would come again; "" otherwise."""
-    found = read_json(folder / FAILURE, "failure") if (folder / FAILURE).exists() else {}
-    return found["error"] if found.get("kind") == "PlaitError" else ""
+    failure = read_json(folder / FAILURE, "failure") if (folder / FAILURE).exists() else {}
+    return failure["error"] if failure.get("kind") == "PlaitError" else ""
 
 
 def status(folder: Path) -> tuple[str, str]:

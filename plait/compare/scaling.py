@@ -91,34 +91,34 @@ def fit_families(families: dict[str, list[str]], records: Records) -> dict[str, 
     ``families`` are the arms of each, by name, the reference first. A family of which fewer than three sizes are
     finished has points and no fit.
     """
-    found = {"points": [], "fits": [], "lines": [], "savings": []}
-    found["points"] = [row for name, arms in families.items() for row in _points(name, arms, records)]
-    keys = dict.fromkeys((row["split"], row["modality"]) for row in found["points"])
+    rows = {"points": [], "fits": [], "lines": [], "savings": []}
+    rows["points"] = [row for name, arms in families.items() for row in _points(name, arms, records)]
+    keys = dict.fromkeys((row["split"], row["modality"]) for row in rows["points"])
     for split, modality in keys:
         laws = {}
         for name in families:
-            mine = [r for r in found["points"] if (r["family"], r["split"], r["modality"]) == (name, split, modality)]
-            if len({r["flops"] for r in mine}) >= LEAST_SIZES:
+            points = [r for r in rows["points"] if (r["family"], r["split"], r["modality"]) == (name, split, modality)]
+            if len({r["flops"] for r in points}) >= LEAST_SIZES:
                 # runs of one size and seed saw the same batches, so what luck they had they had together
-                drawn = [(families[name].index(r["arm"]), r["seed"]) for r in mine]
-                laws[name] = law = fit([r["flops"] for r in mine], [r["loss"] for r in mine], drawn)
+                drawn = [(families[name].index(r["arm"]), r["seed"]) for r in points]
+                laws[name] = law = fit([r["flops"] for r in points], [r["loss"] for r in points], drawn)
                 where = {"family": name, "split": split, "modality": modality}
-                sizes = {"sizes": len({r["arm"] for r in mine}), "points": len(mine)}
+                sizes = {"sizes": len({r["arm"] for r in points}), "points": len(points)}
                 low, high = np.quantile(law.draws[:, 1], INTERVAL)
-                found["fits"].append(where | sizes | _interval("exponent", law.b, low, high))
-                found["lines"] += [where | row for row in _line(law)]
+                rows["fits"].append(where | sizes | _interval("exponent", law.b, low, high))
+                rows["lines"] += [where | row for row in _line(law)]
         reference = next(iter(families))
         if reference in laws:
             others = {name: law for name, law in laws.items() if name != reference}
-            found["savings"] += [{"family": name, "split": split, "modality": modality} | row
-                                 for name, law in others.items() for row in _savings(laws[reference], law)]  # fmt: skip
-    return found
+            rows["savings"] += [{"family": name, "split": split, "modality": modality} | row
+                                for name, law in others.items() for row in _savings(laws[reference], law)]  # fmt: skip
+    return rows
 
 
 def _points(family: str, arms: list[str], records: Records) -> list[dict[str, Any]]:
     rows = []
-    mine = [run for run in records.curves if run[0] in arms and records.arm(run[0])]
-    for arm, seed in sorted(mine, key=lambda run: (arms.index(run[0]), run[1])):
+    runs = [run for run in records.curves if run[0] in arms and records.arm(run[0])]
+    for arm, seed in sorted(runs, key=lambda run: (arms.index(run[0]), run[1])):
         row = records.arm(arm)
         for (split, modality), curve in records.curves[arm, seed].items():
             if split in (TRAINING, VALIDATION) and curve.losses:

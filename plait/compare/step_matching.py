@@ -127,10 +127,10 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float | None], bounds: Sequence[bool] = ()) -> "Spread | None":
         """Return the spread of the values that are there; None where none is."""
-        found = [v for v in values if v is not None]
-        if not found:
+        present = [v for v in values if v is not None]
+        if not present:
             return None
-        return cls(float(np.mean(found)), float(min(found)), float(max(found)), len(found), any(bounds))
+        return cls(float(np.mean(present)), float(min(present)), float(max(present)), len(present), any(bounds))
 
     def times(self, factor: float | None) -> "Spread | None":
         """Return the spread of all values times a positive number; None where that is not known."""

@@ -18,20 +18,20 @@ MOST_POINTS = 2000
 """Points of a series that are drawn."""
 
 
-def charts(found: Matched) -> list[Chart]:
+def charts(matched: Matched) -> list[Chart]:
     """Return the figures of losses, step matching and scaling, as far as there are figures for them."""
-    drawn = [_bars(found)]
-    drawn += [_losses(found, split) for split in (VALIDATION, TRAINING)]
+    drawn = [_bars(matched)]
+    drawn += [_losses(matched, split) for split in (VALIDATION, TRAINING)]
     drawn += [
-        _matching(found, split) for split in dict.fromkeys([VALIDATION, TRAINING, *(p.split for p in found.pairs)])
+        _matching(matched, split) for split in dict.fromkeys([VALIDATION, TRAINING, *(p.split for p in matched.pairs)])
     ]
-    drawn += [_scores(found), _scaling(found)]
+    drawn += [_scores(matched), _scaling(matched)]
     return [chart for chart in drawn if chart.panels]
 
 
-def colour_of(found: Matched, arm: str) -> int:
+def colour_of(matched: Matched, arm: str) -> int:
     """Return the colour of an arm, the same one in all figures."""
-    return found.arms.index(arm)
+    return matched.arms.index(arm)
 
 
 def words(split: str) -> str:
@@ -39,47 +39,49 @@ def words(split: str) -> str:
     return {VALIDATION: "mean over the validation sets", TRAINING: "training"}.get(split, split.replace("_", " "))
 
 
-def _in_order(found: Matched, names: Iterable[str]) -> list[str]:
+def _in_order(matched: Matched, names: Iterable[str]) -> list[str]:
     names = set(names)
-    return [m for m in found.units if m in names]
+    return [m for m in matched.units if m in names]
 
 
-def _bars(found: Matched) -> Chart:
+def _bars(matched: Matched) -> Chart:
     panels = []
     for split in (VALIDATION, TRAINING):
-        rows = [m for m in found.results["matches"] if m["split"] == split and m["steps_ratio"] is not None]
-        modalities = _in_order(found, (m["modality"] for m in rows))
+        rows = [m for m in matched.results["matches"] if m["split"] == split and m["steps_ratio"] is not None]
+        modalities = _in_order(matched, (m["modality"] for m in rows))
         if not rows:
             continue
         series = [Series("as many steps", [-0.5, len(modalities) - 0.5], [1.0, 1.0], dash=1)]
         for arm in dict.fromkeys(m["arm"] for m in rows):
-            mine = [m for m in rows if m["arm"] == arm]
+            arm_rows = [m for m in rows if m["arm"] == arm]
             series.append(Series(
-                arm, [modalities.index(m["modality"]) for m in mine], [m["steps_ratio"] for m in mine], "bars",
-                colour_of(found, arm), [m["steps_ratio_low"] for m in mine], [m["steps_ratio_high"] for m in mine],
-                [m["steps_ratio_is_bound"] for m in mine]))  # fmt: skip
-        label = f"share of {_against(found, rows)} steps"
+                arm, [modalities.index(m["modality"]) for m in arm_rows], [m["steps_ratio"] for m in arm_rows], "bars",
+                colour_of(matched, arm), [m["steps_ratio_low"] for m in arm_rows],
+                [m["steps_ratio_high"] for m in arm_rows], [m["steps_ratio_is_bound"] for m in arm_rows]))  # fmt: skip
+        label = f"share of {_against(matched, rows)} steps"
         panels.append(Panel(words(split), "", label, series, [-0.5, len(modalities) - 0.5], categories=modalities))
     note = "Lower is better. Whiskers: lowest and highest seed. Hollow: a lower bound, as some losses were not reached."
     return Chart("steps", "Steps for the same loss", "Steps for the same loss, by modality", note, panels)
 
 
-def _against(found: Matched, rows: list[dict[str, Any]]) -> str:
+def _against(matched: Matched, rows: list[dict[str, Any]]) -> str:
     names = {m["against"] for m in rows}
     return f"{names.pop()}'s" if len(names) == 1 else "the other arm's"
 
 
-def _losses(found: Matched, split: str) -> Chart:
+def _losses(matched: Matched, split: str) -> Chart:
     """Loss over steps: a panel a modality, a line an arm, with the range over seeds as a band."""
-    modalities = _in_order(found, (m for curves in found.curves.values() for s, m in curves if s == split))
+    modalities = _in_order(matched, (m for curves in matched.curves.values() for s, m in curves if s == split))
     panels = []
     for modality in modalities:
-        unit = f" ({found.units[modality]})" if found.units[modality] else ""
+        unit = f" ({matched.units[modality]})" if matched.units[modality] else ""
         kind = "training" if split == TRAINING else "validation"
         series = []
-        for arm in dict.fromkeys(arm for arm, _ in found.curves):
-            mine = [c[split, modality] for (a, _), c in found.curves.items() if a == arm and (split, modality) in c]
-            series += _over_seeds(arm, mine, colour_of(found, arm))
+        for arm in dict.fromkeys(arm for arm, _ in matched.curves):
+            arm_curves = [
+                c[split, modality] for (a, _), c in matched.curves.items() if a == arm and (split, modality) in c
+            ]
+            series += _over_seeds(arm, arm_curves, colour_of(matched, arm))
         shown = [y for s in series for y in s.y]
         panels.append(Panel(modality, "training step", f"{kind} loss{unit}", series, y_range=_zoom(shown)))
     note = "Band: lowest and highest seed. The first, highest losses lie outside, so that the arms can be told apart."
@@ -113,17 +115,17 @@ def _zoom(losses: list[float]) -> list[float] | None:
     return [low - margin, high + margin]
 
 
-def _matching(found: Matched, split: str) -> Chart:
+def _matching(matched: Matched, split: str) -> Chart:
     """The steps that an arm needs over those of the other one, and each slope."""
-    pairs = [p for p in found.pairs if p.split == split and any(m.steps for m in p.matches.values())]
-    slopes = {(m["arm"], m["modality"]): m for m in found.results["matches"] if m["split"] == split}
+    pairs = [p for p in matched.pairs if p.split == split and any(m.steps for m in p.matches.values())]
+    slopes = {(m["arm"], m["modality"]): m for m in matched.results["matches"] if m["split"] == split}
     panels = []
-    for modality in _in_order(found, (p.modality for p in pairs)):
-        mine = [p for p in pairs if p.modality == modality]
-        end = max(t for p in mine for m in p.matches.values() for t in m.steps)
+    for modality in _in_order(matched, (p.modality for p in pairs)):
+        modality_pairs = [p for p in pairs if p.modality == modality]
+        end = max(t for p in modality_pairs for m in p.matches.values() for t in m.steps)
         series = [Series("as many steps", [0, end], [0, end], dash=1)]
-        for pair in mine:
-            matches, colour = list(pair.matches.values()), colour_of(found, pair.arm)
+        for pair in modality_pairs:
+            matches, colour = list(pair.matches.values()), colour_of(matched, pair.arm)
             row = slopes[pair.arm, modality]
             slope = row["steps_ratio"]
             points = thinned([p for m in matches for p in zip(m.steps, m.needed, m.reached, strict=True)])
@@ -132,20 +134,20 @@ def _matching(found: Matched, split: str) -> Chart:
             series.append(Series(pair.arm, t, u, "points", colour, is_bound=hollow))
             label = bounded(slope, row["steps_ratio_is_bound"])
             series.append(Series(pair.arm, [0, end], [0, slope * end], "line", colour, end_label=label))
-        against = list(dict.fromkeys(p.against for p in mine))
+        against = list(dict.fromkeys(p.against for p in modality_pairs))
         label = f"step of {against[0]}" if len(against) == 1 else "step of the arm matched with"
         top = max([end, *(y for s in series for y in s.y)])
         panels.append(Panel(modality, label, "step at the same loss", series, [0, 1.02 * end], [0, 1.03 * top]))
     note = "A point is a loss: when the one arm reaches it, and when the other does. Hollow: not reached."
     section = "Step matching" if split in (VALIDATION, TRAINING) else "Step matching on each validation set"
-    sets = list(dict.fromkeys(p.split for p in found.pairs if p.split not in (VALIDATION, TRAINING)))
+    sets = list(dict.fromkeys(p.split for p in matched.pairs if p.split not in (VALIDATION, TRAINING)))
     name = f"set_{sets.index(split) + 1}" if split in sets else split  # the sets of other trainers have any name
     return Chart(f"matching_{name}", section, f"Step matching, {words(split)}", note, panels)
 
 
-def _scores(found: Matched) -> Chart:
+def _scores(matched: Matched) -> Chart:
     """What judges say of what the models make: a panel a figure, a bar an arm, and what chance or real images get."""
-    rows = found.results["scores"]
+    rows = matched.results["scores"]
     arms, panels = list(dict.fromkeys(row["arm"] for row in rows)), []
     for figure in (name for name in dict.fromkeys(name for row in rows for name in row) if name.endswith(SCORES)):
         is_distance = figure.endswith(DISTANCE)
@@ -157,7 +159,7 @@ def _scores(found: Matched) -> Chart:
             spread = Spread.of([row.get(figure) for row in rows if row["arm"] == arm])
             if spread:
                 ends = [spread.low], [spread.high]
-                series.append(Series(arm, [0], [spread.mean], "bars", colour_of(found, arm), *ends))
+                series.append(Series(arm, [0], [spread.mean], "bars", colour_of(matched, arm), *ends))
         label = "Fréchet distance" if is_distance else "share"
         panels.append(Panel(figure_words(figure), "", label, series, [-0.5, 0.5], categories=[""]))
     note = (
@@ -167,11 +169,11 @@ def _scores(found: Matched) -> Chart:
     return Chart("scores", "What the models make", "What judges say of what the models make", note, panels)
 
 
-def _scaling(found: Matched) -> Chart:
+def _scaling(matched: Matched) -> Chart:
     """Final loss over the operations of a run, with each family's law and where it is extrapolated."""
-    rows, panels = found.results["scaling"], []
+    rows, panels = matched.results["scaling"], []
     split = VALIDATION if any(r["split"] == VALIDATION for r in rows["points"]) else TRAINING
-    for modality in _in_order(found, (r["modality"] for r in rows["points"])):
+    for modality in _in_order(matched, (r["modality"] for r in rows["points"])):
         series = []
         for colour, family in enumerate(dict.fromkeys(r["family"] for r in rows["points"])):
             points, lines = (

@@ -14,10 +14,10 @@ OPTIONAL = ("lowest to highest", "FLOPs", "time", "early")
 
 def tables(results: dict[str, Any]) -> list[Table]:
     """Return all tables that have rows."""
-    found = [_claims_table(results), *_matches_tables(results), _scores_table(results), _scaling_table(results),
-             _arms_table(results),
-             _tuning_table(results), _runs_table(results)]  # fmt: skip
-    return [table for table in found if table[3]]
+    all_tables = [_claims_table(results), *_matches_tables(results), _scores_table(results), _scaling_table(results),
+                  _arms_table(results),
+                  _tuning_table(results), _runs_table(results)]  # fmt: skip
+    return [table for table in all_tables if table[3]]
 
 
 def markdown(results: dict[str, Any]) -> str:

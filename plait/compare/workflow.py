@@ -82,15 +82,15 @@ def write_down(run: StudyRun) -> Path:
 
     Returns the page.
     """
-    found, analyses = gather(run.study, read_records(run)), read_analyses(run)
+    matched, analyses = gather(run.study, read_records(run)), read_analyses(run)
     folder = run.study.results
-    write_results(found, folder)
-    drawn = charts(found)
+    write_results(matched, folder)
+    drawn = charts(matched)
     if any(analyses.values()):
         write_json(folder / "analysis.json", analyses)
-        drawn += analysis_charts(found, analyses)
+        drawn += analysis_charts(matched, analyses)
     draw_figures(drawn, folder)
-    return write_study_page(found, drawn, folder / "study.html")
+    return write_study_page(matched, drawn, folder / "study.html")
 
 
 def plan_table(run: StudyRun, plan: dict[str, ArmPlan]) -> Table:
