@@ -74,11 +74,11 @@ def judge_speech(
     hits: list[list[bool]] = []
     # a process for each core: the recogniser is slow, and uses one
     with ProcessPoolExecutor(min(len(jobs), num_cores()), multiprocessing.get_context("spawn")) as pool:
-        for found in pool.map(judge, *zip(*jobs, strict=True)):
-            hits.append([hit for hit in found.hits if hit is not None])
+        for recognised in pool.map(judge, *zip(*jobs, strict=True)):
+            hits.append([hit for hit in recognised.hits if hit is not None])
             advance(len(hits) / len(jobs), "")
     per_set = [hits[i : i + len(groups)] for i in range(0, len(hits), len(groups))]
-    return [Judged.of([hit for found in own for hit in found]) for own in per_set]
+    return [Judged.of([hit for group_hits in own for hit in group_hits]) for own in per_set]
 
 
 class ImageJudge:

@@ -38,9 +38,9 @@ def mean_losses(
     for batch, counts_here in dealt(batches, ranks):
         batch = share_of(corrupt(batch, diffusion or DiffusionConfig(), VALIDATION_SEED), ranks).to(model.device)
         with autocast():
-            found = loss_sums(model, model(batch), batch).cpu().double()
+            batch_sums = loss_sums(model, model(batch), batch).cpu().double()
         if counts_here:  # not by a factor of 0, which would let a NaN through
-            sums += found
+            sums += batch_sums
             counts += torch.tensor(batch.counts, dtype=torch.float64) * ranks.leads_batch
     sums, counts = ranks.total(sums), ranks.total(counts)
     return {name: float(s / c) for name, s, c in zip(names, sums, counts, strict=True) if c > 0}

@@ -90,10 +90,10 @@ class Suite:
                 figures |= self.choices(prefix, name, documents, truths)
         return figures
 
-    def complete(self, documents: Sequence[Document], given: str, output: str, title: str,
+    def complete(self, documents: Sequence[Document], prompt_modality: str, output: str, title: str,
                  sampling: dict[str, SamplingConfig] | None = None) -> list[Media | None]:  # fmt: skip
-        """Generate ``output`` after the first part ``given`` of each document, and decode it; None where none came."""
-        prompts = [[part_of(d, given)] for d in documents]
+        """Generate ``output`` after each document's first ``prompt_modality`` part, decoded; None where none came."""
+        prompts = [[part_of(d, prompt_modality)] for d in documents]
         with self.progress.stage(title, total=len(prompts)) as bar:
             results = self.pipeline.complete(
                 prompts, [output] * len(prompts), sampling=sampling, on_result=lambda _: bar.advance(1)
@@ -121,10 +121,10 @@ class Suite:
             metas = [d.meta for d in documents]
             with self.progress.stage(f"judge of {name}", total=1) as bar:
                 if codec.kind == "image":
-                    found = self.images(made, metas, real, raw, codec)
+                    item_figures = self.images(made, metas, real, raw, codec)
                 else:
-                    found = speech_figures(made, [truths.caption(m) for m in metas], real, codec, bar.to)
-            figures |= {f"{name}_{label}": value for label, value in found.items()}
+                    item_figures = speech_figures(made, [truths.caption(m) for m in metas], real, codec, bar.to)
+            figures |= {f"{name}_{label}": value for label, value in item_figures.items()}
         return figures
 
     def images(
@@ -150,20 +150,20 @@ class Suite:
             for document in single:
                 scores.append(continuation_scores(model, [part_of(document, modality)], ids))
                 bar.advance(1)
-        found = forced_choice(np.array(scores), truth)
-        return {f"{prefix}_choice_{k}": v for k, v in found.items()}
+        shares = forced_choice(np.array(scores), truth)
+        return {f"{prefix}_choice_{k}": v for k, v in shares.items()}
 
 
 def known(source: ShardSource, truths: Truths, modalities: Sequence[str], count: int) -> list[Document]:
     """Return the split's first documents, ``count`` at most, that have these modalities and whose caption is known."""
 
-    def found() -> Iterator[Document]:
+    def matching_documents() -> Iterator[Document]:
         for i in range(len(source)):
             held = {source.names[m] for m in source.parts([i]).modality}
             if held.issuperset(modalities) and truths.caption(source.meta(i)):
                 yield source.document(i)
 
-    return list(islice(found(), count))
+    return list(islice(matching_documents(), count))
 
 
 def items(source: RawSource, split: str, numbers: Sequence[int], key: str, *, scattered: bool = False) -> list[Media]:

@@ -75,17 +75,18 @@ def run_facts(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 def codec_figures(summary: dict[str, Any], data_report: dict[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """Return modality to (label, value) of its codec, from ``<modality>_codec_<figure>`` and the data's report."""
-    found: dict[str, dict[str, float]] = {}
+    by_modality: dict[str, dict[str, float]] = {}
     quality = data_report.get("quality")
     for name, value in flatten(quality if isinstance(quality, dict) else {}).items():
         modality, _, figure = name.partition("/") if "/" in name else name.partition("_codec_")
-        found.setdefault(modality, {})[figure] = value
+        by_modality.setdefault(modality, {})[figure] = value
     for name, value in summary.items():
         modality, separator, figure = name.partition("_codec_")
         if separator:
-            found.setdefault(modality, {})[figure] = value
+            by_modality.setdefault(modality, {})[figure] = value
     return {
-        m: [_codec_figure(f, v) for f, v in sorted(figures.items(), key=_codec_order)] for m, figures in found.items()
+        m: [_codec_figure(f, v) for f, v in sorted(figures.items(), key=_codec_order)]
+        for m, figures in by_modality.items()
     }
 
 

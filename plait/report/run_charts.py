@@ -35,11 +35,11 @@ def run_charts(rows: list[dict[str, Any]], modalities: list[str], units: str = "
     }
     titles = {"loss": "Loss of each modality", "speed": "Speed", "optimizer": "Optimizer", "other": "Other curves"}
     charts = {}
-    for name, found in panels.items():
-        found = [panel for panel in found if panel.series]
+    for name, group_panels in panels.items():
+        drawn = [panel for panel in group_panels if panel.series]
         about, is_loss = (note, True) if name == "loss" else ("", False)
-        if found:
-            charts[name] = Chart(f"{name}_curves", titles[name], titles[name], about, found, AXES, is_loss)
+        if drawn:
+            charts[name] = Chart(f"{name}_curves", titles[name], titles[name], about, drawn, AXES, is_loss)
     return charts
 
 

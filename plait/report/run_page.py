@@ -69,8 +69,8 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
     denoised = _denoised(config)
 
     def records(name: str, key: str, *, varied: str = "") -> list[dict]:
-        found = _records(run / "samples" / f"{name}.jsonl", samples_per_task, key)
-        return [r | {"sampling": _settings(r.get("sampling"), denoised, varied)} for r in found]
+        first_records = _records(run / "samples" / f"{name}.jsonl", samples_per_task, key)
+        return [r | {"sampling": _settings(r.get("sampling"), denoised, varied)} for r in first_records]
 
     samples = [_sample(r, media) for r in records("samples", "task")]
     codecs = [_pair(r, media) for r in records("codecs", "modality")]
@@ -154,13 +154,13 @@ def _codec_of(data: Path, config: dict, modality: str) -> Codec | None:
 def _records(path: Path, most: int, key: str) -> list[dict]:
     """Return the records of a JSONL file, at most ``most`` for each value of ``key``."""
     taken: dict[str, int] = {}
-    kept = []
+    records = []
     for record in read_jsonl(path) if path.exists() else []:
         group = str(record.get(key, ""))
         taken[group] = taken.get(group, 0) + 1
         if taken[group] <= most:
-            kept.append(record)
-    return kept
+            records.append(record)
+    return records
 
 
 def _counts(path: Path) -> dict[str, int]:
@@ -178,8 +178,8 @@ def _section(values: dict, name: str) -> dict:
 
 def _denoised(config: dict) -> list[str]:
     """Return the modalities whose objective is diffusion."""
-    found = _section(_section(config, "model"), "modalities").items()
-    return [clean(name) for name, m in found if isinstance(m, dict) and m.get("objective") == "diffusion"]
+    modalities = _section(_section(config, "model"), "modalities").items()
+    return [clean(name) for name, m in modalities if isinstance(m, dict) and m.get("objective") == "diffusion"]
 
 
 def _units(config: dict, denoised: list[str]) -> str:
@@ -265,20 +265,20 @@ def _tasks(samples: list[dict], counts: dict[str, int]) -> list[dict]:
     for sample in samples:
         groups.setdefault(sample["task"], []).append(sample)
     tasks = []
-    for i, (name, found) in enumerate(groups.items()):
-        layouts = {s["layout"] for s in found if s["layout"]} or {"clips"}
-        settings = {s["settings"] for s in found}
+    for i, (name, task_samples) in enumerate(groups.items()):
+        layouts = {s["layout"] for s in task_samples if s["layout"]} or {"clips"}
+        settings = {s["settings"] for s in task_samples}
         same_settings = len(settings) == 1
-        given, arrow, made = name.partition(">")
+        inputs, arrow, outputs = name.partition(">")
         tasks.append(
             {
                 "anchor": f"task-{i + 1}",
                 "name": name,
-                "given": given.replace("+", ",").split(",") if arrow else [],
-                "made": made.replace("+", ",").split(",") if arrow else [],
+                "given": inputs.replace("+", ",").split(",") if arrow else [],
+                "made": outputs.replace("+", ",").split(",") if arrow else [],
                 "layout": layouts.pop() if len(layouts) == 1 else "document",
-                "samples": found,
-                "count": counts.get(name, len(found)),
+                "samples": task_samples,
+                "count": counts.get(name, len(task_samples)),
                 "settings": settings.pop() if same_settings else "",
                 "same_settings": same_settings,
             }
@@ -296,11 +296,11 @@ def _pair(record: dict, media: Media) -> dict:
 
 def _codecs(pairs: list[dict], known: dict[str, list], modalities: list[str]) -> list[dict]:
     names = [*modalities, *(name for name in known if name not in modalities)]
-    found = [
+    rows = [
         {"modality": name, "figures": known.get(name, []), "pairs": [p for p in pairs if p["modality"] == name]}
         for name in names
     ]
-    return [codec for codec in found if codec["figures"] or codec["pairs"]]
+    return [codec for codec in rows if codec["figures"] or codec["pairs"]]
 
 
 def _sentence(summary: dict, rows: list[dict]) -> list[str]:

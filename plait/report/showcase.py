@@ -14,8 +14,8 @@ def shown(samples: Sequence[dict]) -> dict[str, list[dict[str, Any]]]:
     Samples are those of `plait.report.page`. A kind that the run does not make has an empty list.
     """
 
-    def first(made: str, given: str, count: int) -> list[dict[str, Any]]:
-        return [s for s in samples if _is(s["output"], made) and _is(s["prompt"], given)][:count]
+    def first(output_kind: str, prompt_kind: str, count: int) -> list[dict[str, Any]]:
+        return [s for s in samples if _is(s["output"], output_kind) and _is(s["prompt"], prompt_kind)][:count]
 
     return {
         "images": first("image", "text", NUM_IMAGES),

@@ -40,12 +40,12 @@ def guided(records: list[dict], media: Media) -> list[dict]:
 
 def _strip(record: dict, media: Media) -> dict:
     output = media.views(record.get("output"))[:1]
-    found = [(_number(step.get("level")), step.get("part")) for step in _mappings(record.get("steps"))]
+    raw_steps = [(_number(step.get("level")), step.get("part")) for step in _mappings(record.get("steps"))]
     if output:  # at level 0 stands the output itself
-        found = [step for step in found if step[0] != 0]
-    shown = min(MOST_STEPS, len(found))
-    found = [found[i * len(found) // shown] for i in range(shown)]
-    steps = [(_level(level), view) for level, part in found for view in media.views(part)[:1]]
+        raw_steps = [step for step in raw_steps if step[0] != 0]
+    shown = min(MOST_STEPS, len(raw_steps))
+    raw_steps = [raw_steps[i * len(raw_steps) // shown] for i in range(shown)]
+    steps = [(_level(level), view) for level, part in raw_steps for view in media.views(part)[:1]]
     return _row(record, media, [view for _, view in steps] + output) | {"steps": steps, "output": output}
 
 
