@@ -69,11 +69,11 @@ def _main(arguments: list[str] | None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except PlaitError as error:
-        found = launch()
-        if found is None or found.rank == 0:
+        process = launch()
+        if process is None or process.rank == 0:
             print(f"plait: {error}", file=sys.stderr)
         elif not isinstance(error, ConfigError | Held) and error.exit_code != STOPPED:  # those concern all ranks
-            print(f"plait, rank {found.rank}: {error}", file=sys.stderr)
+            print(f"plait, rank {process.rank}: {error}", file=sys.stderr)
         return error.exit_code
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
@@ -99,9 +99,11 @@ def is_out_of_memory(error: Exception) -> bool:
 
 def _check_launch(command: str) -> None:
     """Refuse commands that a launcher started many times: all would write the same files."""
-    found = launch()
-    if found and command != "train":
-        raise ConfigError(f"command line: plait {command} runs in one process, only plait train runs under {found.by}")
+    process = launch()
+    if process and command != "train":
+        raise ConfigError(
+            f"command line: plait {command} runs in one process, only plait train runs under {process.by}"
+        )
 
 
 def _parser() -> Parser:

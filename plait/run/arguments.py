@@ -45,12 +45,12 @@ def split(words: list[str], commands: dict[str, "Parser"]) -> tuple[list[str], l
 
 def _check_once(settings: list[str]) -> None:
     """Raise a ConfigError for a setting that was given two values, of which the last would count without a word."""
-    given: dict[str, str] = {}
+    values: dict[str, str] = {}
     for setting in settings:
         name, _, value = setting.partition("=")
-        if given.setdefault(name, value) != value:
+        if values.setdefault(name, value) != value:
             raise ConfigError(
-                f"command line: --{name} stands twice ({shown(given[name])} and {shown(value)}), leave one out"
+                f"command line: --{name} stands twice ({shown(values[name])} and {shown(value)}), leave one out"
             )
 
 

@@ -96,18 +96,18 @@ def _check_options(chosen) -> None:
     """Raise a ConfigError for options of `plait compare` that would be without effect."""
     if not (chosen.study or chosen.from_logs):
         raise ConfigError("command line: plait compare needs a study or --from-logs")
-    given = {"a study": chosen.study, "--keep": chosen.keep, "--rates": chosen.rates, "--plan": chosen.plan,
-             "--analyse": chosen.analyse, "--evaluate": chosen.evaluate, "--arms": chosen.arms,
-             "--seeds": chosen.seeds, "--out": chosen.out, "--warmup": chosen.warmup,
-             "settings": chosen.overrides}  # fmt: skip
+    options = {"a study": chosen.study, "--keep": chosen.keep, "--rates": chosen.rates, "--plan": chosen.plan,
+               "--analyse": chosen.analyse, "--evaluate": chosen.evaluate, "--arms": chosen.arms,
+               "--seeds": chosen.seeds, "--out": chosen.out, "--warmup": chosen.warmup,
+               "settings": chosen.overrides}  # fmt: skip
     taken: Sequence[str]
     if chosen.from_logs:
         what, taken = "--from-logs stands in place of a study", ("--out", "--warmup")
     elif chosen.keep:
         what, taken = "--keep keeps all finished runs", ("a study", "--keep", "--out", "settings")
     else:
-        what, taken = "--warmup is for --from-logs", [name for name in given if name != "--warmup"]
-    for name in (name for name, value in given.items() if value and name not in taken):
+        what, taken = "--warmup is for --from-logs", [name for name in options if name != "--warmup"]
+    for name in (name for name, value in options.items() if value and name not in taken):
         raise ConfigError(f"command line: {what}, leave out {name}")
 
 
@@ -180,16 +180,16 @@ def plan(chosen) -> int:
 
     names = [field.name for field in dataclasses.fields(Machines)]
     machines = Machines(**{name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None})
-    found = make_plan(_config(chosen.config, chosen.overrides), machines, tokens=chosen.tokens, mix=chosen.mix,
-                      document_tokens=chosen.document_tokens, progress=Progress())  # fmt: skip
+    run_plan = make_plan(_config(chosen.config, chosen.overrides), machines, tokens=chosen.tokens, mix=chosen.mix,
+                         document_tokens=chosen.document_tokens, progress=Progress())  # fmt: skip
     if chosen.json:
-        print(json.dumps(as_json(found), indent=1))
+        print(json.dumps(as_json(run_plan), indent=1))
     else:
         console = Console()
         if not console.is_terminal:
             console.width = 150  # a file has no edge
-        show(found, console, everything=chosen.all)
-    return 0 if found.best else ResourceError.exit_code
+        show(run_plan, console, everything=chosen.all)
+    return 0 if run_plan.best else ResourceError.exit_code
 
 
 def settings(chosen) -> None:

@@ -44,11 +44,11 @@ def run_config(run: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def load_run(config: RunConfig, *, device: str = "auto") -> Pipeline:
     """Load the model and codecs of a run."""
-    found = checkpoint.latest(Path(config.out) / "checkpoints")
-    if found is None:
+    latest = checkpoint.latest(Path(config.out) / "checkpoints")
+    if latest is None:
         raise CheckpointError(f"run: {config.out!r} has no complete checkpoint, run `plait train` first")
-    weights = checkpoint.weights_file(found).name
-    model = load_pretrained(found, device=pick_device(device), weights=weights)
+    weights = checkpoint.weights_file(latest).name
+    model = load_pretrained(latest, device=pick_device(device), weights=weights)
     model.requires_grad_(False)
     return Pipeline(model, load_codecs(config, list(model.config.modalities)), config.generate, config.diffusion)
 

@@ -18,13 +18,15 @@ def next_steps(config: RunConfig, report: Path, command: str) -> list[str]:
     samples, out = Path(config.out) / "samples", shlex.quote(config.out)
     steps = [("open the report", f"{python} -m webbrowser {shlex.quote(str(report))}")]
     for record in _examples(samples):
-        given, output = record["prompt"][0], record["truth"][0]["modality"]
-        if "text" in given:
-            prompt, many = f"--text {shlex.quote(given['text'])}", " --count 4" if output == "image" else ""
+        prompt_part, output = record["prompt"][0], record["truth"][0]["modality"]
+        if "text" in prompt_part:
+            prompt, many = f"--text {shlex.quote(prompt_part['text'])}", " --count 4" if output == "image" else ""
             steps.append((f"make {output} from text", f"{program} generate {out} {prompt} --output {output}{many}"))
-        elif given["file"].endswith(".png"):
-            prompt = f"--image {shlex.quote(str(samples / given['file']))}"
-            steps.append((f"describe an {given['modality']}", f"{program} generate {out} {prompt} --output {output}"))
+        elif prompt_part["file"].endswith(".png"):
+            prompt = f"--image {shlex.quote(str(samples / prompt_part['file']))}"
+            steps.append(
+                (f"describe an {prompt_part['modality']}", f"{program} generate {out} {prompt} --output {output}")
+            )
     if (samples / FOLDER).is_dir():
         source = shlex.quote(str(samples / FOLDER))
         steps.append(("train on a folder", f"{program} {command} --out runs/mine --prepare.source {source}"))
@@ -48,8 +50,8 @@ def how_called() -> tuple[str, str]:
 
 
 def _named(name: str, path: str) -> str:
-    found = shutil.which(name)
-    if found and Path(found).absolute() == Path(path).absolute():
+    executable = shutil.which(name)
+    if executable and Path(executable).absolute() == Path(path).absolute():
         return name
     try:
         return shlex.quote(str(Path(path).absolute().relative_to(Path.cwd())))

@@ -161,19 +161,19 @@ class SampleSet:
         return {task: self._asked_of(task) for task in tasks}
 
     def _asked_of(self, task: str) -> list[Asked]:
-        found: list[Asked] = []
+        asked: list[Asked] = []
         for source, origin in zip(self.sources, self._origins, strict=True):
             arranged = TaskSource(source, self.config.model, {task: 1.0})
             numbers = np.arange(len(source))
-            serving = numbers[arranged.serves(numbers)[:, 0]][: self.count - len(found)].tolist()
+            serving = numbers[arranged.serves(numbers)[:, 0]][: self.count - len(asked)].tolist()
             if not serving:
                 continue
             for media in self._media(source, origin, serving):
                 chosen = arranged.choose([name for name, _ in media], 0, 0)
-                given = [media[p] for p, is_given in chosen if is_given]
+                prompt = [media[p] for p, is_given in chosen if is_given]
                 truth = next(media[p] for p, is_given in chosen if not is_given)
-                found.append(Asked(given, truth[0], truth))
-        return found
+                asked.append(Asked(prompt, truth[0], truth))
+        return asked
 
     def _media(self, source, origin: RawSource | None, numbers: list[int]) -> list[list[MediaPart]]:
         """Return documents as media: the originals where they can be made again, or what the codecs kept of them."""
@@ -190,10 +190,10 @@ class SampleSet:
     def _generate(self, title: str, asked: list[Asked], **settings: Any) -> list[Sample]:
         if not asked:
             return []
-        given, outputs = [a.given for a in asked], [a.output for a in asked]
+        prompts, outputs = [a.given for a in asked], [a.output for a in asked]
         with self.progress.stage(title, total=len(asked)) as bar:
             return self.pipeline.generate_from_media(
-                given, outputs, seed=self.config.seed, on_result=lambda r: bar.advance(1), **settings
+                prompts, outputs, seed=self.config.seed, on_result=lambda r: bar.advance(1), **settings
             )
 
     def _save(self, part: MediaPart, name: str) -> dict[str, str]:

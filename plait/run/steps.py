@@ -62,10 +62,10 @@ def timed(config: RunConfig, stage: str) -> Iterator[Callable[[], None]]:
 
 def _figures_of(path: Path) -> dict[str, float]:
     """Return the figures by stage that `timed` has written."""
-    found = read_json(path, path.stem) if path.exists() else {}
-    if not isinstance(found, dict) or not all(isinstance(v, int | float) for v in found.values()):
+    figures = read_json(path, path.stem) if path.exists() else {}
+    if not isinstance(figures, dict) or not all(isinstance(v, int | float) for v in figures.values()):
         raise CheckpointError(f"{path.stem}: {str(path)!r} does not hold figures by stage, remove it")
-    return found
+    return figures
 
 
 def _kept_figures(path: Path) -> dict[str, float]:
@@ -119,8 +119,8 @@ def sample_while_training(config: RunConfig, model: MixtureOfTransformers, step:
     Ranks that share a model all draw the same samples, and rank 0 keeps them.
     """
     pipeline = Pipeline(model, load_codecs(config), config.generate, config.diffusion)
-    kept = atomic_folder(Path(config.out) / "progress" / f"step-{step:08d}")
-    with kept if is_first() else tempfile.TemporaryDirectory() as folder:
+    progress_folder = atomic_folder(Path(config.out) / "progress" / f"step-{step:08d}")
+    with progress_folder if is_first() else tempfile.TemporaryDirectory() as folder:
         SampleSet(config, pipeline, Path(folder), 2).write(free=2)
 
 
@@ -170,9 +170,9 @@ def save_generated(samples: list[Sample], folder: str) -> None:
 
 def _key(config: RunConfig) -> dict[str, Any]:
     """Return what evaluation and samples depend on: the checkpoint, the data, and how they are made."""
-    found = checkpoint.latest(Path(config.out) / "checkpoints")
+    latest = checkpoint.latest(Path(config.out) / "checkpoints")
     settings = {"fixed": identity(config, (FIXED, STREAM)), "measured": identity(config, (MEASURED,))}
-    return {"weights": checkpoint.weights_key(found) if found else {}, "data": data_fingerprint(config), **settings}
+    return {"weights": checkpoint.weights_key(latest) if latest else {}, "data": data_fingerprint(config), **settings}
 
 
 def summarise(config: RunConfig) -> dict[str, Any]:
@@ -217,11 +217,11 @@ def _training_figures(config: RunConfig) -> dict[str, Any]:
     shares = sorted(r["loader_share"] for r in steps)
     figures |= {"tokens_per_second": rates[len(rates) // 2], "loader_share": shares[len(shares) // 2]}
     figures |= {f"train_{k}": v for k, v in steps[-1].items() if k.startswith("loss/")}
-    found = checkpoint.latest(Path(config.out) / "checkpoints")
-    if found:
-        with TensorStore(found / "model.safetensors", "checkpoint") as store:
+    latest = checkpoint.latest(Path(config.out) / "checkpoints")
+    if latest:
+        with TensorStore(latest / "model.safetensors", "checkpoint") as store:
             figures["parameters"] = sum(math.prod(t.shape) for t in store.tensors.values())
-        counts = checkpoint.read_state(found)["run"]["loader"]["counts"]
+        counts = checkpoint.read_state(latest)["run"]["loader"]["counts"]
         figures["packing_efficiency"] = counts["tokens"] / (counts["batches"] * config.data.batch_tokens)
         figures |= {f"documents_{k}": counts[k] for k in ("split", "truncated", "skipped")}
     return figures

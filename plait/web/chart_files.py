@@ -64,7 +64,7 @@ def _panel(axis, panel: Panel) -> None:
     if panel.log:
         axis.set(xscale="log", yscale="log")
         for format_of in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
-            format_of(lambda value, place: f"{value:g}")
+            format_of(lambda value, position: f"{value:g}")
     bars = [s for s in panel.series if s.kind == "bars"]
     width = 0.8 / max(len(bars), 1)
     for series in panel.series:
