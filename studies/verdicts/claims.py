@@ -148,12 +148,12 @@ def judge(claims: Claims, studies: dict[str, Found], identical: Callable[[], flo
     """Return ``rows`` (claim, figure, paper, ours, low, high, seeds, verdict) and ``claims`` with their verdicts."""
     rows, verdicts = [], []
     for claim in claims.claims:
-        mine = [_judge_row(row, studies, identical) for row in claim.rows]
-        rows += [{"number": claim.number, "claim": claim.claim, **row} for row in mine]
-        found = {row["verdict"] for row in mine}
+        claim_rows = [_judge_row(row, studies, identical) for row in claim.rows]
+        rows += [{"number": claim.number, "claim": claim.claim, **row} for row in claim_rows]
+        row_verdicts = {row["verdict"] for row in claim_rows}
         # one failure decides; nothing else does before all has been run
         order = (NOT_REPRODUCED, NOT_RUN, INCONCLUSIVE, REPRODUCED)
-        verdict = next(v for v in order if v in found)
+        verdict = next(v for v in order if v in row_verdicts)
         verdicts.append({"number": claim.number, "claim": claim.claim, "verdict": verdict, "decide": claim.decide,
                          "tried": claim.tried, "note": claim.note})  # fmt: skip
     return {"rows": rows, "claims": verdicts}
@@ -191,9 +191,9 @@ def _verdict(row: Row, values: dict[int, Value]) -> str:
 def _all_run(row: Row, studies: dict[str, Found]) -> bool:
     """Return whether all runs that a row is about are finished, those that its arms are matched with among them."""
     for figure in (f for f in (*row.of, *row.over) if f.study and f.value != "flops_of_a_step"):
-        found = studies[figure.study]
-        arm = found.study.config.arms[figure.arm]
-        if any((name, seed) not in found.curves for name in (figure.arm, arm.against) for seed in arm.seeds):
+        matched = studies[figure.study]
+        arm = matched.study.config.arms[figure.arm]
+        if any((name, seed) not in matched.curves for name in (figure.arm, arm.against) for seed in arm.seeds):
             return False
     return True
 
@@ -202,15 +202,15 @@ def _combined(row: Row, studies: dict[str, Found], identical: Callable[[], float
     """Return the row's number for each seed that all of its figures have."""
     above, below = ([_measured(f, studies, identical) for f in figures] for figures in (row.of, row.over))
     seeds = set.intersection(*(set(values) for values in (*above, *below)))
-    found = {}
+    combined = {}
     for seed in sorted(seeds):
         top, bottom = ([values[seed] for values in side] for side in (above, below))
         number = _geometric_mean([v.number for v in top])
         number /= _geometric_mean([v.number for v in bottom]) if bottom else 1.0
         bounds = {v.bound for v in top} | {None if v.bound is None else -v.bound for v in bottom}
         bounds -= {0}
-        found[seed] = Value(number, 0 if not bounds else bounds.pop() if len(bounds) == 1 else None)
-    return found
+        combined[seed] = Value(number, 0 if not bounds else bounds.pop() if len(bounds) == 1 else None)
+    return combined
 
 
 def _geometric_mean(numbers: list[float]) -> float:
@@ -220,31 +220,31 @@ def _geometric_mean(numbers: list[float]) -> float:
 def _measured(figure: Figure, studies: dict[str, Found], identical: Callable[[], float]) -> dict[int, Value]:
     if figure.value == "identical_towers":
         return {ALL_SEEDS: Value(identical())}
-    found = studies[figure.study]
-    if figure.arm not in found.study.config.arms:
-        raise ConfigError(unknown(f"claims: arm of {figure.study!r}", figure.arm, found.study.config.arms))
+    matched = studies[figure.study]
+    if figure.arm not in matched.study.config.arms:
+        raise ConfigError(unknown(f"claims: arm of {figure.study!r}", figure.arm, matched.study.config.arms))
     if figure.value == "flops_of_a_step":
-        row = next((r for r in found.results["arms"] if r["arm"] == figure.arm), None)
+        row = next((r for r in matched.results["arms"] if r["arm"] == figure.arm), None)
         return {ALL_SEEDS: Value(row["flops_ratio"])} if row and row["flops_ratio"] else {}
     if figure.value == "time_of_a_step":
-        against, seeds = found.study.config.arms[figure.arm].against, found.study.config.arms[figure.arm].seeds
-        times = {s: [found.records.step_seconds(arm, s) for arm in (figure.arm, against)] for s in seeds}
-        return {s: Value(mine / other) for s, (mine, other) in times.items() if mine and other}
+        against, seeds = matched.study.config.arms[figure.arm].against, matched.study.config.arms[figure.arm].seeds
+        times = {s: [matched.records.step_seconds(arm, s) for arm in (figure.arm, against)] for s in seeds}
+        return {s: Value(arm_seconds / other) for s, (arm_seconds, other) in times.items() if arm_seconds and other}
     name = (figure.arm, figure.split, figure.modality)
-    pair = next((p for p in found.pairs if (p.arm, p.split, p.modality) == name), None)
+    pair = next((p for p in matched.pairs if (p.arm, p.split, p.modality) == name), None)
     if pair is None:
-        _check_names(figure, found)
+        _check_names(figure, matched)
         return {}
     is_end = figure.value == "end_ratio"
     numbers = {s: (m.end_ratio, m.end_is_bound) if is_end else (m.ratio, m.is_bound) for s, m in pair.matches.items()}
     return {s: Value(number, int(bound)) for s, (number, bound) in numbers.items() if number is not None}
 
 
-def _check_names(figure: Figure, found: Found) -> None:
+def _check_names(figure: Figure, matched: Found) -> None:
     """Raise a ConfigError where a figure was not measured because its modality or set has another name."""
-    known = found.study.base_config().model.modalities
+    known = matched.study.base_config().model.modalities
     if figure.modality not in known:
         raise ConfigError(unknown(f"claims: modality of {figure.study!r}", figure.modality, known))
-    splits = {*SPLITS, *(p.split for p in found.pairs)}
-    if found.pairs and figure.split not in splits:
+    splits = {*SPLITS, *(p.split for p in matched.pairs)}
+    if matched.pairs and figure.split not in splits:
         raise ConfigError(unknown(f"claims: split of {figure.study!r}", figure.split, splits))

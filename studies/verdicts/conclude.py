@@ -57,10 +57,10 @@ def conclude(folder: str | Path, find_study: Callable[[str], Study]) -> tuple[Pa
     """
     folder = Path(folder)
     claims = read_claims(folder / "claims.yaml")
-    found = {name: _kept(find_study(name), folder) for name in claims.studies}
-    judged = judge(claims, found, difference_of_identical_towers)
-    run = {name: one for name, one in found.items() if one.curves}
-    results = {"rules": claims.rules, **judged, "studies": [_study_row(one) for one in found.values()]}
+    studies = {name: _kept(find_study(name), folder) for name in claims.studies}
+    judged = judge(claims, studies, difference_of_identical_towers)
+    run = {name: one for name, one in studies.items() if one.curves}
+    results = {"rules": claims.rules, **judged, "studies": [_study_row(one) for one in studies.values()]}
     write_json(folder / "results.json", results)
     drawn = {name: _figures(one, folder) for name, one in run.items()}
     write_text(folder / "results.md", _markdown(results, run, drawn))
@@ -85,26 +85,26 @@ def _kept(study: Study, folder: Path) -> Found:
     return gather(study, kept_records(study, folder / LOGS))
 
 
-def _study_row(found: Found) -> dict[str, Any]:
-    runs = found.results["runs"]
+def _study_row(matched: Found) -> dict[str, Any]:
+    runs = matched.results["runs"]
     return {
-        "study": found.results["study"],
+        "study": matched.results["study"],
         "runs": len(runs),
         "finished": sum(r["status"] == "finished" for r in runs),
         "failed": sum(r["status"] == "failed" for r in runs),
-        "commit": found.results["machine"].get("commit", ""),
+        "commit": matched.results["machine"].get("commit", ""),
         "shares_of_steps": [
-            {key: row[key] for key in SHARE} for row in found.results["matches"] if row["split"] == TRAINING
+            {key: row[key] for key in SHARE} for row in matched.results["matches"] if row["split"] == TRAINING
         ],
-        "scaling": {kind: found.results["scaling"][kind] for kind in ("fits", "savings")},
+        "scaling": {kind: matched.results["scaling"][kind] for kind in ("fits", "savings")},
     }
 
 
-def _figures(found: Found, folder: Path) -> list[Chart]:
+def _figures(matched: Found, folder: Path) -> list[Chart]:
     """Write a study's page, draw its figures into the folder of images, and return those that results.md shows."""
-    name = found.study.config.name
-    drawn = charts(found) + analysis_charts(found, kept_analyses(found.study, folder / LOGS))
-    write_study_page(found, drawn, folder / PAGES / f"{name}.html")
+    name = matched.study.config.name
+    drawn = charts(matched) + analysis_charts(matched, kept_analyses(matched.study, folder / LOGS))
+    write_study_page(matched, drawn, folder / PAGES / f"{name}.html")
     shown = [c for c in drawn if c.section not in FOLDED]
     draw_figures(shown, folder / IMAGES / name)
     return shown
@@ -125,26 +125,26 @@ def _markdown(results: dict[str, Any], run: dict[str, Found], drawn: dict[str, l
         ("What would decide", INCONCLUSIVE, "decide"),
         ("What to know beside them", "", "note"),
     ):
-        mine = [c for c in results["claims"] if (c["verdict"] == verdict if verdict else c[key])]
-        if mine:
-            lines += [f"## {title}", "", *(f"- **{c['number']}. {c['claim']}.** {c[key]}" for c in mine), ""]
+        claims = [c for c in results["claims"] if (c["verdict"] == verdict if verdict else c[key])]
+        if claims:
+            lines += [f"## {title}", "", *(f"- **{c['number']}. {c['claim']}.** {c[key]}" for c in claims), ""]
     counts = [[row["study"], *(str(row[key]) for key in ("finished", "failed", "runs"))] for row in results["studies"]]
     lines += ["## Runs", "", *markdown_table(["study", "finished", "failed", "planned"], counts)]
-    for name, found in run.items():
-        lines += _study_section(name, found, drawn[name])
+    for name, matched in run.items():
+        lines += _study_section(name, matched, drawn[name])
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _study_section(name: str, found: Found, drawn: list[Chart]) -> list[str]:
+def _study_section(name: str, matched: Found, drawn: list[Chart]) -> list[str]:
     """Return a study's lines of results.md: its figures, those of what models do inside folded, and its tables."""
-    lines = [f"## Study {name}", "", found.results["about"], ""]
+    lines = [f"## Study {name}", "", matched.results["about"], ""]
     figures = {c.name: [f"![{c.title}]({IMAGES}/{name}/{c.name}.png)", "", c.note, ""] for c in drawn}
     inside = [c.name for c in drawn if c.section == INSIDE]
     lines += [line for key, some in figures.items() if key not in inside for line in some]
     if inside:
         lines += ["<details>", f"<summary>{INSIDE}</summary>", ""]
         lines += [*(line for key in inside for line in figures[key]), "</details>", ""]
-    for title, note, header, rows in tables(found.results):
+    for title, note, header, rows in tables(matched.results):
         if title in SHOWN:
             lines += [f"### {title}", "", *([note, ""] if note else []), *markdown_table(header, rows)]
     return lines
