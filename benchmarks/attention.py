@@ -39,15 +39,15 @@ CONFIG = ModelConfig(modalities={
 
 def masked_tokens(mask: str, tokens: int, count: int) -> tuple[list, list[int]]:
     """Return the segments of a batch and the lengths of its documents: text, and two images where the mask wants."""
-    found, size = [], tokens // count
+    documents, size = [], tokens // count
     for index in range(count):
         image = round(size * IMAGE) if mask == "transfusion" else 0
         one = Part("image", latents=np.zeros((image, 1), np.float32), grid=(image,))
         text = size - 2 - (2 * (image + 2) if image else 0)  # <bos> and <eos>, delimiters of images
         halves = [Part("text", np.zeros(n, np.int64)) for n in (text // 2, text - text // 2)]
         parts = [halves[0], one, halves[1], one] if image else halves
-        found.append(Document(parts, index=index))
-    batch = pack(found, CONFIG)
+        documents.append(Document(parts, index=index))
+    batch = pack(documents, CONFIG)
     return segments(batch.spans), batch.lengths
 
 
@@ -75,14 +75,14 @@ def random_inputs(tokens: int, heads: int, dtype: str, device: str) -> list[Tens
 
 def compare(options: argparse.Namespace, mask: str, tokens: int, count: int, dtype: str) -> list[Row]:
     """Return the rows of one mask at one length."""
-    found, lengths = masked_tokens(mask, tokens, count)
+    batch_segments, lengths = masked_tokens(mask, tokens, count)
     total, device = sum(lengths), options.device
     huge = device == "cpu" and tokens >= 20_000
     inputs = random_inputs(total, 1 if huge else 4, dtype, device)
-    whole = dense_mask(found, total).to(device)
+    whole = dense_mask(batch_segments, total).to(device)
     ends = np.cumsum(lengths).tolist()
     own = [whole[stop - n : stop, stop - n : stop].contiguous() for n, stop in zip(lengths, ends, strict=True)]
-    plan = AttentionPlan.of(found, total, torch.device(device), DTYPES[dtype])
+    plan = AttentionPlan.of(batch_segments, total, torch.device(device), DTYPES[dtype])
 
     def per_document(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         documents = zip(*(x.split(lengths) for x in (q, k, v)), own, strict=True)
@@ -94,7 +94,9 @@ def compare(options: argparse.Namespace, mask: str, tokens: int, count: int, dty
         "dense mask": passes(lambda q, k, v: sdpa(q, k, v, whole), inputs),
     }
     turns, warmups = (1, 0) if huge else (options.turns, 2)
-    times = {name: found[0] for name, found in paired(arms, turns=turns, device=device, warmups=warmups).items()}
+    times = {
+        name: arm_times[0] for name, arm_times in paired(arms, turns=turns, device=device, warmups=warmups).items()
+    }
     return [
         ratio_row(name, times[arm], times["dense mask"], against="SDPA with one dense mask")
         for name, arm in zip(names_of(mask, tokens, count, dtype), ("plait", "per document"), strict=True)
@@ -109,8 +111,8 @@ def names_of(mask: str, tokens: int, count: int, dtype: str) -> list[str]:
 
 def precision(options: argparse.Namespace, length: int, tokens: int = 4096) -> list[Row]:
     """Return plait's attention in float32 over that in bfloat16, for causal documents of one length."""
-    found, lengths = masked_tokens("causal", tokens, tokens // length)
-    plan = AttentionPlan.of(found, sum(lengths), torch.device(options.device))
+    batch_segments, lengths = masked_tokens("causal", tokens, tokens // length)
+    plan = AttentionPlan.of(batch_segments, sum(lengths), torch.device(options.device))
     arms = {}
     for dtype in DTYPES:
         inputs = random_inputs(sum(lengths), 4, dtype, options.device)
@@ -125,17 +127,17 @@ def grid(name: str) -> tuple[list[tuple[str, int, int, str]], list[int]]:
     if name == "tiny":
         return [("transfusion", 256, 2, "float32"), ("causal", 256, 2, "bfloat16")], [64]
     dtype = "float32" if name == "cpu" else "bfloat16"
-    found = [("transfusion", 2048, 4, "float32"), ("transfusion", 2048, 4, "bfloat16"), ("causal", 2048, 4, dtype),
+    cases = [("transfusion", 2048, 4, "float32"), ("transfusion", 2048, 4, "bfloat16"), ("causal", 2048, 4, dtype),
              ("transfusion", 2048, 1, dtype)]  # fmt: skip
-    found += [("transfusion", tokens, tokens // 512, dtype) for tokens in (4096, 8192)]
-    return [*found, ("transfusion", 20_000, 10, dtype)], [128, 512, 2048] if name == "cpu" else []
+    cases += [("transfusion", tokens, tokens // 512, dtype) for tokens in (4096, 8192)]
+    return [*cases, ("transfusion", 20_000, 10, dtype)], [128, 512, 2048] if name == "cpu" else []
 
 
 def measurements(options: argparse.Namespace) -> list[Measurement]:
     """Return the comparisons of the grid."""
     compared, lengths = grid(options.grid)
-    found = [Measurement(names_of(*one), lambda one=one: compare(options, *one)) for one in compared]
-    return found + [Measurement([f"attention_precision/{n}"], lambda n=n: precision(options, n)) for n in lengths]
+    comparisons = [Measurement(names_of(*one), lambda one=one: compare(options, *one)) for one in compared]
+    return comparisons + [Measurement([f"attention_precision/{n}"], lambda n=n: precision(options, n)) for n in lengths]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -47,14 +47,14 @@ def kind_of(name: str) -> str:
 def profiled(arm: Arm, device: str, steps: int) -> tuple[Counter, float]:
     """Return the seconds of each kind in one step, and the number of operations or kernels."""
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device == "cuda" else [])
-    with profile(activities=activities) as found:
+    with profile(activities=activities) as profiler:
         for _ in range(steps):
             arm.forward_backward()
         if device == "cuda":
             torch.cuda.synchronize()
     seconds: Counter = Counter()
     launches = 0
-    for event in found.key_averages():
+    for event in profiler.key_averages():
         if device == "cuda":
             wanted, time = event.device_type == DeviceType.CUDA, event.self_device_time_total
         else:

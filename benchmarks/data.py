@@ -83,22 +83,22 @@ def in_fresh_process(folder: Path) -> dict[str, float]:
     """Return what `work` finds in a process of its own, the second time: first reads come from the disk."""
     for _ in range(2):
         command = [sys.executable, __file__, "--work", str(folder)]
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-    return json.loads(found.stdout)
+        completed = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(completed.stdout)
 
 
 def measure(small: int, large: int) -> list[dict]:
     """Return all rows."""
     with tempfile.TemporaryDirectory() as temporary:
-        found = {}
+        by_size = {}
         for size in (small, large):
             build_index(Path(temporary) / str(size), size)
-            found[size] = in_fresh_process(Path(temporary) / str(size))
-    growth = found[large]["memory"] - found[small]["memory"]
+            by_size[size] = in_fresh_process(Path(temporary) / str(size))
+    growth = by_size[large]["memory"] - by_size[small]["memory"]
     return [
-        value_row(f"data/open/{large}", found[large]["open"], "s", against=f"open/{small}"),
-        value_row(f"data/plan/{large}", found[large]["plan"], "documents/s"),
-        value_row(f"data/read/{large}", found[large]["read"], "documents/s"),
+        value_row(f"data/open/{large}", by_size[large]["open"], "s", against=f"open/{small}"),
+        value_row(f"data/plan/{large}", by_size[large]["plan"], "documents/s"),
+        value_row(f"data/read/{large}", by_size[large]["read"], "documents/s"),
         value_row(f"data/memory_growth/{large}", growth, "MB", against=f"memory/{small}"),
     ]
 

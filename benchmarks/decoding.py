@@ -156,15 +156,17 @@ def by_rows(bench: Bench, counts: Sequence[int], turns: int) -> list[Row]:
     copied = 2 * COPIED / statistics.median(copy)
     rows = [value_row(f"decode/copy/{name}", copied, "bytes/s", times=copy)]
     for n in counts:
-        mine, one = times[str(n)][0], times[str(counts[0])][0]
-        read = bench.bytes_of_step(model, n, turns) * STEPS / statistics.median(mine)
+        row_times, one = times[str(n)][0], times[str(counts[0])][0]
+        read = bench.bytes_of_step(model, n, turns) * STEPS / statistics.median(row_times)
         end = f"{name}/rows{n}"
         rows += [
-            value_row(f"decode/tokens_per_second/{end}", n * STEPS / statistics.median(mine), "1/s", times=mine),
-            ratio_row(f"decode/speedup/{end}", [n * t for t in one], mine, against="one row"),
-            value_row(f"decode/bytes_per_second/{end}", read, "bytes/s", times=mine),
-            value_row(f"decode/share_of_copy/{end}", read / copied, "ratio", against="copy", times=mine),
-            ratio_row(f"decode/dense_ratio/{end}", mine, times[f"dense{n}"][0], against="dense"),
+            value_row(
+                f"decode/tokens_per_second/{end}", n * STEPS / statistics.median(row_times), "1/s", times=row_times
+            ),
+            ratio_row(f"decode/speedup/{end}", [n * t for t in one], row_times, against="one row"),
+            value_row(f"decode/bytes_per_second/{end}", read, "bytes/s", times=row_times),
+            value_row(f"decode/share_of_copy/{end}", read / copied, "ratio", against="copy", times=row_times),
+            ratio_row(f"decode/dense_ratio/{end}", row_times, times[f"dense{n}"][0], against="dense"),
         ]
     return rows
 
@@ -246,7 +248,7 @@ def speculation(folder: Path, counts: Sequence[int], turns: int, device: str) ->
     host, output = model.config.layout.host, next(n for n in grids if model.config.modalities[n].vocab_size)
     source = open_sources(config, validation_splits(config)[0])[0]
     captions = [[p for p in source.document(i).parts if p.modality == host] for i in range(max(counts))]
-    found: dict[str, list[float]] = {}
+    ids_per_pass: dict[str, list[float]] = {}
 
     def images(count: int, window: int, per_pass: list[float]) -> None:
         # each turn draws with another seed, the same one in all arms
@@ -265,13 +267,13 @@ def speculation(folder: Path, counts: Sequence[int], turns: int, device: str) ->
         per_pass.append(count * (math.prod(grids[output]) - 1) / passes)
 
     def arm(count: int, window: int) -> list[Callable[[], None]]:
-        return [functools.partial(images, count, window, found.setdefault(f"rows{count}/window{window}", []))]
+        return [functools.partial(images, count, window, ids_per_pass.setdefault(f"rows{count}/window{window}", []))]
 
     times = paired({f"rows{n}/window{w}": arm(n, w) for n in counts for w in (0, *WINDOWS)}, turns=turns,
                    device=device, warmups=1, repeats=1)  # fmt: skip
     rows = []
     for end in (f"rows{n}/window{w}" for n in counts for w in WINDOWS):
-        each, plain = found[end][1:], times[f"{end.partition('/')[0]}/window0"][0]
+        each, plain = ids_per_pass[end][1:], times[f"{end.partition('/')[0]}/window0"][0]
         rows += [
             value_row(f"decode/ids_a_pass/{config.name}/{end}", statistics.median(each), "ids", times=each),
             ratio_row(f"decode/speculate_ratio/{config.name}/{end}", times[end][0], plain, against="one id a pass"),
@@ -311,9 +313,9 @@ def of_shape(width: int, layers: int, counts: Sequence[int], options: argparse.N
 @torch.no_grad()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is that of `harness.run`."""
-    found = parser(__doc__, grids=GRIDS)
-    found.add_argument("--run", type=Path, help="folder of a trained run with images of ids")
-    options = parsed(found, arguments)
+    command_line = parser(__doc__, grids=GRIDS)
+    command_line.add_argument("--run", type=Path, help="folder of a trained run with images of ids")
+    options = parsed(command_line, arguments)
     return run(measurements(options), options)
 
 

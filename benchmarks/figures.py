@@ -198,8 +198,8 @@ def row(name: str, form: str) -> tuple[Path, Callable[[Mapping[str, Any]], str]]
     """Return the results file of benchmarks, and what writes a row of it: its value, and where asked its commit."""
 
     def text(results: Mapping[str, Any]) -> str:
-        found = next(r for r in results["rows"] if r["name"] == name)
-        return form.format(found["value"], commit=short(found["commit"]))
+        result = next(r for r in results["rows"] if r["name"] == name)
+        return form.format(result["value"], commit=short(result["commit"]))
 
     return SPEED, text
 
@@ -208,8 +208,8 @@ def run_minutes(study: str) -> tuple[Path, Callable[[Mapping[str, Any]], str]]:
     """Return the kept rows of a study, and what writes how long the runs of its arms took."""
     settings = yaml.safe_load((ROOT / "studies" / f"{study}.yaml").read_text(encoding="utf-8"))
 
-    def text(kept: Mapping[str, Any]) -> str:
-        runs = [r for r in kept["runs"] if r["arm"] in settings["arms"] and r["status"] == "finished"]
+    def text(study_log: Mapping[str, Any]) -> str:
+        runs = [r for r in study_log["runs"] if r["arm"] in settings["arms"] and r["status"] == "finished"]
         low, high = (f"{edge(r['seconds'] for r in runs) / 60:.0f}" for edge in (min, max))
         commits = {r["study"]: short(r["commit"]) for r in json.loads(STUDIES.read_text(encoding="utf-8"))["studies"]}
         return f"a run took {low if low == high else f'{low} to {high}'} min of one core (commit {commits[study]})"
@@ -236,13 +236,13 @@ INLINE: dict[str, tuple[Path, Callable[[Mapping[str, Any]], str]]] = {
 def rewritten(page: str) -> str:
     """Return a page with every block and figure made anew; raises KeyError for one of another name."""
 
-    def block(found: re.Match[str]) -> str:
-        path, text = BLOCKS[found[1]]
-        return f"<!-- figures: {found[1]} -->\n{text(json.loads(path.read_text(encoding='utf-8')))}\n<!-- end -->"
+    def block(match: re.Match[str]) -> str:
+        path, text = BLOCKS[match[1]]
+        return f"<!-- figures: {match[1]} -->\n{text(json.loads(path.read_text(encoding='utf-8')))}\n<!-- end -->"
 
-    def inline(found: re.Match[str]) -> str:
-        path, text = INLINE[found[1]]
-        return f"<!--f:{found[1]}-->{text(json.loads(path.read_text(encoding='utf-8')))}<!--/f-->"
+    def inline(match: re.Match[str]) -> str:
+        path, text = INLINE[match[1]]
+        return f"<!--f:{match[1]}-->{text(json.loads(path.read_text(encoding='utf-8')))}<!--/f-->"
 
     page = re.sub(r"<!-- figures: (\S+) -->\n.*?<!-- end -->", block, page, flags=re.DOTALL)
     return re.sub(r"<!--f:(\S+?)-->.*?<!--/f-->", inline, page)
@@ -261,9 +261,9 @@ def unmarked(page: str, is_comment: bool = False) -> list[tuple[int, str]]:
     """
     generated = (r"<!-- (?:figures|results): .*?<!-- end -->", r"<!--f:.*?<!--/f-->", r"```.*?```", r"`[^`\n]*`")
     for pattern in generated:
-        page = re.sub(pattern, lambda found: "\n" * found[0].count("\n"), page, flags=re.DOTALL)
+        page = re.sub(pattern, lambda match: "\n" * match[0].count("\n"), page, flags=re.DOTALL)
     lines = [(n, line) for n, line in enumerate(page.splitlines(), 1) if not is_comment or line.startswith("#")]
-    return [(n, found[0]) for n, line in lines for found in _FIGURE.finditer(line)]
+    return [(n, match[0]) for n, line in lines for match in _FIGURE.finditer(line)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

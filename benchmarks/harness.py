@@ -96,9 +96,9 @@ def _cuda_seconds(function: Callable[[], object], *, repeats: int) -> float:
 
 def cpu_peak_bytes(function: Callable[[], object]) -> int:
     """Return the most bytes that torch's CPU allocator holds at once during a call."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         function()
-    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events = [e for e in profiled.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         held += event.nbytes()
@@ -131,15 +131,17 @@ def parser(
     description: str | None, *, turns: int = 7, grids: Iterable[str] = ("cpu", "gpu", "tiny")
 ) -> argparse.ArgumentParser:
     """Return a command line with what all benchmarks share; `parsed` reads it."""
-    found = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    command_line = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     default = "cuda" if torch.cuda.is_available() else "cpu"
-    found.add_argument("--device", default=default, choices=["cpu", "cuda"])
-    found.add_argument("--grid", choices=list(grids), help="default: that of the device")
-    found.add_argument("--turns", type=int, default=turns, help="times that each arm is measured")
-    found.add_argument("--again", action="store_true", help="measure also what the results file has")
-    found.add_argument("--minutes", type=float, default=0.0, help="begin nothing after this time (0: no limit)")
-    found.add_argument("--out", type=Path, default=RESULTS, help="folder of the results file")
-    return found
+    command_line.add_argument("--device", default=default, choices=["cpu", "cuda"])
+    command_line.add_argument("--grid", choices=list(grids), help="default: that of the device")
+    command_line.add_argument("--turns", type=int, default=turns, help="times that each arm is measured")
+    command_line.add_argument("--again", action="store_true", help="measure also what the results file has")
+    command_line.add_argument("--minutes", type=float, default=0.0, help="begin nothing after this time (0: no limit)")
+    command_line.add_argument("--out", type=Path, default=RESULTS, help="folder of the results file")
+    return command_line
 
 
 def parsed(command: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -185,10 +187,10 @@ def run(measurements: Iterable[Measurement], options: argparse.Namespace) -> int
 
 def write_rows(rows: Iterable[Row], path: Path) -> None:
     """Put rows in a results file, in place of those of the same name, and print them."""
-    found = versions()
-    found.pop("commit", None)
+    packages = versions()
+    packages.pop("commit", None)
     facts = {"commit": commit(), "source": source(), "load": round(os.getloadavg()[0], 2),
-             "date": time.strftime("%Y-%m-%d"), "versions": found}  # fmt: skip
+             "date": time.strftime("%Y-%m-%d"), "versions": packages}  # fmt: skip
     old = {r["name"]: r for r in read_rows(path)}
     for row in rows:
         old[row["name"]] = row | facts

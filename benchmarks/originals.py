@@ -186,7 +186,7 @@ def measurements(options: argparse.Namespace) -> list[Measurement]:
         shape = Shape(64, 256, TWO, layers=1, vocabulary=240)
     else:
         shape = Shape(256, 4096, TWO) if options.grid == "cpu" else Shape(1024, 4096, TWO, vocabulary=16384)
-    found = []
+    comparisons = []
     for name, dtype in (("playbook", "float32"), ("playbook", "bfloat16"), ("bagel", "bfloat16")):
         folder = getattr(options, name)
         if folder is None:
@@ -196,8 +196,8 @@ def measurements(options: argparse.Namespace) -> list[Measurement]:
         def measure(name=name, dtype=dtype) -> list[Row]:
             return compare(case_of(options, shape, dtype, "eager"), name, options.turns)
 
-        found.append(Measurement([f"step_ratio/original-{name}/{shape}/{dtype}/eager"], measure))
-    return found
+        comparisons.append(Measurement([f"step_ratio/original-{name}/{shape}/{dtype}/eager"], measure))
+    return comparisons
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

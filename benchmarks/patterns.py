@@ -195,12 +195,12 @@ def measurements(options: argparse.Namespace) -> list[Measurement]:
         names = [f"step_ratio/{p}/{'/'.join(map(str, case))}" for p in patterns]
         return Measurement(names, lambda: compare(case_of(options, *case), patterns, options.turns))
 
-    found = []
+    comparisons = []
     for *case, patterns in grid(options.grid):
         # compiled ones each by itself: where the compiler gives up on one, it would not try the next
         groups = [(p,) for p in patterns] if case[-1] == "compiled" else [patterns]
-        found += [compared(group, *case) for group in groups]
-    return found
+        comparisons += [compared(group, *case) for group in groups]
+    return comparisons
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

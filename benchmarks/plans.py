@@ -85,5 +85,5 @@ def rate(tokens: float) -> str:
 
 if __name__ == "__main__":
     PLANS.parent.mkdir(exist_ok=True)
-    found = {"commit": commit(), "plans": [take(command) for command in COMMANDS]}
-    PLANS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    all_plans = {"commit": commit(), "plans": [take(command) for command in COMMANDS]}
+    PLANS.write_text(json.dumps(all_plans, indent=1) + "\n", encoding="utf-8")

@@ -75,11 +75,13 @@ def step(data: Path, turns: int) -> None:
     for turn in range(turns + 3):
         for name in list(arms)[:: 1 if turn % 2 else -1]:
             times[name].append(arms[name].step())
-    kept = {name: rows[3:] for name, rows in times.items()}
+    measured = {name: rows[3:] for name, rows in times.items()}
     print("| part of a step | mixture | dense | mixture / dense |\n|---|---|---|---|")
     for part in PARTS:
-        mixture, dense = (statistics.median(row[part] for row in kept[name]) for name in arms)
-        ratios = sorted(a[part] / b[part] for a, b in zip(kept["mixture"], kept["dense"], strict=True) if b[part])
+        mixture, dense = (statistics.median(row[part] for row in measured[name]) for name in arms)
+        ratios = sorted(
+            a[part] / b[part] for a, b in zip(measured["mixture"], measured["dense"], strict=True) if b[part]
+        )
         low, middle, high = (ratios[round(q * (len(ratios) - 1))] for q in (0.25, 0.5, 0.75))
         print(f"| {part} | {1e3 * mixture:.1f} ms | {1e3 * dense:.1f} ms | {middle:.2f} ({low:.2f} to {high:.2f}) |")
 

@@ -48,13 +48,13 @@ FIGURES = sorted({name for _, formula, _, _ in ROWS for name in formula.split(" 
 
 def kept(folder: Path) -> dict[str, dict[str, dict[str, Any]]]:
     """Return what the table needs of the runs below a folder, named <setting>-<seed>."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
+    figures: dict[str, dict[str, dict[str, Any]]] = {}
     for setting in SETTINGS:
         for path in sorted(folder.glob(f"{setting}-*/summary.json")):
             summary = json.loads(path.read_text(encoding="utf-8"))
             seed = path.parent.name.removeprefix(f"{setting}-")
-            found.setdefault(setting, {})[seed] = {k: summary[k] for k in (*FIGURES, "commit") if k in summary}
-    return found
+            figures.setdefault(setting, {})[seed] = {k: summary[k] for k in (*FIGURES, "commit") if k in summary}
+    return figures
 
 
 def table(runs: Kept) -> str:
@@ -83,7 +83,7 @@ def cell(runs: Sequence[Mapping[str, Any]], formula: str, form: str) -> str:
 
 def value(run: Mapping[str, Any], formula: str) -> float | None:
     """Return a figure of a run, or the ratio of two."""
-    found = [run.get(name) for name in formula.split(" / ")]
-    if None in found:
+    figures = [run.get(name) for name in formula.split(" / ")]
+    if None in figures:
         return None
-    return found[0] / found[1] if len(found) == 2 else found[0]
+    return figures[0] / figures[1] if len(figures) == 2 else figures[0]

@@ -205,31 +205,31 @@ def measure(prefix: int, options) -> list[dict]:
     model = build(options)
     requests = [request_of(i, prefix, options) for i in range(options.requests)]
     times: dict[str, list[float]] = {name: [] for name in WAYS}
-    found = {}
+    latents = {}
     for turn in range(options.turns + 1):
         for name in WAYS if turn % 2 else reversed(WAYS):
             started = now(options.device)
-            found[name] = WAYS[name](model, requests, options)
+            latents[name] = WAYS[name](model, requests, options)
             times[name].append(now(options.device) - started)
         if turn == 0:  # warm-up
-            check_equal(found)
+            check_equal(latents)
             times = {name: [] for name in WAYS}
     work = Work(model)
     rows = []
-    for name, mine in times.items():
-        each = sorted(a / b for a, b in zip(mine, times["plait"], strict=True))
+    for name, way_times in times.items():
+        each = sorted(a / b for a, b in zip(way_times, times["plait"], strict=True))
         quarter = len(each) // 4
-        rows.append({"prefix": prefix, "way": name, "images_per_second": len(requests) / statistics.median(mine),
-                     "ratio": statistics.median(mine) / statistics.median(times["plait"]),
+        rows.append({"prefix": prefix, "way": name, "images_per_second": len(requests) / statistics.median(way_times),
+                     "ratio": statistics.median(way_times) / statistics.median(times["plait"]),
                      "spread": (each[-1 - quarter] - each[quarter]) / 2, "n": len(each),
                      "floor": work.ratio(requests, options, cached=not name.startswith("recomputed"))})  # fmt: skip
     return rows
 
 
-def check_equal(found: dict[str, Tensor]) -> None:
+def check_equal(latents_by_way: dict[str, Tensor]) -> None:
     """Raise unless every way ended in plait's latents [n, C]."""
-    for name, latents in found.items():
-        difference = float((latents - found["plait"]).abs().max() / found["plait"].std())
+    for name, latents in latents_by_way.items():
+        difference = float((latents - latents_by_way["plait"]).abs().max() / latents_by_way["plait"].std())
         if not difference <= TOLERANCE:
             raise SystemExit(f"{name!r} ends in other latents than plait: {difference:.2g} of their deviation apart")
 

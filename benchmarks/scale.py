@@ -109,7 +109,7 @@ def checkpoint_rows(options: argparse.Namespace) -> list[Row]:
             fresh.restore(fresh.newest(), trainer.model, trainer.optimizer)
             resumed.append(time.perf_counter() - started)
     torch.set_num_threads(1)
-    found = {name: [turn[name] for turn in turns] for name in turns[0]}
+    measured = {name: [turn[name] for turn in turns] for name in turns[0]}
     size = size_name(options)
     rows = [
         value_row(f"checkpoint/{name}/{size}", statistics.median(times), unit, against=against, times=times)
@@ -119,7 +119,7 @@ def checkpoint_rows(options: argparse.Namespace) -> list[Row]:
             ("stands_still", "s", ""),
             ("whole_after", "s", ""),
         )
-        for times in [found[name]]
+        for times in [measured[name]]
     ]
     rows.append(value_row(f"checkpoint/resume/{size}", statistics.median(resumed), "s", times=resumed))
     return [*rows, value_row(f"checkpoint/size/{size}", megabytes, "MB")]
@@ -174,7 +174,7 @@ def forget_checksums() -> None:
 def weak_rows(options: argparse.Namespace) -> list[Row]:
     """Train with one rank, with two, and twice with one at the same time, by turns."""
     steps = 12 if options.grid == "tiny" else 24
-    found: dict[str, list[float]] = {"one": [], "two": [], "apart": []}
+    speeds: dict[str, list[float]] = {"one": [], "two": [], "apart": []}
     with tempfile.TemporaryDirectory(dir=options.scratch) as temporary:
         folder = Path(temporary)
         write_data(folder / "data")
@@ -182,12 +182,12 @@ def weak_rows(options: argparse.Namespace) -> list[Row]:
             for name, groups, ranks in (("one", 1, 1), ("two", 1, 2), ("apart", 2, 1)):
                 speed = trained(folder, options, steps, groups=groups, ranks=ranks)
                 if turn >= 0:
-                    found[name].append(speed)
+                    speeds[name].append(speed)
     size = size_name(options)
-    halves = [2 * speed for speed in found["one"]]
+    halves = [2 * speed for speed in speeds["one"]]
     return [
-        ratio_row(f"weak/2ranks/{size}", found["two"], halves, against="twice one rank"),
-        ratio_row(f"weak/2apart/{size}", found["apart"], halves, against="twice one rank"),
+        ratio_row(f"weak/2ranks/{size}", speeds["two"], halves, against="twice one rank"),
+        ratio_row(f"weak/2apart/{size}", speeds["apart"], halves, against="twice one rank"),
     ]
 
 
@@ -263,11 +263,11 @@ def prepare_rows(options: argparse.Namespace) -> list[Row]:
             Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(folder / f"{i}.png")
             rows.append({"parts": [{"text": " ".join(rng.choice(words, 12))}, {"image": f"{i}.png"}]})
         (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        found = []
+        rate_rows = []
         for number in sorted({1, workers}):
             seconds = prepared(folder, number)
-            found.append(value_row(f"prepare/documents_per_second/{number}workers", count / seconds, "documents/s"))
-    return found
+            rate_rows.append(value_row(f"prepare/documents_per_second/{number}workers", count / seconds, "documents/s"))
+    return rate_rows
 
 
 def prepared(folder: Path, workers: int) -> float:
@@ -296,7 +296,7 @@ def measurements(options: argparse.Namespace) -> list[Measurement]:
     """Return the parts that are asked for, with the names of their rows."""
     size = size_name(options)
     workers = sorted({1, len(os.sched_getaffinity(0))})
-    found = {
+    row_names = {
         "checkpoint": [
             f"checkpoint/{n}/{size}" for n in ("stall", "work", "stands_still", "whole_after", "resume", "size")
         ],
@@ -307,7 +307,7 @@ def measurements(options: argparse.Namespace) -> list[Measurement]:
     rows = {"checkpoint": checkpoint_rows, "weak": weak_rows, "loader": loader_rows, "prepare": prepare_rows}
     skipped = {"weak"} if options.device == "cuda" else set()  # one GPU
     parts = [options.part] if options.part else [part for part in PARTS if part not in skipped]
-    return [Measurement(found[part], lambda part=part: rows[part](options)) for part in parts]
+    return [Measurement(row_names[part], lambda part=part: rows[part](options)) for part in parts]
 
 
 def main(arguments: list[str] | None = None) -> int:

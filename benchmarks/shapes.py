@@ -64,14 +64,14 @@ class Shape:
         count = max(1, self.tokens // (self.document or max(512, self.tokens // 8)))
         weights = rng.uniform(0.75, 1.25, count)
         ends = np.round(np.cumsum(weights) / weights.sum() * self.tokens).astype(int)
-        found = []
+        documents = []
         for index, length in enumerate(np.diff(ends, prepend=0)):
             inside = length - 2 - 2 * (len(self.mix) - 1)  # <bos>, <eos>, and delimiters of all parts but text
             sizes = {n: max(1, round(length * share)) for n, share in list(self.modalities.items())[1:]}
             sizes = {"text": inside - sum(sizes.values()), **sizes}
             parts = [Part(n, rng.integers(0, self.vocabulary // len(self.mix), size)) for n, size in sizes.items()]
-            found.append(Document(parts if index % 2 else parts[::-1], index=index))
-        return found
+            documents.append(Document(parts if index % 2 else parts[::-1], index=index))
+        return documents
 
 
 @dataclass

@@ -35,29 +35,29 @@ def grid(name: str) -> list[tuple[Shape, str, str]]:
     """Return the shapes of a grid with dtype and mode, the most wanted first."""
     if name == "tiny":
         return [(Shape(64, 256, mix, layers=1, vocabulary=240), "float32", "eager") for mix in (TWO, THREE)]
-    found = []
+    cases = []
     if name == "cpu":
         for width, tokens, mix, dtype in (
             (256, 4096, TWO, "float32"), (256, 4096, THREE, "float32"), (256, 1024, THREE, "float32"),
             (256, 2048, TWO, "bfloat16"), (256, 2048, THREE, "bfloat16"),
         ):  # fmt: skip
-            found += [(Shape(width, tokens, mix, layers=2), dtype, mode) for mode in ("compiled", "eager")]
+            cases += [(Shape(width, tokens, mix, layers=2), dtype, mode) for mode in ("compiled", "eager")]
         for width, tokens, layers in ((256, 4096, 2), (512, 2048, 2), (1024, 1024, 1), (2048, 1024, 1)):
             for mix, dtype, mode in itertools.product((TWO, SKEWED, THREE), DTYPES, ("compiled", "eager")):
                 wanted = (Shape(width, tokens, mix, layers=layers), dtype, mode)
-                found += [wanted] if wanted not in found else []
-        found += [(Shape(4096, 1024, TWO, layers=1), dtype, "eager") for dtype in DTYPES]
-        return found
+                cases += [wanted] if wanted not in cases else []
+        cases += [(Shape(4096, 1024, TWO, layers=1), dtype, "eager") for dtype in DTYPES]
+        return cases
     for tokens in (32768, 4096):
         for width in (2048, 1024, 4096):
             for mix in (TWO, THREE):
                 shape = Shape(width, tokens, mix, layers=2 if width > 2048 else 4, vocabulary=16384)
-                found.append((shape, "bfloat16", "compiled"))
-    found += [(Shape(2048, 32768, SKEWED, vocabulary=16384), "bfloat16", "compiled")]
-    found += [(Shape(2048, 32768, TWO, vocabulary=16384), "bfloat16", "eager")]
-    found += [(Shape(w, 32768, TWO, vocabulary=16384), "bfloat16", "compiled") for w in (256, 512)]
-    found += [(Shape(1024, 4096, TWO, vocabulary=16384), "float32", mode) for mode in ("eager", "compiled")]
-    return found
+                cases.append((shape, "bfloat16", "compiled"))
+    cases += [(Shape(2048, 32768, SKEWED, vocabulary=16384), "bfloat16", "compiled")]
+    cases += [(Shape(2048, 32768, TWO, vocabulary=16384), "bfloat16", "eager")]
+    cases += [(Shape(w, 32768, TWO, vocabulary=16384), "bfloat16", "compiled") for w in (256, 512)]
+    cases += [(Shape(1024, 4096, TWO, vocabulary=16384), "float32", mode) for mode in ("eager", "compiled")]
+    return cases
 
 
 class Arm:
@@ -200,10 +200,10 @@ def measurements(options: argparse.Namespace) -> list[Measurement]:
         shape = Shape(options.width, options.tokens, mix, layers=options.layers)
         return [compared(shape, options.dtype, options.mode)]
     chosen = grid(options.grid)
-    found = [compared(*case) for case in chosen]
+    comparisons = [compared(*case) for case in chosen]
     if options.grid == "gpu":
-        found.insert(6, compared(LARGE, "bfloat16", "compiled", optimizer=False))
-    return (found + sweeps(options, *chosen[0]))[: options.first or None]
+        comparisons.insert(6, compared(LARGE, "bfloat16", "compiled", optimizer=False))
+    return (comparisons + sweeps(options, *chosen[0]))[: options.first or None]
 
 
 def sweeps(options: argparse.Namespace, shape: Shape, dtype: str, mode: str) -> list[Measurement]:
@@ -233,15 +233,15 @@ def case_of(options: argparse.Namespace, shape: Shape, dtype: str, mode: str) ->
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is that of `harness.run`."""
-    found = parser(__doc__)
-    found.add_argument("--first", type=int, default=0, help="only so many measurements of the grid")
-    found.add_argument("--width", type=int, default=0, help="measure this one shape instead of a grid")
-    found.add_argument("--tokens", type=int, default=4096)
-    found.add_argument("--mix", default="50-50", help="percent of the tokens for each tower")
-    found.add_argument("--layers", type=int, default=4)
-    found.add_argument("--dtype", default="float32", choices=list(DTYPES))
-    found.add_argument("--mode", default="eager", choices=["eager", "compiled"])
-    options = parsed(found, arguments)
+    command_line = parser(__doc__)
+    command_line.add_argument("--first", type=int, default=0, help="only so many measurements of the grid")
+    command_line.add_argument("--width", type=int, default=0, help="measure this one shape instead of a grid")
+    command_line.add_argument("--tokens", type=int, default=4096)
+    command_line.add_argument("--mix", default="50-50", help="percent of the tokens for each tower")
+    command_line.add_argument("--layers", type=int, default=4)
+    command_line.add_argument("--dtype", default="float32", choices=list(DTYPES))
+    command_line.add_argument("--mode", default="eager", choices=["eager", "compiled"])
+    options = parsed(command_line, arguments)
     return run(measurements(options), options)
 
 

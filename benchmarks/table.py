@@ -109,10 +109,10 @@ def natural(name: str) -> list:
 def rewritten(page: str, folder: Path) -> str:
     """Return the page with every table made anew; a table without a results file says so."""
 
-    def table(found: re.Match) -> str:
-        path = folder / f"{found[1]}.json"
-        text = tables(json.loads(path.read_text()), found[1]) if path.exists() else "Still to be taken."
-        return f"<!-- results: {found[1]} -->\n{text}\n<!-- end -->"
+    def table(match: re.Match) -> str:
+        path = folder / f"{match[1]}.json"
+        text = tables(json.loads(path.read_text()), match[1]) if path.exists() else "Still to be taken."
+        return f"<!-- results: {match[1]} -->\n{text}\n<!-- end -->"
 
     return re.sub(r"<!-- results: (\S+) -->\n.*?<!-- end -->", table, page, flags=re.DOTALL)
 
