@@ -9,6 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from plait.common.units import count
 from plait.plan.estimate import GB, Option, Plan
 from plait.plan.flops import BACKWARD
 
@@ -137,14 +138,6 @@ def peak_text(plan: Plan) -> str:
 def _table(title: str) -> Table:
     return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD,
                  pad_edge=False, collapse_padding=True)  # fmt: skip
-
-
-def count(number: float) -> str:
-    """Write a large number as people do: 443 M, 7.24 B, 1.2 T."""
-    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= 0.9995 * size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:.0f}"
 
 
 def _amount(size: float, unit: float) -> str:

@@ -28,14 +28,6 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def count(number: float) -> str:
-    """Return ``4.1 M`` and the like."""
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if abs(number) >= size:
-            return f"{number / size:.3g} {unit}"
-    return f"{number:,.0f}"
-
-
 def percent(share: float) -> str:
     """Return a share as per cent, with enough digits for small ones."""
     value = 100 * share

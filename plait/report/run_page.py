@@ -11,6 +11,7 @@ import yaml
 from plait.codecs import Codec, load_codec
 from plait.common.errors import DataError, PlaitError, ResourceError
 from plait.common.files import from_json
+from plait.common.units import count
 from plait.prepare.encode import codec_folder
 from plait.report import numbers as numbers_module
 from plait.report import showcase
@@ -308,11 +309,11 @@ def _sentence(summary: dict, rows: list[dict]) -> list[str]:
     facts = []
     last = rows[-1] if rows else {}
     if summary.get("parameters"):
-        facts.append(f"{numbers_module.count(summary['parameters'])} parameters")
+        facts.append(f"{count(summary['parameters'])} parameters")
     if isinstance(last.get("step"), int):
         facts.append(f"{last['step']:,} steps")
     if isinstance(last.get("tokens"), int):
-        facts.append(f"{numbers_module.count(last['tokens'])} tokens")
+        facts.append(f"{count(last['tokens'])} tokens")
     if isinstance(last.get("seconds"), int | float):
         facts.append(f"trained for {numbers_module.duration(last['seconds'])}")
     return facts

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
+from plait.common.units import count
 from plait.config.rank_layout import Layout
 from plait.config.run import RunConfig
 from plait.data.shards import read_index
@@ -44,8 +45,8 @@ def say_start(model: MixtureOfTransformers, config: RunConfig, layout: Layout, *
 def model_facts(model: MixtureOfTransformers) -> str:
     """Return the number of parameters, in all, and for each tower its own and those that one of its tokens uses."""
     owned, active = model.owned_parameters(), active_by_tower(model)
-    towers = ", ".join(f"{name} {short(owned[name])} ({short(n)} active)" for name, n in active.items())
-    return f"{short(sum(owned.values()))} parameters: {towers}, shared {short(owned[None])}"
+    towers = ", ".join(f"{name} {count(owned[name])} ({count(n)} active)" for name, n in active.items())
+    return f"{count(sum(owned.values()))} parameters: {towers}, shared {count(owned[None])}"
 
 
 def ranks_facts(layout: Layout) -> str:
@@ -76,11 +77,3 @@ def device_facts(device: torch.device, precision: str, *, compiled: bool) -> str
     """Return where a rank computes, and how."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     return f"{device} ({name}), {precision}{', compiled' if compiled else ''}"
-
-
-def short(number: int) -> str:
-    """Return a number of parameters as people write it: 12.3M."""
-    for size, unit in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{unit}"
-    return str(number)

@@ -13,6 +13,7 @@ from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
 from plait.cli import main
 from plait.common.errors import ConfigError
+from plait.common.units import count
 from plait.config.model import ModalityConfig, ModelConfig, TowerConfig
 from plait.config.rank_layout import Layout
 from plait.config.run import DataConfig, RunConfig, TrainConfig
@@ -23,7 +24,7 @@ from plait.plan.estimate import GB, Machines, choose, make_plan, step_seconds
 from plait.plan.flops import operations, pairs_by_tower, total_operations, visible_pairs
 from plait.plan.layouts import Traffic, possible_layouts, sizes, traffic
 from plait.plan.memory import cache_bytes, rank_memory
-from plait.plan.show import MOST_LAYOUTS, as_json, count, show
+from plait.plan.show import MOST_LAYOUTS, as_json, show
 from plait.plan.trace import Pass, of_rank
 from plait.plan.workload import documents_of_a_batch, known_sizes
 
@@ -287,4 +288,4 @@ def test_a_narrow_terminal_gets_the_plan_too(plan):
 
 def test_numbers_read_well():
     assert [count(n) for n in (12, 4054, 443e6, 999.9e6, 7.236e9, 1.5e12)] == [
-        "12", "4.05 k", "443 M", "1 B", "7.24 B", "1.5 T"]  # fmt: skip
+        "12", "4.05k", "443M", "1B", "7.24B", "1.5T"]  # fmt: skip

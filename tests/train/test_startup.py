@@ -12,13 +12,14 @@ from helpers.training import config_for, stopped_at
 
 from plait.common.errors import ConfigError
 from plait.common.progress import QuietProgress
+from plait.common.units import count
 from plait.config.model import TowerConfig
 from plait.config.rank_layout import Layout
 from plait.config.run import TrainConfig
 from plait.data.sources import data_fingerprint
 from plait.model.mot import MixtureOfTransformers
 from plait.train.profile import COLLECT_EVERY
-from plait.train.startup import batch_facts, model_facts, ranks_facts, short
+from plait.train.startup import batch_facts, model_facts, ranks_facts
 from plait.train.trainer import Trainer
 
 
@@ -34,7 +35,7 @@ def test_a_run_says_what_it_is_about_to_do(folder, tmp_path, caplog):
         trainer = Trainer(config, QuietProgress())
         stopped_at(trainer, 3)
         said = caplog.text
-        assert f"{short(trainer.model.num_parameters())} parameters: text" in said and "active" in said
+        assert f"{count(trainer.model.num_parameters())} parameters: text" in said and "active" in said
         assert "ranks   1" in said and "1,024 tokens = 512 x 2 batches" in said
         assert f"{folder} (40 documents), digest {data_fingerprint(config)}" in said
         assert "device  cpu (" in said and "from step 0" in said and "resumed" not in said
@@ -51,12 +52,12 @@ def test_a_program_hears_nothing_unless_it_asks(folder, tmp_path, capsys, caplog
 def test_parameters_of_towers_add_up_and_idle_experts_are_not_active():
     experts = TowerConfig(ffn="moe", moe_routing="token_choice", num_experts=4, top_k=1)
     model = MixtureOfTransformers(model_config())
-    assert short(model.num_parameters()) in model_facts(model).split(" parameters")[0]
+    assert count(model.num_parameters()) in model_facts(model).split(" parameters")[0]
     config = model.config
     sparse = MixtureOfTransformers(replace(config, towers={**config.towers, "text": experts}))
     idle = config.num_layers * 3 * config.width * sparse.config.towers["text"].ffn_width * 3
     active = sparse.passed_parameters()["text"] - idle
-    assert f"text {short(_owned(sparse, 'text'))} ({short(active)} active)" in model_facts(sparse)
+    assert f"text {count(_owned(sparse, 'text'))} ({count(active)} active)" in model_facts(sparse)
 
 
 def _owned(model: MixtureOfTransformers, tower: str) -> int:
@@ -68,7 +69,7 @@ def test_arithmetic_of_ranks_and_batches(folder, tmp_path):
     assert batch_facts(config, 8, 4) == "16,384 tokens = 512 x 4 batches x 8 data ranks"
     assert batch_facts(config, 1, 1) == "512 tokens"
     assert ranks_facts(Layout(replicate=2, shard=4, tensor=2)) == "16 (replicate 2, shard 4, tensor 2)"
-    assert [short(n) for n in (12, 1234, 12_345_678, 7_000_000_000)] == ["12", "1.23k", "12.3M", "7B"]
+    assert [count(n) for n in (12, 1234, 12_345_678, 7_000_000_000)] == ["12", "1.23k", "12.3M", "7B"]
 
 
 def test_chosen_steps_are_recorded(folder, tmp_path):
