@@ -10,7 +10,7 @@ import numpy as np
 from plait.batch.documents import Document, Part
 from plait.codecs import Codec, Media
 from plait.common.errors import ConfigError
-from plait.common.progress import Progress
+from plait.common.progress import Bar, Progress
 from plait.config.generation import SamplingConfig
 from plait.config.run import RunConfig
 from plait.data.shards import ShardSource
@@ -104,10 +104,11 @@ class Suite:
     def generated(self, source: ShardSource, origin: RawSource) -> dict[str, float]:
         """Let the judges name images, and recognise speech, that were generated from captions."""
         figures, host, truths = {}, self.pipeline.model.config.layout.host, origin.truths
-        counts = {"image": self.config.evaluate.images, "audio": self.config.evaluate.clips}
         for name, codec in self.pipeline.codecs.items():
-            documents = known(source, truths, [host, name], counts.get(codec.kind, 0))
-            if not documents:
+            setting, judge = JUDGES.get(codec.kind, ("", None))
+            count = getattr(self.config.evaluate, setting) if setting else 0
+            documents = known(source, truths, [host, name], count)
+            if not documents or judge is None:
                 continue
             made = self.complete(documents, host, name, f"{name} from {host}")
             if any(item is None for item in made):
@@ -118,17 +119,13 @@ class Suite:
             # only this kind of item is made again: all others would take longer than what is measured
             raw = remade(source.folder, self.config.prepare, self.pipeline.codecs, [codec.key])
             real = items(raw, source.split, [d.index for d in documents], codec.key)
-            metas = [d.meta for d in documents]
             with self.progress.stage(f"judge of {name}", total=1) as bar:
-                if codec.kind == "image":
-                    item_figures = self.images(made, metas, real, raw, codec)
-                else:
-                    item_figures = speech_figures(made, [truths.caption(m) for m in metas], real, codec, bar.to)
+                item_figures = judge(self, made, [d.meta for d in documents], real, raw, codec, bar)
             figures |= {f"{name}_{label}": value for label, value in item_figures.items()}
         return figures
 
     def images(
-        self, made: list[Media], metas: list[dict], real: list[Media], raw: RawSource, codec: Codec
+        self, made: list[Media], metas: list[dict], real: list[Media], raw: RawSource, codec: Codec, bar: Bar
     ) -> dict[str, float]:
         """Return what the judge makes of generated images, beside ``real`` ones of the same documents and others."""
         train = open_sources(self.config, "train")[0]
@@ -136,6 +133,12 @@ class Suite:
         remembered = items(raw, "train", nearest, codec.key, scattered=True)
         others = list(islice(raw_items(raw, "train", codec.key), len(made)))
         return image_figures(made, metas, raw.truths, real, remembered, others, codec)
+
+    def clips(
+        self, made: list[Media], metas: list[dict], real: list[Media], raw: RawSource, codec: Codec, bar: Bar
+    ) -> dict[str, float]:
+        """Return how many generated clips a recogniser understands, beside ``real`` ones of the same documents."""
+        return speech_figures(made, [raw.truths.caption(m) for m in metas], real, codec, bar.to)
 
     def choices(self, prefix: str, modality: str, documents: list[Document], truths: Truths) -> dict[str, float]:
         """Score NUM_CONCEPTS names for items that show one thing: the share named rightly, and with items shuffled."""
@@ -152,6 +155,13 @@ class Suite:
                 bar.advance(1)
         shares = forced_choice(np.array(scores), truth)
         return {f"{prefix}_choice_{k}": v for k, v in shares.items()}
+
+
+JUDGES: dict[str, tuple[str, Callable[..., dict[str, float]]]] = {
+    "image": ("images", Suite.images),
+    "audio": ("clips", Suite.clips),
+}
+"""By kind of media: the setting of `evaluate` that says how many items are made, and what judges them."""
 
 
 def known(source: ShardSource, truths: Truths, modalities: Sequence[str], count: int) -> list[Document]:

@@ -138,6 +138,7 @@ def report_of(
     quality: Mapping[str, Mapping[str, float]],
     seconds: Mapping[str, float],
     account: list[dict],
+    credit: str,
 ) -> dict:
     """Return what report.json holds; ``codecs`` are the index's records, ``notes`` those of the shards."""
     splits = {}
@@ -171,5 +172,6 @@ def report_of(
             for name, record in codecs.items()
         },
         "quality": quality,
+        "credit": credit,
         "seconds": {name: round(value, 2) for name, value in seconds.items()},
     }

@@ -54,6 +54,8 @@ class ManifestSource:
         """Return the number of rows of each split."""
         return self._index.splits()
 
+    credit = ""
+
     @property
     def truths(self) -> None:
         """A user's documents may say anything in their meta: nothing is known to be true of them."""

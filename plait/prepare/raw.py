@@ -66,6 +66,10 @@ class RawSource(Protocol):
         """Read rows [start, stop) of a split."""
 
     @property
+    def credit(self) -> str:
+        """The line that a page which shows its documents has to carry; "" for none."""
+
+    @property
     def truths(self) -> "Truths | None":
         """What the source knows to be true of its documents; None where it knows nothing."""
 

@@ -118,8 +118,9 @@ class _Preparation:
         self.codecs = build_codecs(self.setup.modalities)
         for name, codec in self.codecs.items():
             _check_vocabulary(name, config.model.modalities[name], codec)
-        if not self.setup.files:
-            open_source(self.setup, self.codecs)  # refuse codecs that the scenes cannot serve
+        self.credit = ""
+        if not self.setup.files:  # refuse codecs that the scenes cannot serve
+            self.credit = open_source(self.setup, self.codecs).credit
         else:  # refuse at once what is no manifest; the other files are opened by the workers
             open_rows(self.setup.files[0], self.options.columns, known_keys(self.codecs))
         self._said: list[str] = []
@@ -148,7 +149,7 @@ class _Preparation:
             quality = self._measure_quality()
         scans = scans_of(rows_folder(self.folder)) if self.setup.files else []
         account = account_of(self.setup.files, scans, list(notes.values()))
-        report = report_of(self.rows, notes, self.records, quality, self.seconds, account)
+        report = report_of(self.rows, notes, self.records, quality, self.seconds, account, self.credit)
         write_json(self.folder / REPORT_NAME, report)
         for line in account_lines(account, {name: codec.key for name, codec in self.codecs.items()}):
             self.progress.print(line)

@@ -107,7 +107,7 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
             (k, v if isinstance(v, str) else numbers_module.plain(v))
             for k, v in numbers_module.flatten(data_report).items()
         ],
-        "scenes": _section(config, "prepare").get("source", "scenes") == "scenes",
+        "credit": clean(data_report.get("credit", "")),
         "first_shown": FIRST_SHOWN,
         "first_strips": FIRST_STRIPS,
         "duration": numbers_module.duration,

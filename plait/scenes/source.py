@@ -15,7 +15,7 @@ from plait.common.randomness import uniforms
 from plait.config.run import PrepareConfig
 from plait.prepare.raw import RawDocument, Truths
 from plait.scenes import speaker
-from plait.scenes.drawings import Concept, all_concepts, everyday_things, placed, rasterize
+from plait.scenes.drawings import CREDIT, Concept, all_concepts, everyday_things, placed, rasterize
 from plait.scenes.passages import Passage, first_passages
 from plait.scenes.world import BACKGROUNDS, Scene, World
 
@@ -52,6 +52,8 @@ class SceneSource:
     def splits(self) -> dict[str, int]:
         """Return the number of documents of each split."""
         return dict(self._rows)
+
+    credit = CREDIT
 
     @property
     def truths(self) -> Truths:

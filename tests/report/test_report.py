@@ -15,6 +15,7 @@ from plait.report import numbers as numbers_module
 from plait.report import write_report
 from plait.report.run_charts import MOST_POINTS, run_charts
 from plait.report.scores import scores
+from plait.scenes.drawings import CREDIT
 
 
 def make_samples(folder: Path):
@@ -108,7 +109,7 @@ def make_run(folder: Path) -> Path:
             losses[f"val_loss/{split}/{name}"] = loss + gap
     (folder / "summary.json").write_text(json.dumps(SUMMARY | losses))
     (folder / "data").mkdir(exist_ok=True)
-    report = {"documents": 16000, "broken": [], "quality": {"image": {"judge_top1": 0.74}}}
+    report = {"credit": CREDIT, "documents": 16000, "broken": [], "quality": {"image": {"judge_top1": 0.74}}}
     (folder / "data" / "report.json").write_text(json.dumps(report))
     make_metrics(folder / "metrics.jsonl")
     make_samples(folder / "samples")
@@ -263,7 +264,8 @@ def test_a_missing_package_is_named(run, monkeypatch, package):
 
 
 def test_the_credit_stands_where_scenes_were_used(run, tmp_path):
-    assert "CC BY-SA 4.0" in (run / "report.html").read_text("utf-8")
+    page = (run / "report.html").read_text("utf-8")
+    assert '<a href="https://creativecommons.org/licenses/by-sa/4.0/"' in page and "shared alike" in page
     (tmp_path / "config.yaml").write_text("prepare: {source: my/manifest.jsonl}")
     assert "OpenMoji" not in write_report(tmp_path).read_text("utf-8")
 
