@@ -168,7 +168,7 @@ class Panel {
       element("line", { class: "grid", x1: left, x2: right, y1: this.y(tick), y2: this.y(tick) }, this.svg);
       element("text", { x: left - 7, y: this.y(tick) + 4, "text-anchor": "end" }, this.svg).textContent = short(tick);
     }
-    const wanted = Math.max(2, Math.floor((right - left) / 80));
+    const wanted = Math.max(2, Math.floor((right - left) / 64));
     const whole = d.series.every((s) => s.x.every(Number.isInteger)) ? 1 : 0;
     const numbers = this.logX ? logTicks(x0, x1, wanted) : ticks(x0, x1, wanted, whole, this.axis === "seconds");
     const xs = d.categories.length ? d.categories.map((_, i) => i) : numbers;
