@@ -104,8 +104,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Te
     starts = document_starts(plan.segments)
 
     def keys_of(s: Segment, low: int, high: int) -> tuple[Tensor, Tensor]:
-        mine = slice(starts[s.document] + low, starts[s.document] + high)
-        return key[mine], value[mine]
+        rows = slice(starts[s.document] + low, starts[s.document] + high)
+        return key[rows], value[rows]
 
     return attend_segments(query, plan.segments, keys_of)
 

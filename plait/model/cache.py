@@ -253,9 +253,9 @@ def plan_step(cache: KVCache, batch: Batch, rows: list[int], passing: list[int])
     slots = np.arange(new.sum()) + np.repeat(np.array(prefix) - (np.cumsum(new) - new), new)
     device = cache.keys.device
     places = to_device(cache.places(np.repeat(np.array(rows), new), slots), device)
-    kept = [(row, end - n) for row, end, n in zip(rows, ends, passing, strict=True)]
+    kept_lengths = [(row, end - n) for row, end, n in zip(rows, ends, passing, strict=True)]
     num_rows, is_causal = _documents_together(batch, rows, ends)
-    settings: dict[str, Any] = {"kept": kept}
+    settings: dict[str, Any] = {"kept": kept_lengths}
     if num_rows < len(rows):
         rest = [s for s in segments(batch.spans, prefix) if s.document >= num_rows]
         settings["plan"] = None if any(prefix[num_rows:]) else _plan_new(rest, cache)

@@ -94,10 +94,10 @@ def _differing(saved: ModelConfig, config: ModelConfig, towers: Mapping[str, str
     alike: list[tuple[str, Any, Any, tuple[str, ...]]] = [("model", config, saved, READ_ALIKE)]
     said: list[tuple[str, Any, Any, tuple[str, ...]]] = [("model", config, saved, SAID)]
     for name, source in towers.items():
-        mine, other = config.towers[name], saved.towers[source]
-        if mine.ffn == other.ffn == "moe":
-            alike.append((f"model.towers.{name}", mine, other, EXPERTS_READ_ALIKE))
-            said.append((f"model.towers.{name}", mine, other, EXPERTS_SAID))
+        tower, saved_tower = config.towers[name], saved.towers[source]
+        if tower.ffn == saved_tower.ffn == "moe":
+            alike.append((f"model.towers.{name}", tower, saved_tower, EXPERTS_READ_ALIKE))
+            said.append((f"model.towers.{name}", tower, saved_tower, EXPERTS_SAID))
     for name, latents in config.modalities.items():
         known = saved.modalities.get(name)
         if known is None:
@@ -110,7 +110,7 @@ def _differing(saved: ModelConfig, config: ModelConfig, towers: Mapping[str, str
          if getattr(a, n) != getattr(b, n)]
         for settings in (alike, said)
     )  # fmt: skip
-    return refused, "".join(f"; {name} is {mine!r}, it was {theirs!r}" for name, mine, theirs in other_ones)
+    return refused, "".join(f"; {name} is {value!r}, it was {saved_value!r}" for name, value, saved_value in other_ones)
 
 
 def start_model(model: MixtureOfTransformers, folder: str | Path) -> list[str]:
@@ -119,8 +119,8 @@ def start_model(model: MixtureOfTransformers, folder: str | Path) -> list[str]:
     saved = load_config(folder, where)
     both = {name: name for name in model.config.towers if name in saved.towers}
     refused, said = _differing(saved, model.config, both)
-    for name, mine, other in refused:
-        raise CheckpointError(f"{where}: {str(folder)!r} has {name} {other!r}, this model has {mine!r}")
+    for name, value, saved_value in refused:
+        raise CheckpointError(f"{where}: {str(folder)!r} has {name} {saved_value!r}, this model has {value!r}")
     if saved.layout != model.config.layout:
         raise CheckpointError(
             f"{where}: {str(folder)!r} has model.layout {saved.layout}, this model has {model.config.layout}"
@@ -175,15 +175,16 @@ def _open(config: ModelConfig, tower: str, folder: Path) -> _Start:
             f"set model.num_layers to {saved.num_layers}"
         )
     refused, start.said = _differing(saved, config, {tower: start.source_tower})
-    for name, mine, other in refused:
-        raise start.refuse(f"has {name} {other!r} and this model has {mine!r}, set {name} to {other!r}")
+    for name, value, saved_value in refused:
+        raise start.refuse(f"has {name} {saved_value!r} and this model has {value!r}, set {name} to {saved_value!r}")
     if config.tie_embeddings and not saved.tie_embeddings:
         raise start.refuse("has its own head, for which this model has no place, set model.tie_embeddings to false")
     for name, modality in saved.modalities.items():
-        mine = config.modalities.get(name)
-        if mine is not None and mine.objective == modality.objective and mine.vocab_size != modality.vocab_size:
+        target = config.modalities.get(name)
+        if target is not None and target.objective == modality.objective and target.vocab_size != modality.vocab_size:
             raise start.refuse(
-                f"has {modality.vocab_size} ids of {name} and this model has {mine.vocab_size}, they must be the same: "
+                f"has {modality.vocab_size} ids of {name} and this model has {target.vocab_size}, "
+                "they must be the same: "
                 f"set model.modalities.{name}.vocab_size to {modality.vocab_size}, with the codec it was trained on"
             )
     return start
@@ -226,12 +227,12 @@ def _take(
     model: MixtureOfTransformers,
 ) -> None:
     """Plan a copy; ids go modality by modality."""
-    theirs, mine = saved.state_dict()[source.name].shape, model.state_dict()[target.name].shape
+    source_shape, target_shape = saved.state_dict()[source.name].shape, model.state_dict()[target.name].shape
     by_ids = target.place.component in ("embed", "head")
-    if theirs[by_ids:] != mine[by_ids:]:
+    if source_shape[by_ids:] != target_shape[by_ids:]:
         raise start.refuse(
-            f"has {source.name!r} of shape {list(theirs)}, and {target.name!r} of this model needs "
-            f"{list(mine)}; set the sizes of model.towers.{start.tower} to the saved ones"
+            f"has {source.name!r} of shape {list(source_shape)}, and {target.name!r} of this model needs "
+            f"{list(target_shape)}; set the sizes of model.towers.{start.tower} to the saved ones"
         )
     copy = _Copy(source.name, target.name)
     if by_ids and saved.config.layout != model.config.layout:
@@ -247,8 +248,8 @@ def _take(
 
 def _alike(saved: ModelConfig, config: ModelConfig, modality: str) -> bool:
     """Whether both models have the modality, as the same kind of data."""
-    theirs, mine = saved.modalities.get(modality), config.modalities.get(modality)
-    return theirs is not None and mine is not None and theirs.objective == mine.objective
+    source, target = saved.modalities.get(modality), config.modalities.get(modality)
+    return source is not None and target is not None and source.objective == target.objective
 
 
 def _rows(saved: ModelConfig, config: ModelConfig) -> list[tuple[range, range]]:
@@ -295,13 +296,13 @@ def _fill(model: MixtureOfTransformers, start: _Start) -> None:
                 target.copy_(part_of(tensor, target))
                 continue
             values, is_filled = tensor.new_zeros(target.shape), tensor.new_zeros(target.shape)
-            for theirs, mine in copy.rows:
-                values[mine.start : mine.stop] = tensor[theirs.start : theirs.stop]
-                is_filled[mine.start : mine.stop] = 1
+            for source_rows, target_rows in copy.rows:
+                values[target_rows.start : target_rows.stop] = tensor[source_rows.start : source_rows.stop]
+                is_filled[target_rows.start : target_rows.stop] = 1
             _fill_where(target, values, is_filled)
 
 
 def _fill_where(target: Tensor, values: Tensor, is_filled: Tensor) -> None:
     """Set the entries of a tensor, or of this rank's part of it, where ``is_filled`` is 1."""
-    mine, values, is_filled = (local(x) for x in (target, part_of(values, target), part_of(is_filled, target)))
-    mine.copy_(torch.where(is_filled.to(mine.device) > 0, values.to(mine.device, mine.dtype), mine))
+    part, values, is_filled = (local(x) for x in (target, part_of(values, target), part_of(is_filled, target)))
+    part.copy_(torch.where(is_filled.to(part.device) > 0, values.to(part.device, part.dtype), part))

@@ -45,9 +45,9 @@ def _forward(x, query_weight, key_weight, cos, sin, to_towers, to_sequence, quer
     token, is_token = _place(row, start, to_towers, to_sequence)
     head = tl.program_id(1) * heads + tl.arange(0, heads)
     i = tl.arange(0, half)
-    group, place = head // (queries + 2), head % (queries + 2)
+    group, slot = head // (queries + 2), head % (queries + 2)
     inside = (head < groups * (queries + 2)) & is_token
-    is_query, is_value = place < queries, place == queries + 1
+    is_query, is_value = slot < queries, slot == queries + 1
     at = ((row * groups * (queries + 2) + head) * 2 * half)[:, None] + i[None]
     a = tl.load(x + at, mask=inside[:, None], other=0.0).to(wide)
     b = tl.load(x + at + half, mask=inside[:, None], other=0.0).to(wide)
@@ -58,17 +58,17 @@ def _forward(x, query_weight, key_weight, cos, sin, to_towers, to_sequence, quer
     c, s = tl.load(cos + token * half + i)[None].to(wide), tl.load(sin + token * half + i)[None].to(wide)
     turned, other = n * c - m * s, m * c + n * s
     kind = query.dtype.element_ty
-    to = ((token * groups * queries + group * queries + place) * 2 * half)[:, None] + i[None]
-    mine = (inside & is_query)[:, None]
-    tl.store(query + to, turned.to(kind), mask=mine)
-    tl.store(query + to + half, other.to(kind), mask=mine)
+    to = ((token * groups * queries + group * queries + slot) * 2 * half)[:, None] + i[None]
+    mask = (inside & is_query)[:, None]
+    tl.store(query + to, turned.to(kind), mask=mask)
+    tl.store(query + to + half, other.to(kind), mask=mask)
     to = ((token * groups + group) * 2 * half)[:, None] + i[None]
-    mine = (inside & (place == queries))[:, None]
-    tl.store(key + to, turned.to(kind), mask=mine)
-    tl.store(key + to + half, other.to(kind), mask=mine)
-    mine = (inside & is_value)[:, None]
-    tl.store(value + to, a.to(kind), mask=mine)
-    tl.store(value + to + half, b.to(kind), mask=mine)
+    mask = (inside & (slot == queries))[:, None]
+    tl.store(key + to, turned.to(kind), mask=mask)
+    tl.store(key + to + half, other.to(kind), mask=mask)
+    mask = (inside & is_value)[:, None]
+    tl.store(value + to, a.to(kind), mask=mask)
+    tl.store(value + to + half, b.to(kind), mask=mask)
 
 
 @triton.jit
@@ -78,8 +78,8 @@ def _backward(x, query_weight, key_weight, cos, sin, to_towers, to_sequence, for
     """Write the gradient of x, and each program's own sums of those of the norms' weights [P, B, 2, d]."""
     head = tl.program_id(1) * heads + tl.arange(0, heads)
     i = tl.arange(0, half)
-    group, place = head // (queries + 2), head % (queries + 2)
-    is_query, is_key, is_value = place < queries, place == queries, place == queries + 1
+    group, slot = head // (queries + 2), head % (queries + 2)
+    is_query, is_key, is_value = slot < queries, slot == queries, slot == queries + 1
     whole = head < groups * (queries + 2)
     query_low, query_high = tl.zeros((half,), wide), tl.zeros((half,), wide)
     key_low, key_high = tl.zeros((half,), wide), tl.zeros((half,), wide)
@@ -88,28 +88,28 @@ def _backward(x, query_weight, key_weight, cos, sin, to_towers, to_sequence, for
         token, is_token = _place(row, start, to_towers, to_sequence)
         inside = whole & is_token
         at = ((row * groups * (queries + 2) + head) * 2 * half)[:, None] + i[None]
-        from_query = ((token * groups * queries + group * queries + place) * 2 * half)[:, None] + i[None]
+        from_query = ((token * groups * queries + group * queries + slot) * 2 * half)[:, None] + i[None]
         from_key = ((token * groups + group) * 2 * half)[:, None] + i[None]
-        mine, its, both = (inside & is_query)[:, None], (inside & is_key)[:, None], (inside & is_value)[:, None]
-        g = tl.load(for_query + from_query, mask=mine, other=0.0).to(wide)
-        g += tl.load(for_key + from_key, mask=its, other=0.0).to(wide)
-        h = tl.load(for_query + from_query + half, mask=mine, other=0.0).to(wide)
-        h += tl.load(for_key + from_key + half, mask=its, other=0.0).to(wide)
+        q_mask, k_mask, v_mask = (inside & is_query)[:, None], (inside & is_key)[:, None], (inside & is_value)[:, None]
+        g = tl.load(for_query + from_query, mask=q_mask, other=0.0).to(wide)
+        g += tl.load(for_key + from_key, mask=k_mask, other=0.0).to(wide)
+        h = tl.load(for_query + from_query + half, mask=q_mask, other=0.0).to(wide)
+        h += tl.load(for_key + from_key + half, mask=k_mask, other=0.0).to(wide)
         c, s = tl.load(cos + token * half + i)[None].to(wide), tl.load(sin + token * half + i)[None].to(wide)
         u, v = g * c + h * s, h * c - g * s  # turned back
         if has_norm:
             a = tl.load(x + at, mask=inside[:, None], other=0.0).to(wide)
             b = tl.load(x + at + half, mask=inside[:, None], other=0.0).to(wide)
             n, m, w, z, scale = _normed(a, b, is_query, query_weight, key_weight, i, half, eps, wide)
-            query_low += tl.sum(tl.where(mine, u * n, 0.0), 0)
-            query_high += tl.sum(tl.where(mine, v * m, 0.0), 0)
-            key_low += tl.sum(tl.where(its, u * n, 0.0), 0)
-            key_high += tl.sum(tl.where(its, v * m, 0.0), 0)
+            query_low += tl.sum(tl.where(q_mask, u * n, 0.0), 0)
+            query_high += tl.sum(tl.where(q_mask, v * m, 0.0), 0)
+            key_low += tl.sum(tl.where(k_mask, u * n, 0.0), 0)
+            key_high += tl.sum(tl.where(k_mask, v * m, 0.0), 0)
             u, v = u * w, v * z
             along = (tl.sum(u * n, 1) + tl.sum(v * m, 1)) / (2 * half)
             u, v = (u - n * along[:, None]) * scale[:, None], (v - m * along[:, None]) * scale[:, None]
-        u += tl.load(for_value + from_key, mask=both, other=0.0).to(wide)
-        v += tl.load(for_value + from_key + half, mask=both, other=0.0).to(wide)
+        u += tl.load(for_value + from_key, mask=v_mask, other=0.0).to(wide)
+        v += tl.load(for_value + from_key + half, mask=v_mask, other=0.0).to(wide)
         # rows of padding, which nothing was loaded for, get zeros
         tl.store(for_x + at, u.to(for_x.dtype.element_ty), mask=whole[:, None])
         tl.store(for_x + at + half, v.to(for_x.dtype.element_ty), mask=whole[:, None])
@@ -193,8 +193,8 @@ def _gradients(ctx, *gradients: Tensor):
     *saved, cos, sin, to_towers, to_sequence = ctx.saved_tensors
     heads, norms = saved[: ctx.num_heads], saved[ctx.num_heads :]
     whole = (g.contiguous() for g in gradients)
-    found = heads_to_sequence_backward(*whole, heads, norms, cos, sin, to_towers, to_sequence, ctx.eps)
-    return found[: len(heads)], found[len(heads) :], None, None, None, None, None
+    input_gradients = heads_to_sequence_backward(*whole, heads, norms, cos, sin, to_towers, to_sequence, ctx.eps)
+    return input_gradients[: len(heads)], input_gradients[len(heads) :], None, None, None, None, None
 
 
 heads_to_sequence.register_autograd(_gradients, setup_context=_keep)

@@ -52,7 +52,7 @@ class Segment:
 
 def segments(spans: Sequence[Span], prefix: Sequence[int] | None = None) -> list[Segment]:
     """Apply the rule to the spans of a batch; ``prefix[d]`` tokens of document d lie in a cache before them."""
-    found: list[Segment] = []
+    all_segments: list[Segment] = []
     document, offset, can_grow = -1, 0, False
     seen: list[tuple[int, int]] = []
     for span in spans:
@@ -62,11 +62,11 @@ def segments(spans: Sequence[Span], prefix: Sequence[int] | None = None) -> list
             offset, seen = before - span.start, _joined([], 0, before)
         keys = _joined(seen, offset + span.start, offset + span.stop)
         grows = can_grow and not span.bidirectional and not span.hidden
-        start = found.pop().start if grows else span.start
-        found.append(Segment(document, start, span.stop, tuple(keys), not span.bidirectional))
+        start = all_segments.pop().start if grows else span.start
+        all_segments.append(Segment(document, start, span.stop, tuple(keys), not span.bidirectional))
         can_grow = not span.bidirectional and not span.hidden
         seen = seen if span.hidden else keys
-    return found
+    return all_segments
 
 
 def _joined(ranges: list[tuple[int, int]], low: int, high: int) -> list[tuple[int, int]]:

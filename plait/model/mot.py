@@ -186,8 +186,8 @@ class MixtureOfTransformers(nn.Module):
         for tower, place in group.places.items():
             if tower not in self.latent_out[modality]:  # it carries clean latents only
                 continue
-            mine = self.ranks.gather_all(hidden[towers.index(tower)]).index_select(0, place.rows)
-            y = self.latent_out[modality][tower](mine, *self._latents_of(group, place))
+            tower_rows = self.ranks.gather_all(hidden[towers.index(tower)]).index_select(0, place.rows)
+            y = self.latent_out[modality][tower](tower_rows, *self._latents_of(group, place))
             out = out.index_copy(0, place.tokens, y.to(out.dtype))
         return out
 

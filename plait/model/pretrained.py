@@ -40,8 +40,8 @@ def load_config(folder: str | Path, what: str = "model") -> ModelConfig:
     path = Path(folder) / "config.json"
     values = read_json(path, what)
     if not isinstance(values, dict) or values.get("architecture") != ARCHITECTURE:
-        found = values.get("architecture", values.get("architectures")) if isinstance(values, dict) else None
-        raise CheckpointError(f"{what}: {str(path)!r} describes {found!r}, it must be {ARCHITECTURE!r}")
+        architecture = values.get("architecture", values.get("architectures")) if isinstance(values, dict) else None
+        raise CheckpointError(f"{what}: {str(path)!r} describes {architecture!r}, it must be {ARCHITECTURE!r}")
     version = values.get("schema_version")
     if version != SCHEMA_VERSION:
         cure = ", or take out what a run says of modalities and towers (codecs, weights of losses, rates, freezing)"

@@ -35,9 +35,9 @@ def part_of(whole: Tensor, weight: Tensor) -> Tensor:
     if not isinstance(weight, DTensor):
         return whole
     shape, offset = compute_local_shape_and_global_offset(whole.shape, weight.device_mesh, weight.placements)
-    mine = whole[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
-    mine = mine.to(weight.device, weight.dtype).contiguous()
-    return DTensor.from_local(mine, weight.device_mesh, weight.placements, shape=whole.shape, stride=whole.stride())
+    part = whole[tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))]
+    part = part.to(weight.device, weight.dtype).contiguous()
+    return DTensor.from_local(part, weight.device_mesh, weight.placements, shape=whole.shape, stride=whole.stride())
 
 
 @dataclass(frozen=True)
@@ -125,13 +125,13 @@ class Ranks:
 
         An id below 0 gives zeros.
         """
-        found = []
+        embedded = []
         for of_tower, weight in zip(ids, tables, strict=True):
             table = local(weight)
-            place = self.rows_of_context(of_tower) - self.first_id(len(weight))
-            inside = (place >= 0) & (place < len(table))
-            found.append(F.embedding(place.clamp(0, len(table) - 1), table) * inside[:, None])
-        return self.scatter(found)
+            table_rows = self.rows_of_context(of_tower) - self.first_id(len(weight))
+            inside = (table_rows >= 0) & (table_rows < len(table))
+            embedded.append(F.embedding(table_rows.clamp(0, len(table) - 1), table) * inside[:, None])
+        return self.scatter(embedded)
 
     def first_id(self, num_ids: int) -> int:
         """Return the first id of this rank's part of a table of ids."""

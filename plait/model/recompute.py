@@ -41,10 +41,10 @@ def _selective() -> tuple:
 @functools.cache
 def _kept_operations() -> list:
     """Return the operations of `_KEPT` that this torch has."""
-    found = []
+    operations = []
     for name in _KEPT:
         space, _, operation = name.partition(".")
         packet = getattr(getattr(torch.ops, space), operation, None)
         if packet is not None:
-            found.append(getattr(packet, "default", packet))
-    return found
+            operations.append(getattr(packet, "default", packet))
+    return operations

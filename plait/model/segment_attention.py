@@ -72,10 +72,10 @@ def segment_attention_backward(
     for_query, for_key, for_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
     for start, stop, ranges, causal, mask in _segments(table, query):
         rows = slice(start, stop)
-        mine = (gradient[rows], query[rows], _joined(key, ranges), _joined(value, ranges), out[rows])
+        inputs = (gradient[rows], query[rows], _joined(key, ranges), _joined(value, ranges), out[rows])
         z = log_z[rows].transpose(0, 1).unsqueeze(0)
-        found = _flash_backward(*(_heads_first(x) for x in mine), z, 0.0, causal, attn_mask=mask)
-        q, k, v = (x[0].transpose(0, 1) for x in found)
+        gradients = _flash_backward(*(_heads_first(x) for x in inputs), z, 0.0, causal, attn_mask=mask)
+        q, k, v = (x[0].transpose(0, 1) for x in gradients)
         for_query[rows] = q
         at = 0
         for low, high in ranges:
