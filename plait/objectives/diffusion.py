@@ -65,7 +65,7 @@ def corrupt(batch: Batch, config: DiffusionConfig, seed: int) -> Batch:
         _check_finite(document)
     host = batch.spans[0].modality  # every document opens with the host's <bos>
     for name, group in batch.latents.items():
-        mine = config.of(name)
+        settings = config.of(name)
         spans = [s for s in batch.spans if s.modality == name]
         levels, noise = [], []
         seen: dict[int, int] = {}  # noised spans so far, by document
@@ -79,9 +79,9 @@ def corrupt(batch: Batch, config: DiffusionConfig, seed: int) -> Batch:
             order = seen[span.document] = seen.get(span.document, -1) + 1
             draw = generator(seed, f"noise/{name}", item=document.index, epoch=document.epoch, position=order)
             limited = not span.hidden and _comes_first(document, name, order, host)
-            levels.append(_level(draw, mine, mine.max_level_first if limited else 1.0))
+            levels.append(_level(draw, settings, settings.max_level_first if limited else 1.0))
             noise.append(draw.standard_normal(shape, dtype=np.float32))
-        _noise(group, torch.tensor(levels), torch.from_numpy(np.concatenate(noise)), mine.process)
+        _noise(group, torch.tensor(levels), torch.from_numpy(np.concatenate(noise)), settings.process)
     return batch
 
 
@@ -116,8 +116,8 @@ def _comes_first(document: Document, name: str, order: int, host: str) -> bool:
     last is not: nothing is told from it, and without a condition it must be learned from pure noise too.
     """
     modalities = [part.modality for part in document.parts]
-    place = [i for i, modality in enumerate(modalities) if modality == name][order]
-    return host not in modalities[:place] and any(m != name for m in modalities[place + 1 :])
+    position = [i for i, modality in enumerate(modalities) if modality == name][order]
+    return host not in modalities[:position] and any(m != name for m in modalities[position + 1 :])
 
 
 def _level(draw: np.random.Generator, config: DiffusionConfig, limit: float) -> float:

@@ -101,7 +101,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, for_loss: Tensor, for_log_z: Tensor) -> tuple[Tensor | None, ...]:
         """The gradient of a row of logits is (for_loss + for_log_z) softmax - for_loss onehot(target)."""
-        x, weight, target, log_z, kept = ctx.saved_tensors
+        x, weight, target, log_z, saved_logits = ctx.saved_tensors
         for_score = -for_loss
         if ctx.cut is not None:  # each rank was given a part of the gradient of what all of them computed
             for_loss, for_log_z = ctx.cut.summed(torch.stack([for_loss, for_log_z]))
@@ -110,8 +110,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         each = (x, target, log_z, for_loss + for_log_z, for_score, for_x)
         for x_r, target_r, log_z_r, all_r, score_r, for_x_r in zip(*(t.split(ctx.rows) for t in each), strict=True):
-            logits = _logits(x_r, head) if kept is None else kept
-            g = torch.sub(logits, log_z_r[:, None], out=logits if kept is None else None)
+            logits = _logits(x_r, head) if saved_logits is None else saved_logits
+            g = torch.sub(logits, log_z_r[:, None], out=logits if saved_logits is None else None)
             g = g.exp_().mul_(all_r[:, None]).scatter_add_(1, target_r[:, None], score_r[:, None])
             g = g.to(ctx.dtype)
             for_x_r.copy_(g @ head)
