@@ -279,23 +279,23 @@ def _latents(
     groups = {}
     to_sequence = routing.to_sequence.numpy()
     for name in config.layout.names:
-        mine = [(r, s) for r, s in zip(runs, spans, strict=True) if r.latents is not None and s.modality == name]
-        if not mine:
+        pairs = [(r, s) for r, s in zip(runs, spans, strict=True) if r.latents is not None and s.modality == name]
+        if not pairs:
             continue
-        tokens = np.concatenate([np.arange(s.start, s.stop) for _, s in mine])
+        tokens = np.concatenate([np.arange(s.start, s.stop) for _, s in pairs])
         places = {}
         for k, tower in enumerate(config.towers):
             chosen = np.flatnonzero(towers[tokens] == k)
             if len(chosen):
                 rows = to_sequence[tokens[chosen]] - starts[k]
-                grids = [s.grid or (s.length,) for _, s in mine if towers[s.start] == k]
+                grids = [s.grid or (s.length,) for _, s in pairs if towers[s.start] == k]
                 places[tower] = Place(torch.from_numpy(chosen), torch.from_numpy(rows), grids)
         groups[name] = Latents(
-            torch.from_numpy(np.concatenate([r.latents for r, _ in mine]).astype(np.float32)),
-            torch.from_numpy(np.repeat(np.arange(len(mine)), [s.length for _, s in mine])),
+            torch.from_numpy(np.concatenate([r.latents for r, _ in pairs]).astype(np.float32)),
+            torch.from_numpy(np.repeat(np.arange(len(pairs)), [s.length for _, s in pairs])),
             places,
-            [s.length for _, s in mine],
-            [s.document for _, s in mine],
-            [s.noised for _, s in mine],
+            [s.length for _, s in pairs],
+            [s.document for _, s in pairs],
+            [s.noised for _, s in pairs],
         )
     return groups

@@ -85,12 +85,12 @@ def check_parts(parts: Sequence[Part], config: ModelConfig, where: str) -> None:
 def _check_values(part: Part, config: ModelConfig, where: str) -> None:
     record, named = config.modalities[part.modality], f"{where}: %s of {part.modality!r}"
     kind, other = ("ids", "latents") if record.objective == "next_token" else ("latents", "ids")
-    given = getattr(part, kind)
-    require(given is not None and getattr(part, other) is None, named % "values",
+    raw_values = getattr(part, kind)
+    require(raw_values is not None and getattr(part, other) is None, named % "values",
             [n for n in ("ids", "latents") if getattr(part, n) is not None], f"{kind} alone")  # fmt: skip
-    values = np.asarray(given)
+    values = np.asarray(raw_values)
     shape, is_number = list(values.shape), values.dtype.kind in ("iu" if kind == "ids" else "fiu")
-    require(is_number or not values.size, named % kind, given, "whole numbers" if kind == "ids" else "numbers")
+    require(is_number or not values.size, named % kind, raw_values, "whole numbers" if kind == "ids" else "numbers")
     if kind == "ids":
         require(values.ndim == 1, named % kind, shape, "[tokens]")
         for edge in (int(values.min()), int(values.max())) if len(values) else ():

@@ -46,9 +46,9 @@ def _share_of_targets(batch: Batch, ranks: Sharing) -> Targets:
     targets, rows, chosen, at = batch.targets, [], [], 0
     for of_tower, padded in zip(targets.rows, batch.routing.padded_sizes, strict=True):
         size = padded // ranks.context
-        mine = of_tower // size == ranks.context_rank
-        rows.append(of_tower[mine] - ranks.context_rank * size)
-        chosen.append(at + mine.nonzero().flatten())
+        is_owned = of_tower // size == ranks.context_rank
+        rows.append(of_tower[is_owned] - ranks.context_rank * size)
+        chosen.append(at + is_owned.nonzero().flatten())
         at += len(of_tower)
     places = torch.cat(chosen)
     return dataclasses.replace(
@@ -65,11 +65,11 @@ def _share_of_latents(group: Latents, ranks: Sharing) -> Latents:
     new_place = torch.from_numpy(np.cumsum(owned) - 1)
     places = {}
     for tower, place in group.places.items():
-        mine = torch.from_numpy(owned)[place.tokens]
+        is_owned = torch.from_numpy(owned)[place.tokens]
         # a tower holds whole spans, in their order: the grids are those of its spans that are owned
         of_tower = group.span[place.tokens].unique_consecutive().tolist()
         grids = [grid for grid, span in zip(place.grids, of_tower, strict=True) if span in spans]
-        places[tower] = Place(new_place[place.tokens[mine]], place.rows[mine], grids)
+        places[tower] = Place(new_place[place.tokens[is_owned]], place.rows[is_owned], grids)
 
     def each(x: Tensor | None) -> Tensor | None:
         return None if x is None else x[tokens]

@@ -66,10 +66,10 @@ def towers_of(spans: Sequence[Span], config: ModelConfig, documents: Sequence[in
         refuse_generation(config)
     assert documents is not None, "a model that deals out tokens at random is refused without indices"
     for number, group in itertools.groupby(spans, key=lambda s: s.document):
-        mine = list(group)
-        start, stop = mine[0].start, mine[-1].stop
+        document_spans = list(group)
+        start, stop = document_spans[0].start, document_spans[-1].stop
         draws = generator(0, "tower", item=documents[number]).random(stop - start)
-        for span in mine:
+        for span in document_spans:
             if among := dealt.get(span.modality):
                 numbers = np.array([names.index(tower) for tower in among])
                 chosen = draws[span.start - start : span.stop - start] * len(among)
