@@ -52,12 +52,12 @@ class ArrayFile:
 
     def read(self, name: str, start: int, count: int) -> np.ndarray:
         """Return rows [start, start + count) of an array."""
-        place = self._place(name)
-        if not 0 <= start <= start + count <= place.shape[0]:
-            raise self.broken(f"has {place.shape[0]} rows in {name!r}, not {start + count}")
-        dtype, shape = _DTYPES[place.code], (count, *place.shape[1:])
+        entry = self._place(name)
+        if not 0 <= start <= start + count <= entry.shape[0]:
+            raise self.broken(f"has {entry.shape[0]} rows in {name!r}, not {start + count}")
+        dtype, shape = _DTYPES[entry.code], (count, *entry.shape[1:])
         row_bytes = dtype.itemsize * math.prod(shape[1:])
-        data = self.raw(place.offset + start * row_bytes, count * row_bytes) or bytearray()
+        data = self.raw(entry.offset + start * row_bytes, count * row_bytes) or bytearray()
         return np.frombuffer(data, dtype).reshape(shape)
 
     def start_of(self, name: str) -> int:
@@ -85,12 +85,12 @@ class ArrayFile:
 
     def _read_header(self) -> dict[str, Entry]:
         try:
-            found = read_header(self.raw, self._bytes, longest=MAX_HEADER)
+            entries = read_header(self.raw, self._bytes, longest=MAX_HEADER)
         except BadHeader as error:
             raise self.broken(f"is no file of prepared data ({error})") from None
-        if not all(entry.shape and entry.code in _DTYPES for entry in found.values()):
+        if not all(entry.shape and entry.code in _DTYPES for entry in entries.values()):
             raise self.broken("is no file of prepared data (its header has other arrays)")
-        return found
+        return entries
 
 
 def write_arrays(path: Path, arrays: dict[str, tuple[type | np.dtype, tuple[int, ...], Iterable[np.ndarray]]]) -> int:

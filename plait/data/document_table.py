@@ -140,8 +140,8 @@ class SplitTable:
     def look_up(self, documents: np.ndarray) -> PartTable:
         """Return the parts of documents, given by number in any order, [n]."""
         read, size, row = self._file.raw, DOCUMENT.itemsize, 4 * _COLUMNS
-        found = b"".join([read(self._documents_at + size * i, 2 * size) for i in documents.tolist()])
-        records = np.frombuffer(found or bytearray(), DOCUMENT).reshape(-1, 2)
+        data = b"".join([read(self._documents_at + size * i, 2 * size) for i in documents.tolist()])
+        records = np.frombuffer(data or bytearray(), DOCUMENT).reshape(-1, 2)
         first, last = records["part"][:, 0].astype(np.int64), records["part"][:, 1].astype(np.int64)
         counts = last - first
         if (counts < 0).any() or (counts > MAX_PARTS).any() or (last > self._num_parts).any() or (first < 0).any():

@@ -67,9 +67,9 @@ class _Packer:
         n = len(source)
         task, dropped, lengths = np.empty(n, np.int16), np.empty(n, np.int8), np.empty(n, np.int64)
         for k in np.unique(source).tolist():
-            mine = np.flatnonzero(source == k)
-            draw = self.sources[k].draw(document[mine], epoch[mine])
-            task[mine], dropped[mine], lengths[mine] = draw.task, draw.dropped, draw.lengths
+            of_source = np.flatnonzero(source == k)
+            draw = self.sources[k].draw(document[of_source], epoch[of_source])
+            task[of_source], dropped[of_source], lengths[of_source] = draw.task, draw.dropped, draw.lengths
         keep = task >= 0 if only_tasks else slice(None)
         drawn = (array[keep] for array in (source, epoch, document, task, dropped, np.full(n, -1), lengths))
         window = _Window(*drawn, counts=dict.fromkeys(_COUNTS, 0))
@@ -81,8 +81,8 @@ class _Packer:
         """Read the documents of one bin and pack them."""
         entries, documents = np.array(chosen), {}
         for k, source in enumerate(self.sources):
-            mine = entries[(window.source[entries] == k) & (window.piece[entries] < 0)]
-            documents |= zip(mine.tolist(), source.source.documents(window.document[mine], meta=False), strict=True)
+            uncut = entries[(window.source[entries] == k) & (window.piece[entries] < 0)]
+            documents |= zip(uncut.tolist(), source.source.documents(window.document[uncut], meta=False), strict=True)
         for e in entries[window.piece[entries] >= 0].tolist():
             documents[e] = self._whole.get(int(window.source[e]), int(window.document[e]))
         documents = [self._document(window, e, documents[e]) for e in chosen]
@@ -220,31 +220,31 @@ class Loader:
             step = following
 
     def _plain_steps(self, pool: ThreadPoolExecutor | None) -> Iterator[tuple[_Window, list[int], dict]]:
-        number, taken, place = self.state["window"], list(self.state["taken"]), self.state["bin"]
+        number, taken, bin_number = self.state["window"], list(self.state["taken"]), self.state["bin"]
         counts = dict(self.state["counts"])
         window = self._plan(taken)
         following = _submit(pool, self._plan, window.taken_after)
         while True:
-            mine: list[int] = []
-            mine_window = window
+            own_bin: list[int] = []
+            own_window = window
             for r in range(self.world_size):
-                while place == len(window.bins):
+                while bin_number == len(window.bins):
                     if window.is_end:
                         return
-                    number, taken, place = number + 1, window.taken_after, 0
+                    number, taken, bin_number = number + 1, window.taken_after, 0
                     window = following.result()
                     following = _submit(pool, self._plan, window.taken_after)
-                if place == 0:
+                if bin_number == 0:
                     counts = {name: counts[name] + window.counts[name] for name in _COUNTS}
-                chosen = window.bins[place]
+                chosen = window.bins[bin_number]
                 counts["batches"] += 1
                 counts["documents"] += len(chosen)
                 counts["tokens"] += int(window.lengths[chosen].sum())
                 if r == self.rank:
-                    mine, mine_window = chosen, window
-                place += 1
-            state = {"window": number, "bin": place, "taken": list(taken), "counts": dict(counts)}
-            yield mine_window, mine, {**state, "settings": self._settings}
+                    own_bin, own_window = chosen, window
+                bin_number += 1
+            state = {"window": number, "bin": bin_number, "taken": list(taken), "counts": dict(counts)}
+            yield own_window, own_bin, {**state, "settings": self._settings}
 
     def _plan(self, taken: list[int]) -> _Window:
         source, epoch, document, after = self._order.take(taken, self._window_documents)
@@ -303,9 +303,9 @@ def validation_batches(
     sizes = [len(s) for s in sources]
     first = np.concatenate([[0], np.cumsum(sizes)])
     for start in range(0, int(first[-1]), _MAX_WINDOW_DOCUMENTS):
-        place = np.arange(start, min(start + _MAX_WINDOW_DOCUMENTS, int(first[-1])))
-        source = np.searchsorted(first, place, side="right") - 1
-        document = place - first[source]
+        indices = np.arange(start, min(start + _MAX_WINDOW_DOCUMENTS, int(first[-1])))
+        source = np.searchsorted(first, indices, side="right") - 1
+        document = indices - first[source]
         window = packer.window(source, np.zeros_like(source), document, only_tasks=bool(task))
         for chosen in window.bins:
             if number == limit > 0:

@@ -40,13 +40,13 @@ class MixedOrder:
         epoch, document = np.empty(len(source), np.int64), np.empty(len(source), np.int64)
         after = list(taken)
         for k, size in enumerate(self.sizes):
-            mine = np.flatnonzero(source == k)
-            after[k] += len(mine)
-            epoch[mine], place = np.divmod(np.arange(taken[k], after[k]), size)
+            of_source = np.flatnonzero(source == k)
+            after[k] += len(of_source)
+            epoch[of_source], positions = np.divmod(np.arange(taken[k], after[k]), size)
             for e in range(taken[k] // size, -(-after[k] // size)):
-                here = epoch[mine] == e
-                order = permuted(place[here], size, self.seed, "order of documents", item=k, epoch=e)
-                document[mine[here]] = order
+                here = epoch[of_source] == e
+                order = permuted(positions[here], size, self.seed, "order of documents", item=k, epoch=e)
+                document[of_source[here]] = order
         return source, epoch, document, after
 
     def _turns(self, taken: list[int], count: int) -> np.ndarray:

@@ -116,11 +116,11 @@ def _split(parts: Sequence[PartSize], limit: int) -> list[list[tuple[int, int, i
 
 
 def _truncate(parts: Sequence[PartSize], limit: int) -> list[list[tuple[int, int, int]]]:
-    kept, room = [], limit - EDGES
+    piece, room = [], limit - EDGES
     for k, part in enumerate(parts):
         stop = min(part.length, room - part.delimiters)
         if stop <= 0 or (stop < part.length and part.whole):
             break
-        kept.append((k, 0, stop))
+        piece.append((k, 0, stop))
         room -= stop + part.delimiters
-    return [kept] if kept else []
+    return [piece] if piece else []

@@ -25,12 +25,12 @@ class RecentDocuments:
         """Return a document; raises what reading it raised."""
         key = (source, number)
         with self._lock:
-            future, mine = self._found.get(key), False
+            future, must_read = self._found.get(key), False
             if future is None:
                 future = self._found[key] = Future()
-                mine = True
+                must_read = True
             self._found.move_to_end(key)
-        if mine:
+        if must_read:
             try:
                 document = self._read(source, number)
             except BaseException as error:

@@ -211,24 +211,24 @@ class ShardSource:
 
     def documents(self, numbers: np.ndarray | Sequence[int], *, meta: bool = True) -> list[Document]:
         """Return several documents with their parts as written, in the order asked for."""
-        table, found = self.parts(numbers), []
+        table, documents = self.parts(numbers), []
         starts, checksums = table.starts.tolist(), table.contents_crc.tolist()
         columns = (table.modality, table.length, table.place, table.grid, table.loss)
         rows = list(zip(*(column.tolist() for column in columns), strict=True))
         for k, i in enumerate(np.asarray(numbers).tolist()):
             shard, _ = self._locate(i)
             file, parts, crc = self._file(shard), [], 0
-            for modality, length, place, grid, loss in rows[starts[k] : starts[k + 1]]:
+            for modality, length, start, grid, loss in rows[starts[k] : starts[k + 1]]:
                 store = self._stores[modality]
-                values = file.read(store, place, length)
+                values = file.read(store, start, length)
                 crc = zlib.crc32(values.data, crc)
                 field = "ids" if store == "ids" else "latents"
                 extent, role = tuple(n for n in grid if n), role_of(given=False, loss=loss)
                 parts.append(Part(self.names[modality], grid=extent, role=role, loss=float(loss), **{field: values}))
             if crc != checksums[k]:
                 raise file.broken(f"is corrupt (checksum mismatch in document {i})")
-            found.append(Document(parts, index=i, meta=self.meta(i) if meta else {}))
-        return found
+            documents.append(Document(parts, index=i, meta=self.meta(i) if meta else {}))
+        return documents
 
     def meta(self, i: int) -> dict:
         """Return what is known of document ``i``."""

@@ -69,12 +69,12 @@ def open_sources(config: RunConfig, split: str) -> list[ShardSource]:
 
 def codec_fingerprints(config: RunConfig) -> dict[str, str]:
     """Return what tells the codec of each of the model's modalities from any other, where the data have one."""
-    found: dict[str, str] = {}
+    fingerprints: dict[str, str] = {}
     for folder in folders(config):
         for name, record in read_index(folder)["modalities"].items():
             if name in config.model.modalities:
-                found.setdefault(name, record["fingerprint"])
-    return found
+                fingerprints.setdefault(name, record["fingerprint"])
+    return fingerprints
 
 
 def documents_digest(source: ShardSource) -> str:
@@ -107,13 +107,13 @@ def resolve_vocabulary(config: RunConfig, index: dict | None = None) -> RunConfi
     if index is None:
         indexes = [read_index(folder) for folder in folders(config)]
         index = {"modalities": {name: m for i in reversed(indexes) for name, m in i["modalities"].items()}}
-    found = {}
+    modalities = {}
     for name, modality in config.model.modalities.items():
         where, record = f"model.modalities.{name}", index["modalities"].get(name)
         if record is None:
             if not (modality.vocab_size or modality.latent_channels):
                 raise ConfigError(f"{where}: the prepared data has no {name!r}, only {', '.join(index['modalities'])}")
-            found[name] = modality  # its size is known without data
+            modalities[name] = modality  # its size is known without data
             continue
         codec = config.modalities[name].codec
         if codec and codec != record["codec"]:
@@ -123,21 +123,21 @@ def resolve_vocabulary(config: RunConfig, index: dict | None = None) -> RunConfi
         else:
             record = {"patch_size": 1} | record
             sizes = {n: _size(modality, n, record, where, exact=True) for n in ("latent_channels", "patch_size")}
-        found[name] = dataclasses.replace(modality, **sizes)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=found))
+        modalities[name] = dataclasses.replace(modality, **sizes)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=modalities))
 
 
 def _size(modality: ModalityConfig, field: str, record: dict, where: str, *, exact: bool) -> int:
-    mine, needed = getattr(modality, field), record[field]
+    configured, needed = getattr(modality, field), record[field]
     if not needed:
         kind = "ids" if field == "vocab_size" else "latents"
         raise ConfigError(
             f"{where}.objective: {modality.objective!r} needs {kind}, which codec {record['codec']!r} does not make"
         )
-    if mine and (mine < needed or (exact and mine != needed)):
+    if configured and (configured < needed or (exact and configured != needed)):
         allowed = f"{'' if exact else 'at least '}{needed} (codec {record['codec']!r}), or 0 to take that"
-        raise ConfigError(f"{where}.{field}: {mine} is not allowed, it must be {allowed}")
-    return mine or needed
+        raise ConfigError(f"{where}.{field}: {configured} is not allowed, it must be {allowed}")
+    return configured or needed
 
 
 @dataclass
@@ -209,9 +209,9 @@ class TaskSource:
                 if self.weight_as_written > 0:
                     eligible, weights = [*eligible, AS_WRITTEN], [*weights, self.weight_as_written]
                 edges = np.cumsum(weights)
-                mine = np.flatnonzero(kind == k)
-                chosen = np.searchsorted(edges, uniform[mine] * edges[-1], side="right")
-                task[mine] = np.array(eligible)[np.minimum(chosen, len(eligible) - 1)]
+                of_kind = np.flatnonzero(kind == k)
+                chosen = np.searchsorted(edges, uniform[of_kind] * edges[-1], side="right")
+                task[of_kind] = np.array(eligible)[np.minimum(chosen, len(eligible) - 1)]
         drop = self._uniforms("drop condition", documents, epoch)
         # one number decides both, so that they exclude each other; the last entry stands for AS_WRITTEN
         several = np.array([len(t) > 1 for t in self.tasks] + [False])
@@ -253,8 +253,8 @@ class TaskSource:
 
     def _keeps(self, mentions: list[str], k: int, dropped: int) -> bool:
         """Say whether the k-th mention of a task is there with ``dropped`` of the given ones left out."""
-        given = k < len(mentions) - 1
-        return not (given and (dropped == ALL_GIVEN or (dropped == HOST_GIVEN and mentions[k] == self.host)))
+        is_given = k < len(mentions) - 1
+        return not (is_given and (dropped == ALL_GIVEN or (dropped == HOST_GIVEN and mentions[k] == self.host)))
 
     def sizes(self, i: int, task: int, dropped: int) -> list[PartSize]:
         """Return what cutting has to know of the chosen parts of document ``i``.
@@ -264,14 +264,14 @@ class TaskSource:
         table = self.source.parts([i])
         chosen = self.choose([self.source.names[m] for m in table.modality], task, dropped)
         grids = (table.grid > 0).sum(1)
-        found = []
-        for k, (p, given) in enumerate(chosen):
+        sizes = []
+        for k, (p, is_given) in enumerate(chosen):
             modality, length = table.modality[p], int(table.length[p])
-            role = role_of(given=given, loss=float(table.loss[p]))
+            role = role_of(given=is_given, loss=float(table.loss[p]))
             copied = bool(self._copied[modality]) and role == "generation" and k < len(chosen) - 1
             delimiters = int(self._wrapped[modality]) + (length if copied else 0)
-            found.append(PartSize(length, delimiters, copied or bool(grids[p] > 1)))
-        return found
+            sizes.append(PartSize(length, delimiters, copied or bool(grids[p] > 1)))
+        return sizes
 
     @staticmethod
     def piece_length(piece: Sequence[tuple[int, int, int]], sizes: Sequence[PartSize]) -> int:
@@ -289,7 +289,7 @@ class TaskSource:
     ) -> Document:
         """Return a document for a task; ``piece`` holds (chosen part, start, stop) where it is cut."""
         chosen = self.choose([p.modality for p in written.parts], task, dropped)
-        parts = [self._as_given(written.parts[p]) if given else written.parts[p] for p, given in chosen]
+        parts = [self._as_given(written.parts[p]) if is_given else written.parts[p] for p, is_given in chosen]
         if piece is not None:
             parts = [_slice(parts[k], start, stop) for k, start, stop in piece]
         names = dict.fromkeys(p.modality for p in parts) if task != AS_WRITTEN else [p.modality for p in parts]
@@ -327,11 +327,11 @@ class TaskSource:
         used = self._used[table.modality]
         keep, generated = used.copy(), used & (part_task == AS_WRITTEN)
         for t, mentions in enumerate(self.tasks):
-            mine = part_task == t
+            in_task = part_task == t
             named = np.isin(table.modality, [self._places[m] for m in mentions if m in self._places])
             is_last = table.modality == self._places.get(mentions[-1], -1)
-            predicted = mine & is_last & (table.rank(is_last) >= mentions.count(mentions[-1]) - 1)
-            keep &= ~mine | (named & (predicted | ~drops))
+            predicted = in_task & is_last & (table.rank(is_last) >= mentions.count(mentions[-1]) - 1)
+            keep &= ~in_task | (named & (predicted | ~drops))
             generated |= predicted
         # noised parts that later ones see as a clean copy stand there twice, but for a document's last part
         last = table.rank(generated) == np.repeat(table.sum(generated), table.counts) - 1

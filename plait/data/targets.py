@@ -43,10 +43,10 @@ def check_targets(config: RunConfig) -> list[str]:
 
 def _is_predicted(name: str, config: RunConfig) -> bool:
     """Say whether a task could give a modality a target."""
-    given = config.data.given_loss and _learns_given(config.model.modalities[name])
+    learns_given = config.data.given_loss and _learns_given(config.model.modalities[name])
     for task in (task for task, weight in config.data.tasks.items() if weight):
         mentions = task.split(",")
-        if task == AS_WRITTEN_TASK or name == mentions[-1] or (given and name in mentions):
+        if task == AS_WRITTEN_TASK or name == mentions[-1] or (learns_given and name in mentions):
             return True
     return False
 
@@ -97,7 +97,8 @@ def _parts_of(source: TaskSource, i: int, task: int) -> tuple[list[str], list[bo
     names, loss = [source.source.names[m] for m in table.modality], table.loss.tolist()
     chosen, records = source.choose(names, task, 0), source.model.modalities
     learned = [
-        loss[p] > 0 and (not given or (source.given_loss and _learns_given(records[names[p]]))) for p, given in chosen
+        loss[p] > 0 and (not is_given or (source.given_loss and _learns_given(records[names[p]])))
+        for p, is_given in chosen
     ]
     return [names[p] for p, _ in chosen], learned, source.sizes(i, task, 0)
 
@@ -109,7 +110,7 @@ def _learns_given(record: ModalityConfig) -> bool:
 
 def _targets_of(source: TaskSource, i: int, missing: set[str], config: RunConfig) -> set[str]:
     """Return which of the missing modalities get a target from a document."""
-    limit, found = document_limit(config), set()
+    limit, with_target = document_limit(config), set()
     for task in _tasks_of(source, i):
         names, learned, sizes = _parts_of(source, i, task)
         everything = [(k, 0, size.length) for k, size in enumerate(sizes)]
@@ -118,31 +119,31 @@ def _targets_of(source: TaskSource, i: int, missing: set[str], config: RunConfig
         else:
             cut = cut_document(sizes, limit, config.data.too_long)
             standing = {k for piece in cut.pieces for k, _, _ in piece}
-        found |= {names[k] for k in standing if learned[k]}
-    return found & missing
+        with_target |= {names[k] for k in standing if learned[k]}
+    return with_target & missing
 
 
 def _why(name: str, sources: list[TaskSource], config: RunConfig) -> tuple[int, str]:
     """Return the tokens of a modality's longest part, and why it gets no target, with what to do."""
     where = ", ".join(repr(folder) for folder in folders(config))
-    lengths, needed, given = [], [], 0
+    lengths, needed, num_documents = [], [], 0
     for source in sources:
         if name not in source.source.names:
             continue
         for start in range(0, len(source), _AT_ONCE):
             documents = np.arange(start, min(start + _AT_ONCE, len(source)))
             table = source.source.parts(documents)
-            mine = table.modality == source.source.names.index(name)
-            for i in documents[table.sum(mine) > 0].tolist():
-                given += 1
-                if given > _LOOKED_AT:
+            of_modality = table.modality == source.source.names.index(name)
+            for i in documents[table.sum(of_modality) > 0].tolist():
+                num_documents += 1
+                if num_documents > _LOOKED_AT:
                     break
                 for task in _tasks_of(source, i):
                     names, learned, sizes = _parts_of(source, i, task)
                     for k in [k for k, n in enumerate(names) if n == name and learned[k]]:
                         lengths.append(sizes[k].length)
                         needed.append(_needed(sizes, k, config.data.too_long))
-            if given > _LOOKED_AT:
+            if num_documents > _LOOKED_AT:
                 break
     stop = f"or give it model.modalities.{name}.loss_weight: 0 (and no final_loss_weight) if it must not learn"
     if not needed:
