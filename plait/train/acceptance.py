@@ -32,8 +32,8 @@ def keep_config(config: RunConfig) -> Path:
 
 def newest_state(config: RunConfig) -> dict[str, Any] | None:
     """Return the state of a run's newest complete checkpoint; None where it has none."""
-    found = checkpoint.latest(Path(config.out) / "checkpoints")
-    return checkpoint.read_state(found) if found else None
+    newest = checkpoint.latest(Path(config.out) / "checkpoints")
+    return checkpoint.read_state(newest) if newest else None
 
 
 def check_goes_on(config: RunConfig, state: dict[str, Any] | None) -> None:

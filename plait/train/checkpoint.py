@@ -75,11 +75,11 @@ def latest(folder: Path) -> Path | None:
     Raises CheckpointError where there are some and none is whole: nobody may take such a run for one not yet begun.
     """
     while True:
-        found = find(folder)
+        checkpoints = find(folder)
         try:
-            return _newest_whole(found, _damage_of)
+            return _newest_whole(checkpoints, _damage_of)
         except CheckpointError:
-            if all(path.is_dir() for path in found):
+            if all(path.is_dir() for path in checkpoints):
                 raise  # else training has removed one in between, and written a newer one
 
 
@@ -92,19 +92,19 @@ def _damage_of(path: Path) -> str:
     return ""
 
 
-def _newest_whole(found: list[Path], damage_of: Callable[[Path], str], *, speaks: bool = True) -> Path | None:
+def _newest_whole(checkpoints: list[Path], damage_of: Callable[[Path], str], *, speaks: bool = True) -> Path | None:
     """Return the last of some checkpoints without damage, as `latest` does, and say which were passed over."""
     problems: list[str] = []
-    for path in reversed(found):
+    for path in reversed(checkpoints):
         problem = damage_of(path)
         if not problem:
             for passed_over in problems if speaks else ():
                 warn_of_damage(passed_over)
             return path
         problems.append(problem)
-    if not found:
+    if not checkpoints:
         return None
-    folder = str(found[0].parent)
+    folder = str(checkpoints[0].parent)
     raise CheckpointError(
         f"{problems[0]}, and no other checkpoint in {folder!r} is whole; put back a whole copy of one, or, to begin "
         f"again at step 0, rename or remove {folder!r}, or give another --out"
@@ -302,7 +302,7 @@ class Checkpoints:
         """Return the newest complete checkpoint, the same on every rank, as `latest` does."""
         if self._rank == 0:
             recover_all(self.folder)
-        found = self._from_first([str(p) for p in find(self.folder)] if self._rank == 0 else None)
+        paths = self._from_first([str(p) for p in find(self.folder)] if self._rank == 0 else None)
 
         def damage_of(path: Path) -> str:
             try:
@@ -312,7 +312,7 @@ class Checkpoints:
                 problem = str(error)
             return next((p for p in self._from_all(problem) if p), "")
 
-        return _newest_whole([Path(p) for p in found], damage_of, speaks=self._rank == 0)
+        return _newest_whole([Path(p) for p in paths], damage_of, speaks=self._rank == 0)
 
     def restore(self, path: Path, model: MixtureOfTransformers, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """Load a checkpoint into model and optimizer, however they are cut, and return its state.
@@ -367,8 +367,8 @@ class Checkpoints:
     def _restore_random(self, path: Path, device: torch.device) -> None:
         """Set the generators as this rank's were; where there was no such rank, they stay as they are."""
         with TensorStore(path / RANDOM, "checkpoint") as store:
-            mine = f"{self._rank}/"
-            states = {n.removeprefix(mine): store.read(n) for n in store.tensors if n.startswith(mine)}
+            prefix = f"{self._rank}/"
+            states = {n.removeprefix(prefix): store.read(n) for n in store.tensors if n.startswith(prefix)}
         try:
             set_random_states(states, device)
         except (ValueError, TypeError, KeyError, IndexError, RuntimeError):
@@ -390,18 +390,20 @@ class Checkpoints:
 
 def first_failure(error: CheckpointException) -> BaseException:
     """Return what went wrong first: a sentence for the user where there is one."""
-    found = [failure for failure, _ in error.failures.values()]
-    return next((f for f in found if isinstance(f, PlaitError)), found[0])
+    failures = [failure for failure, _ in error.failures.values()]
+    return next((f for f in failures if isinstance(f, PlaitError)), failures[0])
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:
     """Return the states of the generators that libraries keep, as bytes. plait's own draws need none."""
-    kept = {"torch": torch.get_rng_state()}
+    states = {"torch": torch.get_rng_state()}
     if device.type == "cuda":
-        kept["cuda"] = torch.cuda.get_rng_state(device)
+        states["cuda"] = torch.cuda.get_rng_state(device)
     name, keys, *rest = np.random.get_state()
     others = {"numpy": [name, keys.tolist(), *rest], "python": random.getstate()}
-    return kept | {n: torch.frombuffer(bytearray(json.dumps(v).encode()), dtype=torch.uint8) for n, v in others.items()}
+    return states | {
+        n: torch.frombuffer(bytearray(json.dumps(v).encode()), dtype=torch.uint8) for n, v in others.items()
+    }
 
 
 def set_random_states(states: dict[str, Tensor], device: torch.device) -> None:

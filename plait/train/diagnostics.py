@@ -159,12 +159,12 @@ def expert_load(model: MixtureOfTransformers) -> dict[str, Tensor]:
 
     1 is balanced; for token-choice experts, before `MixtureOfTransformers.update_balance` forgets the load.
     """
-    found: dict[str, list[Tensor]] = {}
+    by_tower: dict[str, list[Tensor]] = {}
     for tower, module in (owned for block in model.blocks for owned in block.ffn.owned()):
         if isinstance(module, MixtureOfExperts) and module.routing == "token_choice":
             load = module.tokens_per_expert
-            found.setdefault(f"expert_load/{tower or SHARED}", []).append(load.max() / load.mean().clamp_min(1e-9))
-    return {name: torch.stack(loads).mean() for name, loads in found.items()}
+            by_tower.setdefault(f"expert_load/{tower or SHARED}", []).append(load.max() / load.mean().clamp_min(1e-9))
+    return {name: torch.stack(loads).mean() for name, loads in by_tower.items()}
 
 
 def peak_flops(config: TrainConfig, device: torch.device) -> float:

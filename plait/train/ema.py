@@ -53,9 +53,9 @@ class AveragedWeights:
     def _exchange(self) -> None:
         """Exchange parameters and averages in place, one by one, so that only one is held twice."""
         for name, parameter in self._parameters.items():
-            mine, average = _own(parameter), _own(self.tensors[name])
-            held = mine.clone()
-            mine.copy_(average)
+            weight, average = _own(parameter), _own(self.tensors[name])
+            held = weight.clone()
+            weight.copy_(average)
             average.copy_(held)
 
 

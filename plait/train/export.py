@@ -41,22 +41,24 @@ def export(
     """
     file_gb = as_number(file_gb, float, "--file-gb", Bounds(above=0))
     step = step if step is None else as_number(step, int, "--step", Bounds(at_least=0))
-    found = _checkpoint(Path(run), step)
-    source = found / (checkpoint.AVERAGES if averages else WEIGHTS)
-    if averages and checkpoint.weights_file(found) != source:
-        raise CheckpointError(f"export: {str(found)!r} has no averaged weights (train.ema was 0), leave out --ema")
-    name = f"{found.name}{'-ema' if averages else ''}"
+    checkpoint_folder = _checkpoint(Path(run), step)
+    source = checkpoint_folder / (checkpoint.AVERAGES if averages else WEIGHTS)
+    if averages and checkpoint.weights_file(checkpoint_folder) != source:
+        raise CheckpointError(
+            f"export: {str(checkpoint_folder)!r} has no averaged weights (train.ema was 0), leave out --ema"
+        )
+    name = f"{checkpoint_folder.name}{'-ema' if averages else ''}"
     path = Path(out) if out else Path(run) / "exported" / name
     _check_target(path)
-    config = load_config(found)
+    config = load_config(checkpoint_folder)
     with (
         one_writer(path, "--out", replaced=True),
         TensorStore(source, "checkpoint") as store,
         atomic_folder(path) as temporary,
     ):
         with torch.device("meta"):
-            check_tensors(MixtureOfTransformers(config).state_dict(), store.tensors, str(found))
-        shutil.copyfile(found / "config.json", temporary / "config.json")
+            check_tensors(MixtureOfTransformers(config).state_dict(), store.tensors, str(checkpoint_folder))
+        shutil.copyfile(checkpoint_folder / "config.json", temporary / "config.json")
         with (progress or QuietProgress()).stage(
             f"export {name}", total=sum(c.num_bytes for c in store.tensors.values()) / GB
         ) as bar:
@@ -67,18 +69,18 @@ def export(
 def _checkpoint(run: Path, step: int | None) -> Path:
     folder = run / "checkpoints"
     if step is None:
-        found = checkpoint.latest(folder)
-        if found is None:
+        newest = checkpoint.latest(folder)
+        if newest is None:
             raise CheckpointError(f"export: {str(run)!r} has no complete checkpoint, run `plait train` first")
-        return found
+        return newest
     steps = [int(p.name.removeprefix("step-")) for p in checkpoint.find(folder)]
     if step not in steps:
         raise CheckpointError(
             f"export: {str(run)!r} has no checkpoint of step {step}, only {', '.join(map(str, steps)) or 'none at all'}"
         )
-    found = folder / f"step-{step:08d}"
-    checkpoint.read_state(found)
-    return found
+    path = folder / f"step-{step:08d}"
+    checkpoint.read_state(path)
+    return path
 
 
 def _check_target(path: Path) -> None:

@@ -21,9 +21,9 @@ def check_float8(device: torch.device, *, tensor: int) -> None:
     refused = "train.precision: 'float8' is not allowed here, it must be bfloat16 or float32:"
     if device.type != "cuda":
         raise ConfigError(f"{refused} a device of type {device.type!r} has no products of 8-bit floats")
-    found = torch.cuda.get_device_capability(device)
-    if found < CAPABILITY:
-        need, have = (".".join(map(str, c)) for c in (CAPABILITY, found))
+    capability = torch.cuda.get_device_capability(device)
+    if capability < CAPABILITY:
+        need, have = (".".join(map(str, c)) for c in (CAPABILITY, capability))
         raise ConfigError(f"{refused} it needs a GPU of compute capability {need}, this one has {have}")
     if tensor > 1:
         raise ConfigError(f"{refused} torchao's layers cannot be cut by parallel.tensor ({tensor})")

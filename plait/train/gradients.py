@@ -43,18 +43,18 @@ def add_gradients(
     sums = []
     if pool is None or len(batches) == 1:
         for batch in batches:
-            value, found = loss(batch)
+            value, batch_sums = loss(batch)
             value.backward()
-            sums.append(found.detach())
+            sums.append(batch_sums.detach())
         return torch.stack(sums).sum(0)
 
     def gradients(batch: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
-        value, found = loss(batch)
-        return torch.autograd.grad(value, list(parameters)), found.detach()
+        value, batch_sums = loss(batch)
+        return torch.autograd.grad(value, list(parameters)), batch_sums.detach()
 
-    for own, found in pool.map(gradients, batches):
+    for own, batch_sums in pool.map(gradients, batches):
         _add(parameters, own)
-        sums.append(found)
+        sums.append(batch_sums)
     return torch.stack(sums).sum(0)
 
 

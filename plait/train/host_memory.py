@@ -37,12 +37,12 @@ def proportional_bytes(process: int) -> int | None:
 
 def process_tree(root: int) -> list[int]:
     """Return a process and all its descendants."""
-    found = [root]
-    for process in found:  # grows while it is read
+    processes = [root]
+    for process in processes:  # grows while it is read
         with contextlib.suppress(OSError):  # it has ended
             for thread in (PROC / str(process) / "task").iterdir():
-                found += map(int, (thread / "children").read_text().split())
-    return found
+                processes += map(int, (thread / "children").read_text().split())
+    return processes
 
 
 def tree_bytes() -> int:

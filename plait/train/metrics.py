@@ -262,13 +262,13 @@ def _cpu_model() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions that a figure depends on: python, torch, plait, and the commit where this is a checkout."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
+    by_name = {"python": platform.python_version(), "torch": torch.__version__}
     try:
-        found["plait"] = importlib.metadata.version("plait")
+        by_name["plait"] = importlib.metadata.version("plait")
     except importlib.metadata.PackageNotFoundError:
-        found["plait"] = "not installed"
+        by_name["plait"] = "not installed"
     commit = _commit()
-    return found | ({"commit": commit} if commit else {})
+    return by_name | ({"commit": commit} if commit else {})
 
 
 def _commit() -> str:

@@ -38,19 +38,20 @@ def local_device(name: str) -> str:
 
     Raises a ConfigError or ResourceError where ranks would share one.
     """
-    found = launch()
-    require(found is None or not name.startswith("cuda:"), "train.device", name,
+    launched = launch()
+    require(launched is None or not name.startswith("cuda:"), "train.device", name,
             "auto, cuda or cpu under a launcher: each rank has its own GPU")  # fmt: skip
-    if found is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
+    if launched is None or name not in ("auto", "cuda") or not torch.cuda.is_available():
         return name
     count = torch.cuda.device_count()
-    if count == 1 and found.by == "srun":  # a task of Slurm may see its own GPU only
+    if count == 1 and launched.by == "srun":  # a task of Slurm may see its own GPU only
         return "cuda:0"
-    if found.local_rank >= count:
+    if launched.local_rank >= count:
         raise ResourceError(
-            f"train.device: this is rank {found.local_rank} of its machine, which has {count} GPUs; start as many ranks"
+            f"train.device: this is rank {launched.local_rank} of its machine, which has {count} GPUs; "
+            "start as many ranks"
         )
-    return f"cuda:{found.local_rank}"
+    return f"cuda:{launched.local_rank}"
 
 
 @contextlib.contextmanager
@@ -59,8 +60,8 @@ def process_group(device: str) -> Iterator[bool]:
 
     ``device`` is ``train.device``.
     """
-    found = launch()
-    if found is None:
+    launched = launch()
+    if launched is None:
         yield True
         return
     device = local_device(device)
@@ -69,10 +70,10 @@ def process_group(device: str) -> Iterator[bool]:
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     # torchrun's ranks meet in a store that its agent may already hold
-    where = "env://" if found.by == "torchrun" else f"tcp://{found.address}:{found.port}"
-    dist.init_process_group(backend, init_method=where, rank=found.rank, world_size=found.world_size)
+    where = "env://" if launched.by == "torchrun" else f"tcp://{launched.address}:{launched.port}"
+    dist.init_process_group(backend, init_method=where, rank=launched.rank, world_size=launched.world_size)
     try:
-        yield found.rank == 0
+        yield launched.rank == 0
         dist.barrier()  # whoever leaves first takes the store along
     except PlaitError as error:
         if error.exit_code == STOPPED:  # then all do

@@ -67,10 +67,10 @@ def batch_facts(config: RunConfig, data_ranks: int, num_batches: int) -> str:
 
 def data_facts(config: RunConfig) -> str:
     """Return the documents of each prepared folder, and a digest of everything that can be read."""
-    found = [
+    facts = [
         f"{folder} ({read_index(folder)['splits']['train']['documents']:,} documents)" for folder in folders(config)
     ]
-    return f"{', '.join(found)}, digest {data_fingerprint(config)}"
+    return f"{', '.join(facts)}, digest {data_fingerprint(config)}"
 
 
 def device_facts(device: torch.device, precision: str, *, compiled: bool) -> str:

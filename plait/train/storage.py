@@ -96,9 +96,9 @@ class SafetensorsWriter(StorageWriter):
             piece = Piece(written.file, tuple(result.index.offset), shape)
             groups.setdefault(group, {}).setdefault(name, []).append(piece)
         with clear_disk_errors(self.temporary):
-            for group, found in groups.items():
+            for group, pieces_by_name in groups.items():
                 cuts = {}
-                for name, pieces in found.items():
+                for name, pieces in pieces_by_name.items():
                     record = metadata.state_dict_metadata[f"{group}/{name}"]
                     cuts[name] = Cut(record.properties.dtype, tuple(record.size), tuple(pieces))
                 if len(results) > 1:

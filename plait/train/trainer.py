@@ -154,10 +154,10 @@ class Trainer:
         """The data position before each step since the last log line, and the step's gradient norm."""
 
     def _restore(self) -> None:
-        found = self.checkpoints.newest()
-        if found:
-            check_goes_on(self.config, read_json(found / STATE, "checkpoint"))
-            values = self.checkpoints.restore(found, self.model, self.optimizer)
+        checkpoint = self.checkpoints.newest()
+        if checkpoint:
+            check_goes_on(self.config, read_json(checkpoint / STATE, "checkpoint"))
+            values = self.checkpoints.restore(checkpoint, self.model, self.optimizer)
             self.state = RunState(**values["run"])
         else:
             whole = self.config.train.init_from
@@ -167,8 +167,8 @@ class Trainer:
                 self.progress.print(line)
         if self.config.train.ema:
             self.averages = AveragedWeights(self.model, self.config.train.ema)
-            if found:
-                self.checkpoints.restore_averages(found, values, self.averages)
+            if checkpoint:
+                self.checkpoints.restore_averages(checkpoint, values, self.averages)
 
     @property
     def finished(self) -> bool:
@@ -197,8 +197,8 @@ class Trainer:
 
     def run(self) -> MixtureOfTransformers:
         """Train to the end and return the model; raises TrainingStopped after saving when a signal asks to stop."""
-        mine = one_writer(self.out, "run") if self.ranks.is_first else contextlib.nullcontext()
-        with mine, lost_ranks(), stop_signals(self._ask_to_stop), self.watchdog, contextlib.ExitStack() as stack:
+        lock = one_writer(self.out, "run") if self.ranks.is_first else contextlib.nullcontext()
+        with lock, lost_ranks(), stop_signals(self._ask_to_stop), self.watchdog, contextlib.ExitStack() as stack:
             loader = self._loader(self.state.loader)  # refuses what does not fit, before anything is written
             self._codecs = codec_fingerprints(self.config)
             read = stack.enter_context(contextlib.closing(iter(loader)))
@@ -334,9 +334,9 @@ class Trainer:
         if self.ranks.mesh is None:
             self.state.tokens += tokens
             return counts
-        mine = [*counts, float(tokens)] if self.ranks.leads_batch else [0.0] * (len(counts) + 1)
+        rank_sums = [*counts, float(tokens)] if self.ranks.leads_batch else [0.0] * (len(counts) + 1)
         clock = time.monotonic() - self._begun if self.ranks.is_first else 0.0
-        *counts, tokens, self.state.seconds, asked = parallel.agreed(self.ranks, [*mine, clock, float(self._stop)])
+        *counts, tokens, self.state.seconds, asked = parallel.agreed(self.ranks, [*rank_sums, clock, float(self._stop)])
         self.state.tokens, self._stopping = self.state.tokens + int(tokens), asked > 0
         return counts
 
@@ -382,9 +382,9 @@ class Trainer:
         position = self._recent[bad[-1]][0]
         facts = {"step": first + bad[-1] + 1, "data_rank": self.ranks.data_rank, "loader": position}
         with contextlib.closing(iter(self._loader(position))) as batches:
-            found = [batch for batch, _ in itertools.islice(batches, self.num_batches)]
+            bad_batches = [batch for batch, _ in itertools.islice(batches, self.num_batches)]
         folder = self.out / "bad_batches" / f"step-{facts['step']:08d}"
-        save_batches(folder / f"rank-{dist.get_rank() if dist.is_initialized() else 0}", found, facts)
+        save_batches(folder / f"rank-{dist.get_rank() if dist.is_initialized() else 0}", bad_batches, facts)
         return f", the batch of the last one is in {str(folder)!r}"
 
     def _count_skipped(self) -> None:
