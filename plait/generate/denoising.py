@@ -57,17 +57,17 @@ def advance(
         if not at:
             continue
         predicted = predicted_target(model, hidden, moved, name)
-        place = {id(s): at[d] for d, s in enumerate(streams) if d in at}
-        mine = {id(r.canvas): r for r in rows if r.canvas and r.span == name}
-        for wave in dict.fromkeys(r.open_canvas.started for r in mine.values()):
-            wave.step(_combined(predicted, [(c, mine.get(id(c))) for c in wave.canvases], place))
+        starts_by_stream = {id(s): at[d] for d, s in enumerate(streams) if d in at}
+        rows_by_canvas = {id(r.canvas): r for r in rows if r.canvas and r.span == name}
+        for wave in dict.fromkeys(r.open_canvas.started for r in rows_by_canvas.values()):
+            wave.step(_combined(predicted, [(c, rows_by_canvas.get(id(c))) for c in wave.canvases], starts_by_stream))
 
 
-def _combined(predicted: Tensor, members: list[tuple[Canvas, Row | None]], place: dict[int, int]) -> Tensor:
+def _combined(predicted: Tensor, members: list[tuple[Canvas, Row | None]], starts_by_stream: dict[int, int]) -> Tensor:
     """Combine the branches of a wave's items; one that was let go on the way reads another's tokens."""
     index, factors = [], []
     for canvas, row in members:
-        starts = [place[id(s)] for s in row.branches] if row else [0, 0, 0]
+        starts = [starts_by_stream[id(s)] for s in row.branches] if row else [0, 0, 0]
         offsets = np.arange(len(canvas)) if row else np.zeros(len(canvas), np.int64)
         index.append(np.array(starts)[:, None] + offsets)
         s = row.request.sampling_of(row.open_span) if row else SamplingConfig()

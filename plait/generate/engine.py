@@ -240,12 +240,12 @@ class Generator:
 
     def _guess(self, row: Row) -> None:
         """Put guesses behind the id that a row is fed, if its open span is drawn by plait.generate.speculation."""
-        kept, row.guesses = row.guesses, []
+        guesses, row.guesses = row.guesses, []
         if not row.races or not all(s.decodes for s in row.streams):
             return
         if self.spare:
-            kept = kept or row.tokens[-1:] or [self.layout.offsets[row.open_span]]
-            row.guesses = (kept + kept[-1:] * self.spare)[: self.spare]
+            guesses = guesses or row.tokens[-1:] or [self.layout.offsets[row.open_span]]
+            row.guesses = (guesses + guesses[-1:] * self.spare)[: self.spare]
             run = self._run_of(row, row.guesses, len(row.tokens))
             for stream in row.streams:
                 stream.pending = [*stream.pending, run]

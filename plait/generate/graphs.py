@@ -30,8 +30,8 @@ class Graphs:
         if shape not in self.captured:
             if len(self.captured) == MOST_GRAPHS:
                 self.captured.pop(next(iter(self.captured)))
-            mine = ints.clone(), floats.clone()
-            self.captured[shape] = (*mine, *self.capture(lambda: self.function(*mine, shape)))
+            static_inputs = ints.clone(), floats.clone()
+            self.captured[shape] = (*static_inputs, *self.capture(lambda: self.function(*static_inputs, shape)))
         my_ints, my_floats, replay, out = self.captured[shape]
         my_ints.copy_(ints, non_blocking=True)
         my_floats.copy_(floats, non_blocking=True)

@@ -168,6 +168,6 @@ class Pipeline:
                         speculate=self.config.speculate)  # fmt: skip
 
 
-def _mapping(name: str, given: dict[str, Any] | None) -> dict[str, Any]:
-    require(given is None or isinstance(given, dict), f"generate.{name}", given, "a mapping by modality")
-    return given or {}
+def _mapping(name: str, value: dict[str, Any] | None) -> dict[str, Any]:
+    require(value is None or isinstance(value, dict), f"generate.{name}", value, "a mapping by modality")
+    return value or {}

@@ -107,8 +107,8 @@ def _read_file(path: Path, codecs: dict[str, Codec], host: str) -> MediaPart:
             return host, codecs[host].read(text, path.parent)
     except UnicodeDecodeError:
         pass
-    found = "; ".join(reasons) or "this model reads text alone"
-    raise DataError(f"prompt: {str(path)!r} is neither text in UTF-8 nor media that this model reads ({found})")
+    why = "; ".join(reasons) or "this model reads text alone"
+    raise DataError(f"prompt: {str(path)!r} is neither text in UTF-8 nor media that this model reads ({why})")
 
 
 def _is_image(value: Any) -> bool:

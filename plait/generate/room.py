@@ -42,7 +42,7 @@ def most_tokens(request: Request, config: ModelConfig, *, grids: dict[str, tuple
     ``default`` is the longest span of a modality for which the request names none.
     """
     layout, host = config.layout, config.layout.host
-    given = prompt_length(request.prompt, config)
+    prompt_tokens = prompt_length(request.prompt, config)
 
     def size(name: str) -> int:
         """Tokens of a span with its opening delimiter."""
@@ -50,12 +50,12 @@ def most_tokens(request: Request, config: ModelConfig, *, grids: dict[str, tuple
         return 1 + (math.prod(grid) if grid else request.max_tokens.get(name, default))
 
     if request.output == host:
-        return [given + request.max_tokens.get(host, default)]
+        return [prompt_tokens + request.max_tokens.get(host, default)]
     others = [request.output] if request.output else [n for n in layout.names if n != host]
     largest = max((size(n) for n in others), default=0)
-    longest = given + largest
+    longest = prompt_tokens + largest
     if request.output is None:
-        longest = given + request.max_spans * (largest + 1)
+        longest = prompt_tokens + request.max_spans * (largest + 1)
         longest += (request.max_spans + 1) * request.max_tokens.get(host, default)
     settings = [request.sampling_of(n) for n in others]
     if all(s.guidance == 1.0 and s.media_guidance == 1.0 for s in settings):

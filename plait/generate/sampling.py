@@ -68,10 +68,10 @@ def invert(probability: Tensor, uniform: Tensor) -> Tensor:
     total = cumulative[:, -1:]
     # a number that rounds to 1 still lands before the end
     threshold = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    place = torch.searchsorted(cumulative, threshold, right=True).clamp_max(probability.shape[1] - 1)
+    ids = torch.searchsorted(cumulative, threshold, right=True).clamp_max(probability.shape[1] - 1)
     # a parallel sum may step up at an id that has no probability: then the likeliest is taken
     likeliest = probability.argmax(-1, keepdim=True)
-    return torch.where(probability.gather(1, place) > 0, place, likeliest).squeeze(1)
+    return torch.where(probability.gather(1, ids) > 0, ids, likeliest).squeeze(1)
 
 
 def _least_kept(probability: Tensor, top_k: Tensor, top_p: Tensor, keep: int) -> Tensor:

@@ -59,8 +59,8 @@ def race(probability: Tensor, keys: Tensor, low: int) -> Tensor:
 def num_right(guesses: Sequence[int], drawn: Sequence[int]) -> int:
     """Return how many of the W ids that were drawn are final, given the W - 1 guesses that were fed."""
     count = 1
-    for guess, found in zip(guesses, drawn, strict=False):
-        if guess != found:
+    for guess, token in zip(guesses, drawn, strict=False):
+        if guess != token:
             break
         count += 1
     return count
