@@ -201,7 +201,7 @@ def _parser() -> Parser:
         "--warmup",
         type=whole(at_least=0),
         default=0,
-        help="ignore the first N steps when matching (with --from-logs; default: 0)",
+        help="ignore the first N steps of each log when matching (default: 0)",
     )
 
     step = add("plan", commands.plan,

@@ -53,7 +53,8 @@ def _class_outside(name: str) -> type[Codec]:
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"codec: {name!r} cannot be imported ({error})") from None
     require(isinstance(loaded, type) and issubclass(loaded, Codec), "codec", name, "a subclass of plait.codecs.Codec")
-    require(loaded.name == name, f"codec: {cls}.name", loaded.name, f"{name!r}, by which saved codecs find their class")
+    own_name = getattr(loaded, "name", "")
+    require(own_name == name, f"codec: {cls}.name", own_name, f"{name!r}, by which saved codecs find their class")
     return loaded
 
 

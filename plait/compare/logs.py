@@ -57,7 +57,7 @@ def match_logs(paths: list[str], *, warmup: int = 0) -> Matched:
         "matches": [match_row(pair, Records()) for pair in pairs],
     }
     runs = {(name, 0): log_curves for name, log_curves in curves.items()}
-    facts = f"{len(paths)} logs · losses of the first {warmup:,} steps are no levels"
+    facts = f"{len(paths)} logs · the first {warmup:,} steps are ignored"
     return Matched(names, dict.fromkeys(modalities, ""), runs, pairs, results, facts)
 
 

@@ -22,13 +22,13 @@ class ModalitySettings(Checked):
     """Name of the codec (see plait/codecs), which turns raw media into ids or latents and back."""
     codec_options: dict[str, Any] = field(default_factory=dict)
     """Settings of that codec; checked by the codec itself."""
-    key: str = ""
-    """Key of its parts in a manifest, such as front and rear of two cameras; empty: the codec's kind (text, image,
-    audio)."""
     loss_weight: float = bounded(1.0, at_least=0)
     """Factor of this modality's loss in the total."""
     final_loss_weight: float | None = bounded(None, at_least=0)
     """Factor at the end of the run, reached linearly from `loss_weight`. Null: constant."""
+    key: str = ""
+    """Key of its parts in a manifest, such as front and rear of two cameras; empty: the codec's kind (text, image,
+    audio)."""
 
     def weight_at(self, progress: float) -> float:
         """Return the factor when this share of the run is done (0 to 1)."""

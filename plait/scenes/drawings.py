@@ -22,7 +22,7 @@ from plait.scenes.articles import is_countable
 
 CREDIT = (
     "Drawings by OpenMoji (https://openmoji.org), the open-source emoji and icon project, licence CC BY-SA 4.0 "
-    "(https://creativecommons.org/licenses/by-sa/4.0/); scenes composed of them and images made from them are shared "
+    "(https://creativecommons.org/licenses/by-sa/4.0/). Scenes composed of them and images made from them are shared "
     "alike."
 )
 """The line that a page which shows scenes has to carry."""

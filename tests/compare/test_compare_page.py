@@ -39,7 +39,7 @@ def show(browser, page: Path, **how) -> None:
 def hover(browser, figure: str, across: float = 0.5, down: float = 0.5) -> str:
     """Move the pointer over a figure's first panel and return what is shown there."""
     box = browser.run(f"""(() => {{ const plot = document.querySelector("#{figure} .plot");
-        plot.scrollIntoView({{block: "center"}}); const r = plot.getBoundingClientRect();
+        plot.scrollIntoView({{block: "center", behavior: "instant"}}); const r = plot.getBoundingClientRect();
         return [r.left, r.top, r.width, r.height] }})()""")
     x, y = box[0] + across * box[2], box[1] + down * box[3]
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)

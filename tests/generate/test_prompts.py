@@ -87,8 +87,11 @@ def test_two_modalities_of_one_kind_are_told_apart_by_their_keys(tmp_path):
                "rear": ModalitySettings("image_pixels", {"size": SIDE}, key="rear")}  # fmt: skip
     codecs = build_codecs({"text": ModalitySettings("text_bpe", {"vocab_size": 256}), **cameras})
     config = model_config()
-    modalities = {"text": config.modalities["text"], **dict.fromkeys(cameras, config.modalities["image"])}
-    two = Pipeline(MixtureOfTransformers(dataclasses.replace(config, modalities=modalities)), codecs, GenerateConfig())
+    image = dataclasses.replace(config.modalities["image"], tower="")
+    modalities = {"text": config.modalities["text"], **dict.fromkeys(cameras, image)}
+    two = Pipeline(
+        MixtureOfTransformers(dataclasses.replace(config, modalities=modalities, towers={})), codecs, GenerateConfig()
+    )
     Image.fromarray(PIXELS).save(tmp_path / "a.png")
     read = two.read(
         [{"ahead": "a.png"}, {"rear": PIXELS}, {"front": tmp_path.joinpath("a.png").read_bytes()}], tmp_path

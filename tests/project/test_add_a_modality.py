@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -76,8 +77,9 @@ def test_the_page(folder):
     model = load_pretrained(checkpoint.latest(folder / "runs/depth/checkpoints"))
     assert {t.width for t in model.config.towers.values()} == {64, 96}
     assert model.config.modalities["depth"].latent_channels == 16
-    made = [np.load(p) for p in (folder / "runs/depth/generated/depth").glob("*.npy")]
+    made = [np.load(p) for p in (folder / "runs/depth/generated/depth").glob("*output*.npy")]
     assert [m.shape for m in made] == [(8, 12)]
+    shutil.copytree(folder / "runs/depth/generated", folder / "runs/depth/samples")
     page = write_report(folder / "runs/depth").read_text()
     assert "depth map 8 x " in page  # as the codec shows it
 
@@ -100,6 +102,7 @@ def test_code_from_outside_runs_only_where_it_is_allowed(folder, monkeypatch, ca
     with pytest.raises(ConfigError, match="PLAIT_CODECS"):
         plait.codecs.load_codec(folder / "codec")
     assert "depth_maps" not in sys.modules
+    write_manifest(folder, 4)
     assert main(["prepare", "depth.yaml"]) == 2 and "PLAIT_CODECS=depth_maps" in capsys.readouterr().err
     assert not (folder / "runs").exists()
     monkeypatch.setenv("PLAIT_CODECS", "os,depth_maps")

@@ -189,7 +189,7 @@ def test_long_strips_are_thinned_evenly_and_scales_are_sorted(tmp_path):
 def test_squared_errors_are_named(run):
     page = re.sub(r"<[^>]+>", "", write_report(run).read_text("utf-8"))
     said = "in nats per token where it is discrete; for image the mean squared error of the predicted velocity"
-    assert page.count(said) == 2, "at the curves and at the table of losses"
+    assert page.count(said) == 3, "at the curves, in their data, and at the table of losses"
     table = numbers.loss_table(FIGURES, ["image"])
     assert [row["cells"] for row in table["rows"]] == [[(1.5, 1.0)], [(0.25, 1.0)]]
     assert numbers.loss_table(FIGURES, [])["rows"][1]["cells"] == [(0.25, pytest.approx(1 / 6))]
