@@ -4,7 +4,6 @@ What they show, and the splits, are in `plait.scenes.world`. With `prepare.passa
 of text alone, and ``passages`` is a split of others of them.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -15,8 +14,9 @@ from plait.common.randomness import uniforms
 from plait.config.run import PrepareConfig
 from plait.prepare.raw import RawDocument, Truths
 from plait.scenes import speaker
-from plait.scenes.drawings import CREDIT, Concept, all_concepts, everyday_things, placed, rasterize
+from plait.scenes.drawings import CREDIT, everyday_things, placed, rasterize
 from plait.scenes.passages import Passage, first_passages
+from plait.scenes.truths import SceneTruths
 from plait.scenes.world import BACKGROUNDS, Scene, World
 
 SAMPLE_RATE = 16_000
@@ -58,8 +58,6 @@ class SceneSource:
     @property
     def truths(self) -> Truths:
         """What is true of the scenes; passages have no truths."""
-        from plait.scenes.truths import SceneTruths
-
         return SceneTruths(self.world)
 
     def _draw_passages(self, prepare: PrepareConfig) -> dict[str, dict[int, Passage]]:
@@ -116,12 +114,6 @@ def world_of(prepare: PrepareConfig, seed: int) -> World:
     return World(seed, count)
 
 
-def reference(concept: str, size: int) -> np.ndarray:
-    """Draw one concept (an OpenMoji code) large on white, uint8 [size, size, 3]: what judges compare with."""
-    drawing = _by_code()[concept]
-    return rasterize(placed(drawing, center=(0.5, 0.5), extent=0.84), size=size, background=BACKGROUNDS["white"])
-
-
 def draw(scene: Scene, size: int) -> np.ndarray:
     """Draw a scene, uint8 [size, size, 3]."""
     places = zip(scene.concepts, scene.centers, scene.extents)
@@ -146,8 +138,3 @@ def speak_scenes(scenes: Sequence[Scene], sample_rate: int = SAMPLE_RATE) -> lis
         wave = wave[loud[0] : loud[-1] + 1] if len(loud) else wave
         clips.append(soxr.resample(wave, speaker.SAMPLE_RATE, sample_rate).astype(np.float32))
     return clips
-
-
-@functools.cache
-def _by_code() -> dict[str, Concept]:
-    return {c.code: c for c in all_concepts()}

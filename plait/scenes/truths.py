@@ -4,6 +4,7 @@ A caption of the scenes reads "a fox left of a red apple on a blue background". 
 that grammar, so a score counts exact names, not similar words.
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,9 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from plait.common.randomness import generator
-from plait.scenes import source
 from plait.scenes.articles import with_article
-from plait.scenes.drawings import all_concepts
+from plait.scenes.drawings import Concept, all_concepts, placed, rasterize
 from plait.scenes.world import BACKGROUNDS, GROUND_COLORS, RELATIONS, World
 
 _CAPTION = re.compile(r"^(?P<what>.*) on an? (?P<background>\w+) background$")
@@ -98,7 +98,7 @@ class SceneTruths:
         return [concept.code for concept in all_concepts()]
 
     def reference(self, thing: str, size: int) -> np.ndarray:
-        return source.reference(thing, size)
+        return reference(thing, size)
 
     def image_scores(self, images: Sequence[np.ndarray], metas: Sequence[dict]) -> dict[str, float]:
         hits = [ground_of(image) == meta["background"] for image, meta in zip(images, metas, strict=True)]
@@ -132,3 +132,14 @@ class SceneTruths:
             phrases.setdefault(others[i].name, f"{with_article(others[i].name, others[i].group)} on")
         places = {name: i for i, name in enumerate(phrases)}
         return list(phrases.values()), np.array([places[name] for name in names])
+
+
+def reference(concept: str, size: int) -> np.ndarray:
+    """Draw one concept (an OpenMoji code) large on white, uint8 [size, size, 3]: what judges compare with."""
+    drawing = _by_code()[concept]
+    return rasterize(placed(drawing, center=(0.5, 0.5), extent=0.84), size=size, background=BACKGROUNDS["white"])
+
+
+@functools.cache
+def _by_code() -> dict[str, Concept]:
+    return {c.code: c for c in all_concepts()}

@@ -8,7 +8,7 @@ from plait.common.errors import DataError, ResourceError
 from plait.common.randomness import generator
 from plait.evaluate.image_judge import FeatureJudge, frechet_distance, psnr, similarity
 from plait.evaluate.recogniser import Recogniser, recognise, recognised_share
-from plait.scenes import source
+from plait.scenes import source, truths
 from plait.scenes.drawings import split_concepts
 from plait.scenes.world import World
 
@@ -35,7 +35,7 @@ def test_psnr_by_hand():
 
 def test_nearest_reference_is_the_right_concept(judge):
     chosen = split_concepts(0)["train"][::80]
-    references = [source.reference(c.code, 32) for c in chosen]
+    references = [truths.reference(c.code, 32) for c in chosen]
     assert similarity(judge.features(references), judge.features(references)).argmax(1).tolist() == list(
         range(len(chosen))
     )
