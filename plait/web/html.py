@@ -14,6 +14,8 @@ import markupsafe
 from plait.common.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
+CHARTS = ("scales.js", "panel.js", "charts.js")
+"""The script that draws charts."""
 LONG = 28
 """Cells with more characters may be wrapped."""
 NUMBER = re.compile(r"(≥ )?[-−]?[\d,]*\.?\d+(e[-+]?\d+)?|–")
@@ -24,7 +26,7 @@ def write_page(path: Path, template: Path, *, styles: tuple[str, ...] = (), scri
     """Write the page that a template makes of ``shown``, and return its path.
 
     The template extends ``base.html``, and may import ``charts.html`` and whatever stands beside it. ``styles`` and
-    ``scripts`` are files beside either, taken after style.css and charts.js.
+    ``scripts`` are files beside either, taken after style.css and those that draw charts.
     """
     loader = jinja2.FileSystemLoader([template.parent, TEMPLATES])
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -34,7 +36,7 @@ def write_page(path: Path, template: Path, *, styles: tuple[str, ...] = (), scri
     def joined(names: tuple[str, ...]) -> str:
         return "\n".join(loader.get_source(environment, name)[0] for name in names)
 
-    script = joined(("charts.js", *scripts))
+    script = joined((*CHARTS, *scripts))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template(template.name).render(
         **shown,
