@@ -14,6 +14,8 @@ from plait.common.errors import ConfigError, require, unknown
 
 __all__ = ["CODECS", "Codec", "Encoded", "Media", "codec_class", "fixed_grids", "load_codec"]
 
+ALLOWED = "PLAIT_CODECS"
+
 # name in a config -> module and class; imported when used, so that training needs none of their libraries
 CODECS = {
     "text_bpe": "plait.codecs.text:BytePairCodec",
@@ -43,10 +45,10 @@ def codec_class(name: str) -> type[Codec]:
 def _class_outside(name: str) -> type[Codec]:
     """Return a class that is none of plait's own. Raises ConfigError where it is not allowed or is no codec."""
     module, _, cls = name.partition(":")
-    if module not in os.environ.get("PLAIT_CODECS", "").split(","):
+    if module not in os.environ.get(ALLOWED, "").split(","):
         raise ConfigError(
             f"codec: {name!r} is code outside of plait, which runs only where you allow it: set the environment "
-            f"variable PLAIT_CODECS={module}"
+            f"variable {ALLOWED}={module}"
         )
     try:
         loaded = getattr(importlib.import_module(module), cls)

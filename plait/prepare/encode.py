@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.batch.documents import Document, Part
-from plait.codecs import CODECS, Codec, Encoded, codec_class, load_codec
+from plait.codecs import ALLOWED, CODECS, Codec, Encoded, codec_class, load_codec
 from plait.common.errors import ConfigError, DataError, ResourceError, require
 from plait.common.files import atomic_folder, clear_disk_errors, write_json
 from plait.common.progress import Bar
@@ -301,6 +301,7 @@ def _start_worker(setup: Setup, queue: Any, stop: Any) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     torch.set_num_threads(1)
     CODECS.update(setup.registry)
+    os.environ[ALLOWED] = setup.allowed
     _worker = _Worker(setup, queue, stop)
 
 

@@ -5,11 +5,12 @@ What a prepared folder was made of stands in its settings. Nothing is guessed fr
 
 import dataclasses
 import importlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from plait.codecs import CODECS, Codec
+from plait.codecs import ALLOWED, CODECS, Codec
 from plait.common.files import read_json
 from plait.config.run import PrepareConfig
 from plait.config.run_records import ModalitySettings
@@ -37,6 +38,8 @@ class Setup:
     """The manifests' files, absolute; empty for the scenes."""
     registry: dict[str, str] = field(default_factory=lambda: dict(CODECS))
     """Codecs known here: a codec registered at run time is known to the workers too."""
+    allowed: str = field(default_factory=lambda: os.environ.get(ALLOWED, ""))
+    """Modules of codecs outside of plait that may run: workers may come from a server that was started before."""
 
 
 def rows_folder(folder: Path) -> Path:
