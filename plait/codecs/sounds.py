@@ -94,7 +94,7 @@ def _check_size(path: Path, frames: int, channels: int, rate: int) -> None:
     """Refuse what would not fit in memory, by the header where it knows."""
     low, high = _RATES
     if not low <= rate <= high:
-        raise DataError(f"audio: {str(path)!r} has {rate:,} samples a second, {low:,} to {high:,} are allowed")
+        raise DataError(f"audio: {str(path)!r} has {rate:,} samples per second, {low:,} to {high:,} are allowed")
     if frames < _UNKNOWN_FRAMES and (frames > MAX_SECONDS * rate or frames * channels > _MAX_SAMPLES):
         what = f"{frames / rate:,.0f} s in {channels} channels"
         allowed = f"at most {MAX_SECONDS:,} s and {_MAX_SAMPLES:,} samples are allowed"

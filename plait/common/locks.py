@@ -109,6 +109,6 @@ def _read(path: Path) -> str:
 
 def _held(folder: Path, what: str, who: str) -> Held:
     return Held(
-        f"{what}: {str(folder)!r} is being written by {who}; wait until that has ended, or stop it, and give the same "
-        "command again"
+        f"{what}: {str(folder)!r} is being written by {who}; wait for it to finish or stop it, then rerun the same "
+        "command"
     )

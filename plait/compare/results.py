@@ -14,7 +14,7 @@ from plait.compare.step_matching import Match, Spread, match
 from plait.compare.study import Study
 from plait.compare.tables import markdown
 
-UNITS = {"next_token": "nats a token", "diffusion": "squared error"}
+UNITS = {"next_token": "nats per token", "diffusion": "squared error"}
 """What the loss of an objective is counted in."""
 
 

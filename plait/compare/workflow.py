@@ -37,7 +37,7 @@ def compare(study: Study, progress: Progress, *, arms: Sequence[str] = (), seeds
         more = f", and {len(run.failures) - 1} more" if len(run.failures) > 1 else ""
         raise StudyFailed(
             f"study: {run.failures[0]}{more}; the other runs are done and their results are in {str(page.parent)!r}, "
-            "the same command tries again"
+            "rerun the same command to retry them"
         )
     return page
 

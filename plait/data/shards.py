@@ -133,7 +133,7 @@ def read_index(folder: str | Path) -> dict:
         writer = writer_of(folder)
         if writer:
             raise DataError(
-                f"data: {str(folder)!r} is still being prepared by {writer}; wait until that has ended"
+                f"data: {str(folder)!r} is still being prepared by {writer}; wait for it to finish"
             ) from None
         message = f"data: there is no {str(path)!r}, run `plait prepare` (it resumes an interrupted one)"
         raise DataError(message) from None

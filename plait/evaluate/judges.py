@@ -162,6 +162,6 @@ def available(progress: Progress) -> bool:
         FeatureJudge()
         Recogniser([["a fox"]])
     except ResourceError as error:
-        progress.print(f"the judges' figures are left out: {error}")
+        progress.print(f"skipping the judges' figures: {error}")
         return False
     return True

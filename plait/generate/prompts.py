@@ -138,6 +138,6 @@ def _image_bytes(value: Any) -> tuple[bytes, str]:
 
 def _sound(value: np.ndarray, rate: int) -> np.ndarray:
     fine = value.dtype.kind == "f" and value.ndim == 1 and value.size
-    require(bool(fine), "prompt (audio)", value, f"{SOUND}, {rate:,} of them a second")
+    require(bool(fine), "prompt (audio)", value, f"{SOUND}, {rate:,} of them per second")
     require(bool(np.isfinite(value).all()), "prompt (audio)", value, "finite numbers")
     return value.astype(np.float32)

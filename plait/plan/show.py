@@ -34,7 +34,7 @@ def title(plan: Plan) -> RenderableType:
         f"a batch of {plan.batch_tokens:,} tokens a rank: {plan.batch_text}",
         f"a step of {plan.options[0].tokens if plan.options else 0:,} tokens, {plan.config.train.precision}, "
         + RECOMPUTED[plan.config.train.checkpoint_activations],
-        f"generating: {plan.cache / 1e3:,.1f} kB of keys and values a token; {cache / GB:,.2f} GB for "
+        f"generating: {plan.cache / 1e3:,.1f} kB of keys and values per token; {cache / GB:,.2f} GB for "
         f"{plan.config.generate.batch_size} rows of {model.max_positions:,} tokens",
     ]
     return Group("", *lines, "")
@@ -99,7 +99,7 @@ def advice(plan: Plan) -> Panel:
     lines = [
         Text(setting(plan), style="bold"),
         Text(plan.reason[0].upper() + plan.reason[1:] + "."),
-        Text(f"{count(tokens)} tokens a second from {layout.ranks:,} GPUs, if what is stated below holds."),
+        Text(f"{count(tokens)} tokens per second from {layout.ranks:,} GPUs, if what is stated below holds."),
     ]
     return Panel(Group(*lines), title="recommended", title_align="left", border_style="green", expand=False, width=100)
 

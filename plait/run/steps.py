@@ -243,7 +243,7 @@ def report_step(config: RunConfig, progress: Progress) -> Path:
         who = writer_of(config.out) or "another process"
         progress.print(
             f"report: {config.out!r} is being written by {who}; the page shows what is there, the same "
-            "command makes new samples and figures when that has ended"
+            "command makes new samples and figures once it has finished"
         )
         return write_report(config.out)
 

@@ -35,7 +35,7 @@ def test_another_process_is_kept_out_until_the_holder_is_gone(tmp_path, how):
     try:
         before = {p.name: p.read_bytes() for p in folder.iterdir()}
         for _ in range(2):
-            said = rf"^run: '{folder}' is being written .*process {run.pid} .*; wait until"
+            said = rf"^run: '{folder}' is being written .*process {run.pid} .*; wait for it"
             with pytest.raises(Held, match=said), one_writer(folder, "run"):
                 pass
         assert f"process {run.pid} " in writer_of(folder)

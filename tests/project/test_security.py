@@ -193,7 +193,7 @@ def test_recordings_of_absurd_length_are_refused(tmp_path):
     soundfile.write(tmp_path / "long.flac", np.zeros((MAX_SECONDS + 1) * 1000, np.int16), 1000)
     soundfile.write(tmp_path / "slow.wav", np.zeros(100, np.int16), 7)
     soundfile.write(tmp_path / "many.wav", np.zeros((300_000, 1000), np.uint8).astype(np.int16), 8000)
-    for name, reason in (("long.flac", r"lasts 3,601 s"), ("slow.wav", "has 7 samples a second"),
+    for name, reason in (("long.flac", r"lasts 3,601 s"), ("slow.wav", "has 7 samples per second"),
                          ("many.wav", r"in 1000 channels")):  # fmt: skip
         with pytest.raises(DataError, match=reason):
             read_sound(name, tmp_path, 16_000)
