@@ -174,7 +174,7 @@ def test_a_second_writer_gets_one_sentence_and_changes_nothing(run, capsys):
             assert main(command) == 1, command
             said = capsys.readouterr().err
             assert said.count("\n") == 1 and f"{str(what)!r} is being written by another process" in said, said
-            assert f"process {process}" in said and "wait until" in said
+            assert f"process {process}" in said and "wait for it to finish" in said
             assert files(run) == before, command
     assert trained(run, "--train.steps", "3") == 0  # the holder was killed
 
