@@ -287,8 +287,9 @@ class _PromptPart(argparse.Action):
 def _generate_arguments(step: argparse.ArgumentParser) -> None:
     step.add_argument("run_folder", metavar="run", help="the run's folder")
     for key, text in (("text", "TEXT"), ("image", "FILE"), ("audio", "FILE")):
-        step.add_argument(f"--{key}", action=_PromptPart, metavar=text,
-                          help=f"prompt part: {key}; repeat and mix parts in any order")  # fmt: skip
+        step.add_argument(
+            f"--{key}", action=_PromptPart, metavar=text, help=f"prompt part: {key}; repeat and mix parts in any order"
+        )
     step.add_argument("--part", action=_PromptPart, metavar="KEY=VALUE",
                       help="prompt part of any modality, by its key or its name: depth=map.npy")  # fmt: skip
     step.add_argument("--output", default=None, help="modality to generate (default: the model chooses)")

@@ -54,8 +54,10 @@ def _key_of(kind: str, codecs: dict[str, Codec]) -> str:
     """Return the key of the one modality of a kind; a prompt must name one where there are several."""
     keys = [codec.key for codec in codecs.values() if codec.kind == kind]
     if len(keys) > 1:
-        raise ConfigError(f"prompt: this model has several modalities of kind {kind!r}, name the one that is meant, "
-                          f'such as {{"{keys[0]}": ...}}; there are {", ".join(keys)}')  # fmt: skip
+        raise ConfigError(
+            f"prompt: this model has several modalities of kind {kind!r}, name the one that is meant, "
+            f'such as {{"{keys[0]}": ...}}; there are {", ".join(keys)}'
+        )
     return keys[0] if keys else kind
 
 

@@ -67,8 +67,9 @@ def _panel(rows: list[dict], column: str, title: str, unit: str, factor: float) 
     values = [y for y in series.y if math.isfinite(y)]
     low, high = min(values, default=0), max(values, default=0)
     from_zero = [0.0, 1.06 * high] if low >= 0 < high else None
-    return Panel(title, "step", unit, [series] if series.y else [], y_range=from_zero,
-                 note=_not_finite(rows, column, ""))  # fmt: skip
+    return Panel(
+        title, "step", unit, [series] if series.y else [], y_range=from_zero, note=_not_finite(rows, column, "")
+    )
 
 
 def _not_finite(rows: list[dict], column: str, name: str) -> str:

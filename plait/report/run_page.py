@@ -192,8 +192,10 @@ def _units(config: dict, denoised: list[str]) -> str:
     for name in denoised:
         process = _section(_section(diffusion, "by_modality"), name).get("process", diffusion.get("process"))
         predicted.setdefault("velocity" if process == "flow" else "noise", []).append(name)
-    errors = [f"for {' and '.join(names)} the mean squared error of the predicted {what}, averaged per item"
-              for what, names in predicted.items()]  # fmt: skip
+    errors = [
+        f"for {' and '.join(names)} the mean squared error of the predicted {what}, averaged per item"
+        for what, names in predicted.items()
+    ]
     return "; ".join(["in nats per token where it is discrete", *errors])
 
 

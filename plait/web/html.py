@@ -21,8 +21,9 @@ LONG = 28
 NUMBER = re.compile(r"(≥ )?[-−]?[\d,]*\.?\d+(e[-+]?\d+)?|–")
 
 
-def write_page(path: Path, template: Path, *, styles: tuple[str, ...] = (), scripts: tuple[str, ...] = (),
-               **shown: Any) -> Path:  # fmt: skip
+def write_page(
+    path: Path, template: Path, *, styles: tuple[str, ...] = (), scripts: tuple[str, ...] = (), **shown: Any
+) -> Path:
     """Write the page that a template makes of ``shown``, and return its path.
 
     The template extends ``base.html``, and may import ``charts.html`` and whatever stands beside it. ``styles`` and
