@@ -14,8 +14,6 @@ from plait.compare.analysis_charts import analysis_charts
 from plait.compare.results import gather, write_results
 from plait.compare.study_charts import charts
 from plait.compare.study_page import write_study_page
-from plait.web.chart_files import draw_figures
-from plait.web.charts import Chart, Panel, Series
 
 HOSTILE = '</script><script>console.error("study")</script><img src=x onerror=console.error(1)>'
 
@@ -111,21 +109,6 @@ def test_figures_are_taken_away_as_png_and_csv(page, browser, tmp_path):
     assert abs(image.width - 2 * frame) <= 2 and len(image.convert("RGB").getcolors(1 << 24)) > 20
     orange = (192, 79, 23)  # the arm's own colour: style sheets are taken along
     assert orange in {colour for _, colour in image.convert("RGB").getcolors(1 << 24)}
-
-
-def test_every_chart_is_drawn_as_png(tmp_path):
-    """All kinds of series, with and without intervals, one panel and more than fit a row."""
-    lines = [
-        Series("a", [1, 10], [2.0, 1.0], colour=0, low=[1.9, 0.9], high=[2.1, 1.1], end_label="0.5"),
-        Series("even", [1, 10], [1.0, 1.0], dash=1),
-    ]
-    bars = [Series("b", [0, 1], [0.5, 1.2], "bars", 1, [0.4, 1.1], [0.6, 1.3], [False, True])]
-    points = [Series("c", [1.5, 2.5], [1.0, 2.0], "points", 12, is_bound=[True, False])]
-    panels = [Panel("log", "x", "y", lines, log=True), Panel("bars", "", "y", bars, categories=["text", "image"]),
-              *(Panel("points", "x", "y", points, [0, 3], [0, 3]) for _ in range(8))]  # fmt: skip
-    (path,) = draw_figures([Chart("all", "s", "t", "n", panels)], tmp_path)
-    image = pytest.importorskip("PIL.Image").open(path)
-    assert image.width > 2 * image.height and path.name == "all.png"
 
 
 def test_nothing_is_drawn_of_nothing():
