@@ -51,6 +51,11 @@ def table_name(split: str) -> str:
     return f"tables/{split}.safetensors"
 
 
+def codec_folder(folder: str | Path, modality: str) -> Path:
+    """Return where a modality's codec lies in a prepared folder."""
+    return Path(folder) / "codecs" / modality
+
+
 def write_shard(
     folder: Path, split: str, number: int, documents: Sequence[Document], modalities: dict[str, dict]
 ) -> tuple[dict, Table]:

@@ -25,7 +25,7 @@ from plait.common.files import atomic_folder, clear_disk_errors, write_json
 from plait.common.progress import Bar
 from plait.config.run_records import ModalitySettings
 from plait.data.document_table import MAX_GRID_AXES, save_table
-from plait.data.shards import shard_name, write_shard
+from plait.data.shards import codec_folder, shard_name, write_shard
 from plait.prepare.account import ShardAccount
 from plait.prepare.formats import open_rows
 from plait.prepare.manifest import ManifestSource, known_keys
@@ -35,11 +35,6 @@ from plait.prepare.remote import reason_of
 from plait.prepare.row_index import scan
 
 _GRACE_SECONDS = 2.0  # for what is under way when everything is stopped
-
-
-def codec_folder(folder: Path, modality: str) -> Path:
-    """Return where a modality's codec lies in a prepared folder."""
-    return folder / "codecs" / modality
 
 
 def work_file(folder: Path, split: str, number: int) -> Path:

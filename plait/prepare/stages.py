@@ -27,7 +27,7 @@ from plait.common.progress import Bar, Progress, QuietProgress
 from plait.config.model import ModalityConfig
 from plait.config.run import RunConfig
 from plait.data.document_table import Table, load_table
-from plait.data.shards import INDEX_NAME, split_record, write_index
+from plait.data.shards import INDEX_NAME, codec_folder, split_record, write_index
 from plait.data.sources import data_seed
 from plait.data.targets import too_long_item
 from plait.prepare.account import account_lines, account_of, report_of
@@ -35,7 +35,6 @@ from plait.prepare.claim import BROKEN_NAME, REPORT_NAME, check_folder, claim_fo
 from plait.prepare.encode import (
     Workers,
     build_codecs,
-    codec_folder,
     encode_shard,
     finished_shard,
     make_codec,

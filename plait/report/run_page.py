@@ -12,7 +12,7 @@ from plait.codecs import Codec, load_codec
 from plait.common.errors import DataError, PlaitError, ResourceError
 from plait.common.files import from_json
 from plait.common.units import count
-from plait.prepare.encode import codec_folder
+from plait.data.shards import codec_folder
 from plait.report import numbers as numbers_module
 from plait.report import showcase
 from plait.report import strips as strips_module

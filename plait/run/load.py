@@ -10,7 +10,7 @@ from plait.codecs import Codec, Encoded, load_codec
 from plait.common.errors import CheckpointError
 from plait.config.file import load_kept
 from plait.config.run import RunConfig
-from plait.data.shards import read_index
+from plait.data.shards import codec_folder, read_index
 from plait.data.sources import folders
 from plait.generate.pipeline import Pipeline, Sample, save_media
 from plait.generate.prompts import MediaPart
@@ -59,7 +59,7 @@ def load_codecs(config: RunConfig, names: Sequence[str] | None = None) -> dict[s
     for folder in folders(config):
         for name, record in read_index(folder)["modalities"].items():
             if names is None or name in names:
-                codecs.setdefault(name, load_codec(Path(folder) / "codecs" / name, record["key"]))
+                codecs.setdefault(name, load_codec(codec_folder(folder, name), record["key"]))
     for name in names or ():
         if name not in codecs:
             raise CheckpointError(f"run: the prepared data of {config.out!r} has no codec for the modality {name!r}")

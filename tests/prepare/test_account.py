@@ -25,9 +25,10 @@ from plait.codecs import CODECS
 from plait.common.errors import DataError
 from plait.config.run import PrepareConfig
 from plait.config.run_records import ModalitySettings
+from plait.data.shards import codec_folder
 from plait.prepare import encode
 from plait.prepare.account import ShardAccount, account_lines, account_of
-from plait.prepare.encode import codec_folder, encode_shard, finished_shard, save_codec, scan_file
+from plait.prepare.encode import encode_shard, finished_shard, save_codec, scan_file
 from plait.prepare.formats import open_rows
 from plait.prepare.raw import BrokenRow
 from plait.prepare.raw_sources import Setup, rows_folder
