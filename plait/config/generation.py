@@ -42,7 +42,9 @@ class DiffusionConfig(Checked):
 
     def of(self, modality: str) -> "DiffusionConfig":
         """Return the settings of one modality. Raises ConfigError for one that there is not, or that is not allowed."""
-        settings, where = self.by_modality.get(modality, {}), f"{self.SECTION}.by_modality.{modality}"
+        if modality not in self.by_modality:
+            return self
+        settings, where = self.by_modality[modality], f"{self.SECTION}.by_modality.{modality}"
         require(isinstance(settings, dict), where, settings, "a mapping of settings")
         known = [f.name for f in fields(self) if f.name != "by_modality"]
         for name in settings:

@@ -94,14 +94,13 @@ def _read_file(path: Path, codecs: dict[str, Codec], host: str) -> MediaPart:
         if codec.names_files:
             try:
                 media = codec.read(path.name, path.parent)
-                _key_of(codec.kind, codecs)
-                return name, media
-            except ConfigError:
-                raise  # another modality could be meant as well
             except ResourceError:
                 raise  # a missing package is no fault of the file
             except PlaitError as error:
                 reasons.append(str(error))
+                continue
+            _key_of(codec.kind, codecs)  # refused where another modality of this kind could be meant
+            return name, media
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
