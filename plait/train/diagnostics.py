@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from plait.batch.batch import Batch
+from plait.common.units import count
 from plait.config.run import TrainConfig
 from plait.model.moe import MixtureOfExperts
 from plait.model.mot import MixtureOfTransformers
@@ -130,9 +131,9 @@ class Measures:
         elapsed = max(time.monotonic() - self._started, 1e-9)
         self._count_steps()
         sums, names, row = self._sums.tolist(), self.model.config.layout.names, dict[str, Any]()
-        for name, total, count, skipped in zip(names, sums, self._counts, self._skipped, strict=True):
-            if count or skipped:
-                row[f"loss/{name}"] = total / count if count else math.nan
+        for name, total, number, skipped in zip(names, sums, self._counts, self._skipped, strict=True):
+            if number or skipped:
+                row[f"loss/{name}"] = total / number if number else math.nan
         row["grad_norm"] = None if self._norm is None else float(self._norm)
         row |= {name: float(value) for name, value in self._looked.items()}
         row["tokens_per_second"] = self._tokens / elapsed
@@ -179,7 +180,5 @@ def peak_flops(config: TrainConfig, device: torch.device) -> float:
 def progress_text(row: Mapping[str, Any], step: int) -> str:
     """Return what the progress bar says of a row: the step, losses, and speed."""
     losses = [f"{name.partition('/')[2]} {value:.3f}" for name, value in row.items() if name.startswith("loss/")]
-    speed = row["tokens_per_second"]
-    fast = f"{speed / 1e3:.3g}k" if speed >= 1000 else f"{speed:.0f}"
     share = [f"{row['mfu']:.0%} of peak"] if row.get("mfu") is not None else []
-    return "  ".join([f"step {step:,}", *losses, f"{fast} tokens/s", *share])
+    return "  ".join([f"step {step:,}", *losses, f"{count(row['tokens_per_second'])} tokens/s", *share])
