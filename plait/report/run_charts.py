@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from plait.web.charts import NEUTRAL, NUM_COLOURS, Chart, Panel, Series
+from plait.web.charts import NEUTRAL, Chart, Panel, Series
 
 MOST_POINTS = 600
 """Longer series are averaged down to this many points."""
@@ -57,7 +57,7 @@ def _loss_panel(rows: list[dict], columns: list[str], modality: str, colour: int
     for column, name in names.items():
         is_training = column == training
         dash = 0 if is_training else validation.index(column)
-        series.append(_series(rows, column, name, 1, colour % NUM_COLOURS, dash=dash, faint=is_training))
+        series.append(_series(rows, column, name, 1, colour, dash=dash, faint=is_training))
         notes += [_not_finite(rows, column, name)]
     return Panel(modality, "step", "", series, note="; ".join(filter(None, notes)))
 
