@@ -3,7 +3,8 @@
     python benchmarks/figures.py            rewrite them
     python benchmarks/figures.py --check    exit with 1 where they are not those of the results files
     python benchmarks/figures.py --take runs/quickstart mixed    keep a run's summary.json as results file
-    python benchmarks/figures.py --take-runs runs/benchmark      keep the figures of benchmarks/quickstart.py runs
+    python benchmarks/figures.py --take-runs runs/benchmark      keep those of the settings in a folder of
+                                                                 benchmarks/quickstart.py runs
 
 A block stands between `<!-- figures: <name> -->` and `<!-- end -->`, and names the command and commit of its figures.
 A figure within a sentence stands between `<!--f:<name>-->` and `<!--/f-->`; command and commit are in its results file.
@@ -277,7 +278,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run, setting = options.take
         shutil.copyfile(Path(run) / "summary.json", QUICKSTARTS / f"{setting}.json")
     if options.take_runs:
-        QUICKSTART_RUNS.write_text(json.dumps(kept(options.take_runs), indent=1) + "\n", encoding="utf-8")
+        before = json.loads(QUICKSTART_RUNS.read_text(encoding="utf-8")) if QUICKSTART_RUNS.exists() else {}
+        runs = before | kept(options.take_runs)
+        QUICKSTART_RUNS.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")
     texts = {page: page.read_text(encoding="utf-8") for page in (*PAGES, *HEADS)}
     stale = [page for page, text in texts.items() if text != rewritten(text)]
     for page in stale:

@@ -17,11 +17,16 @@ ROWS: tuple[tuple[str, str, str, str], ...] = (
     ("image to text: right object", "caption_object_accuracy", PERCENT, "90% or more"),
     ("whole caption, one thing", "caption_exact_accuracy", PERCENT, "85% or more"),
     ("relation of two things", "caption_relation_accuracy", PERCENT, "60% or more"),
-    ("text to image: named rightly among 400", "image_object_accuracy", PERCENT, "50% or more; chameleon-speech 15%"),
+    (
+        "text to image: right object, 400-way choice",
+        "image_object_accuracy",
+        PERCENT,
+        "50% or more; chameleon-speech 15%",
+    ),
     ("the codec's round trip", "image_object_codec", PERCENT, ""),
     ("the nearest training image", "image_object_nearest", PERCENT, ""),
     (
-        "named rightly, over the codec's round trip",
+        "right object, over the codec's round trip",
         "image_object_accuracy / image_object_codec",
         PERCENT,
         "60% or more; chameleon-speech none",

@@ -356,12 +356,15 @@ def test_quickstarts_of_several_seeds_become_a_table(tmp_path, monkeypatch):
     monkeypatch.setattr(figures, "HEADS", ())
     monkeypatch.setattr(figures, "QUICKSTART_RUNS", tmp_path / "runs.json")
     monkeypatch.setitem(figures.BLOCKS, "quickstart-runs", (tmp_path / "runs.json", figures.quickstart_table))
+    earlier = {"mixed": {"9": {}}, "chameleon-speech": {"2": {"steps": 1700.0, "commit": "89abcdef0123"}}}
+    (tmp_path / "runs.json").write_text(json.dumps(earlier))
     assert figures.main(["--take-runs", str(tmp_path)]) == 0
     page = (tmp_path / "page.md").read_text()
-    assert "| mean (lowest to highest) | mixed, seeds 2, 3 | transfusion, seeds 2 |" in page
-    assert "| 60.0% (50.0% to 70.0%) | 60.0% |" in page and "| minutes in all | 10.0 |  |" in page
-    assert "| the codec's round trip |  | 80.0% |" in page, "a mean over some of the runs is none"
-    assert "| named rightly, over the codec's round trip |  | 75.0% |" in page and "1,200 (1,000 to 1,400)" in page
+    assert "| mean (lowest to highest) | mixed, seeds 2, 3 | chameleon-speech, seeds 2 | transfusion, seeds 2 |" in page
+    assert "| 60.0% (50.0% to 70.0%) |  | 60.0% |" in page and "| minutes in all | 10.0 |  |  |" in page
+    assert "| the codec's round trip |  |  | 80.0% |" in page, "a mean over some of the runs is none"
+    assert "| right object, over the codec's round trip |  |  | 75.0% |" in page and "1,200 (1,000 to 1,400)" in page
+    assert "| steps of training | 1,200 (1,000 to 1,400) | 1,700 |  |" in page, "other settings keep their figures"
     assert "more" not in (tmp_path / "runs.json").read_text()
 
 
