@@ -50,11 +50,12 @@ class Run:
 def spell(document: Document, config: ModelConfig, *, close: bool = True, noised: bool = True) -> list[Run]:
     """Write a document as runs of tokens: <bos>, host ids bare, other parts between their delimiters, <eos>.
 
-    ``close=False`` leaves out the <eos>, so that generation can go on; ``noised=False`` is for what is there already:
-    latents stay clean, and made ones that nothing later sees are left out, but for their positions.
+    Text that begins with <bos> itself, or ends the document with an id that ends texts, gets no other: a chat template
+    writes both. ``close=False`` leaves out the <eos>, so that generation can go on; ``noised=False`` is for what is
+    there already: latents stay clean, and made ones that nothing later sees are left out, but for their positions.
     """
     layout = config.layout
-    runs = [_delimiter(layout, layout.bos)]
+    runs = [] if layout.bos is None or _starts(document, layout) else [_delimiter(layout, layout.bos)]
     for i, part in enumerate(document.parts):
         if part.modality == layout.host:
             runs.append(_ids_run(part, layout))
@@ -71,7 +72,19 @@ def spell(document: Document, config: ModelConfig, *, close: bool = True, noised
             last = close and i == len(document.parts) - 1
             runs += _latent_runs(part, later_sees, noised, last)
         runs.append(closing)
-    return runs + ([_delimiter(layout, layout.eos)] if close else [])
+    return runs + ([_delimiter(layout, layout.eos)] if close and not _ends(document, layout) else [])
+
+
+def _starts(document: Document, layout: IdLayout) -> bool:
+    """Say whether a document's text begins with <bos> itself."""
+    ids = document.parts[0].ids if document.parts and document.parts[0].modality == layout.host else None
+    return ids is not None and len(ids) > 0 and ids[0] == layout.bos
+
+
+def _ends(document: Document, layout: IdLayout) -> bool:
+    """Say whether a document's text ends with an id that ends texts."""
+    ids = document.parts[-1].ids if document.parts and document.parts[-1].modality == layout.host else None
+    return ids is not None and len(ids) > 0 and int(ids[-1]) in layout.stops
 
 
 def spell_prompt(given: Sequence[Part], config: ModelConfig, made: Sequence[Part] = ()) -> list[Run]:

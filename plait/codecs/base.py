@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
@@ -90,6 +90,12 @@ class Codec(ABC):
     patch_size: int = 1
     """Latents along each side that one token holds (continuous): a token is patch_size^axes latents, row by row, each
     with all its channels together."""
+    bos: int | Literal["added", "none"] = "added"
+    """Id that opens a document where this is the first modality's codec (`bos` of the model's config)."""
+    eos: int | Literal["added"] = "added"
+    """Id that ends a document."""
+    stops: tuple[int, ...] = ()
+    """More ids that end a text in generation."""
     sample_rate: int = 16_000
     """Samples per second of its media, where they are sound (kind "audio")."""
 

@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -32,7 +32,7 @@ class PretrainedTokenizerOptions:
     """Settings of `PretrainedTokenizerCodec`."""
 
     path: str
-    """Folder or Hub name that `transformers.AutoTokenizer` loads."""
+    """Folder, GGUF file or Hub name that `transformers.AutoTokenizer` loads."""
 
 
 class _TextCodec(Codec):
@@ -122,24 +122,23 @@ class BytePairCodec(_TextCodec):
 
 
 class PretrainedTokenizerCodec(_TextCodec):
-    """Any tokenizer that `transformers.AutoTokenizer` loads, without the special ids it would add."""
+    """Any tokenizer that `transformers.AutoTokenizer` loads, without the special ids it would add around a text.
+
+    Documents open and end with these: `bos` is the id that the tokenizer puts before a text ("none" where it puts
+    none), `eos` its end of text, `stops` what the model's generation_config.json ends a text with besides.
+    """
 
     name: ClassVar[str] = "text_pretrained"
     options_class: ClassVar[type] = PretrainedTokenizerOptions
 
     def __init__(self, options: PretrainedTokenizerOptions):
         super().__init__(options)
-        try:
-            from transformers import AutoTokenizer
-        except ImportError:
-            message = "text: package 'transformers' is not installed, install it: pip install 'plait[media]'"
-            raise ResourceError(message) from None
-        try:
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(options.path, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"codec_options.path: {options.path!r} holds no tokenizer ({reason})") from None
-        self.vocab_size = len(self.tokenizer)
+        self.tokenizer: Any = load_tokenizer(options.path)
+        self.vocab_size = max(self.tokenizer.get_vocab().values()) + 1
+        self.bos = _opening_id(self.tokenizer, options.path)
+        eos = self.tokenizer.eos_token_id
+        self.eos = "added" if eos is None else eos
+        self.stops = tuple(i for i in _stops_of(options.path) if i != eos)
 
     def encode(self, media: Sequence[str]) -> list[Encoded]:
         texts = [_check_unicode(text) for text in media]
@@ -161,11 +160,56 @@ class PretrainedTokenizerCodec(_TextCodec):
         """Write codec.json and the tokenizer's own files beside it."""
         Path(folder).mkdir(parents=True, exist_ok=True)
         self.tokenizer.save_pretrained(str(folder))
-        saved.write_description(self, folder)
+        saved.write_description(self, folder, stops=list(self.stops))
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> "PretrainedTokenizerCodec":
-        return saved.read_copy(cls, folder)[0]
+        codec, description = saved.read_copy(cls, folder)
+        codec.stops = tuple(description.get("stops", ()))
+        return codec
+
+
+def load_tokenizer(path: str) -> Any:
+    """Load the tokenizer of a folder, a GGUF file or a Hub name (raises ConfigError)."""
+    try:
+        from transformers import AutoTokenizer
+    except ImportError:
+        message = "text: package 'transformers' is not installed, install it: pip install 'plait[media]'"
+        raise ResourceError(message) from None
+    place, options = path, {}
+    if path.endswith(".gguf"):
+        place, options = str(Path(path).parent), {"gguf_file": Path(path).name}
+    try:
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
+    except ImportError as error:
+        raise ResourceError(f"codec_options.path: {path!r} needs a package ({_first_line(error)})") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"codec_options.path: {path!r} holds no tokenizer ({_first_line(error)})") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def _opening_id(tokenizer: Any, path: str) -> int | Literal["none"]:
+    """Return the id that a tokenizer puts before a text."""
+    bare = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole = tokenizer("a")["input_ids"]
+    before = whole[: next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)]
+    allowed = "a tokenizer that puts at most one id before a text"
+    require(len(before) <= 1, "codec_options.path", path, allowed)
+    return before[0] if before else "none"
+
+
+def _stops_of(path: str) -> list[int]:
+    """Return the ids with which a model's generation_config.json ends a text; none where there is no such file."""
+    from transformers import GenerationConfig
+
+    try:
+        eos = GenerationConfig.from_pretrained(path).eos_token_id
+    except (OSError, ValueError, TypeError):
+        return []
+    return [] if eos is None else [eos] if isinstance(eos, int) else list(eos)
 
 
 def _check_unicode(text: str) -> str:

@@ -16,6 +16,8 @@ from plait.config.id_layout import IdLayout
 COMPONENTS = ("qkv", "o", "ffn", "norm")
 ROLES = ("understanding", "generation")
 NOISE_STATES = ("clean", "noised")
+SHARED_SETTINGS = {"qkv": ("qk_norm", "qkv_bias", "norm_eps"), "norm": ("norm_eps",)}
+"""Settings of towers that a component depends on, so that towers which differ in them cannot share it."""
 
 
 class FixedDict(dict[Any, Any]):
@@ -104,8 +106,29 @@ class ModalityConfig(Fixed):
 
 
 @dataclass(frozen=True)
+class Llama3Rope(Fixed):
+    """Rotary frequencies for longer texts, as Llama 3.1 has them: slow ones are divided by a factor, fast ones stay."""
+
+    SECTION: ClassVar[str] = "model.rope_scaling"
+
+    factor: float = bounded(8.0, at_least=1)
+    """Frequencies that turn less than `low_frequency_factor` times in `original_positions` are divided by this."""
+    low_frequency_factor: float = bounded(1.0, above=0)
+    """Turns up to which a frequency is slow; from there on the division fades out."""
+    high_frequency_factor: float = bounded(4.0, above=0)
+    """Turns from which a frequency is fast, and stays."""
+    original_positions: float = bounded(8192, above=0)
+    """Longest text, in tokens, of the training before."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.high_frequency_factor > self.low_frequency_factor, f"{self.SECTION}.high_frequency_factor",
+                self.high_frequency_factor, f"above low_frequency_factor ({self.low_frequency_factor:g})")  # fmt: skip
+
+
+@dataclass(frozen=True)
 class TowerConfig(Fixed):
-    """One set of parameters. Unset sizes are the model's."""
+    """One set of parameters. What is unset is the model's."""
 
     SECTION: ClassVar[str] = "model.towers"
 
@@ -121,6 +144,20 @@ class TowerConfig(Fixed):
     """Experts per token, when ffn is moe (the mean number for expert_choice)."""
     moe_routing: Literal["expert_choice", "token_choice"] = "token_choice"
     """expert_choice sees the whole batch (not causal, cannot generate); token_choice is causal and dropless."""
+    qk_norm: bool | None = None
+    """RMSNorm on this tower's queries and keys. Unset: the model's."""
+    qkv_bias: bool | None = None
+    """Biases on this tower's query, key and value projections. Unset: the model's."""
+    cross_key_norm: bool = False
+    """A second RMSNorm on this tower's keys, for the queries of other towers: keys of a pretrained tower that has no
+    qk_norm would swamp their softmax. Attention costs as much more as there are such towers."""
+    norm_eps: float | None = bounded(None, above=0)
+    """Epsilon of this tower's norms. Unset: the model's."""
+    rope_theta: float | None = bounded(None, above=0)
+    """Base of the rotary frequencies of this tower's tokens, for towers from two language models. Unset: the model's.
+    Between towers of different frequencies a score depends on the positions themselves, not on their distance alone."""
+    rope_scaling: float | Llama3Rope | None = bounded(None, above=0)
+    """Scaling of the rotary frequencies of this tower's tokens. Unset: the model's."""
 
 
 @dataclass(frozen=True)
@@ -155,8 +192,11 @@ class ModelConfig(Fixed):
     """Biases on the query, key and value projections."""
     rope_theta: float = bounded(10000.0, above=0)
     """Base of the rotary frequencies."""
-    rope_scaling: float = bounded(1.0, above=0)
-    """Positions are divided by this (linear interpolation for longer contexts)."""
+    rope_scaling: float | Llama3Rope = bounded(1.0, above=0)
+    """Scaling for longer texts. A number divides all frequencies (linear interpolation); {factor: 8,
+    low_frequency_factor: 1, high_frequency_factor: 4, original_positions: 8192} slow ones alone (Llama 3.1)."""
+    unrotated_layers: tuple[int, ...] = bounded(tuple, at_least=0)
+    """Layers whose queries and keys are not rotated, so that they see no positions (SmolLM3 has every fourth so)."""
     position_axes: tuple[str, ...] = ("sequence",)
     """Axes of a position: one is the usual RoPE, several (time, height, width) share one frequency ladder in turn
     (interleaved mRoPE)."""
@@ -167,6 +207,13 @@ class ModelConfig(Fixed):
     """Use the embedding table as the output head."""
     max_positions: int = bounded(8192, at_least=1)
     """Longest document, in tokens."""
+    bos: int | Literal["added", "none"] | None = bounded(None, at_least=0)
+    """Id that opens a document: one of the first modality's own ids, as language models have it; `added`: an id behind
+    them; `none`: documents open without. Unset: the codec's own where it has one, else `added`."""
+    eos: int | Literal["added"] | None = bounded(None, at_least=0)
+    """Id that ends a document: one of the first modality's own ids, or `added`. Unset: as for `bos`."""
+    stops: tuple[int, ...] = bounded(tuple, at_least=0)
+    """More ids of the first modality that end its text in generation, such as a chat's end of turn."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -187,6 +234,9 @@ class ModelConfig(Fixed):
         self._fill_towers()
         self._check_modalities()
         self._check_untied()
+        self._check_ends()
+        for layer in self.unrotated_layers:
+            require(layer < self.num_layers, "model.unrotated_layers", layer, f"0 to {self.num_layers - 1}")
 
     def _fill_towers(self) -> None:
         own = {name: m.tower or next(iter(m.tower_at_random), name) for name, m in self.modalities.items()}
@@ -257,6 +307,15 @@ class ModelConfig(Fixed):
             require(m.tower in dealt, f"{where}.tower", m.tower, "left out beside tower_at_random")
             require(not m.tower_by_role, f"{where}.tower_by_role", m.tower_by_role, "left out beside tower_at_random")
 
+    def _check_ends(self) -> None:
+        """Check that the ids which open and end documents are the host's; one of 0 ids gets them from its codec."""
+        host = next(iter(self.modalities.values()))
+        for name, ids in (("bos", [self.bos]), ("eos", [self.eos]), ("stops", self.stops)):
+            for i in ids:
+                if isinstance(i, int) and host.vocab_size:
+                    allowed = f"0 to {host.vocab_size - 1}, an id of the first modality"
+                    require(i < host.vocab_size, f"model.{name}", i, allowed)
+
     def _check_untied(self) -> None:
         for layer in range(self.num_layers):
             for component in COMPONENTS:
@@ -268,6 +327,13 @@ class ModelConfig(Fixed):
         where = f"model.untied (layer {layer})"
         require(len(widths) == 1, where, sorted(self.untied_at(layer)),
                  f"a list with {component!r}: towers of different width cannot share it")  # fmt: skip
+        crossing = [name for name, t in self.towers.items() if t.cross_key_norm]
+        require(component != "qkv" or not crossing, f"model.towers.{next(iter(crossing), '')}.cross_key_norm", True,
+                "false where towers share qkv (model.untied)")  # fmt: skip
+        for name in SHARED_SETTINGS.get(component, ()):
+            values = {self.of_tower(tower, name) for tower in self.towers}
+            require(len(values) == 1, where, sorted(self.untied_at(layer)),
+                    f"a list with {component!r}: towers with different {name} cannot share it")  # fmt: skip
         kinds = {
             (t.ffn, t.ffn_width, t.num_experts, t.top_k, t.moe_routing) if t.ffn == "moe" else (t.ffn, t.ffn_width)
             for t in self.towers.values()
@@ -287,10 +353,27 @@ class ModelConfig(Fixed):
                 raise ConfigError(unknown("model.untied", name, COMPONENTS))
         return frozenset(names)
 
+    def of_tower(self, tower: str, name: str) -> Any:
+        """Return a setting that a tower may have of its own, such as ``qk_norm``: the tower's, or else the model's."""
+        value = getattr(self.towers[tower], name)
+        return getattr(self, name) if value is None else value
+
     @functools.cached_property
     def layout(self) -> IdLayout:
         """The shared id space of all modalities."""
-        return IdLayout.of({name: m.vocab_size for name, m in self.modalities.items()})
+        sizes = {name: m.vocab_size for name, m in self.modalities.items()}
+        bos, eos = ("added" if end is None else end for end in (self.bos, self.eos))
+        return IdLayout.of(sizes, bos, eos, self.stops)
+
+    @property
+    def crossing_towers(self) -> list[int]:
+        """The numbers of the towers that have other keys for other towers' queries."""
+        return [i for i, tower in enumerate(self.towers.values()) if tower.cross_key_norm]
+
+    @property
+    def attended_head_dim(self) -> int:
+        """Numbers of a head in attention and its cache: with `cross_key_norm`, a part for each way to be seen."""
+        return self.head_dim * (1 + len(self.crossing_towers))
 
     @property
     def same_width(self) -> bool:

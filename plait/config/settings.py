@@ -39,9 +39,12 @@ _NAMES = {
         model.modalities.*.vocab_size model.modalities.*.latent_channels model.modalities.*.patch_size
         model.modalities.*.patch_network model.modalities.*.place_embedding model.modalities.*.predicts
         model.towers model.towers.*.width model.towers.*.ffn_width model.towers.*.ffn model.towers.*.num_experts
-        model.towers.*.top_k model.towers.*.moe_routing model.towers.*.init_from
+        model.towers.*.top_k model.towers.*.moe_routing model.towers.*.init_from model.towers.*.narrow
+        model.towers.*.zero_output model.towers.*.qk_norm model.towers.*.cross_key_norm model.towers.*.qkv_bias
+        model.towers.*.norm_eps model.towers.*.rope_theta model.towers.*.rope_scaling
         model.width model.num_layers model.num_heads model.num_kv_heads model.head_dim model.ffn_width
         model.norm_order model.norm_eps model.qk_norm model.qkv_bias model.rope_theta model.rope_scaling
+        model.unrotated_layers model.bos model.eos model.stops
         model.position_axes model.untied model.tie_embeddings model.max_positions
         train.optimizer train.init_from diffusion.process diffusion.num_timesteps diffusion.by_modality""",
     DATA: """
@@ -81,7 +84,7 @@ for _kind, _names in _NAMES.items():
 
 _NAMED = ("model.modalities", "model.towers")
 """Settings whose keys are names that the user gives."""
-_CODECS_OWN = re.compile(r"model\.modalities\..*\.(vocab_size|latent_channels|patch_size)")
+_CODECS_OWN = re.compile(r"model\.(modalities\..*\.(vocab_size|latent_channels|patch_size)|bos|eos|stops)")
 
 
 def kinds_of(name: str) -> tuple[str, ...]:

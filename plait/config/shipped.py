@@ -7,6 +7,7 @@ import typing
 from pathlib import Path
 
 from plait.common.errors import ConfigError, require, unknown
+from plait.config.bounds import MAPPINGS
 from plait.config.generation import SamplingConfig
 from plait.config.model import ModelConfig
 from plait.config.run import RunConfig
@@ -103,8 +104,8 @@ def _describe(cls: type, prefix: str) -> list[str]:
         decides = KINDS.get(name.replace("<name>", "*"), ())
         lines.append(f"{name}{_default(f)}\n    {text}" + (f" [{', '.join(decides)}]" if decides else ""))
         if inner:
-            inside = f"{name}." if inner is kind else f"{name}.<name>."
-            lines += _describe(RECORDS[f.name], inside) if cls is ModelConfig else []
+            inside = f"{name}.<name>." if typing.get_origin(kind) in MAPPINGS else f"{name}."
+            lines += _describe(RECORDS[f.name], inside) if cls is ModelConfig and f.name in RECORDS else []
             lines += _describe(inner, inside)
     return lines
 

@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -124,7 +125,15 @@ def resolve_vocabulary(config: RunConfig, index: dict | None = None) -> RunConfi
             record = {"patch_size": 1} | record
             sizes = {n: _size(modality, n, record, where, exact=True) for n in ("latent_channels", "patch_size")}
         modalities[name] = dataclasses.replace(modality, **sizes)
-    return dataclasses.replace(config, model=dataclasses.replace(config.model, modalities=modalities))
+    host = index["modalities"].get(next(iter(modalities)), {})
+    model = dataclasses.replace(config.model, modalities=modalities, **unset_ends(config.model, host.get("ends", {})))
+    return dataclasses.replace(config, model=model)
+
+
+def unset_ends(model: ModelConfig, ends: dict[str, Any]) -> dict[str, Any]:
+    """Return bos, eos and stops of the first modality's codec, as far as a model's config leaves them unset."""
+    own = {"bos": "added", "eos": "added", "stops": ()} | ends
+    return {name: own[name] for name in own if getattr(model, name) in (None, ())}
 
 
 def _size(modality: ModalityConfig, field: str, record: dict, where: str, *, exact: bool) -> int:

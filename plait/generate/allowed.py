@@ -1,6 +1,7 @@
 """Which ids may follow, by what is open.
 
-host     ids of the host modality, <eos>, and the opening of another span where the request is free
+host     ids of the host modality, <eos>, and the opening of another span where the request is free; the first id is
+         none that ends texts
 fixed    ids of a modality whose items have a fixed number of tokens (images), then its closing delimiter
 open     ids of a modality whose items end by themselves (speech), or its closing delimiter
 
@@ -22,9 +23,10 @@ class AllowedIds:
         others = [n for n in layout.names if n != layout.host]
         discrete = [n for n in others if config.modalities[n].objective == "next_token"]
         host = list(layout.ids(layout.host))
+        first = [i for i in host if i not in layout.stops]
         openings = [layout.opening[n] for n in others if n in discrete or n in grids]
-        states = {"host": [*host, layout.eos], "host first": host, "end": [layout.eos],
-                  "free": [*host, layout.eos, *openings], "free first": [*host, *openings]}  # fmt: skip
+        states = {"host": [*host, layout.eos], "host first": first, "end": [layout.eos],
+                  "free": [*host, layout.eos, *openings], "free first": [*first, *openings]}  # fmt: skip
         for name in discrete:
             ids, closing = list(layout.ids(name)), [layout.closing[name]]
             if name in grids:

@@ -280,7 +280,7 @@ class Generator:
 
     def _accept_in_host(self, row: Row, token: int) -> Result | None:
         layout = self.layout
-        if token == layout.eos:
+        if token in layout.stops:
             return self._finish(row, "eos")
         for name, opening in layout.opening.items():
             if token == opening:

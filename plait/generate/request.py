@@ -92,6 +92,8 @@ def check_request(
     length = sum(len(run) for run in spell_prompt(request.prompt, config))
     require(length < max_length, "generate: the prompt's length", length, f"below {max_length} tokens")
     output = request.output
+    opens = length > 0 or output not in (None, config.layout.host)
+    require(opens, "generate.prompt", "", "a text or other media: documents of this model open without <bos>")
     if output and records[output].objective == "diffusion":
         grid = request.grid_of(output, grids)
         require(bool(grid) and all(n >= 1 for n in grid), f"generate.grids.{output}", list(grid),

@@ -28,7 +28,7 @@ class Room:
 
     def cache_shape(self, config: ModelConfig) -> tuple[int, int, int, int, int]:
         """Return the shape of a static cache's keys (values have the same): [layers, rows, heads, slots, head_dim]."""
-        return config.num_layers, self.rows, config.num_kv_heads, self.length, config.head_dim
+        return config.num_layers, self.rows, config.num_kv_heads, self.length, config.attended_head_dim
 
 
 def num_pages(need: Sequence[int], page_size: int) -> int:

@@ -3,7 +3,7 @@
 import functools
 import importlib.util
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,8 @@ class Step:
     cache: CacheStep | None
     ranks: Ranks
     recompute: Recompute = "none"
+    owners: Tensor | None = None
+    """[T, 1, 1] number of each token's tower, where some tower has other keys for other towers' queries."""
     heads_to_sequence: Callable | None = None
     """The kernel of plait.model.kernels, where there is one for the device."""
 
@@ -47,13 +49,15 @@ class QKV(Linear):
     the rows is a whole number of heads, and tensor parallelism can cut there.
     """
 
-    def __init__(self, width: int, config: ModelConfig):
+    def __init__(self, config: ModelConfig, tower: str):
         self.queries, self.head_dim = config.num_heads // config.num_kv_heads, config.head_dim
-        eps = config.norm_eps
         outputs = config.num_kv_heads * (self.queries + 2) * self.head_dim
-        super().__init__(width, outputs, bias=config.qkv_bias, cut="outputs")
-        self.query_norm = RMSNorm(self.head_dim, eps) if config.qk_norm else nn.Identity()
-        self.key_norm = RMSNorm(self.head_dim, eps) if config.qk_norm else nn.Identity()
+        bias, eps, has_norms = (config.of_tower(tower, name) for name in ("qkv_bias", "norm_eps", "qk_norm"))
+        super().__init__(config.towers[tower].width, outputs, bias=bias, cut="outputs")
+        self.query_norm = RMSNorm(self.head_dim, eps) if has_norms else nn.Identity()
+        self.key_norm = RMSNorm(self.head_dim, eps) if has_norms else nn.Identity()
+        if config.towers[tower].cross_key_norm:
+            self.cross_key_norm = RMSNorm(self.head_dim, eps)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the heads of x [N, D] before their norms, [N, G, r + 2, d]; a tensor rank has a part of the G."""
@@ -64,19 +68,26 @@ class QKV(Linear):
         query, key, value = heads.split((self.queries, 1, 1), dim=2)
         return self.query_norm(query).flatten(1, 2), self.key_norm(key).flatten(1, 2), value.flatten(1, 2)
 
+    def cross_key(self, heads: Tensor) -> Tensor:
+        """Return the keys [N, G, d] that queries of other towers see."""
+        key = heads[:, :, self.queries]
+        return self.cross_key_norm(key) if hasattr(self, "cross_key_norm") else self.key_norm(key)
+
 
 class Block(nn.Module):
     """Attention and feed-forward with residuals; what is untied has one copy per tower."""
 
     def __init__(self, config: ModelConfig, layer: int):
         super().__init__()
-        self.layer, self.pre_norm, self.norm_eps = layer, config.norm_order == "pre", config.norm_eps
+        self.layer, self.pre_norm = layer, config.norm_order == "pre"
+        self.is_rotated = layer not in config.unrotated_layers
+        self.crossing = config.crossing_towers
         towers, untied = config.towers, config.untied_at(layer)
         heads = config.num_heads * config.head_dim
         gain = 1 / math.sqrt(2 * config.num_layers)  # of what writes to the residual stream
 
         def norm(tower: str) -> nn.Module:
-            return RMSNorm(towers[tower].width, config.norm_eps)
+            return RMSNorm(towers[tower].width, config.of_tower(tower, "norm_eps"))
 
         def ffn(tower: str) -> nn.Module:
             record = towers[tower]
@@ -85,7 +96,7 @@ class Block(nn.Module):
             return SwiGLU(record.width, record.ffn_width, gain=gain)
 
         self.attention_norm = PerTower(norm, towers, untied="norm" in untied)
-        self.qkv = PerTower(lambda t: QKV(towers[t].width, config), towers, untied="qkv" in untied)
+        self.qkv = PerTower(lambda t: QKV(config, t), towers, untied="qkv" in untied)
         self.o = PerTower(
             lambda t: Linear(heads, towers[t].width, bias=False, gain=gain, cut="inputs"), towers, untied="o" in untied
         )
@@ -127,9 +138,12 @@ class Block(nn.Module):
             out = attend(query, key, value, step.plan)
         else:
             out = step.cache.attend(self.layer, query, key, value)
+        if self.crossing:
+            out = out[..., : query.shape[-1] // (1 + len(self.crossing))]
+        head_shape = out.shape[1:]
         out = to_towers(out.flatten(1), routing)
         if ranks.context > 1:
-            pieces = out.unflatten(1, query.shape[1:]).split([size * ranks.context for size in sizes])
+            pieces = out.unflatten(1, head_shape).split([size * ranks.context for size in sizes])
             pieces = [ranks.heads_to_rows(x).flatten(1) for x in pieces]
             pieces = merged(pieces) if self.o.is_shared else pieces
         else:
@@ -137,15 +151,23 @@ class Block(nn.Module):
         return ranks.scatter(separated(self.o(pieces), sizes))
 
     def _heads(self, heads: list[Tensor], step: Step) -> tuple[Tensor, Tensor, Tensor]:
-        """Return queries [T, H, d], keys and values [T, G, d] in sequence order, normalised and turned."""
+        """Return queries [T, H, d], keys and values [T, G, d] in sequence order, normalised and rotated."""
         routing, modules = step.routing, list(self.qkv.values())
-        if step.heads_to_sequence is not None:
-            norms = [local(n.weight) for m in modules for n in (m.query_norm, m.key_norm) if isinstance(n, RMSNorm)]
+        if step.heads_to_sequence is not None and self.is_rotated:
+            norms = [n for m in modules for n in (m.query_norm, m.key_norm) if isinstance(n, RMSNorm)]
+            eps = norms[0].eps if norms else 0.0
             places = routing.to_towers, routing.to_sequence
-            return step.heads_to_sequence(heads, norms, step.cos, step.sin, *places, self.norm_eps)
+            weights = [local(n.weight) for n in norms]
+            return step.heads_to_sequence(heads, weights, step.cos, step.sin, *places, eps)
         sides = zip(*(m.separated(h) for m, h in zip(modules, heads, strict=True)), strict=True)
         query, key, value = (to_sequence(list(side), routing) for side in sides)
-        return rotate(query, step.cos, step.sin), rotate(key, step.cos, step.sin), value
+        if self.is_rotated:
+            query, key = rotate(query, step.cos, step.sin), rotate(key, step.cos, step.sin)
+        if not self.crossing:
+            return query, key, value
+        cross = to_sequence([m.cross_key(h) for m, h in zip(modules, heads, strict=True)], routing)
+        cross = rotate(cross, step.cos, step.sin) if self.is_rotated else cross
+        return _by_viewer(query, key, value, cross, step.owners, self.crossing)
 
     def _feed_forward(self, streams: list[Tensor], step: Step) -> list[Tensor]:
         streams = step.ranks.gather(streams)
@@ -153,6 +175,26 @@ class Block(nn.Module):
             return step.ranks.scatter(self.ffn(streams, step.is_token))
         out = self.ffn(merged(streams), merged(step.is_token))
         return step.ranks.scatter(separated(out, [len(x) for x in streams]))
+
+
+def _by_viewer(
+    query: Tensor, key: Tensor, value: Tensor, cross: Tensor, owners: Tensor | None, towers: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return heads of (1 + C) d numbers, by which each query meets the keys that its tower sees; C towers have others.
+
+    Part 0 is for queries of towers without such keys, part i for those of the i-th such tower, which sees its own keys
+    as they are and all others' ``cross`` [T, G, d]. A query is zero in all parts but its own.
+    """
+    assert owners is not None, "a model with cross_key_norm says whose each token is"
+    seen = [cross, *(torch.where(owners == tower, key, cross) for tower in towers)]
+    others = torch.ones_like(owners, dtype=torch.bool)
+    parts = []
+    for tower in towers:
+        others = others & (owners != tower)
+        parts.append(query * (owners == tower))
+    scale = math.sqrt(len(seen))  # attention divides by the root of the heads' whole size
+    query = torch.cat([query * others, *parts], dim=-1) * scale
+    return query, torch.cat(seen, dim=-1), nn.functional.pad(value, (0, value.shape[-1] * len(towers)))
 
 
 def _add(streams: list[Tensor], updates: list[Tensor]) -> list[Tensor]:
@@ -164,18 +206,27 @@ def _mark_rows(streams: list[Tensor], step: Step) -> None:
     routing = step.routing
     for tensor in (*streams, *step.is_token, step.cos, step.sin, routing.to_towers, routing.to_sequence):
         torch._dynamo.mark_dynamic(tensor, 0)
+    if step.owners is not None:
+        torch._dynamo.mark_dynamic(step.owners, 0)
     if step.plan is not None and step.plan.table is not None:
         torch._dynamo.mark_dynamic(step.plan.table, (0, 1))
 
 
-@functools.cache
-def heads_kernel(device: torch.device, head_dim: int) -> Callable | None:
-    """Return the kernel that brings heads into sequence order; None where plain torch is to do it."""
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+def heads_kernel(device: torch.device, config: ModelConfig) -> Callable | None:
+    """Return the kernel that brings heads into sequence order; None where plain torch is to do it: without a GPU, and
+    for towers whose norms of queries and keys differ, or that have others for other towers."""
+    if device.type != "cuda" or not _has_triton():
         return None
     from plait.model import kernels
 
-    return kernels.heads_to_sequence if kernels.fits(head_dim) else None
+    norms = {(config.of_tower(t, "qk_norm"), config.of_tower(t, "norm_eps")) for t in config.towers}
+    plain = len(norms) == 1 and not config.crossing_towers
+    return kernels.heads_to_sequence if plain and kernels.fits(config.head_dim) else None
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def is_token(routing: Routing, device: torch.device, ranks: Ranks) -> list[Tensor]:

@@ -23,7 +23,7 @@ from plait.model.mask import segments
 from plait.model.moe import MixtureOfExperts
 from plait.model.ranks import Ranks
 from plait.model.recompute import Recompute
-from plait.model.rope import rotation
+from plait.model.rope import frequencies, rotation
 from plait.model.routing import ByName, PerTower, Stack, merged
 from plait.model.traits import WeightRecord
 
@@ -43,7 +43,9 @@ class MixtureOfTransformers(nn.Module):
         self.embed = PerTower(lambda t: Embedding(size, towers[t].width), towers, untied=untied)
         self.blocks: Stack[Block] = Stack(Block(config, i) for i in range(config.num_layers))
         norm_untied = untied or "norm" in config.untied_at(config.num_layers - 1)
-        self.final_norm = PerTower(lambda t: RMSNorm(towers[t].width, config.norm_eps), towers, untied=norm_untied)
+        self.final_norm = PerTower(
+            lambda t: RMSNorm(towers[t].width, config.of_tower(t, "norm_eps")), towers, untied=norm_untied
+        )
         if not config.tie_embeddings:
             self.head = PerTower(
                 lambda t: Linear(towers[t].width, size, bias=False, std=SMALL, cut="outputs"), towers, untied=untied
@@ -113,12 +115,15 @@ class MixtureOfTransformers(nn.Module):
         """
         config = self.config
         device, dtype = batch.ids.device, self.dtype
-        cos, sin = rotation(batch.positions, config.head_dim, config.rope_theta, config.rope_scaling, dtype)
+        cos, sin = rotation(batch.positions, self._ladder(batch), dtype)
         short = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
         plan = None if cache else AttentionPlan.of(segments(batch.spans), batch.num_tokens, device, short)
-        kernel = heads_kernel(device, config.head_dim) if self.use_kernels else None
+        kernel = heads_kernel(device, config) if self.use_kernels else None
         mask = is_token(batch.routing, device, self.ranks)
-        step = Step(batch.routing, cos, sin, mask, plan, cache, self.ranks, self.recompute_blocks, kernel)
+        owners = None
+        if config.crossing_towers:
+            owners = self._by_token(batch, torch.arange(len(config.towers), device=device)[:, None, None])
+        step = Step(batch.routing, cos, sin, mask, plan, cache, self.ranks, self.recompute_blocks, owners, kernel)
         streams = self._embed(batch)
         # the steps of generation are short, and the cache is no work for the compiler
         with torch.compiler.set_stance("force_eager") if cache and self.is_compiled else contextlib.nullcontext():
@@ -128,6 +133,24 @@ class MixtureOfTransformers(nn.Module):
             cache.commit()
         out: list[Tensor] = self.final_norm(streams)
         return out
+
+    def _ladder(self, batch: Batch) -> Tensor:
+        """Return the rotary frequencies [head_dim / 2], or [T, head_dim / 2] where towers differ in them."""
+        config, device = self.config, batch.ids.device
+        pairs = [(config.of_tower(t, "rope_theta"), config.of_tower(t, "rope_scaling")) for t in config.towers]
+        ladders = [frequencies(config.head_dim, *pair, device) for pair in dict.fromkeys(pairs)]
+        if len(ladders) == 1:
+            return ladders[0]
+        order = list(dict.fromkeys(pairs))
+        return self._by_token(batch, torch.stack([ladders[order.index(pair)] for pair in pairs]))
+
+    def _by_token(self, batch: Batch, values: Tensor) -> Tensor:
+        """Return for each token [T, ...] the value of its tower, of values [K, ...]; no device is asked for sizes."""
+        routing = batch.routing
+        rows = [
+            value[None].expand(size, *value.shape) for value, size in zip(values, routing.padded_sizes, strict=True)
+        ]
+        return torch.cat(rows).index_select(0, routing.to_sequence)
 
     def compile_blocks(self, **options: Any) -> None:
         """Compile each block; ``options`` are torch.compile's. Only numbers of tokens and segments are dynamic."""
@@ -146,6 +169,7 @@ class MixtureOfTransformers(nn.Module):
         if len(streams) < len(sizes):  # copies: a compiler takes views for something else than the streams to come
             whole = streams[0]
             streams = list(torch.split_with_sizes_copy(whole, sizes))  # type: ignore  # its stub returns nothing
+        streams = [x.to(self.dtype) for x in streams]
         towers = list(self.config.towers)
         for name, latent_in in self.latent_in.items():
             group = batch.latents.get(name)
@@ -206,7 +230,7 @@ class MixtureOfTransformers(nn.Module):
                 )
         refuse_generation(self.config)
         c = self.config
-        return KVCache(c.num_layers, num_rows, max_length, c.num_kv_heads, c.head_dim, device=self.device,
+        return KVCache(c.num_layers, num_rows, max_length, c.num_kv_heads, c.attended_head_dim, device=self.device,
                        dtype=dtype or self.dtype)  # fmt: skip
 
     def update_balance(
@@ -229,7 +253,8 @@ class MixtureOfTransformers(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        return next(self.parameters()).dtype
+        """The precision of the stream: that of the weights, and of shorter ones (`plait.model.precision`) float32."""
+        return torch.promote_types(next(self.parameters()).dtype, torch.float32)
 
     def num_parameters(self) -> int:
         """Return the number of parameters in all."""

@@ -44,7 +44,7 @@ def _operations(config: ModelConfig, batch: Batch, pairs: dict[str, int]) -> dic
         experts = tower.top_k if tower.ffn == "moe" else 1
         by_tower[name] = {
             "qkv": layers * 2 * n * tower.width * (heads + keys),
-            "attention": layers * 4 * heads * pairs.get(name, 0),
+            "attention": layers * 4 * config.num_heads * config.attended_head_dim * pairs.get(name, 0),
             "o": layers * 2 * n * heads * tower.width,
             "ffn": layers * 2 * n * 3 * tower.width * tower.ffn_width * experts,
             "router": layers * 2 * n * tower.width * (tower.num_experts if tower.ffn == "moe" else 0),

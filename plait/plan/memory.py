@@ -69,4 +69,4 @@ def cache_bytes(config: RunConfig, tensor: int = 1) -> int:
     """Return the bytes of one token's keys and values in all layers while generating."""
     model = config.model
     width = 2 if config.generate.precision == "bfloat16" else 4
-    return 2 * model.num_layers * (model.num_kv_heads // tensor) * model.head_dim * width
+    return 2 * model.num_layers * (model.num_kv_heads // tensor) * model.attended_head_dim * width

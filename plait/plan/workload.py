@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from plait.common.errors import ConfigError, require, unknown
 from plait.config.bounds import Bounds, as_number
 from plait.config.run import RunConfig
 from plait.data.loader import Loader
-from plait.data.sources import folders, resolve_vocabulary
+from plait.data.sources import folders, resolve_vocabulary, unset_ends
 
 ITEM_TOKENS = 1024
 """Longest made-up item of a continuous modality whose codec has no extent of its own."""
@@ -31,6 +32,7 @@ def known_sizes(config: RunConfig) -> tuple[RunConfig, dict[str, tuple[int, ...]
     if is_prepared(config):
         return resolve_vocabulary(config), {}
     grids, modalities = {}, {}
+    ends: dict[str, Any] = {}
     for name, modality in config.model.modalities.items():
         settings = config.modalities[name]
         codec = (
@@ -45,7 +47,9 @@ def known_sizes(config: RunConfig) -> tuple[RunConfig, dict[str, tuple[int, ...]
                 "given a vocab_size (or latent_channels), or a codec that knows it")  # fmt: skip
         if codec is not None and codec.default_grid:
             grids[name] = tuple(codec.default_grid)
-    return replace(config, model=replace(config.model, modalities=modalities)), grids
+        if codec is not None and not ends:
+            ends = {"bos": codec.bos, "eos": codec.eos, "stops": codec.stops}
+    return replace(config, model=replace(config.model, modalities=modalities, **unset_ends(config.model, ends))), grids
 
 
 def _is_sized(modality) -> bool:

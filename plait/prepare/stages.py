@@ -214,6 +214,7 @@ class _Preparation:
                 "latent_channels": codec.latent_channels,
                 "patch_size": codec.patch_size,
                 "default_grid": list(codec.default_grid),
+                "ends": {"bos": codec.bos, "eos": codec.eos, "stops": list(codec.stops)},
                 "fingerprint": _sha256(sorted(p for p in folder.rglob("*") if p.is_file())),
             }
 

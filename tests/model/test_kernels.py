@@ -13,7 +13,7 @@ from plait.batch.documents import Document, Part
 from plait.model.block import Step
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Ranks
-from plait.model.rope import rotation
+from plait.model.rope import frequencies, rotation
 from plait.model.routing import merged
 
 pytest.importorskip("triton")
@@ -47,7 +47,7 @@ def test_the_kernel_equals_plain_torch(kernel, rng, settings, alone):
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     documents = [Document([Part("text", rng.integers(0, 10, 7))])] if alone else random_documents(rng, 3)
     batch = pack(documents, config, pad_rows_to=4).to(DEVICE)
-    cos, sin = rotation(batch.positions, 16, 1e4, 1.0, torch.float64)
+    cos, sin = rotation(batch.positions, frequencies(16, 1e4), torch.float64)
     streams = [
         torch.randn(n, config.width, dtype=torch.float64, device=DEVICE, requires_grad=True)
         for n in batch.routing.padded_sizes

@@ -19,7 +19,7 @@ from plait.config.generation import DiffusionConfig
 from plait.config.model import ModalityConfig, ModelConfig, TowerConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_pretrained, save_pretrained
-from plait.model.rope import rotation
+from plait.model.rope import frequencies, rotation
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 
@@ -335,7 +335,7 @@ def test_every_axis_has_fast_and_slow_frequencies():
     for axis in range(3):
         positions = torch.zeros(2, 3)
         positions[1, axis] = 1
-        cos, sin = rotation(positions, 64, 10000.0, 1.0, torch.float64)
+        cos, sin = rotation(positions, frequencies(64, 10000.0), torch.float64)
         turned = torch.atan2(sin, cos)[1, 0]
         turned = turned[turned > 0]
         assert turned.max() > 0.5 and turned.min() < 1e-2 and len(turned) in (10, 11)
