@@ -150,6 +150,16 @@ def _parser() -> Parser:
                epilog=GENERATE_EXAMPLES)  # fmt: skip
     _generate_arguments(step)
 
+    step = add("upcycle", commands.upcycle,
+               "a language model as a text tower: weights, tokenizer, and a config to train other towers beside it",
+               settings=False, epilog=UPCYCLE_EXAMPLES)  # fmt: skip
+    step.add_argument("--from", dest="source", required=True, metavar="MODEL",
+                      help="folder, GGUF file or name on the Hugging Face Hub: Llama, SmolLM2, SmolLM3, Mistral, "
+                      "Qwen2, Qwen2.5 or Qwen3")  # fmt: skip
+    step.add_argument("--out", required=True, help="folder to write")
+    step.add_argument("--towers", type=_listed, default=["text"], metavar="text,image",
+                      help="towers of the config to train with: text, image, speech (default: text)")  # fmt: skip
+
     step = add("report", commands.report, "write the run's report.html", settings=False)
     step.add_argument("run_folder", metavar="run", help="the run's folder")
 
@@ -239,6 +249,13 @@ GENERATE_EXAMPLES = """examples:
   plait generate runs/quickstart                     (free: the model chooses the modalities itself)"""
 
 
+UPCYCLE_EXAMPLES = """examples:
+  plait upcycle --from HuggingFaceTB/SmolLM2-135M-Instruct --out smollm2
+  plait upcycle --from models/Qwen3-0.6B --out qwen3 --towers text,image
+  plait upcycle --from SmolLM2-135M-Instruct.Q8_0.gguf --out smollm2
+
+The tokenizer becomes the text codec; its own ids open and end documents."""
+
 EXPORT_EXAMPLES = """examples:
   plait export runs/quickstart
   plait export runs/big --step 20000 --ema --out big-20000"""
@@ -312,6 +329,8 @@ def _generate_arguments(step: argparse.ArgumentParser) -> None:
     step.add_argument("--max-tokens", type=whole(at_least=1), help="longest text or speech, in tokens")
     step.add_argument("--out", default="", help="folder for PNG, WAV and samples.jsonl (default: <run>/generated)")
     step.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    step.add_argument("--weights", default="float32",
+                      help="float32, or bfloat16: matrices in half the memory (default: float32)")  # fmt: skip
 
 
 def _plan_arguments(step: argparse.ArgumentParser) -> None:

@@ -159,8 +159,8 @@ class TrainConfig(Checked):
     """cpu, cuda, cuda:0, mps, or auto: CUDA where there is a GPU, else the CPU. Apple's mps is used only where it is
     named, as no test runs on it."""
     init_from: str = ""
-    """A checkpoint or saved model of plait's own, of the same architecture and ids, to start from (weights only).
-    Other formats are not read."""
+    """A checkpoint or saved model of the same architecture and ids to start from (weights only); or hf: and a dense
+    language model (folder, GGUF file or name on the Hub) for a model of one tower."""
     log_every: int = bounded(10, at_least=1)
     """Steps between log lines."""
     validate_every: int = bounded(250, at_least=1)

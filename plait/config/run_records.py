@@ -48,11 +48,18 @@ class TowerSettings(Checked):
     SECTION: ClassVar[str] = "model.towers"
 
     frozen: bool = False
-    """Keep this tower's own parameters fixed, and the biases of its experts."""
+    """Keep this tower's own parameters fixed, and the biases of its experts. In embedding and head, the rows of ids
+    that only frozen towers carry are fixed, in a shared table too; those of other ids train."""
     init_from: str = ""
-    """A saved model or checkpoint to start this tower from: its only tower, or the one of this name. All weights that
-    the tower computes with are read, shared ones, embedding and head included; ids and latents by modality. What does
-    not fit is refused; what is left out or trains from scratch is printed."""
+    """A saved model or checkpoint to start this tower from: its only tower, or the one of this name; or hf: and a dense
+    language model (folder, GGUF file or name on the Hub). All weights that the tower computes with are read, shared
+    ones, embedding and head included; ids and latents by modality, new ids from the mean of the others. What does not
+    fit is refused; what is left out or trains from scratch is printed."""
+    narrow: bool = False
+    """Let `init_from` be a wider tower, of which the channels and hidden units with the largest weights are kept."""
+    zero_output: bool = False
+    """Begin with output projections (of attention and feed-forward) of zero, after `init_from`: at first this tower's
+    tokens pass through its blocks unchanged."""
     learning_rate_scale: float = bounded(1.0, at_least=0)
     """Factor of the learning rate for this tower's own parameters."""
     moe_balance_rate: float = bounded(1e-3, at_least=0)

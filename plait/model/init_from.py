@@ -4,15 +4,18 @@ A tower takes all that the saved model's tower computes with: its own weights an
 that the saved tower has must be used and all that this tower computes with must be filled, or the start is refused with
 the reason. Two rules say what may differ:
 
-- Ids and latents go by modality. Those of a modality that the saved model lacks train from scratch; those of one that
-  this model lacks, or that this tower does not carry, are left out. <bos> and <eos> go with the first modality.
+- Ids and latents go by modality. Those of one that this model lacks, or that this tower does not carry, are left out.
+  Latents of a modality that the saved model lacks train from scratch; so do ids, which begin at the mean of the rows
+  that are filled: a row near zero, beside trained ones, would take probability from them. <bos> and <eos> go with the
+  first modality.
 - Other towers of the saved model are left out.
 
 What was left out, and what trains from scratch, is counted and said, and so are settings that differ and may.
 """
 
+import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,21 +23,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.common.errors import CheckpointError
-from plait.common.tensor_files import TensorStore
+from plait.common.errors import CheckpointError, require
 from plait.config.id_layout import IdLayout
-from plait.config.model import ModelConfig
+from plait.config.model import ModelConfig, TowerConfig
 from plait.model.mot import MixtureOfTransformers
-from plait.model.pretrained import WEIGHTS, check_tensors, load_config, load_weights
+from plait.model.narrowing import Kept, choose
+from plait.model.pretrained import Opener, SavedWeights, check_tensors, fill, open_saved
 from plait.model.ranks import local, part_of
 from plait.model.traits import Place, WeightRecord
 
-READ_ALIKE = ("num_heads", "num_kv_heads", "head_dim", "norm_order")
+READ_ALIKE = ("num_heads", "num_kv_heads", "head_dim", "norm_order", "unrotated_layers")
 EXPERTS_READ_ALIKE = ("moe_routing",)
 LATENTS_READ_ALIKE = ("patch_size", "place_embedding")
 """Settings that say how weights of one shape are read: the same numbers would compute something else."""
 
-SAID = ("rope_theta", "rope_scaling", "position_axes", "norm_eps")
+SAID = ("position_axes",)
+TOWERS_SAID = ("rope_theta", "rope_scaling", "norm_eps")
 EXPERTS_SAID = ("top_k",)
 """Settings that may differ, such as for longer documents, or by mistake: it is said where they do."""
 
@@ -44,9 +48,12 @@ class _Copy:
     """One tensor to fill: all of it, or rows of ids."""
 
     source: str
+    place: Place
     target: str
     rows: list[tuple[range, range]] | None = None
     """Ranges of rows of the source, and those of the target that they go to."""
+    sums: list[Tensor] = field(default_factory=list)
+    """The sum [D] of the rows of each range, once they are copied."""
 
 
 @dataclass
@@ -54,12 +61,12 @@ class _Start:
     """What one tower takes from a saved model."""
 
     tower: str
-    folder: Path
-    config: ModelConfig
-    """The saved model's."""
+    saved: SavedWeights
     source_tower: str
     said: str = ""
     """Settings that differ and may."""
+    kept: Kept | None = None
+    """What is kept of a wider tower."""
     copies: list[_Copy] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     """Tensors of the saved tower that are not used, by the reason."""
@@ -71,14 +78,23 @@ class _Start:
         return f"model.towers.{self.tower}.init_from"
 
     def refuse(self, reason: str) -> CheckpointError:
-        return CheckpointError(f"{self.where}: {str(self.folder)!r} {reason}")
+        return CheckpointError(f"{self.where}: {self.saved.name!r} {reason}")
+
+    @property
+    def config(self) -> ModelConfig:
+        """The saved model's."""
+        return self.saved.config
 
     @property
     def line(self) -> str:
         """What happened, for the user."""
-        text = f"{self.where}: {len(self.copies)} tensors of tower {self.source_tower!r} in {str(self.folder)!r}"
-        for verb, counts in (("left out", self.left_out), ("from scratch", self.scratch)):
+        text = f"{self.where}: {len(self.copies)} tensors of tower {self.source_tower!r} in {self.saved.name!r}"
+        left_out = Counter(self.saved.left_out) + self.left_out
+        for verb, counts in (("left out", left_out), ("from scratch", self.scratch)):
             text += "".join(f"; {verb}: {n} of {reason}" for reason, n in counts.items())
+        if self.kept is not None:
+            sizes = len(self.kept.stream), len(self.kept.hidden[0])
+            text += f"; kept of it: {sizes[0]} channels and {sizes[1]} hidden units, those of the largest weights"
         return text + self.said
 
 
@@ -91,63 +107,91 @@ def _differing(saved: ModelConfig, config: ModelConfig, towers: Mapping[str, str
 
     With them comes what is to be said of others that differ. All else shows in places and shapes.
     """
-    alike: list[tuple[str, Any, Any, tuple[str, ...]]] = [("model", config, saved, READ_ALIKE)]
-    said: list[tuple[str, Any, Any, tuple[str, ...]]] = [("model", config, saved, SAID)]
+    alike: list[Differing] = [(f"model.{n}", getattr(config, n), getattr(saved, n)) for n in READ_ALIKE]
+    said: list[Differing] = [(f"model.{n}", getattr(config, n), getattr(saved, n)) for n in SAID]
     for name, source in towers.items():
-        tower, saved_tower = config.towers[name], saved.towers[source]
+        tower, saved_tower, where = config.towers[name], saved.towers[source], f"model.towers.{name}"
+        for n in TOWERS_SAID:
+            values = config.of_tower(name, n), saved.of_tower(source, n)
+            is_models = values == (getattr(config, n), getattr(saved, n))
+            said.append((f"model.{n}" if is_models else f"{where}.{n}", *values))
         if tower.ffn == saved_tower.ffn == "moe":
-            alike.append((f"model.towers.{name}", tower, saved_tower, EXPERTS_READ_ALIKE))
-            said.append((f"model.towers.{name}", tower, saved_tower, EXPERTS_SAID))
+            alike += [(f"{where}.{n}", getattr(tower, n), getattr(saved_tower, n)) for n in EXPERTS_READ_ALIKE]
+            said += [(f"{where}.{n}", getattr(tower, n), getattr(saved_tower, n)) for n in EXPERTS_SAID]
     for name, latents in config.modalities.items():
         known = saved.modalities.get(name)
         if known is None:
             continue
         carried = any(t in latents.towers and source in known.towers for t, source in towers.items())
         if carried and latents.objective == known.objective == "diffusion":
-            alike.append((f"model.modalities.{name}", latents, known, LATENTS_READ_ALIKE))
-    refused, other_ones = (
-        [(f"{where}.{n}", getattr(a, n), getattr(b, n)) for where, a, b, names in settings for n in names
-         if getattr(a, n) != getattr(b, n)]
-        for settings in (alike, said)
-    )  # fmt: skip
-    return refused, "".join(f"; {name} is {value!r}, it was {saved_value!r}" for name, value, saved_value in other_ones)
+            where = f"model.modalities.{name}"
+            alike += [(f"{where}.{n}", getattr(latents, n), getattr(known, n)) for n in LATENTS_READ_ALIKE]
+    refused = [(name, value, saved_value) for name, value, saved_value in alike if value != saved_value]
+    others = (f"; {name} is {value!r}, it was {saved_value!r}" for name, value, saved_value in said
+              if value != saved_value)  # fmt: skip
+    return refused, "".join(dict.fromkeys(others))
 
 
-def start_model(model: MixtureOfTransformers, folder: str | Path) -> list[str]:
+def start_model(model: MixtureOfTransformers, source: str | Path, open_weights: Opener = open_saved) -> list[str]:
     """Copy all weights of a saved model of the same architecture (raises CheckpointError); return what to say."""
     where = "train.init_from"
-    saved = load_config(folder, where)
-    both = {name: name for name in model.config.towers if name in saved.towers}
-    refused, said = _differing(saved, model.config, both)
-    for name, value, saved_value in refused:
-        raise CheckpointError(f"{where}: {str(folder)!r} has {name} {saved_value!r}, this model has {value!r}")
-    if saved.layout != model.config.layout:
-        raise CheckpointError(
-            f"{where}: {str(folder)!r} has model.layout {saved.layout}, this model has {model.config.layout}"
-        )
-    load_weights(model, folder, what=where)
-    return [f"{where}: all weights of {str(folder)!r}{said}"] if said else []
+    with open_weights(str(source), where) as saved:
+        both = {name: name for name in model.config.towers if name in saved.config.towers}
+        refused, said = _differing(saved.config, model.config, both)
+        for name, value, saved_value in refused:
+            raise CheckpointError(f"{where}: {saved.name!r} has {name} {saved_value!r}, this model has {value!r}")
+        if saved.config.layout != model.config.layout:
+            raise CheckpointError(
+                f"{where}: {saved.name!r} has model.layout {saved.config.layout}, this model has {model.config.layout}"
+            )
+        check_tensors(model.state_dict(), saved.model().state_dict(), saved.name, what=where)
+        fill(model, saved.read)
+    said += "".join(f"; left out: {n} of {reason}" for reason, n in saved.left_out.items())
+    return [f"{where}: all weights of {saved.name!r}{said}"] if said else []
 
 
-def start_towers(model: MixtureOfTransformers, folders: Mapping[str, str]) -> list[str]:
-    """Fill towers from saved models, given the folder of each; return a line for each that says what was taken.
+def start_towers(
+    model: MixtureOfTransformers,
+    sources: Mapping[str, str],
+    open_weights: Opener = open_saved,
+    narrow: Collection[str] = (),
+) -> list[str]:
+    """Fill towers from saved models, given where that of each is; return a line for each that says what was taken.
 
-    Nothing is changed where a CheckpointError is raised: for a saved model that does not fit, and for two that would
-    fill the same weights.
+    Those of ``narrow`` may be narrower than what they are filled from (`plait.model.narrowing`). Nothing is changed
+    where a CheckpointError is raised: for a saved model that does not fit, and two that would fill the same weights.
     """
-    starts = [_plan(model, tower, Path(folder)) for tower, folder in folders.items()]
-    _refuse_conflicts(model, starts)
-    for start in starts:
-        _fill(model, start)
+    with contextlib.ExitStack() as stack:
+        opened = {t: stack.enter_context(open_weights(s, f"model.towers.{t}.init_from")) for t, s in sources.items()}
+        starts = [_plan(model, tower, saved, tower in narrow) for tower, saved in opened.items()]
+        _refuse_conflicts(model, starts)
+        for start in starts:
+            _fill(model, start)
+        _fill_new_rows(model, starts)
     return [start.line for start in starts]
 
 
-def _plan(model: MixtureOfTransformers, tower: str, folder: Path) -> _Start:
-    start = _open(model.config, tower, folder)
-    with torch.device("meta"):
-        saved = MixtureOfTransformers(start.config)
-    with TensorStore(folder / WEIGHTS, start.where) as store:
-        check_tensors(saved.state_dict(), store.tensors, str(folder), what=start.where)
+@torch.no_grad()
+def zero_outputs(model: MixtureOfTransformers, towers: Collection[str]) -> None:
+    """Set what some towers write to the residual stream to zero; raises ConfigError where they share it."""
+    for tower in towers:
+        outputs = [(part, p) for part, p in model.weights() if part.tower == tower and _is_output(part)]
+        ffn = sum(part.place.component == "ffn" for part, _ in outputs)
+        require(len(outputs) - ffn == ffn == model.config.num_layers, f"model.towers.{tower}.zero_output", True,
+                "false where towers share o or ffn (model.untied)")  # fmt: skip
+        for _, parameter in outputs:
+            parameter.zero_()
+
+
+def _is_output(part: WeightRecord) -> bool:
+    return part.place.component == "o" or (part.place.component == "ffn" and part.place.inner == "down.weight")
+
+
+def _plan(model: MixtureOfTransformers, tower: str, weights: SavedWeights, narrow: bool) -> _Start:
+    start = _open(model.config, tower, weights)
+    if narrow:
+        start.kept = _narrowed(start, model.config.towers[tower])
+    saved = weights.model()
     have = {p.place: p for p in saved.parts.values() if p.tower in (start.source_tower, None)}
     wanted = {p.place: p for p in model.parts.values() if p.tower in (tower, None)}
     used: set[Place] = set()
@@ -162,11 +206,11 @@ def _plan(model: MixtureOfTransformers, tower: str, folder: Path) -> _Start:
     return start
 
 
-def _open(config: ModelConfig, tower: str, folder: Path) -> _Start:
-    """Read what was saved, and refuse what cannot fit whatever the weights."""
-    saved = load_config(folder, f"model.towers.{tower}.init_from")
+def _open(config: ModelConfig, tower: str, weights: SavedWeights) -> _Start:
+    """Begin to plan, and refuse what cannot fit whatever the weights."""
+    saved = weights.config
     towers = list(saved.towers)
-    start = _Start(tower, folder, saved, tower if tower in towers else towers[0])
+    start = _Start(tower, weights, tower if tower in towers else towers[0])
     if start.source_tower != tower and len(towers) > 1:
         raise start.refuse(f"has the towers {', '.join(towers)}, it must have one tower, or one named {tower!r}")
     if saved.num_layers != config.num_layers:
@@ -188,6 +232,20 @@ def _open(config: ModelConfig, tower: str, folder: Path) -> _Start:
                 f"set model.modalities.{name}.vocab_size to {modality.vocab_size}, with the codec it was trained on"
             )
     return start
+
+
+def _narrowed(start: _Start, tower: TowerConfig) -> Kept:
+    """Choose what is kept of the saved tower; refuse one that is not as wide."""
+    saved = start.config.towers[start.source_tower]
+    if saved.ffn != "swiglu" or tower.ffn != "swiglu":
+        raise start.refuse(f"has ffn {saved.ffn!r} and this tower {tower.ffn!r}: only swiglu can be narrowed")
+    for name in ("width", "ffn_width"):
+        if getattr(saved, name) < getattr(tower, name):
+            raise start.refuse(
+                f"has {name} {getattr(saved, name)}, which cannot be narrowed to {getattr(tower, name)}; set "
+                f"model.towers.{start.tower}.{name} to at most {getattr(saved, name)}"
+            )
+    return choose(start.saved, start.source_tower, tower.width, tower.ffn_width)
 
 
 def _source_of(start: _Start, part: WeightRecord, have: Mapping[Place, WeightRecord]) -> WeightRecord | None:
@@ -227,14 +285,16 @@ def _take(
     model: MixtureOfTransformers,
 ) -> None:
     """Plan a copy; ids go modality by modality."""
-    source_shape, target_shape = saved.state_dict()[source.name].shape, model.state_dict()[target.name].shape
+    own = saved.state_dict()[source.name]
+    own = start.kept.of(own, source.place) if start.kept is not None else own
+    source_shape, target_shape = own.shape, model.state_dict()[target.name].shape
     by_ids = target.place.component in ("embed", "head")
     if source_shape[by_ids:] != target_shape[by_ids:]:
         raise start.refuse(
             f"has {source.name!r} of shape {list(source_shape)}, and {target.name!r} of this model needs "
-            f"{list(target_shape)}; set the sizes of model.towers.{start.tower} to the saved ones"
+            f"{list(target_shape)}; set the sizes of model.towers.{start.tower} to the saved ones, or narrow: true"
         )
-    copy = _Copy(source.name, target.name)
+    copy = _Copy(source.name, source.place, target.name)
     if by_ids and saved.config.layout != model.config.layout:
         copy.rows = _rows(saved.config, model.config)
         for name in saved.config.modalities:
@@ -264,8 +324,9 @@ def _rows(saved: ModelConfig, config: ModelConfig) -> list[tuple[range, range]]:
 
 
 def _delimiters(layout: IdLayout, modality: str) -> range:
-    first = layout.bos if modality == layout.host else layout.opening[modality]
-    return range(first, first + 2)
+    if modality == layout.host:
+        return range(layout.sizes[modality], layout.sizes[modality] + len(layout.added))
+    return range(layout.opening[modality], layout.opening[modality] + 2)
 
 
 def _refuse_conflicts(model: MixtureOfTransformers, starts: list[_Start]) -> None:
@@ -277,11 +338,11 @@ def _refuse_conflicts(model: MixtureOfTransformers, starts: list[_Start]) -> Non
                 whole = claimed.get((copy.target, -1)) if at >= 0 else next(
                     (c for (name, _), c in claimed.items() if name == copy.target), None)  # fmt: skip
                 other, name = claimed.get((copy.target, at)) or whole or (start, copy.source)
-                if (other.folder.resolve(), name) != (start.folder.resolve(), copy.source):
+                if (Path(other.saved.name).resolve(), name) != (Path(start.saved.name).resolve(), copy.source):
                     untie = ", or untie it (model.untied)" if model.parts[copy.target].in_block else ""
                     raise start.refuse(
                         f"would fill {copy.target!r}, which towers share, and so would {other.where} with {name!r} of "
-                        f"{str(other.folder)!r}; start both from one saved tower{untie}"
+                        f"{other.saved.name!r}; start both from one saved tower{untie}"
                     )
                 claimed[copy.target, at] = start, copy.source
 
@@ -289,20 +350,38 @@ def _refuse_conflicts(model: MixtureOfTransformers, starts: list[_Start]) -> Non
 @torch.no_grad()
 def _fill(model: MixtureOfTransformers, start: _Start) -> None:
     own = model.state_dict()
-    with TensorStore(start.folder / WEIGHTS, start.where) as store:
-        for copy in start.copies:  # one by one, so that no model is held twice
-            tensor, target = store.read(copy.source), own[copy.target]
-            if copy.rows is None:
-                target.copy_(part_of(tensor, target))
-                continue
-            values, is_filled = tensor.new_zeros(target.shape), tensor.new_zeros(target.shape)
-            for source_rows, target_rows in copy.rows:
-                values[target_rows.start : target_rows.stop] = tensor[source_rows.start : source_rows.stop]
-                is_filled[target_rows.start : target_rows.stop] = 1
-            _fill_where(target, values, is_filled)
+    for copy in start.copies:  # one by one, so that no model is held twice
+        tensor, target = start.saved.read(copy.source), own[copy.target]
+        tensor = start.kept.of(tensor, copy.place) if start.kept is not None else tensor
+        if copy.rows is None:
+            target.copy_(part_of(tensor, target))
+            continue
+        values, is_filled = tensor.new_zeros(target.shape), tensor.new_zeros(len(target), 1)
+        for source_rows, target_rows in copy.rows:
+            rows = tensor[source_rows.start : source_rows.stop]
+            values[target_rows.start : target_rows.stop] = rows
+            is_filled[target_rows.start : target_rows.stop] = 1
+            copy.sums.append(rows.double().sum(0))
+        _fill_where(target, values, is_filled)
+
+
+@torch.no_grad()
+def _fill_new_rows(model: MixtureOfTransformers, starts: list[_Start]) -> None:
+    """Let the rows of ids that no saved model fills begin at the mean of those that are filled."""
+    own = model.state_dict()
+    by_target: dict[str, list[_Copy]] = {}
+    for copy in (copy for start in starts for copy in start.copies if copy.rows):
+        by_target.setdefault(copy.target, []).append(copy)
+    for name, copies in by_target.items():
+        target, is_new = own[name], torch.ones(len(own[name]), 1)
+        ranges = [rows for copy in copies for _, rows in copy.rows or ()]
+        for rows in ranges:
+            is_new[rows.start : rows.stop] = 0
+        mean = torch.stack([total for copy in copies for total in copy.sums]).sum(0) / sum(map(len, ranges))
+        _fill_where(target, mean.to(is_new.dtype).expand(target.shape), is_new)
 
 
 def _fill_where(target: Tensor, values: Tensor, is_filled: Tensor) -> None:
-    """Set the entries of a tensor, or of this rank's part of it, where ``is_filled`` is 1."""
+    """Set the rows of a tensor, or of this rank's part of it, where ``is_filled`` [rows, 1] is 1."""
     part, values, is_filled = (local(x) for x in (target, part_of(values, target), part_of(is_filled, target)))
     part.copy_(torch.where(is_filled.to(part.device) > 0, values.to(part.device, part.dtype), part))

@@ -4,6 +4,8 @@ import contextlib
 
 import torch
 
+from plait.model.mot import MixtureOfTransformers
+
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
     """Return the context of a forward pass in a configured precision: float32 (nothing) or bfloat16."""
@@ -11,3 +13,14 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
         return contextlib.nullcontext()
     # a weight is cast once a pass anyway, and the cache of casts is shared by threads
     return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
+
+
+@torch.no_grad()
+def shorten(model: MixtureOfTransformers) -> None:
+    """Keep the matrices of a model in bfloat16, to generate with in half the memory, under `autocast` to bfloat16.
+
+    That casts matrices anyway, so that only the rows of embeddings lose anything; norms and biases stay as they are.
+    """
+    for part, parameter in model.weights():
+        if part.trait.is_matrix or part.place.component == "embed":
+            parameter.data = parameter.data.to(torch.bfloat16)

@@ -1,6 +1,9 @@
 """Saving and loading models: safetensors and config.json, loud about every weight that does not fit."""
 
-from collections.abc import Mapping
+import contextlib
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -9,7 +12,7 @@ from torch import Tensor
 
 from plait.common.errors import CheckpointError, ConfigError
 from plait.common.files import read_json, write_json
-from plait.common.tensor_files import Cut, TensorStore
+from plait.common.tensor_files import Cut, Stored, TensorStore, index_path, make_index, part_name, write_tensors
 from plait.config.file import from_dict, to_dict
 from plait.config.model import ModelConfig
 from plait.model.mot import MixtureOfTransformers
@@ -68,16 +71,104 @@ def load_pretrained(
     return model
 
 
+def check_target(path: Path, known: Sequence[str], maker: str) -> None:
+    """Raise a ConfigError for a folder that holds anything but what ``maker`` writes there (patterns)."""
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"--out: {str(path)!r} is a file, name a folder")
+    names = [p.name for p in path.iterdir()] if path.exists() else []
+    others = [n for n in names if not any(fnmatch.fnmatch(n, pattern) for pattern in known)]
+    if others:
+        raise ConfigError(f"--out: {str(path)!r} holds {others[0]!r} and is no earlier {maker}, name another folder")
+
+
+def write_weights(
+    folder: Path,
+    tensors: Mapping[str, Stored | Cut],
+    read: Callable[[str], Tensor],
+    file_bytes: int,
+    advance: Callable[[int], None] = lambda num_bytes: None,
+) -> None:
+    """Write a saved model's weights one by one, into several files where one would be larger than ``file_bytes``.
+
+    ``advance`` is called with the bytes of each tensor that was read.
+    """
+    stem = WEIGHTS.removesuffix(".safetensors")
+    files = list(_files(tensors, file_bytes))
+    cuts: dict[str, Cut] = {}
+
+    def read_one(name: str) -> Tensor:
+        tensor = read(name)
+        advance(tensors[name].num_bytes)
+        return tensor
+
+    for number, names in enumerate(files, start=1):
+        path = folder / part_name(stem, number, len(files))
+        write_tensors(path, {n: Stored(tensors[n].dtype, tensors[n].shape) for n in names}, read_one)
+        cuts |= {name: Cut.whole(tensors[name], path.name) for name in names}
+    if len(files) > 1:
+        write_json(index_path(folder / WEIGHTS), make_index(cuts))
+
+
+def _files(tensors: Mapping[str, Stored | Cut], file_bytes: int) -> Iterator[list[str]]:
+    """Share the tensors out to files, in their order."""
+    names: list[str] = []
+    size = 0
+    for name, tensor in tensors.items():
+        if names and size + tensor.num_bytes > file_bytes:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += tensor.num_bytes
+    yield names
+
+
+@dataclass
+class SavedWeights:
+    """A saved model to start from, whose tensors are read one by one, so that it is never held whole."""
+
+    name: str
+    """Where it is, for the user."""
+    config: ModelConfig
+    read: Callable[[str], Tensor]
+    """Returns a tensor by its name in the model of that config."""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    """How many of its tensors, or rows of them, are not in the config's model, by the rule that leaves them out."""
+
+    def model(self) -> MixtureOfTransformers:
+        """Return the model of the config, without values."""
+        with torch.device("meta"):
+            return MixtureOfTransformers(self.config)
+
+
+Opener = Callable[[str, str], contextlib.AbstractContextManager[SavedWeights]]
+"""Opens what a setting names; its second argument is the setting, for errors (CheckpointError)."""
+
+
+@contextlib.contextmanager
+def open_saved(folder: str, where: str) -> Iterator[SavedWeights]:
+    """Open a saved model, or a checkpoint; raises CheckpointError unless it has all weights of its config."""
+    saved = SavedWeights(folder, load_config(folder, where), lambda name: store.read(name))
+    with TensorStore(Path(folder) / WEIGHTS, where) as store:
+        check_tensors(saved.model().state_dict(), store.tensors, folder, what=where)
+        yield saved
+
+
 @torch.no_grad()
 def load_weights(
     model: MixtureOfTransformers, folder: str | Path, *, weights: str = WEIGHTS, what: str = "model"
 ) -> None:
     """Copy saved weights into ``model``; any missing, unexpected or differently shaped one is an error."""
-    own = model.state_dict()
     with TensorStore(Path(folder) / weights, what) as store:
-        check_tensors(own, store.tensors, str(folder), what=what)
-        for name in store.tensors:  # one by one, so that the model is not held twice
-            own[name].copy_(part_of(store.read(name), own[name]))
+        check_tensors(model.state_dict(), store.tensors, str(folder), what=what)
+        fill(model, store.read)
+
+
+@torch.no_grad()
+def fill(model: MixtureOfTransformers, read: Callable[[str], Tensor]) -> None:
+    """Set every weight of a model, one by one, so that it is not held twice."""
+    own = model.state_dict()
+    for name, tensor in own.items():
+        tensor.copy_(part_of(read(name), tensor))
     # what is not saved is rebuilt: balancing counts start at zero
     for name, buffer in model.named_buffers():
         if name not in own:

@@ -11,6 +11,7 @@ import torch
 
 from plait.config.model import ModelConfig
 from plait.config.rank_layout import Layout
+from plait.model.frozen import is_frozen
 from plait.model.mot import MixtureOfTransformers
 from plait.plan.trace import Pass
 
@@ -39,7 +40,7 @@ def sizes(config: ModelConfig, frozen: Collection[str] = ()) -> Sizes:
         model = MixtureOfTransformers(config)
     total = trained = blocks = matrices = 0
     for part, parameter in model.weights():
-        size, is_trained = parameter.numel(), part.tower not in frozen
+        size, is_trained = parameter.numel(), not is_frozen(part, config, frozen)
         total += size
         trained += size * is_trained
         blocks += size * part.in_block

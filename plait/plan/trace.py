@@ -31,6 +31,7 @@ from plait.config.model import ModelConfig
 from plait.config.run import RunConfig
 from plait.model import mot
 from plait.model.attention import AttentionPlan
+from plait.model.frozen import is_frozen
 from plait.model.mask import varlen_calls
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
@@ -163,7 +164,7 @@ def _operations_of(device: str) -> Iterator[None]:
     if importlib.util.find_spec("triton") is not None:
         from plait.model import kernels
 
-        stand_ins.append((mot, "heads_kernel", lambda device, head_dim: kernels.heads_to_sequence))
+        stand_ins.append((mot, "heads_kernel", lambda device, config: kernels.heads_to_sequence))
     before = [vars(owner)[name] for owner, name, _ in stand_ins]
     for owner, name, value in stand_ins:
         setattr(owner, name, value)
@@ -177,7 +178,7 @@ def _operations_of(device: str) -> Iterator[None]:
 def _keep_no_gradients(model: MixtureOfTransformers, frozen: Collection[str]) -> None:
     """Let every gradient go as soon as it is there, and make none for frozen towers."""
     for part, parameter in model.weights():
-        if part.tower in frozen:
+        if is_frozen(part, model.config, frozen):
             parameter.requires_grad_(False)
         else:
             parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))

@@ -142,7 +142,7 @@ def generate(chosen) -> None:
     from plait.run.load import load
     from plait.run.steps import save_generated
 
-    pipeline = load(chosen.run_folder, device=chosen.device)
+    pipeline = load(chosen.run_folder, device=chosen.device, weights=chosen.weights)
     media = pipeline.read(getattr(chosen, "prompt", None) or [])
     sampling = sampling_from(pipeline.config.sampling, pipeline.model.config, chosen)
     longest = {} if chosen.max_tokens is None else dict.fromkeys(pipeline.codecs, chosen.max_tokens)
@@ -150,6 +150,17 @@ def generate(chosen) -> None:
     samples = pipeline.generate_from_media([media] * chosen.count, [chosen.output] * chosen.count, seed=chosen.seed,
                                            sampling=sampling, max_tokens=longest, grids=grids)  # fmt: skip
     save_generated(samples, chosen.out or f"{chosen.run_folder}/generated")
+
+
+def upcycle(chosen) -> None:
+    from plait.common.progress import Progress
+    from plait.upcycle.write import upcycle as write
+
+    path, towers = write(chosen.source, chosen.out, chosen.towers, Progress()), chosen.towers
+    print(f"model: {path}\n\nwhat to do next:")
+    print(f"  plait generate {path} --text 'Once upon a time' --output text")
+    if len(towers) > 1:
+        print(f"  plait prepare {path}/train.yaml && plait train {path}/train.yaml    (trains {', '.join(towers[1:])})")
 
 
 def export(chosen) -> None:

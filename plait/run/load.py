@@ -7,14 +7,16 @@ import torch
 
 from plait.batch.documents import Document, Part
 from plait.codecs import Codec, Encoded, load_codec
-from plait.common.errors import CheckpointError
+from plait.common.errors import CheckpointError, ConfigError, unknown
 from plait.config.file import load_kept
+from plait.config.generation import GenerateConfig
 from plait.config.run import RunConfig
 from plait.data.shards import codec_folder, read_index
 from plait.data.sources import folders
 from plait.generate.pipeline import Pipeline, Sample, save_media
 from plait.generate.prompts import MediaPart
-from plait.model.pretrained import load_pretrained
+from plait.model.precision import shorten
+from plait.model.pretrained import load_config, load_pretrained
 from plait.train import checkpoint
 from plait.train.acceptance import check_fits, newest_state
 from plait.train.trainer import pick_device
@@ -23,10 +25,40 @@ __all__ = ["MediaPart", "Pipeline", "Sample", "documents_as_media", "load", "loa
            "save_media"]  # fmt: skip
 
 
-def load(run: str | Path, *, device: str = "auto") -> Pipeline:
-    """Load the newest complete checkpoint of a run folder (its averaged weights, if any), with its data's codecs."""
+PRECISIONS = ("float32", "bfloat16")
+"""Those in which weights may be kept to generate."""
+
+
+def load(run: str | Path, *, device: str = "auto", weights: str = "float32") -> Pipeline:
+    """Load the newest complete checkpoint of a run folder (its averaged weights, if any), with its data's codecs.
+
+    A saved model with its codecs, such as `plait upcycle` writes, is taken as well. ``weights`` "bfloat16" keeps its
+    matrices in half the memory, and generates in that precision.
+    """
     run = Path(run)
-    return load_run(run_config(run), device=device)
+    if weights not in PRECISIONS:
+        raise ConfigError(unknown("weights", weights, PRECISIONS))
+    is_saved = not (run / "config.yaml").exists() and (run / "config.json").exists()
+    pipeline = load_saved(run, device=device) if is_saved else load_run(run_config(run), device=device)
+    if weights == "bfloat16":
+        shorten(pipeline.model)
+        pipeline.config.precision = "bfloat16"
+    return pipeline
+
+
+def load_saved(folder: Path, *, device: str = "auto") -> Pipeline:
+    """Load a saved model with its codecs, and the defaults of generation."""
+    config = load_config(folder)
+    for name in config.modalities:
+        if not codec_folder(folder, name).is_dir():
+            raise CheckpointError(
+                f"model: {str(folder)!r} holds no codec of {name!r} ({codec_folder(folder, name)}), without which it "
+                "can neither read nor make it"
+            )
+    model = load_pretrained(folder, device=pick_device(device))
+    model.requires_grad_(False)
+    codecs = {name: load_codec(codec_folder(folder, name)) for name in config.modalities}
+    return Pipeline(model, codecs, GenerateConfig())
 
 
 def run_config(run: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -6,22 +6,23 @@ that Hugging Face's libraries read.
 """
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from plait.common.errors import CheckpointError, ConfigError
-from plait.common.files import atomic_folder, write_json
+from plait.common.errors import CheckpointError
+from plait.common.files import atomic_folder
 from plait.common.locks import one_writer
 from plait.common.progress import Progress, QuietProgress
-from plait.common.tensor_files import Cut, Stored, TensorStore, index_path, make_index, part_name, write_tensors
+from plait.common.tensor_files import TensorStore
 from plait.config.bounds import Bounds, as_number
 from plait.model.mot import MixtureOfTransformers
-from plait.model.pretrained import WEIGHTS, check_tensors, load_config
+from plait.model.pretrained import WEIGHTS, check_target, check_tensors, load_config, write_weights
 from plait.train import checkpoint
 
 GB = 1_000_000_000
+EXPORTED = ("config.json", "model*")
+"""What an exported model's folder holds."""
 
 
 def export(
@@ -49,7 +50,7 @@ def export(
         )
     name = f"{checkpoint_folder.name}{'-ema' if averages else ''}"
     path = Path(out) if out else Path(run) / "exported" / name
-    _check_target(path)
+    check_target(path, EXPORTED, "export")
     config = load_config(checkpoint_folder)
     with (
         one_writer(path, "--out", replaced=True),
@@ -62,7 +63,7 @@ def export(
         with (progress or QuietProgress()).stage(
             f"export {name}", total=sum(c.num_bytes for c in store.tensors.values()) / GB
         ) as bar:
-            _write(store, temporary, int(file_gb * GB), bar)
+            write_weights(temporary, store.tensors, store.read, int(file_gb * GB), lambda n: bar.advance(n / GB))
     return path
 
 
@@ -81,44 +82,3 @@ def _checkpoint(run: Path, step: int | None) -> Path:
     path = folder / f"step-{step:08d}"
     checkpoint.read_state(path)
     return path
-
-
-def _check_target(path: Path) -> None:
-    """Refuse to replace a folder that is no earlier export."""
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"--out: {str(path)!r} is a file, name a folder")
-    names = [p.name for p in path.iterdir()] if path.exists() else []
-    others = [n for n in names if n != "config.json" and not n.startswith("model")]
-    if others:
-        raise ConfigError(f"--out: {str(path)!r} holds {others[0]!r} and is no earlier export, name another folder")
-
-
-def _write(store: TensorStore, folder: Path, file_bytes: int, bar) -> None:
-    files = list(_files(store.tensors, file_bytes))
-    cuts: dict[str, Cut] = {}
-    stem = WEIGHTS.removesuffix(".safetensors")
-
-    def read(name: str) -> torch.Tensor:
-        tensor = store.read(name)
-        bar.advance(store.tensors[name].num_bytes / GB)
-        return tensor
-
-    for number, names in enumerate(files, start=1):
-        path = folder / part_name(stem, number, len(files))
-        write_tensors(path, {n: Stored(store.tensors[n].dtype, store.tensors[n].shape) for n in names}, read)
-        cuts |= {name: Cut.whole(store.tensors[name], path.name) for name in names}
-    if len(files) > 1:
-        write_json(index_path(folder / WEIGHTS), make_index(cuts))
-
-
-def _files(tensors: dict[str, Cut], file_bytes: int) -> Iterator[list[str]]:
-    """Share the tensors out to files, in their order."""
-    names: list[str] = []
-    size = 0
-    for name, cut in tensors.items():
-        if names and size + cut.num_bytes > file_bytes:
-            yield names
-            names, size = [], 0
-        names.append(name)
-        size += cut.num_bytes
-    yield names

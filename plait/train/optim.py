@@ -8,6 +8,7 @@ from torch import Tensor
 
 from plait.config.run import TrainConfig
 from plait.config.run_records import TowerSettings
+from plait.model.frozen import has_frozen_rows, is_frozen
 from plait.model.mot import MixtureOfTransformers
 from plait.train.muon import MuonAdamW
 
@@ -17,17 +18,17 @@ def make_optimizer(
 ) -> torch.optim.AdamW:
     """Return fused AdamW, or Muon for the blocks' matrices with AdamW for the rest; ``towers`` says how each trains.
 
-    Matrices decay, norms, biases and embeddings do not; a tower may scale its own rate. Parameters of frozen towers are
-    fixed and left out.
+    Matrices decay, norms, biases and embeddings do not, nor does a head with frozen rows; a tower may scale its own
+    rate. What is frozen (`plait.model.frozen`) is left out.
     """
     scales = {name: t.learning_rate_scale for name, t in (towers or {}).items()}
     frozen = [name for name, t in (towers or {}).items() if t.frozen]
     groups: dict[tuple[float, bool, bool], list[Tensor]] = {}
     for part, parameter in model.weights():
-        if part.tower in frozen:
+        if is_frozen(part, model.config, frozen):
             parameter.requires_grad_(False)
             continue
-        decays = part.trait.is_matrix
+        decays = part.trait.is_matrix and not has_frozen_rows(part, model.config, frozen)
         muon = config.optimizer == "muon" and decays and part.in_block
         scale = 1.0 if part.tower is None else scales.get(part.tower, 1.0)
         groups.setdefault((scale, decays, muon), []).append(parameter)

@@ -13,6 +13,7 @@ from plait.config.rank_layout import Layout
 from plait.config.run import RunConfig
 from plait.data.shards import read_index
 from plait.data.sources import data_fingerprint, folders
+from plait.model.frozen import frozen_ids, is_frozen
 from plait.model.mot import MixtureOfTransformers
 from plait.plan.flops import active_by_tower
 
@@ -38,6 +39,8 @@ def say_start(model: MixtureOfTransformers, config: RunConfig, layout: Layout, *
         "device": device_facts(device, config.train.precision, compiled=config.train.compile),
         "begins": begins,
     }
+    if config.frozen_towers:
+        facts["frozen"] = frozen_facts(model, config.frozen_towers)
     for name, text in facts.items():
         log.info("%-7s %s", name, text)
 
@@ -47,6 +50,16 @@ def model_facts(model: MixtureOfTransformers) -> str:
     owned, active = model.owned_parameters(), active_by_tower(model)
     towers = ", ".join(f"{name} {count(owned[name])} ({count(n)} active)" for name, n in active.items())
     return f"{count(sum(owned.values()))} parameters: {towers}, shared {count(owned[None])}"
+
+
+def frozen_facts(model: MixtureOfTransformers, frozen: Sequence[str]) -> str:
+    """Return how many parameters stay as they are, and what of the frozen towers trains all the same."""
+    parts = [(part, p) for part, p in model.weights() if part.in_block or part.place.component == "final_norm"]
+    fixed = sum(p.numel() for part, p in model.weights() if is_frozen(part, model.config, frozen))
+    rows = sum(map(len, frozen_ids(model.config, frozen)))
+    shared = sorted({part.place.component for part, _ in parts if part.tower is None})
+    but = f"; {', '.join(shared)} of its blocks are shared with other towers, and train" if shared else ""
+    return f"{', '.join(frozen)}: {count(fixed)} parameters, and {rows:,} rows of ids{but}"
 
 
 def ranks_facts(layout: Layout) -> str:

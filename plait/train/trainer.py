@@ -29,9 +29,11 @@ from plait.data.loader import Loader
 from plait.data.sources import codec_fingerprints, resolve_vocabulary, validation_splits
 from plait.data.targets import check_targets, skipped
 from plait.evaluate.losses import split_losses
-from plait.model.init_from import start_model, start_towers
+from plait.model.frozen import trained_rows
+from plait.model.init_from import start_model, start_towers, zero_outputs
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
+from plait.model.ranks import local
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 from plait.train import parallel
@@ -48,6 +50,7 @@ from plait.train.profile import StepProfiler, collect, garbage_by_step
 from plait.train.signals import stop_signals
 from plait.train.startup import say_start
 from plait.train.watchdog import Watchdog, lost_ranks
+from plait.upcycle.language_model import open_weights
 
 
 class TrainingStopped(PlaitError):
@@ -131,6 +134,7 @@ class Trainer:
         self.progress = (progress or Progress()) if self.ranks.is_first else QuietProgress()
         self.model.recompute_blocks = config.train.checkpoint_activations
         self.optimizer = make_optimizer(self.model, config.train, config.towers)
+        self._trained_rows = list(trained_rows(self.model, config.frozen_towers))
         self.state = RunState()
         self.averages: AveragedWeights | None = None
         self._codecs: dict[str, str] = {}
@@ -161,10 +165,12 @@ class Trainer:
             self.state = RunState(**values["run"])
         else:
             whole = self.config.train.init_from
-            lines = start_model(self.model, whole) if whole else []
+            lines = start_model(self.model, whole, open_weights) if whole else []
             sources = {name: t.init_from for name, t in self.config.towers.items() if t.init_from}
-            for line in lines + start_towers(self.model, sources):
+            narrow = [name for name, t in self.config.towers.items() if t.narrow]
+            for line in lines + start_towers(self.model, sources, open_weights, narrow):
                 self.progress.print(line)
+            zero_outputs(self.model, [name for name, t in self.config.towers.items() if t.zero_output])
         if self.config.train.ema:
             self.averages = AveragedWeights(self.model, self.config.train.ema)
             if checkpoint:
@@ -305,6 +311,8 @@ class Trainer:
             return (sums * factors.to(sums.dtype)).sum(), sums
 
         total = add_gradients(self._trained(), batches, loss, self._pool)
+        for parameter, trains in self._trained_rows:
+            local(parameter.grad).mul_(trains)
         self.watchdog.at(self.state.step + 1, "gradient norm and optimizer")
         if self.ranks.mesh is None:
             norm = torch.nn.utils.clip_grad_norm_(self._trained(), train.clip, foreach=True)

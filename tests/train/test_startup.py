@@ -19,7 +19,7 @@ from plait.config.run import TrainConfig
 from plait.data.sources import data_fingerprint
 from plait.model.mot import MixtureOfTransformers
 from plait.train.profile import COLLECT_EVERY
-from plait.train.startup import batch_facts, model_facts, ranks_facts
+from plait.train.startup import batch_facts, frozen_facts, model_facts, ranks_facts
 from plait.train.trainer import Trainer
 
 
@@ -99,3 +99,12 @@ def test_garbage_is_collected_at_steps_alone(folder, tmp_path, monkeypatch):
     trainer.update = lambda batches: (enabled.append(gc.isenabled()), original(batches))[1]
     trainer.run()
     assert gc.isenabled() and not any(enabled) and collected.count((1,)) == 2
+
+
+def test_frozen_facts():
+    """Fixed parameters and rows; and what of a frozen tower is shared, so that it trains."""
+    model = MixtureOfTransformers(model_config())
+    assert frozen_facts(model, ["text"]) == f"text: {count(_owned(model, 'text'))} parameters, and 22 rows of ids"
+    shared = frozen_facts(MixtureOfTransformers(model_config(untied=["qkv", "ffn"])), ["text"])
+    names = "attention_norm, ffn_norm, final_norm, o"
+    assert shared.endswith(f"; {names} of its blocks are shared with other towers, and train")

@@ -317,7 +317,28 @@ def test_frozen_towers_and_rates_per_tower(rng):
     scales = {g["scale"] for g in optimizer.param_groups}
     assert scales == {1.0, 0.1}
     decayed = {id(p) for g in optimizer.param_groups if g["weight_decay"] for p in g["params"]}
-    assert id(model.embed["shared"].weight) not in decayed and id(model.head["shared"].weight) in decayed
+    assert id(model.embed["shared"].weight) not in decayed
+    assert id(model.head["shared"].weight) not in decayed, "decay would move the rows of frozen ids"
+    plain = make_optimizer(MixtureOfTransformers(config), TrainConfig())
+    assert sum(g["weight_decay"] > 0 for g in plain.param_groups) == 1
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_rows_of_frozen_ids_stay(accumulate, folder, tmp_path):
+    """A shared table keeps the rows of ids that only frozen towers carry; those of other ids and delimiters train."""
+    config = config_for(folder, tmp_path, weight_decay=0.5, accumulate=accumulate, ema=0.9)
+    config.towers = config.towers | {"text": TowerSettings(frozen=True)}
+    trainer = Trainer(config)
+    before = copy.deepcopy(trainer.model.state_dict())
+    layout = trainer.run().config.layout
+    fixed = len(layout.ids("text")) + len(layout.added)
+    for name in ("embed.shared.weight", "head.shared.weight"):
+        with trainer.averaged():
+            average = trainer.model.get_parameter(name)[:fixed].clone()
+        after = trainer.model.get_parameter(name)
+        assert torch.equal(after[:fixed], before[name][:fixed]) and torch.equal(average, before[name][:fixed])
+        rows = [*layout.ids("image"), layout.opening["image"], layout.closing["image"]]
+        assert not (after == before[name]).all(dim=1)[rows].any()
 
 
 def test_learning_rate():

@@ -1,0 +1,1 @@
+"""From what exists: dense language models become towers."""

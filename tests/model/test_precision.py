@@ -1,0 +1,49 @@
+"""Weights in bfloat16: what is computed with them is what autocast computes, in half the memory."""
+
+import copy
+
+import pytest
+import torch
+from helpers.generation import build, requests
+from helpers.models import model_config, random_documents
+
+from plait.batch.assemble import pack
+from plait.config.generation import DiffusionConfig
+from plait.generate import generate
+from plait.model.mot import MixtureOfTransformers
+from plait.model.precision import autocast, shorten
+from plait.objectives.diffusion import corrupt
+
+
+@pytest.mark.parametrize("settings", [{}, {"tie_embeddings": True}, {"qkv_bias": True, "later_sees": "clean_copy"}],
+                         ids=str)  # fmt: skip
+@torch.no_grad()
+def test_shorter_weights_compute_what_autocast_does(settings, rng):
+    """But for the rows of the embedding, which autocast does not round, to the bit."""
+    model = MixtureOfTransformers(model_config(mel=True, **settings))
+    short = copy.deepcopy(model)
+    shorten(short)
+    for table in model.embed.values():
+        table.weight.copy_(table.weight.bfloat16())
+    batch = corrupt(pack(random_documents(rng, 5, mel=True), model.config), DiffusionConfig(), 0)
+    with autocast("bfloat16", torch.device("cpu")):
+        expected, hidden = model(batch), short(batch)
+        latents = [m.predict_latents(h, batch, "mel") for m, h in ((model, expected), (short, hidden))]
+    assert short.dtype == torch.float32 and all(h.dtype == torch.float32 for h in hidden)
+    for a, b in zip([*expected, latents[0]], [*hidden, latents[1]], strict=True):
+        assert torch.equal(a, b)
+    sizes = [sum(p.numel() * p.element_size() for p in m.parameters()) for m in (model, short)]
+    assert sizes[1] < 0.55 * sizes[0]
+
+
+@torch.no_grad()
+def test_it_generates(rng):
+    model = build().float()
+    short = copy.deepcopy(model)
+    shorten(short)
+    for table in model.embed.values():
+        table.weight.copy_(table.weight.bfloat16())
+    asked = requests(rng, 12)
+    made = [generate(m, asked, grids={"image": (2, 3)}, max_length=128, precision="bfloat16") for m in (model, short)]
+    parts = [[(p.modality, p.ids.tolist()) for r in results for p in r.parts] for results in made]
+    assert parts[0] == parts[1] and len(parts[0]) > 12
