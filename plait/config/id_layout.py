@@ -71,7 +71,8 @@ class IdLayout:
     def name_of(self, token: int) -> str:
         """Return a readable name of a global id, such as ``image:17`` or ``<image>``."""
         special: dict[int | None, str] = {self.bos: "<bos>", self.eos: "<eos>"}
-        special.update({v: f"<{k}>" for k, v in self.opening.items()} | {v: f"</{k}>" for k, v in self.closing.items()})
+        for sign, delimiters in (("", self.opening), ("/", self.closing)):
+            special |= {i: f"<{sign}{name}>" for name, i in delimiters.items()}
         if token in special:
             return special[token]
         for name in self.names:
