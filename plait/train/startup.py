@@ -1,4 +1,4 @@
-"""What a run is about to do, in a few lines of log before its first step.
+"""Where a run's first weights come from; and what it is about to do, in a few lines of log before its first step.
 
 The logger is `plait.train`, from Python's `logging`: the command line shows it, a program that uses plait decides.
 """
@@ -14,10 +14,22 @@ from plait.config.run import RunConfig
 from plait.data.shards import read_index
 from plait.data.sources import data_fingerprint, folders
 from plait.model.frozen import frozen_ids, is_frozen
+from plait.model.init_from import start_model, start_towers, zero_outputs
 from plait.model.mot import MixtureOfTransformers
 from plait.plan.flops import active_by_tower
+from plait.upcycle.language_model import open_weights
 
 log = logging.getLogger("plait.train")
+
+
+def first_weights(model: MixtureOfTransformers, config: RunConfig) -> list[str]:
+    """Fill a model from what `init_from` names, as a run's towers want it; return what to say (CheckpointError)."""
+    whole, towers = config.train.init_from, config.towers
+    lines = start_model(model, whole, open_weights) if whole else []
+    sources = {name: t.init_from for name, t in towers.items() if t.init_from}
+    lines += start_towers(model, sources, open_weights, [name for name, t in towers.items() if t.narrow])
+    zero_outputs(model, [name for name, t in towers.items() if t.zero_output])
+    return lines
 
 
 def say_start(model: MixtureOfTransformers, config: RunConfig, layout: Layout, *, num_batches: int, step: int,

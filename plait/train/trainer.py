@@ -30,7 +30,6 @@ from plait.data.sources import codec_fingerprints, resolve_vocabulary, validatio
 from plait.data.targets import check_targets, skipped
 from plait.evaluate.losses import split_losses
 from plait.model.frozen import trained_rows
-from plait.model.init_from import start_model, start_towers, zero_outputs
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
 from plait.model.ranks import local
@@ -48,9 +47,8 @@ from plait.train.metrics import MetricsLog, peak_device_memory_gb
 from plait.train.optim import learning_rate, make_optimizer, set_learning_rate
 from plait.train.profile import StepProfiler, collect, garbage_by_step
 from plait.train.signals import stop_signals
-from plait.train.startup import say_start
+from plait.train.startup import first_weights, say_start
 from plait.train.watchdog import Watchdog, lost_ranks
-from plait.upcycle.language_model import open_weights
 
 
 class TrainingStopped(PlaitError):
@@ -164,13 +162,8 @@ class Trainer:
             values = self.checkpoints.restore(checkpoint, self.model, self.optimizer)
             self.state = RunState(**values["run"])
         else:
-            whole = self.config.train.init_from
-            lines = start_model(self.model, whole, open_weights) if whole else []
-            sources = {name: t.init_from for name, t in self.config.towers.items() if t.init_from}
-            narrow = [name for name, t in self.config.towers.items() if t.narrow]
-            for line in lines + start_towers(self.model, sources, open_weights, narrow):
+            for line in first_weights(self.model, self.config):
                 self.progress.print(line)
-            zero_outputs(self.model, [name for name, t in self.config.towers.items() if t.zero_output])
         if self.config.train.ema:
             self.averages = AveragedWeights(self.model, self.config.train.ema)
             if checkpoint:

@@ -7,8 +7,11 @@ have the same names in all families: those of Llama.
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from plait.common.errors import CheckpointError
 from plait.config.model import Llama3Rope
+from plait.model.traits import Place
 
 FAMILIES = {"llama": "Llama 1 to 3.3, SmolLM, SmolLM2", "mistral": "Mistral", "qwen2": "Qwen2, Qwen2.5",
             "qwen3": "Qwen3", "smollm3": "SmolLM3"}  # fmt: skip
@@ -30,11 +33,15 @@ _LACKING = {
 }
 """Why known families cannot be towers yet."""
 
-_PARTS = {"o": "self_attn.o_proj.weight", "attention_norm": "input_layernorm.weight",
-          "ffn_norm": "post_attention_layernorm.weight", "ffn.gate": "mlp.gate_proj.weight",
-          "ffn.up": "mlp.up_proj.weight", "ffn.down": "mlp.down_proj.weight",
-          "qkv.query_norm": "self_attn.q_norm.weight", "qkv.key_norm": "self_attn.k_norm.weight"}  # fmt: skip
-"""Weights of a block that are copied as they are."""
+_OUTER = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
+_INNER = {("o", "weight"): "self_attn.o_proj.weight",
+          ("attention_norm", "weight"): "input_layernorm.weight",
+          ("ffn_norm", "weight"): "post_attention_layernorm.weight",
+          ("ffn", "gate.weight"): "mlp.gate_proj.weight", ("ffn", "up.weight"): "mlp.up_proj.weight",
+          ("ffn", "down.weight"): "mlp.down_proj.weight",
+          ("qkv", "query_norm.weight"): "self_attn.q_norm.weight",
+          ("qkv", "key_norm.weight"): "self_attn.k_norm.weight"}  # fmt: skip
+"""Weights that are copied as they are, outside of blocks and in them, by their place here."""
 
 
 def model_settings(config: Any, name: str, where: str) -> dict[str, Any]:
@@ -68,7 +75,7 @@ def model_settings(config: Any, name: str, where: str) -> dict[str, Any]:
         "num_kv_heads": config.num_key_value_heads or heads,
         "head_dim": getattr(config, "head_dim", None) or config.hidden_size // heads,
         "ffn_width": config.intermediate_size,
-        "norm_eps": config.rms_norm_eps,
+        "norm_eps": _shortest(config.rms_norm_eps),
         "qk_norm": kind == "qwen3",
         "qkv_bias": kind == "qwen2",
         "rope_theta": theta,
@@ -91,23 +98,26 @@ def _rope(config: Any, name: str, where: str) -> tuple[float, float | Llama3Rope
                              rope["original_max_position_embeddings"])  # fmt: skip
     elif kind != "default":
         raise CheckpointError(f"{where}: {name!r} has rope_type {kind!r}, it must be default, linear or llama3")
-    return float(rope["rope_theta"]), scaling
+    return _shortest(rope["rope_theta"]), scaling
 
 
-def sources(name: str, tower: str) -> list[str]:
-    """Return the tensors of a language model that make up a weight of its tower, in order.
+def _shortest(number: float) -> float:
+    """Return a number as it was meant: a GGUF file keeps 1e-5 in float32, which is 9.99999974e-06."""
+    short = np.float32(number)
+    return float(str(short)) if float(short) == number else float(number)
+
+
+def sources(place: Place) -> list[str]:
+    """Return the tensors of a language model that make up the weight of a place, in order.
 
     One tensor is copied; those of queries, keys and values are put together by `qkv_rows`.
     """
-    outer = {"embed": "model.embed_tokens.weight", "final_norm": "model.norm.weight", "head": "lm_head.weight"}
-    first, *rest = name.split(".")
-    if first in outer:
-        return [outer[first]]
-    layer, component, _, *inner = rest
-    prefix, kind = f"model.layers.{layer}.", inner[-1]
-    if component == "qkv" and len(inner) == 1:
-        return [f"{prefix}self_attn.{side}_proj.{kind}" for side in "qkv"]
-    return [prefix + _PARTS[".".join([component, *inner[:-1]])]]
+    if place.layer is None:
+        return [_OUTER[place.component]]
+    prefix = f"model.layers.{place.layer}."
+    if (place.component, place.inner) in _INNER:
+        return [prefix + _INNER[place.component, place.inner]]
+    return [f"{prefix}self_attn.{side}_proj.{place.inner}" for side in "qkv"]
 
 
 def left_out(names: list[str], is_tied: bool) -> Iterator[tuple[str, str]]:

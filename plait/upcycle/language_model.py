@@ -12,6 +12,7 @@ from plait.common.errors import CheckpointError, ConfigError
 from plait.config.model import Llama3Rope, ModalityConfig, ModelConfig
 from plait.model.pretrained import SavedWeights, open_saved
 from plait.model.rope import frequencies
+from plait.model.traits import Place
 from plait.upcycle import families, files
 
 HUB = "hf:"
@@ -43,8 +44,9 @@ def open_language_model(name: str, where: str, tower: str = "text") -> Iterator[
     with files.open_tensors(path, name, config, where) as tensors:
         rope, used = _rope_of_gguf(tensors, model, name, where)
         model = replace(model, rope_scaling=rope)
-        saved = SavedWeights(name, model, lambda wanted: _read(wanted, tensors, model, tower))
-        saved.left_out = _check(saved, tensors, used, tower, where)
+        saved = SavedWeights(name, model, lambda wanted: _read(places[wanted], tensors, model))
+        places = {part.name: part.place for part in saved.model().parts.values()}
+        saved.left_out = _check(saved, tensors, used, where)
         yield saved
 
 
@@ -57,11 +59,10 @@ def tokenizer_of(path: str, name: str, where: str) -> PretrainedTokenizerCodec:
         raise CheckpointError(f"{where}: {name!r} holds no tokenizer that can be used{reason}") from None
 
 
-def _check(saved: SavedWeights, tensors: files.Tensors, used: Sequence[str], tower: str, where: str) -> dict[str, int]:
+def _check(saved: SavedWeights, tensors: files.Tensors, used: Sequence[str], where: str) -> dict[str, int]:
     """Raise a CheckpointError unless every weight is there and every tensor has a place; return what is left out."""
-    own, rows = saved.model().state_dict(), 0
-    wanted = {name: families.sources(name, tower) for name in own}
-    needed = {source for names in wanted.values() for source in names}
+    model = saved.model()
+    needed = {source for part in model.parts.values() for source in families.sources(part.place)}
     rules = dict(families.left_out(list(tensors.shapes), saved.config.tie_embeddings))
     missing = sorted(needed - set(tensors.shapes))
     if missing:
@@ -71,35 +72,36 @@ def _check(saved: SavedWeights, tensors: files.Tensors, used: Sequence[str], tow
         raise CheckpointError(
             f"{where}: {saved.name!r} has {unread[0]!r}, which plait has no place for ({len(unread)} such weights)"
         )
-    for name, sources in wanted.items():
-        shapes, shape = [tensors.shapes[source] for source in sources], tuple(own[name].shape)
-        if saved.config.layout.added and name.split(".")[0] in TABLES:
-            shape = (shape[0] - len(saved.config.layout.added), *shape[1:])
-        total = (sum(s[0] for s in shapes), *shapes[0][1:])
-        if name.split(".")[0] in TABLES and total[0] < shape[0]:
+    ids, rows = len(saved.config.layout.ids(saved.config.layout.host)), 0
+    for name, tensor in model.state_dict().items():
+        place = model.parts[name].place
+        names = families.sources(place)
+        shapes = [tensors.shapes[source] for source in names]
+        shape, wanted = (sum(s[0] for s in shapes), *shapes[0][1:]), tuple(tensor.shape)
+        if place.component in TABLES and shape[1:] == wanted[1:]:
+            rows = max(rows, shape[0] - ids)
+            if shape[0] < ids:
+                raise CheckpointError(
+                    f"{where}: {saved.name!r} has {shape[0]} rows in {names[0]!r} and a tokenizer of {ids} ids, it "
+                    "must have as many rows at least: take the tokenizer that belongs to the model"
+                )
+        elif shape != wanted:
             raise CheckpointError(
-                f"{where}: {saved.name!r} has {total[0]} rows in {sources[0]!r} and a tokenizer of {shape[0]} ids, it "
-                "must have as many rows at least: take the tokenizer that belongs to the model"
-            )
-        if name.split(".")[0] in TABLES and total[1:] == shape[1:]:
-            rows = max(rows, total[0] - shape[0])
-        elif total != shape:
-            raise CheckpointError(
-                f"{where}: {saved.name!r} has {sources[0]!r} of shape {list(shapes[0])}, its config asks for another"
+                f"{where}: {saved.name!r} has {names[0]!r} of shape {list(shapes[0])}, its config asks for another"
             )
     counts = {rule: list(rules.values()).count(rule) for rule in rules.values()}
     return counts | ({"rows of ids that its tokenizer does not have": rows} if rows else {})
 
 
-def _read(name: str, tensors: files.Tensors, config: ModelConfig, tower: str) -> Tensor:
-    """Return a weight of the tower, in the precision of the language model's matrices."""
-    parts = [tensors.read(source) for source in families.sources(name, tower)]
+def _read(place: Place, tensors: files.Tensors, config: ModelConfig) -> Tensor:
+    """Return the weight of a place, in the precision of the language model's matrices."""
+    parts = [tensors.read(source) for source in families.sources(place)]
     whole = qkv_rows(*parts, groups=config.num_kv_heads) if len(parts) == 3 else parts[0]
     whole = whole.to(tensors.dtype)
-    if name.split(".")[0] not in TABLES:
+    if place.component not in TABLES:
         return whole
     layout = config.layout
-    own = whole[: layout.sizes[tower]]
+    own = whole[: len(layout.ids(layout.host))]
     # an end of text that the tokenizer lacks is a new id
     return torch.cat([own, own.double().mean(0, keepdim=True).to(own.dtype).expand(len(layout.added), -1)])
 

@@ -3,6 +3,7 @@
 It holds the weights as a tower, the tokenizer as a codec, and a config that trains other towers beside it.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,8 @@ def recipe(saved: SavedWeights, towers: Sequence[str], folder: Path) -> str:
 
 
 def _plain(config: ModelConfig) -> dict[str, Any]:
-    """Return the settings of a model that a config names, without those that its codec tells."""
-    values = to_dict(config)
+    """Return the settings of a model that its config has to name: neither defaults nor what its codec tells."""
     told = ("modalities", "towers", "bos", "eos", "stops")
-    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items() if name not in told}
+    defaults = {f.name: f.default for f in dataclasses.fields(ModelConfig)} | {"unrotated_layers": ()}
+    values = to_dict(config)
+    return {name: v for name, v in values.items() if name not in told and getattr(config, name) != defaults[name]}
