@@ -20,6 +20,7 @@ from typing import Any
 
 from plait.batch.documents import Document, Part
 from plait.codecs import ALLOWED, CODECS, Codec, Encoded, codec_class, load_codec
+from plait.codecs.chat import chat_of
 from plait.common.errors import ConfigError, DataError, ResourceError, require
 from plait.common.files import atomic_folder, clear_disk_errors, write_json
 from plait.common.progress import Bar
@@ -114,7 +115,7 @@ def scan_file(number: int) -> dict[str, int]:
     """Job: find the rows of one of the manifests' files; return how many each split has."""
     file, options = _worker.setup.files[number], _worker.setup.prepare
     keys = known_keys(_worker.codecs)
-    rows = open_rows(file, options.columns, keys)
+    rows = open_rows(file, options.columns, keys, chat_of(_worker.codecs))
 
     def advance(count: int) -> None:
         if _worker.stop.is_set():

@@ -27,6 +27,8 @@ _URLS = ("url", "URL", "image_url")
 _LINES = 20  # of a text, by which a table is known
 _SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon"}
 
+_CHATS = ("a conversation as LLaVA has them", "a chat of messages")
+
 _ARROW = "import pyarrow.{module} as r, pyarrow.parquet as p; p.write_table(r.{call}({old}), {new})"
 _EACH = 'if type == "array" then .[] else . end | '
 
@@ -138,6 +140,11 @@ def about_row(row: dict[str, Any]) -> str:
     whose, change = form
     if not change:
         return f'the row has no "parts", it is {whose}'
+    if whose in _CHATS:
+        whose += (
+            ", which is read as it is where the text codec has a chat template (codec: text_pretrained with the "
+            "tokenizer of a chat model, docs/chat.md)"
+        )
     return (
         f'the row has no "parts", it is {whose}; a row must be {{"parts": [{{"text": "..."}}, {{"image": "a.png"}}]}}, '
         f"convert the file: jq -c '{_EACH}{change}' OLD > NEW.jsonl"
@@ -150,7 +157,7 @@ def _known_form(row: dict[str, Any]) -> tuple[str, str] | None:
         images = '[(.image // .images // empty) | if type == "array" then .[] else . end | {image: .}]'
         texts = '[.conversations[] | .value | gsub("<image>\\\\s*"; "") | select(. != "") | {text: .}]'
         return (
-            "a conversation as LLaVA has them",
+            _CHATS[0],
             f"{{parts: ({images} + {texts}), meta: {_rest(row, 'conversations')}}}",
         )
     if isinstance(row.get("messages"), list):
@@ -161,7 +168,7 @@ def _known_form(row: dict[str, Any]) -> tuple[str, str] | None:
             "elif .audio then {audio} else empty end end"
         )
         texts = f'[.messages[] | .content | {part} | select(.text != "")]'
-        return "a chat of messages", f"{{parts: ({images} + {texts}), meta: {_rest(row, 'messages')}}}"
+        return _CHATS[1], f"{{parts: ({images} + {texts}), meta: {_rest(row, 'messages')}}}"
     if isinstance(row.get("images"), list) and isinstance(row.get("annotations"), list):
         names = "(.images | map({key: (.id | tostring), value: .file_name}) | from_entries) as $files | "
         return "a file of COCO's", names + (

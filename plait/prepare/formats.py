@@ -1,7 +1,8 @@
 """The forms of a source, each as rows at places: lines of JSON, Parquet, WebDataset tars, folders of files.
 
-A row is ``{"parts": [{key: value}, ...], "meta": {...}}`` whatever the form. ``rows`` yields every row once with its
-place, and a `BadRow` where one cannot be read; ``row`` reads the one at a place again.
+A row is ``{"parts": [{key: value}, ...], "meta": {...}}`` whatever the form: conversations in JSON or Parquet are
+written as parts by the text codec's chat template. ``rows`` yields every row once with its place, and a `BadRow` where
+one cannot be read; ``row`` reads the one at a place again.
 """
 
 import os
@@ -9,6 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, BinaryIO, Protocol
 
+from plait.codecs.chat import Chat
+from plait.codecs.chat_messages import is_chat
 from plait.common.errors import DataError, printable
 from plait.prepare.folder import Folder
 from plait.prepare.foreign import refuse_file
@@ -39,15 +42,15 @@ class Rows(Protocol):
         """Return the row at a place; raises BadRow."""
 
 
-def open_rows(place: str, columns: dict[str, str], keys: Sequence[str]) -> Rows:
+def open_rows(place: str, columns: dict[str, str], keys: Sequence[str], chat: Chat | None = None) -> Rows:
     """Open a file as what its first bytes, or its suffix, say. ``columns`` are prepare.columns, ``keys`` the known
-    manifest keys. Raises DataError."""
+    manifest keys, ``chat`` reads conversations. Raises DataError."""
     if os.path.isdir(place):
         return _Samples("folder", Folder(place), columns, keys)
     file = open_place(place)
     head = _read(file, place, 0, _HEAD)
     if head[:4] == b"PAR1":
-        return Parquet(file, place, columns, keys)
+        return _with_chats(Parquet(file, place, columns, keys, chat.fields if chat else ()), chat)
     if head[257:262] == b"ustar" or place.endswith((".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")):
         return _Samples("tar", TarFile(file, place), columns, keys)
     if head[:2] == MAGIC:
@@ -56,7 +59,41 @@ def open_rows(place: str, columns: dict[str, str], keys: Sequence[str]) -> Rows:
         if head[:4] == b"PAR1" or head[257:262] == b"ustar":
             raise DataError(f"prepare.source: {place!r} is packed (gzip), only lines of JSON may be; unpack it")
     refuse_file(head, place)
-    return JsonValues(file) if JsonValues.fits(head) else _JsonLines(file)
+    return _with_chats(JsonValues(file) if JsonValues.fits(head) else _JsonLines(file), chat)
+
+
+def _with_chats(rows: Rows, chat: Chat | None) -> Rows:
+    return _Chats(rows, chat) if chat else rows
+
+
+class _Chats:
+    """The rows of a file, of which conversations become rows of parts."""
+
+    def __init__(self, rows: Rows, chat: Chat):
+        self._rows, self._chat = rows, chat
+
+    @property
+    def account(self) -> dict[str, Any]:
+        """What became of what the file holds besides rows."""
+        return self._rows.account
+
+    def rows(self) -> Iterator[tuple[int, int, Any]]:
+        for place, line, row in self._rows.rows():
+            try:
+                yield place, line, self._as_parts(row)
+            except BadRow as error:
+                yield place, line, error
+
+    def row(self, place: int) -> Any:
+        return self._as_parts(self._rows.row(place))
+
+    def _as_parts(self, row: Any) -> Any:
+        if not is_chat(row):
+            return row
+        try:
+            return self._chat.row(row)
+        except DataError as error:
+            raise BadRow(str(error)) from None
 
 
 def _read(file: BinaryIO, path: str, at: int, count: int) -> bytes:

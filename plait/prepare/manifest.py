@@ -3,7 +3,8 @@
 A row is ``{"parts": [{"text": "..."}, {"image": "a.png"}, {"audio": "b.wav"}, ...], "meta": {...}}``: any number of
 parts in any order, ``meta`` optional. A part's key is that of the codec that reads it; paths are relative to the
 manifest. A part such as ``{"image": "a.png", "loss": false}`` is no target: it is given. Rows are lines of JSON, rows
-of Parquet or samples of a WebDataset tar (plait/prepare/formats.py).
+of Parquet or samples of a WebDataset tar (plait/prepare/formats.py), and conversations in the first two where the text
+codec has a chat template (plait/codecs/chat.py).
 
 A row that cannot be read is a `BrokenRow` with its line (Parquet: row, tar: sample) number, from 1, and the reason.
 """
@@ -16,6 +17,7 @@ from typing import Any
 
 from plait.codecs import CODECS, Codec, codec_class
 from plait.codecs.base import remarks
+from plait.codecs.chat import chat_of
 from plait.common.errors import DataError, PlaitError, ResourceError, nearest, printable, unknown
 from plait.config.run import PrepareConfig
 from plait.data.document_table import MAX_PARTS
@@ -45,9 +47,9 @@ class ManifestSource:
         self._readers = {codec.key: codec for codec in codecs.values()}
         self._index = index
         self._allow_outside = prepare.allow_outside
-        keys = known_keys(codecs)
+        keys, chat = known_keys(codecs), chat_of(codecs)
         self._open = functools.lru_cache(maxsize=_OPEN_FILES)(
-            lambda number: open_rows(self.files[number], prepare.columns, keys)
+            lambda number: open_rows(self.files[number], prepare.columns, keys, chat)
         )
 
     def splits(self) -> dict[str, int]:
@@ -74,23 +76,26 @@ class ManifestSource:
         """Read rows [start, stop) of a split. Parts that no codec of this model reads are handed on unread."""
         for location in self._index.locate(split, start, stop):
             try:
-                yield self._document(self._open(location.file).row(location.place), self.files[location.file])
+                with remarks() as said:
+                    row = self._open(location.file).row(location.place)
+                    document = self._document(row, self.files[location.file], said)
             except BadRow as error:
                 yield self._broken(location.file, location.line, str(error))
+            else:
+                yield document
 
     def _broken(self, file: int, line: int, reason: str) -> BrokenRow:
         name = self.files[file].rsplit("/", 1)[-1] if len(self.files) > 1 else ""
         return BrokenRow(line, printable(reason), printable(name))
 
-    def _document(self, row: Any, manifest: str) -> RawDocument:
+    def _document(self, row: Any, manifest: str, said: list[str]) -> RawDocument:
         parts, meta = _check(row)
         media, without_loss = [], set()
-        with remarks() as said:
-            for k, part in enumerate(parts, start=1):
-                key, value, loss = _part(k, part)
-                media.append((key, self._read_part(k, key, value, manifest)))
-                if not loss:
-                    without_loss.add(k - 1)
+        for k, part in enumerate(parts, start=1):
+            key, value, loss = _part(k, part)
+            media.append((key, self._read_part(k, key, value, manifest)))
+            if not loss:
+                without_loss.add(k - 1)
         if not any(key in self._readers for key, _ in media):
             keys = ", ".join(dict.fromkeys(key for key, _ in media))
             raise BadRow(f"none of its parts ({keys}) is of a kind that this model reads ({', '.join(self._readers)})")

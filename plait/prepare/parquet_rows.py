@@ -6,6 +6,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
+from plait.codecs.chat_messages import FORMS
 from plait.common.errors import DataError, PlaitError, ResourceError, nearest, printable, unknown
 from plait.prepare.json_values import parse
 from plait.prepare.raw import FIELDS, KEY_OF, BadRow
@@ -17,12 +18,15 @@ _MAX_GROUP_BYTES, _MAX_GROUP_ROWS = 1 << 31, 1 << 24  # of a row group
 class Parquet:
     """Rows of a Parquet file; one row group is held at a time. A place is a row group's number and a row in it.
 
-    With a column "parts" it is a manifest in Parquet. Else columns are parts: those that ``columns`` names, or those
-    that are named like a manifest key or, where there is none, like a suffix of such files; columns of plain values
-    become the meta, others are left out. The account says which.
+    With a column "parts" it is a manifest in Parquet. With one of messages it is one of conversations, where
+    ``chat_fields`` says which columns are read for those. Else columns are parts: those that ``columns`` names, or
+    those that are named like a manifest key or, where there is none, like a suffix of such files. Columns of plain
+    values become the meta, others are left out. The account says which.
     """
 
-    def __init__(self, file: BinaryIO, place: str, columns: dict[str, str], keys: Sequence[str]):
+    def __init__(
+        self, file: BinaryIO, place: str, columns: dict[str, str], keys: Sequence[str], chat_fields: Sequence[str] = ()
+    ):
         try:
             import pyarrow
             import pyarrow.parquet
@@ -35,15 +39,17 @@ class Parquet:
         except Exception as error:  # pyarrow has many
             raise DataError(f"prepare.source: {place!r} is not a Parquet file ({reason_of(error)})") from None
         names = schema.names
-        self._empty = 0
+        self._empty, self._columns = 0, dict[str, str]()
         self._is_manifest = "parts" in names and not columns
+        self._is_chat = not (columns or self._is_manifest) and bool({*names} & {*FORMS} & {*chat_fields})
         if self._is_manifest:
             for name in names:
                 if name not in FIELDS:
                     raise DataError(unknown(f"column of {place!r}", name, FIELDS))
-            self._columns, self._wanted, self._left_out = {}, names, []
+            self._wanted, self._left_out = names, []
         else:
-            self._columns = _columns_of(names, columns, keys, place)
+            chat_columns = {name: name for name in names if name in chat_fields}
+            self._columns = chat_columns if self._is_chat else _columns_of(names, columns, keys, place)
             self._wanted = [*self._columns, *(n for n in names if n not in self._columns and _is_plain(schema, n))]
             self._left_out = [name for name in names if name not in self._wanted]
         self._group = functools.lru_cache(maxsize=1)(self._read_group)
@@ -58,7 +64,11 @@ class Parquet:
             "meta": [name for name in self._wanted if name not in self._columns],
             "left out": self._left_out,
         }
-        return {"form": "Parquet", "columns": columns, "empty cells": self._empty}
+        return {
+            "form": "Parquet of chats" if self._is_chat else "Parquet",
+            "columns": columns,
+            "empty cells": self._empty,
+        }
 
     def rows(self) -> Iterator[tuple[int, int, Any]]:
         """Yield (place, row number from 1, row or BadRow)."""
@@ -87,6 +97,8 @@ class Parquet:
             raise BadRow("the row is not UTF-8") from None
         except Exception as error:
             raise BadRow(f"the row cannot be read ({reason_of(error)})") from None
+        if self._is_chat:
+            return self._chat_row(row)
         return self._manifest_row(row) if self._is_manifest else self._row_of_columns(row)
 
     def _read_group(self, group: int) -> Any:
@@ -112,6 +124,15 @@ class Parquet:
             ]
         return row
 
+    def _chat_row(self, row: dict) -> dict:
+        """Return a row with its messages, as a list or as JSON text, and its media beside them."""
+        meta = {name: _as_json(v) for name, v in row.items() if v is not None and name not in self._columns}
+        fields = {name: row[name] for name in self._columns if row[name] is not None}
+        for name in (*FORMS, "tools"):
+            if isinstance(fields.get(name), str):
+                fields[name] = parse(fields[name].encode(), f"column {name!r}")
+        return fields | {"meta": meta}
+
     def _row_of_columns(self, row: dict) -> dict:
         parts = []
         for name, key in self._columns.items():
@@ -135,6 +156,8 @@ def _columns_of(names: Sequence[str], columns: dict[str, str], keys: Sequence[st
     if not part_keys:
         listed = ", ".join(map(printable, names))
         hints = [nearest(name, [*FIELDS, *keys]) for name in names]
+        if {*names} & {*FORMS}:
+            hints = ["; conversations are read where the text codec has a chat template, see docs/chat.md"]
         raise DataError(
             f"prepare.source: {path!r} has no column 'parts', and none of its columns ({listed or 'none'}) "
             f"is named like a part ({', '.join(sorted(keys))}), name them in prepare.columns"

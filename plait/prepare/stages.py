@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from plait.codecs import Codec, load_codec
+from plait.codecs.chat import chat_of
 from plait.common.errors import CheckpointError, ConfigError, DataError, require
 from plait.common.files import clear_disk_errors, write_json, write_text
 from plait.common.locks import one_writer
@@ -121,7 +122,7 @@ class _Preparation:
         if not self.setup.files:  # refuse codecs that the scenes cannot serve
             self.credit = open_source(self.setup, self.codecs).credit
         else:  # refuse at once what is no manifest; the other files are opened by the workers
-            open_rows(self.setup.files[0], self.options.columns, known_keys(self.codecs))
+            open_rows(self.setup.files[0], self.options.columns, known_keys(self.codecs), chat_of(self.codecs))
         self._said: list[str] = []
         self.rows: dict[str, int] = {}
         """Rows of each split."""

@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 from helpers.fake_data import FakeImage, FakeOptions, FakeSpeech, FakeText
+from plait.codecs.chat import chat_of
 from plait.config.run import PrepareConfig
 from plait.prepare.formats import open_rows
 from plait.prepare.manifest import ManifestSource, known_keys
@@ -26,7 +27,7 @@ def open_source(sources, codecs=CODECS, **settings) -> ManifestSource:
     files = expand([str(s) for s in (sources if isinstance(sources, list) else [sources])])
     folder = Path(tempfile.mkdtemp())
     for number, place in enumerate(files):
-        rows = open_rows(place, prepare.columns, known_keys(codecs))
+        rows = open_rows(place, prepare.columns, known_keys(codecs), chat_of(codecs))
         scan(rows, folder, number, prepare.validation_share, lambda count: None)
     join(folder, folder, len(files))
     return ManifestSource(files, prepare, codecs, RowIndex(folder))
