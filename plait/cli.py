@@ -246,7 +246,11 @@ GENERATE_EXAMPLES = """examples:
   plait generate runs/quickstart --image fox.png --output text
   plait generate runs/quickstart --text "a fox on a blue background" --output speech
   plait generate runs/robot --part front=now.png --part rear=back.png --output text   (modalities of your own)
-  plait generate runs/quickstart                     (free: the model chooses the modalities itself)"""
+  plait generate runs/quickstart                     (free: the model chooses the modalities itself)
+  plait generate runs/chat --chat "What is the capital of France?"     (prints the answer alone)
+  plait generate runs/chat --chat "What is it?" --image fox.png
+  plait generate runs/chat --chat messages.json
+  plait generate runs/chat --chat                    (line by line; an empty line or Ctrl-D ends it)"""
 
 
 UPCYCLE_EXAMPLES = """examples:
@@ -309,7 +313,11 @@ def _generate_arguments(step: argparse.ArgumentParser) -> None:
         )
     step.add_argument("--part", action=_PromptPart, metavar="KEY=VALUE",
                       help="prompt part of any modality, by its key or its name: depth=map.npy")  # fmt: skip
-    step.add_argument("--output", default=None, help="modality to generate (default: the model chooses)")
+    step.add_argument("--chat", nargs="?", const="", metavar="TEXT or FILE.json",
+                      help="answer a question, with the model's own chat template, or the messages of a file; without "
+                      "one, the lines that you type (docs/chat.md)")  # fmt: skip
+    step.add_argument("--output", default=None,
+                      help="modality to generate (default: the model chooses; with --chat, text)")  # fmt: skip
     step.add_argument("--count", type=whole(at_least=1), default=1, help="samples (default: 1)")
     step.add_argument("--seed", type=whole(), default=0, help="the same seed gives the same samples (default: 0)")
     step.add_argument("--temperature", type=like(SamplingConfig, "temperature"), help="0 is greedy")

@@ -13,7 +13,7 @@ from plait.common.errors import require
 from plait.common.files import atomic_file
 from plait.config.generation import DiffusionConfig, GenerateConfig, SamplingConfig
 from plait.generate.engine import generate
-from plait.generate.prompts import MediaPart, Prompt, read_prompt
+from plait.generate.prompts import MediaPart, Prompt, read_chat, read_prompt
 from plait.generate.request import Request, Result
 from plait.model.mot import MixtureOfTransformers
 
@@ -31,6 +31,20 @@ class Sample:
     def task(self) -> str:
         """What was given and asked for, such as ``text>image``; ``free`` where the model chose."""
         return ">".join([*(m for m, _ in self.prompt), self.result.request.output or "free"])
+
+    @property
+    def text(self) -> str:
+        """The text that was made."""
+        return "".join(media for name, media in self.output if self.codecs[name].kind == "text")
+
+    @property
+    def message(self) -> dict[str, Any]:
+        """What was made as the assistant's message, to stand behind those that it answers (`Pipeline.chat`)."""
+        content = []
+        for name, media in self.output:
+            kind = "text" if self.codecs[name].kind == "text" else self.codecs[name].key
+            content.append({"type": kind, kind: media})
+        return {"role": "assistant", "content": content or ""}
 
     def _repr_html_(self) -> str:
         """Show the sample in a notebook: what was given, and what was made."""
@@ -128,6 +142,20 @@ class Pipeline:
         return self.generate_from_media(
             media, [output] * len(media), seed=seed, sampling=sampling, max_tokens=max_tokens, grids=grids
         )
+
+    def chat(self, messages: Any, output: str | None = "text", *, base: Path = Path(), **settings: Any) -> Sample:
+        """Answer a conversation, which the model's own chat template writes.
+
+        ``messages`` is a list such as ``[{"role": "user", "content": "What is the capital of France?"}]``, in OpenAI's
+        form or LLaVA's (docs/chat.md); media in it are paths relative to ``base``, data: addresses, PIL images or
+        arrays. ``output`` is the modality to answer in, by its name or its key; None lets the model open and close
+        spans itself. ``settings`` are those of `complete`. The answer is the sample's `text`, and ends where the model
+        ends its turn. Raises ConfigError and DataError.
+        """
+        names = {codec.key: name for name, codec in self.codecs.items()}
+        media = read_chat(messages, self.codecs, self.model.config.layout.host, base)
+        chosen = output if output is None else names.get(output, output)
+        return self.generate_from_media([media], [chosen], **settings)[0]
 
     def generate_from_media(
         self, media: Sequence[Sequence[MediaPart]], outputs: Sequence[str | None], **settings: Any

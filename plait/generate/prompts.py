@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from plait.codecs import Codec, Media
+from plait.codecs.chat import chat_of
 from plait.common.errors import ConfigError, DataError, PlaitError, ResourceError, require, unknown
 
 MediaPart = tuple[str, Media]
@@ -31,6 +32,21 @@ def read_prompt(prompt: Prompt, codecs: dict[str, Codec], host: str, base: Path 
     items = prompt if isinstance(prompt, list | tuple) else [prompt]
     # an empty text is an empty prompt
     return [_read(item, codecs, host, base) for item in items if not (isinstance(item, str) and not item)]
+
+
+def read_chat(messages: Any, codecs: dict[str, Codec], host: str, base: Path = Path()) -> list[MediaPart]:
+    """Read a conversation, as the model's own chat template writes it, up to where the model has to answer.
+
+    Raises ConfigError where the model has no chat template or none of such media, DataError for what is no
+    conversation.
+    """
+    chat = chat_of(codecs)
+    if chat is None:
+        raise ConfigError(
+            f"chat: the codec of {host!r} ({codecs[host].name!r}) has no chat template, it must be text_pretrained "
+            "with the tokenizer of a chat model; see docs/chat.md"
+        )
+    return [_read_value(piece.key, piece.value, codecs, base) for piece in chat.prompt(messages)]
 
 
 def _read(item: Any, codecs: dict[str, Codec], host: str, base: Path) -> MediaPart:
@@ -68,6 +84,10 @@ def _read_value(key: str, value: Any, codecs: dict[str, Codec], base: Path) -> M
     if name not in codecs:
         raise ConfigError(unknown("prompt", key, by_key))
     codec = codecs[name]
+    if isinstance(value, dict) and value.keys() == {"bytes", "path"}:  # as in Hugging Face's datasets
+        if isinstance(value["bytes"], bytes):
+            return name, codec.read_bytes(value["bytes"], str(value["path"] or ""))
+        value = value["path"]
     if codec.kind == "image" and (_is_image(value) or isinstance(value, np.ndarray)):
         return name, codec.read_bytes(*_image_bytes(value))
     if codec.kind == "audio" and isinstance(value, np.ndarray):

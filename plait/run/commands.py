@@ -142,14 +142,34 @@ def generate(chosen) -> None:
     from plait.run.load import load
     from plait.run.steps import save_generated
 
+    if chosen.chat is not None and chosen.count != 1:
+        raise ConfigError("command line: --chat gives one answer, leave out --count")
     pipeline = load(chosen.run_folder, device=chosen.device, weights=chosen.weights)
-    media = pipeline.read(getattr(chosen, "prompt", None) or [])
     sampling = sampling_from(pipeline.config.sampling, pipeline.model.config, chosen)
     longest = {} if chosen.max_tokens is None else dict.fromkeys(pipeline.codecs, chosen.max_tokens)
     grids = grids_from(chosen.grid, chosen.output, pipeline.model.config)
-    samples = pipeline.generate_from_media([media] * chosen.count, [chosen.output] * chosen.count, seed=chosen.seed,
-                                           sampling=sampling, max_tokens=longest, grids=grids)  # fmt: skip
-    save_generated(samples, chosen.out or f"{chosen.run_folder}/generated")
+    settings = {"seed": chosen.seed, "sampling": sampling, "max_tokens": longest, "grids": grids}
+    out = chosen.out or f"{chosen.run_folder}/generated"
+    parts = getattr(chosen, "prompt", None) or []
+    if chosen.chat is not None:
+        from plait.run.chat import chat
+
+        host = pipeline.model.config.layout.host
+        chat(pipeline, chosen.chat, parts, chosen.output or host, functools.partial(_show_answer, out=out), **settings)
+        return
+    media = pipeline.read(parts)
+    samples = pipeline.generate_from_media([media] * chosen.count, [chosen.output] * chosen.count, **settings)
+    save_generated(samples, out)
+
+
+def _show_answer(sample, out: str) -> None:
+    """Print an answer of text alone; one with media is saved, and its files are named."""
+    from plait.run.steps import save_generated
+
+    if all(sample.codecs[name].kind == "text" for name, _ in sample.output):
+        print(sample.text, flush=True)
+    else:
+        save_generated([sample], out)
 
 
 def upcycle(chosen) -> None:

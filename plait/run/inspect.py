@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from plait.batch.batch import Batch
 from plait.batch.documents import Document
@@ -44,15 +45,16 @@ def inspect_run(chosen) -> None:
 
 
 def document_table(document: Document, codecs: dict[str, Codec], title: str) -> Table:
-    """Return a table of a document's parts: text decoded, other ids as they are."""
-    table = Table("part", "tokens", "grid", "content", title=title, title_justify="left", box=None)
+    """Return a table of a document's parts, with the weight of their loss: text decoded, other ids as they are."""
+    table = Table("part", "tokens", "grid", "loss", "content", title=title, title_justify="left", box=None)
     for part in document.parts:
         codec = codecs[part.modality]
         if codec.kind == "text":
             content = codec.decode([Encoded(part.ids)])[0]
         else:
             content = " ".join(map(str, part.ids[:12])) + " ..." if part.ids is not None else "latents"
-        table.add_row(part.modality, str(len(part)), "×".join(map(str, part.grid)), content)
+        figures = str(len(part)), "×".join(map(str, part.grid)), f"{part.loss:g}"
+        table.add_row(part.modality, *figures, Text(content))  # a text may hold what rich would take for markup
     return table
 
 
