@@ -10,6 +10,7 @@ import numpy as np
 
 from plait.codecs import saved
 from plait.codecs.base import Codec, Encoded, Progress, ids_of
+from plait.codecs.chat import turn_ends
 from plait.common.errors import CheckpointError, ConfigError, DataError, ResourceError, printable, require, shown
 from plait.common.files import atomic_file
 
@@ -125,7 +126,8 @@ class PretrainedTokenizerCodec(_TextCodec):
     """Any tokenizer that `transformers.AutoTokenizer` loads, without the special ids it would add around a text.
 
     Documents open and end with these: `bos` is the id that the tokenizer puts before a text ("none" where it puts
-    none), `eos` its end of text, `stops` what the model's generation_config.json ends a text with besides.
+    none), `eos` its end of text, `stops` what the model's generation_config.json, and its chat template, end a text
+    with besides.
     """
 
     name: ClassVar[str] = "text_pretrained"
@@ -138,7 +140,8 @@ class PretrainedTokenizerCodec(_TextCodec):
         self.bos = _opening_id(self.tokenizer, options.path)
         eos = self.tokenizer.eos_token_id
         self.eos = "added" if eos is None else eos
-        self.stops = tuple(i for i in _stops_of(options.path) if i != eos)
+        stops = dict.fromkeys([*_stops_of(options.path), *turn_ends(self.tokenizer)])
+        self.stops = tuple(i for i in stops if i != eos)
 
     def encode(self, media: Sequence[str]) -> list[Encoded]:
         texts = [_check_unicode(text) for text in media]

@@ -179,6 +179,7 @@ def upcycle(chosen) -> None:
     path, towers = write(chosen.source, chosen.out, chosen.towers, Progress()), chosen.towers
     print(f"model: {path}\n\nwhat to do next:")
     print(f"  plait generate {path} --text 'Once upon a time' --output text")
+    print(f"  plait generate {path} --chat 'What is the capital of France?'    (a model that was taught to chat)")
     if len(towers) > 1:
         print(f"  plait prepare {path}/train.yaml && plait train {path}/train.yaml    (trains {', '.join(towers[1:])})")
 

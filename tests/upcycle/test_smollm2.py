@@ -84,6 +84,22 @@ def test_the_same_text_over_a_dozen_chats(pipeline, theirs, capsys):
     assert "Paris" in codec.decode([Encoded(ids=results[0].parts[0].ids)])[0]
 
 
+def test_it_answers_a_conversation_as_transformers_would(pipeline, theirs):
+    """Two turns, greedy: what is asked has the ids of transformers' own chat template, and so has the answer."""
+    tokenizer, greedy = pipeline.codecs["text"].tokenizer, {"text": SamplingConfig(temperature=0.0)}
+    messages = [{"role": "user", "content": QUESTIONS[0]}]
+    for question in ("And of Italy?", ""):
+        sample = pipeline.chat(messages, sampling=greedy, max_tokens={"text": 60})
+        written = [m if isinstance(m["content"], str) else m | {"content": m["content"][0]["text"]} for m in messages]
+        ids = tokenizer.apply_chat_template(written, add_generation_prompt=True, return_dict=False)
+        assert [i for part in sample.result.request.prompt for i in part.ids.tolist()] == ids
+        out = theirs.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=60, pad_token_id=2)[0]
+        assert sample.text == tokenizer.decode(out[len(ids) :], skip_special_tokens=True)
+        assert sample.result.stopped == "eos"
+        messages += [sample.message, {"role": "user", "content": question}]
+    assert "Paris" in messages[1]["content"][0]["text"]
+
+
 @torch.no_grad()
 def test_logits_are_those_of_transformers(pipeline, theirs):
     for ids in prompts(pipeline.codecs["text"].tokenizer):
