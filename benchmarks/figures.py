@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 from harness import RESULTS, ROOT
 from plans import PLANS
+from plans import generating as generating_table
 from plans import table as plan_table
 from quickstart_table import kept
 from quickstart_table import table as quickstart_table
@@ -191,6 +192,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[Mapping[str, Any]], str]]] = {
     "checkpoint": (SPEED, rows_of(CHECKPOINT, "checkpoint")),
     "weak": (SPEED, rows_of(WEAK, "weak")),
     "plans": (PLANS, plan_table),
+    "generating": (PLANS, generating_table),
 }
 """Name of a block: its results file, and what makes the text of it."""
 

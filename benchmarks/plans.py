@@ -38,7 +38,8 @@ def take(command: str) -> dict[str, Any]:
 def kept(command: str, plan: Mapping[str, Any]) -> dict[str, Any]:
     """Return what is kept of a plan: parameters, operations, and the layout that it recommends."""
     operations = plan["operations_per_token"]["training"]
-    facts = {"parameters": plan["parameters"]["total"], "training_operations": operations}
+    facts = {"parameters": plan["parameters"]["total"], "training_operations": operations,
+             "weight_bytes": plan["weight_bytes"], "cache_bytes_per_token": plan["cache_bytes_per_token"]}  # fmt: skip
     return {"command": command, **facts, "recommended": plan["recommended"]}
 
 
@@ -50,6 +51,18 @@ def table(results: Mapping[str, Any]) -> str:
         "|---" * 11 + "|",
         *(line(plan) for plan in results["plans"]),
     ]
+    return "\n".join([*lines, "", f"(`python benchmarks/plans.py`, commit {results['commit'][:7]}.)"])
+
+
+def generating(results: Mapping[str, Any]) -> str:
+    """Return the table of what each model takes to generate."""
+    models = {plan["command"].split()[0]: plan for plan in results["plans"]}
+    lines = ["| `plait plan …` | parameters | weights, float32 | weights, bfloat16 | keys and values per token |",
+             "|---" * 5 + "|"]  # fmt: skip
+    for name, plan in models.items():
+        wide, short = (f"{plan['weight_bytes'][kind] / 1e9:,.1f} GB" for kind in ("float32", "bfloat16"))
+        cache = f"{plan['cache_bytes_per_token'] / 1e3:,.0f} kB"
+        lines.append(f"| `{name}` | {plan['parameters'] / 1e9:.2f} B | {wide} | {short} | {cache} |")
     return "\n".join([*lines, "", f"(`python benchmarks/plans.py`, commit {results['commit'][:7]}.)"])
 
 

@@ -5,6 +5,7 @@ import contextlib
 import torch
 
 from plait.model.mot import MixtureOfTransformers
+from plait.model.traits import WeightRecord
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
@@ -22,5 +23,10 @@ def shorten(model: MixtureOfTransformers) -> None:
     That casts matrices anyway, so that only the rows of embeddings lose anything; norms and biases stay as they are.
     """
     for part, parameter in model.weights():
-        if part.trait.is_matrix or part.place.component == "embed":
+        if is_shortened(part):
             parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def is_shortened(part: WeightRecord) -> bool:
+    """Say whether `shorten` keeps a weight in bfloat16."""
+    return part.trait.is_matrix or part.place.component == "embed"

@@ -13,6 +13,7 @@ from plait.config.model import ModelConfig
 from plait.config.rank_layout import Layout
 from plait.model.frozen import is_frozen
 from plait.model.mot import MixtureOfTransformers
+from plait.model.precision import is_shortened
 from plait.plan.trace import Pass
 
 MASTER, REDUCED = 4, 4
@@ -32,20 +33,27 @@ class Sizes:
     """Those that have gradients and optimizer state."""
     matrices: int
     """The trained ones that are matrices of blocks."""
+    shortened: int
+    """Those that bfloat16 weights shorten, to generate with."""
+
+    def weight_bytes(self, weights: str) -> int:
+        """Return the bytes of the weights while generating, in float32 or with bfloat16 matrices."""
+        return 4 * self.total - 2 * self.shortened * (weights == "bfloat16")
 
 
 def sizes(config: ModelConfig, frozen: Collection[str] = ()) -> Sizes:
     """Count the parameters of a model, without making them; ``frozen`` towers are not trained."""
     with torch.device("meta"):
         model = MixtureOfTransformers(config)
-    total = trained = blocks = matrices = 0
+    total = trained = blocks = matrices = shortened = 0
     for part, parameter in model.weights():
         size, is_trained = parameter.numel(), not is_frozen(part, config, frozen)
         total += size
         trained += size * is_trained
         blocks += size * part.in_block
         matrices += size * (is_trained and part.in_block and part.trait.is_matrix)
-    return Sizes(blocks / config.num_layers, total - blocks, total, trained, matrices)
+        shortened += size * is_shortened(part)
+    return Sizes(blocks / config.num_layers, total - blocks, total, trained, matrices, shortened)
 
 
 def tensor_sizes(config: ModelConfig, most: int) -> list[int]:

@@ -34,6 +34,8 @@ def title(plan: Plan) -> RenderableType:
         f"a batch of {plan.batch_tokens:,} tokens a rank: {plan.batch_text}",
         f"a step of {plan.options[0].tokens if plan.options else 0:,} tokens, {plan.config.train.precision}, "
         + RECOMPUTED[plan.config.train.checkpoint_activations],
+        f"generating: weights of {plan.sizes.weight_bytes('float32') / GB:,.2f} GB in float32, "
+        f"{plan.sizes.weight_bytes('bfloat16') / GB:,.2f} GB in bfloat16 (--weights bfloat16)",
         f"generating: {plan.cache / 1e3:,.1f} kB of keys and values per token; {cache / GB:,.2f} GB for "
         f"{plan.config.generate.batch_size} rows of {model.max_positions:,} tokens",
     ]
@@ -157,6 +159,7 @@ def as_json(plan: Plan) -> dict[str, Any]:
         "parameters": {"total": plan.sizes.total, "trained": plan.sizes.trained, "shared": plan.shared},
         "towers": {name: dataclasses.asdict(tower) for name, tower in plan.towers.items()},
         "operations_per_token": {"forward": plan.operations, "training": (1 + BACKWARD) * plan.operations},
+        "weight_bytes": {weights: plan.sizes.weight_bytes(weights) for weights in ("float32", "bfloat16")},
         "cache_bytes_per_token": plan.cache,
         "layouts": [_option(o) for o in plan.options],
         "recommended": _option(plan.best) if plan.best else None,
