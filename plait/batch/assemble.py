@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from plait.batch.batch import Batch, Latents, Place, Routing, Targets
-from plait.batch.documents import Document, Part, as_given, check_parts
+from plait.batch.documents import Document, Part, as_given, check_parts, role_of
 from plait.batch.spans import Span, towers_of
 from plait.common.errors import require
 from plait.config.bounds import Bounds, as_number
@@ -60,18 +60,13 @@ def spell(document: Document, config: ModelConfig, *, close: bool = True, noised
         if part.modality == layout.host:
             runs.append(_ids_run(part, layout))
             continue
-        runs.append(_delimiter(layout, layout.opening[part.modality], float(part.loss > 0)))
-        # the closing delimiter is learned with the part: it is how speech stops
-        closing = _delimiter(layout, layout.closing[part.modality], part.loss)
-        later_sees = config.modalities[part.modality].later_sees
-        if part.ids is not None:
-            runs.append(_ids_run(part, layout))
-        elif not noised and later_sees == "nothing" and part.role == "generation":
-            closing.skipped = position_after(_latents_run(part), 0.0, config)
-        else:
-            last = close and i == len(document.parts) - 1
-            runs += _latent_runs(part, later_sees, noised, last)
-        runs.append(closing)
+        # what is given stands there as the modality has it that reads it, or as both have it
+        reader = config.readers.get(part.modality) if part.role == "understanding" else None
+        if reader is None or config.modalities[reader].beside:
+            runs += _between_delimiters(part, config, noised, last=close and i == len(document.parts) - 1)
+        if reader is not None:
+            assert part.features is not None, f"a given part of {part.modality} without features"
+            runs += _between_delimiters(part.features, config, noised, last=False)
     return runs + ([_delimiter(layout, layout.eos)] if close and not _ends(document, layout) else [])
 
 
@@ -85,6 +80,22 @@ def _ends(document: Document, layout: IdLayout) -> bool:
     """Say whether a document's text ends with an id that ends texts."""
     ids = document.parts[-1].ids if document.parts and document.parts[-1].modality == layout.host else None
     return ids is not None and len(ids) > 0 and int(ids[-1]) in layout.stops
+
+
+def _between_delimiters(part: Part, config: ModelConfig, noised: bool, *, last: bool) -> list[Run]:
+    """Write a part that is not the host's; ``last``: nothing of its document follows."""
+    layout, record = config.layout, config.modalities[part.modality]
+    if record.objective == "input":  # it is always given, and nothing of it is learned
+        part = replace(part, role=role_of(given=True), loss=0.0)
+    opening = _delimiter(layout, layout.opening[part.modality], float(part.loss > 0))
+    # the closing delimiter is learned with the part: it is how speech stops
+    closing = _delimiter(layout, layout.closing[part.modality], part.loss)
+    if part.ids is not None:
+        return [opening, _ids_run(part, layout), closing]
+    if not noised and record.later_sees == "nothing" and part.role == "generation":
+        closing.skipped = position_after(_latents_run(part), 0.0, config)
+        return [opening, closing]
+    return [opening, *_latent_runs(part, record.later_sees, noised, last), closing]
 
 
 def spell_prompt(given: Sequence[Part], config: ModelConfig, made: Sequence[Part] = ()) -> list[Run]:

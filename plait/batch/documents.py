@@ -27,6 +27,9 @@ class Part:
     """understanding or generation, as `role_of` says; a routing key where the config says so."""
     loss: float = 1.0
     """Weight of these tokens as targets; 0 where they are no targets."""
+    features: "Part | None" = None
+    """The same item as the modality has it that reads this one (`ModalityConfig.reads`): where the part is given, its
+    features stand in its place."""
 
     def __len__(self) -> int:
         data = self.latents if self.ids is None else self.ids
@@ -60,6 +63,11 @@ class Document:
     task: str = ""
     meta: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def stored(self) -> list[Part]:
+        """All that its parts hold, each followed by its features."""
+        return [p for part in self.parts for p in (part, part.features) if p is not None]
+
 
 def check_parts(parts: Sequence[Part], config: ModelConfig, where: str) -> None:
     """Raise a ConfigError, which begins with ``where``, for what is no part or does not fit the model.
@@ -80,6 +88,16 @@ def check_parts(parts: Sequence[Part], config: ModelConfig, where: str) -> None:
             as_number(n, int, named % "grid", Bounds(at_least=1))
         fits = not part.grid or math.prod(part.grid) == len(part)
         require(fits, named % "grid", part.grid, f"() or numbers whose product is {len(part)}, the part's length")
+        _check_features(part, config, named % "features")
+
+
+def _check_features(part: Part, config: ModelConfig, where: str) -> None:
+    """Refuse a given part without the features that stand for it, and features of another modality."""
+    reader, features = config.readers.get(part.modality), part.features
+    if reader and (features is not None or part.role == role_of(given=True)):
+        allowed = f"a plait.Part of {reader!r}, as Pipeline.encode makes it of the same item"
+        require(isinstance(features, Part) and features.modality == reader, where, features, allowed)
+        check_parts([p for p in (features,) if p is not None], config, where)
 
 
 def _check_values(part: Part, config: ModelConfig, where: str) -> None:

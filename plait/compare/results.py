@@ -66,7 +66,7 @@ def gather(study: Study, records: Records) -> Found:
     """Match what is finished, and return rows."""
     config, base = study.config, study.base_config()
     names = [row["arm"] for row in records.arms]
-    units = {name: UNITS[m.objective] for name, m in base.model.modalities.items()}
+    units = {name: UNITS[m.objective] for name, m in base.model.modalities.items() if m.objective in UNITS}
     warmup = base.train.warmup_steps
     curves = {key: _in_order(run_curves, units) for key, run_curves in records.curves.items()}
     pairs = [pair for arm in names for pair in _pairs(arm, config.arms[arm].against, curves, warmup)]

@@ -57,8 +57,14 @@ class ModalityConfig(Fixed):
 
     SECTION: ClassVar[str] = "model.modalities"
 
-    objective: Literal["next_token", "diffusion"] = "next_token"
-    """next_token: discrete ids, cross-entropy. diffusion: continuous latents, denoising."""
+    objective: Literal["next_token", "diffusion", "input"] = "next_token"
+    """next_token: discrete ids, cross-entropy. diffusion: continuous latents, denoising. input: continuous features,
+    such as a frozen encoder's, that are read, and neither learned nor made."""
+    reads: str = ""
+    """Modality for whose given parts these features (input) stand: the same image as a vision encoder sees it. Empty:
+    they have parts of their own."""
+    beside: bool = False
+    """Whether a given part's own latents or ids stay, before the features that are read of it (BAGEL's editing)."""
     attention: Literal["causal", "bidirectional"] = "causal"
     """Attention inside one span of this modality. Bidirectional needs a continuous objective."""
     attention_by_role: Mapping[str, Literal["causal", "bidirectional"]] = field(default_factory=dict)
@@ -81,8 +87,9 @@ class ModalityConfig(Fixed):
     """Numbers per token (continuous). Training takes the codec's own where this is 0."""
     patch_size: int = bounded(0, at_least=0)
     """Latents folded into one token along each side (continuous). Training takes the codec's own where this is 0."""
-    patch_network: Literal["linear", "unet"] = "linear"
-    """How latents enter and leave the tower: one matrix, or U-Net down and up blocks on the grid of latents."""
+    patch_network: Literal["linear", "unet", "mlp"] = "linear"
+    """How latents enter and leave the tower: one matrix, U-Net down and up blocks on the grid of latents (diffusion),
+    or two matrices with a GELU between, as in BAGEL (input)."""
     predicts: Literal["target", "clean"] = "target"
     """What the latent head predicts (continuous): the objective's target, or the clean latents, from which flow's
     velocity follows; better for tokens of many numbers, such as patches of pixels (JiT, arXiv 2511.13720)."""
@@ -100,6 +107,8 @@ class ModalityConfig(Fixed):
     @property
     def noised_towers(self) -> list[str]:
         """The towers that may carry noised spans (continuous), and so predict latents."""
+        if self.objective == "input":
+            return []
         roles = ROLES if self.later_sees == "noised" else ("generation",)
         by_role = [self.tower_by_role.get(role, self.tower) for role in roles]
         return list(dict.fromkeys(self.tower_by_noise.get("noised", tower) for tower in by_role))
@@ -282,27 +291,35 @@ class ModelConfig(Fixed):
                 for key in getattr(m, field_name):
                     if key not in keys:
                         raise ConfigError(unknown(f"{where}.{field_name}", key, keys))
-            if m.objective == "next_token":
-                for field_name, plain in (
-                    ("attention_by_role", {}),
-                    ("tower_by_noise", {}),
-                    ("later_sees", "noised"),
-                    ("patch_network", "linear"),
-                    ("predicts", "target"),
-                ):
-                    require(getattr(m, field_name) == plain, f"{where}.{field_name}", getattr(m, field_name),
-                            f"{plain!r} where the objective is next_token")  # fmt: skip
+            for field_name, plain in _UNUSED[m.objective].items():
+                require(getattr(m, field_name) == plain, f"{where}.{field_name}", getattr(m, field_name),
+                        f"{plain!r} where the objective is {m.objective}")  # fmt: skip
+            require(m.patch_network != "unet" or m.objective == "diffusion", f"{where}.patch_network", "unet",
+                    "linear or mlp where the objective is input")  # fmt: skip
+            require(m.patch_network != "mlp" or m.objective == "input", f"{where}.patch_network", "mlp",
+                    "linear or unet where the objective is diffusion")  # fmt: skip
+            self._check_reads(name, m)
             self._check_random(where, m)
             if m.patch_network == "unet" and m.patch_size and m.latent_channels:
                 require(m.patch_size in (2, 4, 8), f"{where}.patch_size", m.patch_size, "2, 4 or 8 with a U-Net")
                 require(m.latent_channels % m.patch_size**2 == 0, f"{where}.latent_channels", m.latent_channels,
                         f"a multiple of {m.patch_size**2} (patch_size squared) with a U-Net")  # fmt: skip
 
+    def _check_reads(self, name: str, m: ModalityConfig) -> None:
+        where = f"model.modalities.{name}"
+        require(not m.beside or bool(m.reads), f"{where}.beside", m.beside, "false without reads")
+        if m.reads:
+            readable = [n for n, other in self.modalities.items() if other.objective != "input"][1:]  # not the host
+            if m.reads not in readable:
+                raise ConfigError(unknown(f"{where}.reads", m.reads, readable))
+            first = next(n for n, other in self.modalities.items() if other.reads == m.reads)
+            require(first == name, f"{where}.reads", m.reads, f"a modality that no other one reads ({first} does)")
+
     def _check_random(self, where: str, m: ModalityConfig) -> None:
         dealt = list(m.tower_at_random)
         if dealt:
             require(m.objective == "next_token", f"{where}.tower_at_random", dealt,
-                    "empty where the objective is diffusion (the latents of an item stay together)")  # fmt: skip
+                    f"empty where the objective is {m.objective} (the latents of an item stay together)")  # fmt: skip
             require(len(set(dealt)) == len(dealt) >= 2, f"{where}.tower_at_random", dealt, "two towers or more")
             require(m.tower in dealt, f"{where}.tower", m.tower, "left out beside tower_at_random")
             require(not m.tower_by_role, f"{where}.tower_by_role", m.tower_by_role, "left out beside tower_at_random")
@@ -375,10 +392,29 @@ class ModelConfig(Fixed):
         """Numbers of a head in attention and its cache: with `cross_key_norm`, a part for each way to be seen."""
         return self.head_dim * (1 + len(self.crossing_towers))
 
+    @functools.cached_property
+    def readers(self) -> dict[str, str]:
+        """For each modality whose given parts are read as features, the modality of these (`ModalityConfig.reads`)."""
+        return {m.reads: name for name, m in self.modalities.items() if m.reads}
+
     @property
     def same_width(self) -> bool:
         """Whether all towers have one width, so that embedding and head can be shared."""
         return len({t.width for t in self.towers.values()}) == 1
+
+
+_UNUSED: dict[str, dict[str, Any]] = {
+    "next_token": {
+        "attention_by_role": {}, "tower_by_noise": {}, "later_sees": "noised", "patch_network": "linear",
+        "predicts": "target", "reads": "",
+    },
+    "diffusion": {"reads": ""},
+    "input": {
+        "attention_by_role": {}, "tower_by_role": {}, "tower_by_noise": {}, "later_sees": "noised",
+        "predicts": "target",
+    },
+}  # fmt: skip
+"""Settings of a modality that its objective has no use for, with the value that they keep."""
 
 
 def _layer_range(text: str, num_layers: int) -> range:

@@ -1,6 +1,6 @@
 """Every setting of a run, as dataclasses that check themselves. `plait.config.file` reads them from YAML."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from plait.common.errors import ConfigError, require, unknown
@@ -268,6 +268,7 @@ class RunConfig(Checked):
         super().__post_init__()
         self.modalities = records_of("modalities", self.modalities, self.model.modalities)
         self.towers = records_of("towers", self.towers, self.model.towers)
+        self._check_inputs()
         require(bool(self.out or self.name), "name", self.name, "not empty where out is, as the folder is runs/<name>")
         self.out = self.out or f"runs/{self.name}"
         self.data.path = self.data.path or f"{self.out}/data"
@@ -293,9 +294,10 @@ class RunConfig(Checked):
         for name in self.diffusion.by_modality:
             if name not in continuous:
                 raise ConfigError(unknown("diffusion.by_modality", name, continuous))
+        made = [name for name, m in self.model.modalities.items() if m.objective != "input"]
         for name in (*self.generate.sampling, *self.generate.max_tokens, *self.generate.grids):
-            if name not in self.model.modalities:
-                raise ConfigError(unknown("generate", name, self.model.modalities))
+            if name not in made:
+                raise ConfigError(unknown("generate", name, made))
         for name, sampling in self.generate.sampling.items():
             if self.model.modalities[name].objective == "diffusion":
                 check_sampler(self.diffusion.of(name), sampling.sampler, sampling.steps, f"generate.sampling.{name}")
@@ -304,6 +306,26 @@ class RunConfig(Checked):
     def frozen_towers(self) -> list[str]:
         """The towers whose own parameters stay as they are."""
         return [name for name, tower in self.towers.items() if tower.frozen]
+
+    def _check_inputs(self) -> None:
+        """Refuse to learn, predict or name as a part what is read alone; its loss weighs nothing."""
+        inputs = {name: m for name, m in self.model.modalities.items() if m.objective == "input"}
+        for name, m in inputs.items():
+            where, settings = f"model.modalities.{name}", self.modalities[name]
+            for field_name, plain in (("loss_weight", (0.0, 1.0)), ("final_loss_weight", (None, 0.0))):
+                value = getattr(settings, field_name)
+                require(value in plain, f"{where}.{field_name}", value,
+                        "left out where the objective is input: it is read and never learned")  # fmt: skip
+            require(not (m.reads and settings.key), f"{where}.key", settings.key,
+                    f"left out beside reads: its parts are those of {m.reads!r}")  # fmt: skip
+            self.modalities[name] = replace(settings, loss_weight=0.0)
+        for task in self.data.tasks:
+            mentions = task.split(",")
+            for name in mentions:
+                read = inputs[name].reads if name in inputs else ""
+                require(not read, f"data.tasks ({task!r})", name, f"{read!r}, whose given parts {name!r} reads")
+            require(mentions[-1] not in inputs, f"data.tasks ({task!r})", mentions[-1],
+                    "given, not predicted: its objective is input")  # fmt: skip
 
     def _check_parallel(self) -> None:
         """Refuse what no number of ranks could do; plait.train.parallel checks the number."""

@@ -38,6 +38,7 @@ _NAMES = {
         model.modalities.*.tower_by_noise model.modalities.*.tower_at_random model.modalities.*.later_sees
         model.modalities.*.vocab_size model.modalities.*.latent_channels model.modalities.*.patch_size
         model.modalities.*.patch_network model.modalities.*.place_embedding model.modalities.*.predicts
+        model.modalities.*.reads model.modalities.*.beside
         model.towers model.towers.*.width model.towers.*.ffn_width model.towers.*.ffn model.towers.*.num_experts
         model.towers.*.top_k model.towers.*.moe_routing model.towers.*.init_from model.towers.*.narrow
         model.towers.*.zero_output model.towers.*.qk_norm model.towers.*.cross_key_norm model.towers.*.qkv_bias
@@ -49,6 +50,7 @@ _NAMES = {
         train.optimizer train.init_from diffusion.process diffusion.num_timesteps diffusion.by_modality""",
     DATA: """
         seed model.modalities model.modalities.*.codec model.modalities.*.codec_options model.modalities.*.key
+        model.modalities.*.reads
         prepare.source prepare.codecs_from prepare.codec_documents prepare.codec_minutes prepare.shard_documents""",
     SCENES: """
         prepare.documents prepare.validation_documents prepare.concepts prepare.passages prepare.image_size""",

@@ -20,7 +20,7 @@ class AllowedIds:
     def __init__(self, model: MixtureOfTransformers, grids: dict[str, tuple[int, ...]], default_max_tokens: int):
         layout, config = model.config.layout, model.config
         self.host, self.grids, self.default_max_tokens = layout.host, grids, default_max_tokens
-        others = [n for n in layout.names if n != layout.host]
+        others = [n for n in layout.names if n != layout.host and config.modalities[n].objective != "input"]
         discrete = [n for n in others if config.modalities[n].objective == "next_token"]
         host = list(layout.ids(layout.host))
         first = [i for i in host if i not in layout.stops]

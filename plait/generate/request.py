@@ -85,6 +85,9 @@ def check_request(
     check_parts(request.prompt, config, "generate.prompt")
     if request.output is not None and request.output not in records:
         raise ConfigError(unknown("generate", request.output, records))
+    made = [name for name, record in records.items() if record.objective != "input"]
+    require(request.output in (None, *made), "generate.output", request.output,
+            f"one of {', '.join(made)}: it is read and never made")  # fmt: skip
     _check_settings(request, config)
     for name, s in request.sampling.items():
         if records[name].objective == "diffusion":

@@ -51,7 +51,8 @@ def most_tokens(request: Request, config: ModelConfig, *, grids: dict[str, tuple
 
     if request.output == host:
         return [prompt_tokens + request.max_tokens.get(host, default)]
-    others = [request.output] if request.output else [n for n in layout.names if n != host]
+    made = [n for n in layout.names if n != host and config.modalities[n].objective != "input"]
+    others = [request.output] if request.output else made
     largest = max((size(n) for n in others), default=0)
     longest = prompt_tokens + largest
     if request.output is None:

@@ -54,35 +54,50 @@ def place_embedding(grid: Grid, width: int, device: torch.device) -> Tensor:
 class LatentIn(nn.Module):
     """Latents [n, C] to the stream [n, D]; noised ones carry their timestep (Transfusion, section 3.2).
 
-    ``network`` is linear (one matrix) or unet (`Fold`). With no tokens, all parameters get zero gradients.
+    ``network`` is linear (one matrix), unet (`Fold`) or mlp (`Connector`); without ``is_noised`` there are no
+    timesteps, as nothing is ever noised. With no tokens, all parameters get zero gradients.
     """
 
     def __init__(
-        self, channels: int, width: int, *, patch_size: int = 1, network: str = "linear", places: bool = False
-    ):
+        self, channels: int, width: int, *, patch_size: int = 1, network: str = "linear", places: bool = False,
+        is_noised: bool = True,
+    ):  # fmt: skip
         super().__init__()
-        self.places = places
-        self.timestep = TimestepEmbedding(width)
+        self.places, self.width = places, width
+        self.timestep = TimestepEmbedding(width) if is_noised else None
         self.fold = Fold(channels, width, patch_size) if network == "unet" else None
-        self.project = Linear(channels, width) if network == "linear" else None
+        self.project = {"linear": Linear, "mlp": Connector}[network](channels, width) if network != "unet" else None
 
     def forward(self, latents: Tensor, timesteps: Tensor | None, grids: Sequence[Grid]) -> Tensor:
         """Return the tokens [n, D]; ``timesteps`` [n] are noise levels (None: clean), ``grids`` the items' extents."""
         timesteps = torch.zeros_like(latents[:, 0]) if timesteps is None else timesteps
         if not grids:
-            return _nothing(self, latents, self.timestep.outer.out_features)
+            return _nothing(self, latents, self.width)
         if self.project is not None:
-            x = self.project(latents) + self.timestep(timesteps)
+            x = self.project(latents)
+            x = x if self.timestep is None else x + self.timestep(timesteps)
         else:
-            times = self.timestep(_first_of_each(timesteps, grids))
             fold = self.fold
-            assert fold is not None, "latents enter by a matrix or by a U-Net"
+            assert fold is not None and self.timestep is not None, "latents enter by matrices, or noised by a U-Net"
+            times = self.timestep(_first_of_each(timesteps, grids))
             x = _per_grid(lambda x, t, grid: fold(x, t, grid) + t[:, None], grids, [latents], times)
         return (
             x + torch.cat([place_embedding(grid, x.shape[1], x.device) for grid in grids]).to(x.dtype)
             if self.places
             else x
         )
+
+
+class Connector(nn.Module):
+    """Features [n, C] to the stream [n, D] through two matrices with a GELU between (LLaVA-1.5, arXiv 2310.03744)."""
+
+    def __init__(self, channels: int, width: int):
+        super().__init__()
+        self.inner = Linear(channels, width)
+        self.outer = Linear(width, width)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.outer(nn.functional.gelu(self.inner(features), approximate="tanh"))
 
 
 class LatentOut(nn.Module):

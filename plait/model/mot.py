@@ -53,8 +53,10 @@ class MixtureOfTransformers(nn.Module):
         self.latent_in: ByName[PerTower[LatentIn]] = ByName()
         self.latent_out: ByName[PerTower[LatentOut]] = ByName()
         for name, modality in config.modalities.items():
+            if modality.objective != "next_token":
+                self.latent_in[name] = self._latent_in(modality)
             if modality.objective == "diffusion":
-                self.latent_in[name], self.latent_out[name] = self._latent_modules(modality)
+                self.latent_out[name] = self._latent_out(modality)
         self.is_compiled = False
         self.recompute_blocks: Recompute = "none"
         self.ranks = Ranks()
@@ -65,21 +67,26 @@ class MixtureOfTransformers(nn.Module):
         """What each parameter and saved buffer is, by its name."""
         self.init_weights(as_number(seed, int, "seed"))
 
-    def _latent_modules(self, modality: ModalityConfig) -> tuple[PerTower[LatentIn], PerTower[LatentOut]]:
-        """Return what leads a modality's latents into its towers, and out of those that carry noised ones."""
-        towers, places = self.config.towers, modality.place_embedding
+    def _latent_in(self, modality: ModalityConfig) -> PerTower[LatentIn]:
+        """Return what leads a modality's latents into its towers."""
+        towers, places, is_noised = self.config.towers, modality.place_embedding, modality.objective == "diffusion"
         channels, network, patch = modality.latent_channels, modality.patch_network, modality.patch_size or 1
 
         def latent_in(tower: str) -> LatentIn:
-            return LatentIn(channels, towers[tower].width, patch_size=patch, network=network, places=places)
+            width = towers[tower].width
+            return LatentIn(channels, width, patch_size=patch, network=network, places=places, is_noised=is_noised)
+
+        return PerTower(latent_in, modality.towers, untied=True)
+
+    def _latent_out(self, modality: ModalityConfig) -> PerTower[LatentOut]:
+        """Return what leads a modality's latents out of the towers that carry noised ones."""
+        towers, channels = self.config.towers, modality.latent_channels
+        network, patch = modality.patch_network, modality.patch_size or 1
 
         def latent_out(tower: str) -> LatentOut:
             return LatentOut(channels, towers[tower].width, patch_size=patch, network=network)
 
-        return (
-            PerTower(latent_in, modality.towers, untied=True),
-            PerTower(latent_out, modality.noised_towers, untied=True),
-        )
+        return PerTower(latent_out, modality.noised_towers, untied=True)
 
     def _parts(self) -> Iterator[WeightRecord]:
         for component in ("embed", "final_norm", *(() if self.config.tie_embeddings else ("head",))):

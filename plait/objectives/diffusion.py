@@ -86,7 +86,7 @@ def corrupt(batch: Batch, config: DiffusionConfig, seed: int) -> Batch:
 
 
 def _check_finite(document: Document) -> None:
-    for part in document.parts:
+    for part in document.stored:
         if part.latents is not None and not np.isfinite(part.latents).all():
             raise DataError(f"document {document.index}: its latents of {part.modality!r} hold NaN or infinity")
 

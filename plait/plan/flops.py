@@ -65,6 +65,8 @@ def _latent_operations(config: ModelConfig, batch: Batch) -> Iterator[tuple[str,
             if modality.patch_network == "unet":
                 shape = {"channels": channels, "width": width, "patch_size": modality.patch_size}
                 yield tower, sum(_unet_operations(grid, predicts=predicts, **shape) for grid in place.grids)
+            elif modality.objective == "input":
+                yield tower, 2 * n * (channels * width + (modality.patch_network == "mlp") * width * width)
             else:  # in, out where the tower has a head, and the noise level's network
                 yield tower, 2 * n * ((1 + predicts) * channels * width + 256 * width + width * width)
 
