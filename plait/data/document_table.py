@@ -57,6 +57,20 @@ class PartTable:
     """[p] 1 where the part carries loss, 0 where its document says ``loss: false``."""
     contents_crc: np.ndarray
     """[n] checksum of each document's contents."""
+    features: np.ndarray
+    """[p] tokens of the features that were read of the part, where the table is `folded`; 0 where there are none."""
+
+    def folded(self, is_features: np.ndarray) -> "PartTable":
+        """Return the table with features (``is_features`` [modalities]) as a number of the parts before them, of which
+        they were read."""
+        behind = is_features[self.modality]
+        if not behind.any():
+            return self
+        keep, features = ~behind, np.zeros_like(self.length)
+        features[np.flatnonzero(behind) - 1] = self.length[behind]
+        starts = np.concatenate([[0], np.cumsum(keep)])[self.starts]
+        modality, length, place, loss = (x[keep] for x in (self.modality, self.length, self.place, self.loss))
+        return PartTable(starts, modality, length, self.grid[keep], place, loss, self.contents_crc, features[keep])
 
     @property
     def counts(self) -> np.ndarray:
@@ -155,4 +169,5 @@ class SplitTable:
             raise self._file.broken("is corrupt (impossible record of a part)")
         starts = np.concatenate([[0], np.cumsum(counts)])
         modality, length, place, loss = (rows[:, k] for k in (0, 1, 5, 6))
-        return PartTable(starts, modality, length, rows[:, 2:5], place, loss, records["contents_crc"][:, 0])
+        contents_crc, features = records["contents_crc"][:, 0], np.zeros(len(rows), np.int32)
+        return PartTable(starts, modality, length, rows[:, 2:5], place, loss, contents_crc, features)

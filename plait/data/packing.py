@@ -66,9 +66,12 @@ class PartSize:
     length: int
     """Tokens without delimiters."""
     delimiters: int
-    """0 for the host modality, else 2, and the tokens of its clean copy where it has one."""
+    """Tokens beyond these: 0 for the host modality, else 2, and those of its clean copy where it has one. Where
+    features stand in its place, what these take more; below 0 where they take less."""
     whole: bool
-    """Never cut: a part with an extent in two dimensions, such as an image, or with a clean copy."""
+    """Never cut: a part with an extent in two dimensions, such as an image, with a clean copy, or read as features."""
+    copy: int = 0
+    """Tokens of its clean copy among the delimiters; the last part of a document has none."""
 
 
 @dataclass

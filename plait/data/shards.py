@@ -9,7 +9,8 @@ A prepared folder holds::
     shards/<split>-00000.meta.jsonl       one JSON object a document: what is known of it
 
 A shard's arrays: ``ids`` [n], the local ids of all discrete parts in order, and ``latents.<modality>`` [m, C], those of
-a continuous modality. Each document's contents have a checksum in the table, checked whenever they are read.
+a continuous modality. Each document's contents have a checksum in the table, checked whenever they are read. Features
+that one modality reads of another's parts (`reads` in its record of the index) stand behind each of them.
 """
 
 import hashlib
@@ -66,10 +67,10 @@ def write_shard(
     names, forms = list(modalities), _forms(modalities)
     arrays: dict[str, list[np.ndarray]] = {name: [] for name in forms}
     sizes = dict.fromkeys(forms, 0)
-    rows, checksums = [], []
+    rows, checksums, counts = [], [], []
     for document in documents:
         crc = 0
-        for part in document.parts:
+        for part in document.stored:
             store = "ids" if part.ids is not None else f"latents.{part.modality}"
             values = np.ascontiguousarray(part.ids if store == "ids" else part.latents, forms[store][0])
             grid = (*part.grid, *[0] * (MAX_GRID_AXES - len(part.grid)))
@@ -78,6 +79,7 @@ def write_shard(
             arrays[store].append(values)
             sizes[store] += len(values)
         checksums.append(crc)
+        counts.append(len(document.stored))
     if max(sizes.values()) > _LARGEST_ARRAY:
         raise DataError(f"prepare.shard_documents: a shard of {len(documents)} documents is too large, set it lower")
     path = shard_name(split, number)
@@ -85,7 +87,7 @@ def write_shard(
     write_text(meta_path(folder / path), "".join(lines))
     pieces = {name: (dtype, (sizes[name], *tail), arrays[name]) for name, (dtype, tail) in forms.items()}
     size = write_arrays(folder / path, pieces)
-    table = make_table(np.array(rows), [len(d.parts) for d in documents], checksums)
+    table = make_table(np.array(rows), counts, checksums)
     tokens = int(table.parts[:, 1].sum())
     return {"file": path, "documents": len(documents), "parts": len(rows), "tokens": tokens, "bytes": size}, table
 
@@ -164,6 +166,7 @@ def _check_index(index: dict) -> None:
     for record in index["modalities"].values():
         need(all(isinstance(record[name], str) for name in ("codec", "key", "fingerprint")))
         count(record["vocab_size"]), count(record["latent_channels"])
+        need(record.get("reads", "") in ("", *index["modalities"]))
     for split in index["splits"].values():
         count(split["table_bytes"])
         for shard in split["shards"]:
@@ -191,6 +194,7 @@ class ShardSource:
         record, modalities = self.index["splits"][split], self.index["modalities"]
         self.names = list(modalities)
         self._stores = [f"latents.{n}" if m["latent_channels"] else "ids" for n, m in modalities.items()]
+        self._is_features = np.array([bool(m.get("reads")) for m in modalities.values()])
         self._forms = _forms(modalities)
         self._entries = record["shards"]
         self._first_document = list(itertools.accumulate((e["documents"] for e in self._entries), initial=0))
@@ -205,6 +209,10 @@ class ShardSource:
 
     def parts(self, documents: np.ndarray | Sequence[int]) -> PartTable:
         """Return the records of the parts of documents [n], without their contents."""
+        return self._stored(documents).folded(self._is_features)
+
+    def _stored(self, documents: np.ndarray | Sequence[int]) -> PartTable:
+        """Return the records of all that is stored of documents [n], features by themselves."""
         documents = np.asarray(documents, np.int64)
         if len(documents) and not 0 <= documents.min() <= documents.max() < len(self):
             raise IndexError(f"documents {documents.min()} to {documents.max()} of {len(self)}")
@@ -216,7 +224,7 @@ class ShardSource:
 
     def documents(self, numbers: np.ndarray | Sequence[int], *, meta: bool = True) -> list[Document]:
         """Return several documents with their parts as written, in the order asked for."""
-        table, documents = self.parts(numbers), []
+        table, documents = self._stored(numbers), []
         starts, checksums = table.starts.tolist(), table.contents_crc.tolist()
         columns = (table.modality, table.length, table.place, table.grid, table.loss)
         rows = list(zip(*(column.tolist() for column in columns), strict=True))
@@ -229,7 +237,11 @@ class ShardSource:
                 crc = zlib.crc32(values.data, crc)
                 field = "ids" if store == "ids" else "latents"
                 extent, role = tuple(n for n in grid if n), role_of(given=False, loss=loss)
-                parts.append(Part(self.names[modality], grid=extent, role=role, loss=float(loss), **{field: values}))
+                part = Part(self.names[modality], grid=extent, role=role, loss=float(loss), **{field: values})
+                if self._is_features[modality] and parts:
+                    parts[-1].features = part
+                else:
+                    parts.append(part)
             if crc != checksums[k]:
                 raise file.broken(f"is corrupt (checksum mismatch in document {i})")
             documents.append(Document(parts, index=i, meta=self.meta(i) if meta else {}))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from plait.batch.documents import Document, Part, role_of
-from plait.common.errors import ConfigError, DataError, unknown
+from plait.common.errors import ConfigError, DataError, require, unknown
 from plait.common.files import read_json
 from plait.common.randomness import uniforms
 from plait.config.model import ModalityConfig, ModelConfig
@@ -61,6 +61,9 @@ def open_sources(config: RunConfig, split: str) -> list[ShardSource]:
                     f"data.sources: {folder!r} encodes {name} by another codec than {first!r}, "
                     "prepare one with prepare.codecs_from set to the other"
                 )
+        for name, reader in config.model.readers.items():
+            if name in index["modalities"] and reader not in index["modalities"]:
+                raise DataError(f"data: {folder!r} has {name} without {reader}, which reads it; prepare it again")
     opened = [ShardSource(f, split, index) for f, index in indexes.items() if split in index["splits"]]
     if not opened:
         splits = {s for index in indexes.values() for s in index["splits"]}
@@ -116,6 +119,7 @@ def resolve_vocabulary(config: RunConfig, index: dict | None = None) -> RunConfi
                 raise ConfigError(f"{where}: the prepared data has no {name!r}, only {', '.join(index['modalities'])}")
             modalities[name] = modality  # its size is known without data
             continue
+        _check_reading(modality, record, where)
         codec = config.modalities[name].codec
         if codec and codec != record["codec"]:
             raise ConfigError(f"{where}.codec: {codec!r}, but the data was prepared with {record['codec']!r}")
@@ -134,6 +138,15 @@ def unset_ends(model: ModelConfig, ends: dict[str, Any]) -> dict[str, Any]:
     """Return bos, eos and stops of the first modality's codec, as far as a model's config leaves them unset."""
     own = {"bos": "added", "eos": "added", "stops": ()} | ends
     return {name: own[name] for name in own if getattr(model, name) in (None, ())}
+
+
+def _check_reading(modality: ModalityConfig, record: dict, where: str) -> None:
+    """Raise a ConfigError where the data were prepared with other features, or with a codec that cannot make a part."""
+    read, now = record.get("reads", ""), modality.reads
+    require(read == now, f"{where}.reads", now, f"{read!r}, with which the data was prepared, or prepare it again")
+    cannot_make = record.get("reads_only", False)
+    require(not cannot_make or modality.objective == "input", f"{where}.objective", modality.objective,
+            f"input: codec {record.get('codec')!r} only reads")  # fmt: skip
 
 
 def _size(modality: ModalityConfig, field: str, record: dict, where: str, *, exact: bool) -> int:
@@ -197,6 +210,9 @@ class TaskSource:
         # by modality of the source
         self._used = np.array([name in model.modalities for name in source.names])
         self._wrapped = np.array([0 if name == self.host else 2 for name in source.names])
+        readers = [model.readers.get(name) for name in source.names]
+        self._read = np.array([reader is not None for reader in readers])
+        self._beside = np.array([reader is None or model.modalities[reader].beside for reader in readers])
         records = [model.modalities.get(name) for name in source.names]
         self._copied = np.array(
             [r is not None and r.objective == "diffusion" and r.later_sees == "clean_copy" for r in records]
@@ -268,7 +284,8 @@ class TaskSource:
     def sizes(self, i: int, task: int, dropped: int) -> list[PartSize]:
         """Return what cutting has to know of the chosen parts of document ``i``.
 
-        A part that gets a clean copy is kept whole, and its copy counts as delimiters do; the last part has none.
+        A part that gets a clean copy is kept whole, and its copy counts as delimiters do; the last part has none. So is
+        a given part that is read as features, and what these take more than it does counts as delimiters.
         """
         table = self.source.parts([i])
         chosen = self.choose([self.source.names[m] for m in table.modality], task, dropped)
@@ -278,15 +295,18 @@ class TaskSource:
             modality, length = table.modality[p], int(table.length[p])
             role = role_of(given=is_given, loss=float(table.loss[p]))
             copied = bool(self._copied[modality]) and role == "generation" and k < len(chosen) - 1
-            delimiters = int(self._wrapped[modality]) + (length if copied else 0)
-            sizes.append(PartSize(length, delimiters, copied or bool(grids[p] > 1)))
+            copy, delimiters, read = (length if copied else 0), int(self._wrapped[modality]), False
+            if self._read[modality] and role == "understanding":
+                own = (length + delimiters) * int(self._beside[modality])
+                delimiters, read = own + int(table.features[p]) + 2 - length, True
+            sizes.append(PartSize(length, delimiters + copy, copied or read or bool(grids[p] > 1), copy))
         return sizes
 
     @staticmethod
     def piece_length(piece: Sequence[tuple[int, int, int]], sizes: Sequence[PartSize]) -> int:
         """Return the tokens of a document cut out as ``piece``, whose last part has no copy."""
         last = len(piece) - 1
-        extra = [min(sizes[p].delimiters, 2) if k == last else sizes[p].delimiters for k, (p, _, _) in enumerate(piece)]
+        extra = [sizes[p].delimiters - sizes[p].copy * (k == last) for k, (p, _, _) in enumerate(piece)]
         return EDGES + sum(extra) + sum(stop - start for _, start, stop in piece)
 
     def document(self, i: int, task: int, dropped: int) -> Document:
@@ -345,8 +365,11 @@ class TaskSource:
         # noised parts that later ones see as a clean copy stand there twice, but for a document's last part
         last = table.rank(generated) == np.repeat(table.sum(generated), table.counts) - 1
         copied = generated & (table.loss > 0) & ~last & self._copied[table.modality]
-        length = table.length.astype(np.int64)
-        return EDGES + table.sum(np.where(keep, length * (1 + copied) + self._wrapped[table.modality], 0))
+        tokens = table.length.astype(np.int64) * (1 + copied) + self._wrapped[table.modality]
+        # features stand in the place of given parts that are read, or behind them
+        read = self._read[table.modality] & ~(generated & (table.loss > 0))
+        tokens = np.where(read, tokens * self._beside[table.modality] + table.features + 2, tokens)
+        return EDGES + table.sum(np.where(keep, tokens, 0))
 
 
 def _slice(part: Part, start: int, stop: int) -> Part:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from plait.common.errors import DataError
-from plait.config.model import ModalityConfig
+from plait.config.model import ModelConfig
 from plait.config.run import AS_WRITTEN_TASK, RunConfig
 from plait.data.loader import document_limit, open_task_sources
 from plait.data.packing import EDGES, PartSize, cut_document
@@ -43,7 +43,7 @@ def check_targets(config: RunConfig) -> list[str]:
 
 def _is_predicted(name: str, config: RunConfig) -> bool:
     """Say whether a task could give a modality a target."""
-    learns_given = config.data.given_loss and _learns_given(config.model.modalities[name])
+    learns_given = config.data.given_loss and _learns_given(name, config.model)
     for task in (task for task, weight in config.data.tasks.items() if weight):
         mentions = task.split(",")
         if task == AS_WRITTEN_TASK or name == mentions[-1] or (learns_given and name in mentions):
@@ -95,17 +95,19 @@ def _parts_of(source: TaskSource, i: int, task: int) -> tuple[list[str], list[bo
     """Return the modalities of a document's parts in a task, whether each has a target, and their sizes."""
     table = source.source.parts([i])
     names, loss = [source.source.names[m] for m in table.modality], table.loss.tolist()
-    chosen, records = source.choose(names, task, 0), source.model.modalities
+    chosen = source.choose(names, task, 0)
     learned = [
-        loss[p] > 0 and (not is_given or (source.given_loss and _learns_given(records[names[p]])))
+        loss[p] > 0 and (not is_given or (source.given_loss and _learns_given(names[p], source.model)))
         for p, is_given in chosen
     ]
     return [names[p] for p, _ in chosen], learned, source.sizes(i, task, 0)
 
 
-def _learns_given(record: ModalityConfig) -> bool:
-    """Say whether a given part has a target: later tokens see it as it was learned."""
-    return record.objective == "next_token" or record.later_sees == "noised"
+def _learns_given(name: str, model: ModelConfig) -> bool:
+    """Say whether a given part has a target: it stands there itself, and later tokens see it as it was learned."""
+    record, reader = model.modalities[name], model.readers.get(name)
+    stands = reader is None or model.modalities[reader].beside
+    return stands and (record.objective == "next_token" or record.later_sees == "noised")
 
 
 def _targets_of(source: TaskSource, i: int, missing: set[str], config: RunConfig) -> set[str]:
