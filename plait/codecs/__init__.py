@@ -26,9 +26,11 @@ CODECS = {
     "image_components": "plait.codecs.image_components:ImageComponentCodec",
     "image_pixels": "plait.codecs.image_pixels:ImagePixelCodec",
     "image_tokens_pretrained": "plait.codecs.image_pretrained:PretrainedImageCodec",
+    "image_features": "plait.codecs.image_features:ImageFeatureCodec",
     "speech_tokens": "plait.codecs.speech_tokens:SpeechTokenCodec",
     "speech_latents": "plait.codecs.speech_latents:SpeechLatentCodec",
     "speech_tokens_pretrained": "plait.codecs.speech_pretrained:PretrainedSpeechCodec",
+    "speech_features": "plait.codecs.speech_features:SpeechFeatureCodec",
 }
 
 
@@ -62,12 +64,15 @@ def _class_outside(name: str) -> type[Codec]:
 
 def fixed_grids(codecs: dict[str, Codec]) -> dict[str, tuple[int, ...]]:
     """Return the extent of one generated item, for the modalities where it is fixed."""
-    return {name: tuple(codec.default_grid) for name, codec in codecs.items() if codec.default_grid}
+    return {n: tuple(codec.default_grid) for n, codec in codecs.items() if codec.default_grid and not codec.reads_only}
 
 
-def load_codec(folder: str | Path, key: str = "") -> Codec:
-    """Load the codec that `Codec.save_pretrained` wrote into ``folder``; ``key`` is that of its parts in a manifest."""
+def load_codec(folder: str | Path, key: str = "", reads: str = "") -> Codec:
+    """Load the codec that `Codec.save_pretrained` wrote into ``folder``.
+
+    ``key`` is that of its parts in a manifest, ``reads`` the modality whose parts it reads beside that one's codec.
+    """
     folder = Path(folder)
     codec = codec_class(description_of(folder)["codec"]).from_pretrained(folder)
-    codec.key = key or codec.kind
+    codec.key, codec.reads = key or codec.kind, reads
     return codec

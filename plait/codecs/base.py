@@ -52,6 +52,13 @@ class Encoded:
     grid: tuple[int, ...] = ()
 
 
+def read_only(item: Encoded) -> str:
+    """Return what a page shows of an item that cannot be decoded."""
+    values = item.latents if item.ids is None else item.ids
+    size = item.grid or (() if values is None else (len(values),))
+    return f"read only: {' × '.join(map(str, size))} features"
+
+
 def ids_of(item: Encoded) -> np.ndarray:
     """Return the ids [n] of an item for a codec of ids; raises DataError where it has none."""
     if item.ids is None:
@@ -79,6 +86,10 @@ class Codec(ABC):
     """What its media are: text, image, audio, or a word of your own."""
     suffix: ClassVar[str]
     """Suffix of the files that `write` makes, such as ".png"."""
+    reads_only: ClassVar[bool] = False
+    """Whether it cannot decode, as an encoder alone: what it made is read, and `decode` returns it as it is."""
+    reads: str = ""
+    """Modality of the model whose parts it reads too, beside that one's own codec (`ModalityConfig.reads`)."""
     names_files: ClassVar[bool] = True
     """Whether text in a manifest is the path of a file (an image's, a recording's), rather than the item itself."""
     options_class: ClassVar[type]
@@ -156,6 +167,10 @@ class Codec(ABC):
     @abstractmethod
     def write(self, media: Media, path: Path) -> None:
         """Write one item to a file."""
+
+    def taken_from(self, media: Media, other: "Codec") -> Media:
+        """Return an item as this codec reads it, given as another codec of its kind did."""
+        return media
 
     @abstractmethod
     def to_html(self, media: Media) -> str:

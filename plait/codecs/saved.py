@@ -107,8 +107,15 @@ def installed(package: str) -> Iterator[None]:
         raise ResourceError(message) from None
 
 
-def load_pretrained(model_class: Any, path: str) -> Any:
-    """Load a transformers or diffusers model for inference, from safetensors and with every weight accounted for."""
+_TRAINING_ALONE = "masked_spec_embed"
+"""A weight that speech encoders are only pretrained with, so that some files lack it."""
+
+
+def load_pretrained(model_class: Any, path: str, *, is_part: bool = False) -> Any:
+    """Load a transformers or diffusers model for inference, from safetensors and with every weight accounted for.
+
+    ``is_part``: the files may hold a larger model, of which this one is a part.
+    """
     # diffusers' other way of loading needs one more package, and warns where it is not there
     options = {"low_cpu_mem_usage": False} if model_class.__module__.startswith("diffusers.") else {}
     try:
@@ -116,9 +123,8 @@ def load_pretrained(model_class: Any, path: str) -> Any:
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"codec_options.path: {path!r} holds no {model_class.__name__} ({reason})") from None
-    wrong = [
-        str(name) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for name in info.get(kind, ())
-    ]
+    kinds = ("missing_keys", "mismatched_keys") if is_part else ("missing_keys", "unexpected_keys", "mismatched_keys")
+    wrong = [str(name) for kind in kinds for name in info.get(kind, ()) if not is_part or name != _TRAINING_ALONE]
     if wrong:
         raise ConfigError(f"codec_options.path: {path!r} holds no {model_class.__name__} (weight {wrong[0]!r} differs)")
     return model.eval().requires_grad_(False)

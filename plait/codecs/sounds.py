@@ -163,6 +163,11 @@ def _ogg_ends(path: Path) -> bool:
     return at < 0 or len(tail) <= at + 5 or bool(tail[at + 5] & 4)
 
 
+def resample(samples: np.ndarray, rate: int, wanted: int) -> np.ndarray:
+    """Return float32 [samples] at another rate."""
+    return samples if rate == wanted else _libraries()[1].resample(samples, rate, wanted).astype(np.float32)
+
+
 def check_sound(samples: np.ndarray) -> np.ndarray:
     """Return float32 [samples]; raises DataError where there are none, or they are no recording."""
     samples = np.asarray(samples)
