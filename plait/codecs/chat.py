@@ -189,9 +189,10 @@ def chat_of(codecs: Mapping[str, Codec]) -> Chat | None:
     tokenizer = getattr(codec, "tokenizer", None)
     if codec is None or not getattr(tokenizer, "chat_template", None):
         return None
-    words = {other.key: other.key for other in codecs.values() if other.kind != "text"}
+    media = [other for other in codecs.values() if other.kind != "text" and not other.reads]
+    words = {other.key: other.key for other in media}
     for kind in KINDS:
-        keys = [other.key for other in codecs.values() if other.kind == kind]
+        keys = [other.key for other in media if other.kind == kind]
         if len(keys) < 2:  # of several, one must be named
             words.setdefault(kind, keys[0] if keys else kind)
     stops = [i for i in (getattr(codec, "eos", None), *getattr(codec, "stops", ())) if isinstance(i, int)]

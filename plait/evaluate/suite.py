@@ -105,6 +105,8 @@ class Suite:
         """Let the judges name images, and recognise speech, that were generated from captions."""
         figures, host, truths = {}, self.pipeline.model.config.layout.host, origin.truths
         for name, codec in self.pipeline.codecs.items():
+            if self.config.model.modalities[name].objective == "input":
+                continue
             setting, judge = JUDGES.get(codec.kind, ("", None))
             count = getattr(self.config.evaluate, setting) if setting else 0
             documents = known(source, truths, [host, name], count)

@@ -1,14 +1,15 @@
 """A trained model with its codecs: media in, media out."""
 
+import html
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
 from plait.batch.documents import Part, as_given
 from plait.codecs import Codec, Encoded, Media, fixed_grids
-from plait.codecs.base import alike
+from plait.codecs.base import alike, read_only
 from plait.common.errors import require
 from plait.common.files import atomic_file
 from plait.config.generation import DiffusionConfig, GenerateConfig, SamplingConfig
@@ -48,7 +49,10 @@ class Sample:
 
     def _repr_html_(self) -> str:
         """Show the sample in a notebook: what was given, and what was made."""
-        return "".join(f"<div>{self.codecs[name].to_html(media)}</div>" for name, media in (*self.prompt, *self.output))
+        return "".join(f"<div>{self._html(*part)}</div>" for part in (*self.prompt, *self.output))
+
+    def _html(self, name: str, media: Media) -> str:
+        return html.escape(read_only(media)) if isinstance(media, Encoded) else self.codecs[name].to_html(media)
 
     def save(self, folder: Path, name: str, truth: Sequence[MediaPart] = ()) -> dict[str, Any]:
         """Write the media as files below ``folder`` and return the sample's record."""
@@ -78,6 +82,8 @@ def save_media(codec: Codec, part: MediaPart, folder: Path, name: str) -> dict[s
     modality, media = part
     if codec.kind == "text":
         return {"modality": modality, "text": media}
+    if isinstance(media, Encoded):
+        return {"modality": modality, "text": read_only(media)}
     path = folder / modality / f"{name}{codec.suffix}"
     with atomic_file(path) as temporary:
         renamed = temporary.with_suffix(codec.suffix)  # writers look at the suffix
@@ -100,12 +106,28 @@ class Pipeline:
         return fixed_grids(self.codecs) | chosen
 
     def encode(self, media: Sequence[MediaPart]) -> list[Part]:
-        """Encode media in order."""
-        parts = []
-        for modality, item in media:
-            encoded = self.codecs[modality].encode([item])[0]
-            parts.append(Part(modality, encoded.ids, encoded.latents, encoded.grid))
+        """Encode media in order; what is encoded already, as that of a codec that only reads is, stays as it is.
+
+        An item that another modality reads too may be followed by what that one's codec read of it (`read`); else that
+        codec takes the item itself.
+        """
+        parts: list[Part] = []
+        modalities, readers = self.model.config.modalities, self.model.config.readers
+        for (modality, item), (following, _) in pairwise([*media, ("", None)]):
+            part = self._encoded(modality, item)
+            if parts and modalities[modality].reads == parts[-1].modality and parts[-1].features is None:
+                parts[-1].features = part
+                continue
+            reader = readers.get(modality)
+            if reader is not None and following != reader:
+                taken = self.codecs[reader].taken_from(item, self.codecs[modality])
+                part.features = self._encoded(reader, taken)
+            parts.append(part)
         return as_given(parts)
+
+    def _encoded(self, modality: str, item: Media) -> Part:
+        encoded = item if isinstance(item, Encoded) else self.codecs[modality].encode([item])[0]
+        return Part(modality, encoded.ids, encoded.latents, encoded.grid)
 
     def decode(self, parts: Sequence[Part]) -> list[MediaPart]:
         """Decode parts; those of a modality go through its codec together."""
@@ -163,8 +185,9 @@ class Pipeline:
         """Generate one sample for each list of media, with its output; ``settings`` are those of `complete`."""
         results = self.complete([self.encode(m) for m in media], outputs, **settings)
         decoded = iter(self.decode([part for r in results for part in r.parts]))
+        modalities = self.model.config.modalities
         return [
-            Sample(list(m), list(islice(decoded, len(r.parts))), r, self.codecs)
+            Sample([p for p in m if not modalities[p[0]].reads], list(islice(decoded, len(r.parts))), r, self.codecs)
             for m, r in zip(media, results, strict=True)
         ]
 

@@ -31,7 +31,8 @@ def read_prompt(prompt: Prompt, codecs: dict[str, Codec], host: str, base: Path 
     """Read a prompt as media, in order. Raises ConfigError for what is no prompt, DataError for what cannot be read."""
     items = prompt if isinstance(prompt, list | tuple) else [prompt]
     # an empty text is an empty prompt
-    return [_read(item, codecs, host, base) for item in items if not (isinstance(item, str) and not item)]
+    items = [item for item in items if not (isinstance(item, str) and not item)]
+    return [part for item in items for part in _read(item, codecs, host, base)]
 
 
 def read_chat(messages: Any, codecs: dict[str, Codec], host: str, base: Path = Path()) -> list[MediaPart]:
@@ -46,10 +47,11 @@ def read_chat(messages: Any, codecs: dict[str, Codec], host: str, base: Path = P
             f"chat: the codec of {host!r} ({codecs[host].name!r}) has no chat template, it must be text_pretrained "
             "with the tokenizer of a chat model; see docs/chat.md"
         )
-    return [_read_value(piece.key, piece.value, codecs, base) for piece in chat.prompt(messages)]
+    return [part for piece in chat.prompt(messages) for part in _read_value(piece.key, piece.value, codecs, base)]
 
 
-def _read(item: Any, codecs: dict[str, Codec], host: str, base: Path) -> MediaPart:
+def _read(item: Any, codecs: dict[str, Codec], host: str, base: Path) -> list[MediaPart]:
+    """Read one item as the codec of its modality does, and after that as those that read its parts too."""
     if isinstance(item, str):
         return _read_value(codecs[host].key, item, codecs, base)
     if isinstance(item, Path):
@@ -68,7 +70,7 @@ def _read(item: Any, codecs: dict[str, Codec], host: str, base: Path) -> MediaPa
 
 def _key_of(kind: str, codecs: dict[str, Codec]) -> str:
     """Return the key of the one modality of a kind; a prompt must name one where there are several."""
-    keys = [codec.key for codec in codecs.values() if codec.kind == kind]
+    keys = [codec.key for codec in codecs.values() if codec.kind == kind and not codec.reads]
     if len(keys) > 1:
         raise ConfigError(
             f"prompt: this model has several modalities of kind {kind!r}, name the one that is meant, "
@@ -77,23 +79,33 @@ def _key_of(kind: str, codecs: dict[str, Codec]) -> str:
     return keys[0] if keys else kind
 
 
-def _read_value(key: str, value: Any, codecs: dict[str, Codec], base: Path) -> MediaPart:
+def _and_readers(name: str, codecs: dict[str, Codec]) -> list[tuple[str, Codec]]:
+    """Return a modality with its codec, and those that read its parts too."""
+    return [(name, codecs[name]), *((n, codec) for n, codec in codecs.items() if codec.reads == name)]
+
+
+def _read_value(key: str, value: Any, codecs: dict[str, Codec], base: Path) -> list[MediaPart]:
     """Read a value of a manifest key, or of a modality's name."""
-    by_key = {codec.key: name for name, codec in codecs.items()}
+    by_key = {codec.key: name for name, codec in codecs.items() if not codec.reads}
     name = by_key.get(key, key)
     if name not in codecs:
         raise ConfigError(unknown("prompt", key, by_key))
-    codec = codecs[name]
+    own = codecs[name]
+    if own.kind == "audio" and isinstance(value, np.ndarray):  # it is at the rate of the modality's own codec
+        sound = _sound(value, own.sample_rate)
+        return [(n, codec.taken_from(sound, own)) for n, codec in _and_readers(name, codecs)]
+    return [(n, _read_by(codec, n, key, value, base)) for n, codec in _and_readers(name, codecs)]
+
+
+def _read_by(codec: Codec, name: str, key: str, value: Any, base: Path) -> Media:
     if isinstance(value, dict) and value.keys() == {"bytes", "path"}:  # as in Hugging Face's datasets
         if isinstance(value["bytes"], bytes):
-            return name, codec.read_bytes(value["bytes"], str(value["path"] or ""))
+            return codec.read_bytes(value["bytes"], str(value["path"] or ""))
         value = value["path"]
     if codec.kind == "image" and (_is_image(value) or isinstance(value, np.ndarray)):
-        return name, codec.read_bytes(*_image_bytes(value))
-    if codec.kind == "audio" and isinstance(value, np.ndarray):
-        return name, _sound(value, codec.sample_rate)
+        return codec.read_bytes(*_image_bytes(value))
     if isinstance(value, bytes):
-        return name, codec.read_bytes(value)
+        return codec.read_bytes(value)
     if isinstance(value, Path):
         require(codec.names_files, f"prompt ({key})", value, "the item itself, or a Path without a key")
         value = str(value)
@@ -102,30 +114,30 @@ def _read_value(key: str, value: Any, codecs: dict[str, Codec], base: Path) -> M
     require(
         not isinstance(value, np.ndarray) and not _is_image(value), f"prompt ({key})", value, f"an item of {name!r}"
     )
-    return name, codec.read(value, base)
+    return codec.read(value, base)
 
 
-def _read_file(path: Path, codecs: dict[str, Codec], host: str) -> MediaPart:
+def _read_file(path: Path, codecs: dict[str, Codec], host: str) -> list[MediaPart]:
     """Read a file by what it is: as the first modality that can, or else as text."""
     if not path.is_file():
         raise DataError(f"prompt: there is no file {str(path)!r}")
     reasons = []
     for name, codec in codecs.items():
-        if codec.names_files:
+        if codec.names_files and not codec.reads:
             try:
-                media = codec.read(path.name, path.parent)
+                media = [(n, c.read(path.name, path.parent)) for n, c in _and_readers(name, codecs)]
             except ResourceError:
                 raise  # a missing package is no fault of the file
             except PlaitError as error:
                 reasons.append(str(error))
                 continue
             _key_of(codec.kind, codecs)  # refused where another modality of this kind could be meant
-            return name, media
+            return media
     data = path.read_bytes()
     try:
         text = data.decode("utf-8-sig")
         if "\0" not in text:
-            return host, codecs[host].read(text, path.parent)
+            return [(host, codecs[host].read(text, path.parent))]
     except UnicodeDecodeError:
         pass
     why = "; ".join(reasons) or "this model reads text alone"

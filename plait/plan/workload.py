@@ -81,13 +81,15 @@ def documents_of_a_batch(
 
 def shares(config: RunConfig, mix: Mapping[str, float]) -> dict[str, float]:
     """Return the share of each modality in the tokens; all alike where ``mix`` is empty (raises ConfigError)."""
-    names = list(config.model.modalities)
+    records = config.model.modalities
+    names = [name for name, record in records.items() if not record.reads]  # these come with the parts that they read
     for name, weight in mix.items():
         if name not in names:
             raise ConfigError(unknown("--mix", name, names))
         as_number(weight, float, f"--mix ({name})", Bounds(at_least=0))
     weights = {name: mix.get(name, 0.0) for name in names} if mix else dict.fromkeys(names, 1.0)
-    require(sum(weights.values()) > 0, "--mix", dict(mix), "shares of which one at least is above 0")
+    predicted = sum(weight for name, weight in weights.items() if records[name].objective != "input")
+    require(predicted > 0, "--mix", dict(mix), "shares of which that of one predicted modality is above 0")
     return {name: weight / sum(weights.values()) for name, weight in weights.items() if weight}
 
 
@@ -97,8 +99,9 @@ def made_up(
     """Return documents that fill a batch: each modality is in turn the last one, to be predicted from the others."""
     documents: list[Document] = []
     room, names = config.data.batch_tokens, list(mix)
+    predicted = [name for name in names if config.model.modalities[name].objective != "input"]
     while True:
-        last = names[-1 - len(documents) % len(names)]
+        last = predicted[-1 - len(documents) % len(predicted)]
         order = [*(name for name in names if name != last), last]
         document = Document(_parts(config, grids, mix, order, length), index=len(documents))
         _shorten(document, _length(document, config) - length)
@@ -130,6 +133,11 @@ def _parts(config, grids, mix, names: list[str], length: int) -> list[Part]:
             parts.append(Part(name, ids=np.zeros(n, np.int64), role=role))
         else:
             parts += _items(modality.latent_channels, name, n, grids.get(name), role)
+    for part in parts:
+        if reader := config.model.readers.get(part.modality):
+            grid = grids.get(reader) or part.grid or (len(part),)
+            channels = config.model.modalities[reader].latent_channels
+            part.features = _items(channels, reader, len(part), grid, role_of(given=True))[0]
     return parts
 
 

@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from plait.batch.documents import Document, Part
-from plait.codecs import ALLOWED, CODECS, Codec, Encoded, codec_class, load_codec
+from plait.codecs import ALLOWED, CODECS, Codec, Encoded, Media, codec_class, load_codec
 from plait.codecs.chat import chat_of
 from plait.common.errors import ConfigError, DataError, ResourceError, require
 from plait.common.files import atomic_folder, clear_disk_errors, write_json
@@ -48,9 +48,13 @@ def table_file(folder: Path, split: str, number: int) -> Path:
     return folder / "work" / f"{split}-{number:05d}.table"
 
 
-def build_codecs(modalities: dict[str, ModalitySettings]) -> dict[str, Codec]:
-    """Build unfitted codecs from their settings. Raises ConfigError where two would read the same parts."""
+def build_codecs(modalities: dict[str, ModalitySettings], reads: Mapping[str, str] | None = None) -> dict[str, Codec]:
+    """Build unfitted codecs from their settings. Raises ConfigError where two would read the same parts.
+
+    ``reads`` names the modalities that read another one's parts beside that one's own codec.
+    """
     codecs: dict[str, Codec] = {}
+    reads = reads or {}
     for name, settings in modalities.items():
         where = f"model.modalities.{name}"
         if not settings.codec:
@@ -61,12 +65,23 @@ def build_codecs(modalities: dict[str, ModalitySettings]) -> dict[str, Codec]:
         codec.key = settings.key or codec.kind
         require(codec.key != "loss", f"{where}.key", codec.key, "another word: loss says whether a part is a target")
         for other in list(codecs)[:-1]:
-            if codecs[other].key == codec.key:
+            if codecs[other].key == codec.key and name not in reads and other not in reads:
                 raise ConfigError(
                     f"{where}.codec: {settings.codec!r} reads the parts {codec.key!r}, which model.modalities.{other} "
                     f"reads already; each modality needs its own: set {where}.key, such as key: {name}"
                 )
+    tie(codecs, reads)
     return codecs
+
+
+def tie(codecs: dict[str, Codec], reads: Mapping[str, str]) -> None:
+    """Let codecs read the parts of other modalities. Raises ConfigError where these are of another kind."""
+    for name, read in reads.items():
+        if name in codecs and read in codecs:
+            codec, other = codecs[name], codecs[read]
+            require(codec.kind == other.kind, f"model.modalities.{name}.codec", codec.name,
+                    f"one that reads the kind of {read!r} ({other.kind}); this one reads {codec.kind}")  # fmt: skip
+            codec.reads, codec.key = read, other.key
 
 
 class Workers:
@@ -135,8 +150,9 @@ def make_codec(name: str, blocks: list[tuple[str, int, int]], num_threads: int) 
     """
     import torch
 
-    codec = build_codecs({name: _worker.setup.modalities[name]})[name]
-    media, broken = _read_media(blocks, codec.key)
+    codec, known = build_codecs({name: _worker.setup.modalities[name]})[name], _worker.codecs[name]
+    codec.key, codec.reads = known.key, known.reads
+    media, broken = _read_media(blocks, name, codec)
     broken_share = len(broken) / max(sum(stop - start for _, start, stop in blocks), 1)
     if media and broken_share <= _worker.setup.prepare.max_broken_share:
         torch.set_num_threads(num_threads)
@@ -156,18 +172,31 @@ def _report_share(name: str, share: float, text: str) -> None:
     _worker.queue.put((share, f"{name}: {text}"))
 
 
-def _read_media(blocks: list[tuple[str, int, int]], key: str) -> tuple[list, list[BrokenRow]]:
-    """Return the raw media of rows [start, stop) of splits, and the rows that are broken."""
+def _read_media(blocks: list[tuple[str, int, int]], name: str, codec: Codec) -> tuple[list, list[BrokenRow]]:
+    """Return the raw media of a modality in rows [start, stop) of splits, and the rows that are broken."""
     media, broken = [], []
     for split, start, stop in blocks:
         if _worker.stop.is_set():
             raise _Stopped
-        for row in _worker.source_for([key]).read(split, start, stop):
+        for row in _worker.source_for([codec.key]).read(split, start, stop):
             if isinstance(row, BrokenRow):
                 broken.append(row)
             else:
-                media += [item for k, item in row.parts if k == key]
+                media += [item for _, item in _items_of(row, name, codec)]
     return media, broken
+
+
+def _items_of(row: RawDocument, name: str, codec: Codec) -> list[tuple[int, Media]]:
+    """Return the items of a row that a modality's codec reads, with their places."""
+
+    def item(p: int) -> Media:
+        if not codec.reads:
+            return row.parts[p][1]
+        if (p, name) in row.also:
+            return row.also[p, name]
+        return codec.taken_from(row.parts[p][1], _worker.codecs[codec.reads])
+
+    return [(p, item(p)) for p, (key, _) in enumerate(row.parts) if key == codec.key]
 
 
 def save_codec(codec: Codec, folder: Path) -> None:
@@ -202,7 +231,7 @@ def encode_shard(split: str, number: int, start: int, stop: int, records: dict[s
         _advance(len(rows), split)
     folder = _worker.setup.folder
     counts = {name: {"parts": 0, "tokens": 0, "longest_image": 0} for name in records}
-    for part in (p for d in documents for p in d.parts):
+    for part in (p for d in documents for p in d.stored):
         counts[part.modality]["parts"] += 1
         counts[part.modality]["tokens"] += len(part)
         if len(part.grid) > 1:  # never cut
@@ -228,7 +257,7 @@ def measure_quality(name: str, blocks: list[tuple[str, int, int]]) -> dict[str, 
     codec = _worker.codecs[name]
     source = _worker.source_for([codec.key])
     rows = [row for block in blocks for row in source.read(*block) if isinstance(row, RawDocument)]
-    media = [item for row in rows for key, item in row.parts if key == codec.key]
+    media = [item for row in rows for _, item in _items_of(row, name, codec)]
     figures = {k: float(v) for k, v in codec.quality(media).items()} if media else {}
     _advance(1, name)
     return figures
@@ -265,7 +294,7 @@ class _Worker:
     def codecs(self) -> dict[str, Codec]:
         """Good for reading only, until `load_codecs` was called."""
         if self._codecs is None:
-            self._codecs = build_codecs(self.setup.modalities)
+            self._codecs = build_codecs(self.setup.modalities, self.setup.reads)
         return self._codecs
 
     def load_codecs(self) -> None:
@@ -274,6 +303,7 @@ class _Worker:
             folder = self.setup.folder
             made = self.setup.modalities.items()
             self._codecs = {name: load_codec(codec_folder(folder, name), settings.key) for name, settings in made}
+            tie(self._codecs, self.setup.reads)
             self._sources.clear()
             self._loaded = True
 
@@ -323,17 +353,23 @@ def num_cores() -> int:
 def _encode_rows(rows: list[RawDocument | BrokenRow]) -> Iterator[Document | BrokenRow]:
     """Encode rows; each codec gets the items of all rows at once."""
     encoded: dict[tuple[int, int], Part | str] = {}
+    features: dict[tuple[int, int], Part | str] = {}
     for name, codec in _worker.codecs.items():
-        indices = [
-            (r, p)
+        items = {
+            (r, p): item
             for r, row in enumerate(rows)
             if isinstance(row, RawDocument)
-            for p, (key, _) in enumerate(row.parts)
-            if key == codec.key
-        ]
-        items = [rows[r].parts[p][1] for r, p in indices]
-        for index, result in zip(indices, _encode_items(codec, items), strict=True):
-            encoded[index] = result if isinstance(result, str) else _part(name, result)
+            for p, item in _items_of(row, name, codec)
+        }
+        results = features if codec.reads else encoded
+        for index, result in zip(items, _encode_items(codec, [*items.values()]), strict=True):
+            results[index] = result if isinstance(result, str) else _part(name, result)
+    for index, read in features.items():
+        part = encoded[index]
+        if isinstance(part, Part) and isinstance(read, Part):
+            part.features = read
+        else:  # what is broken for one of them is broken
+            encoded[index] = part if isinstance(part, str) else read
     for r, row in enumerate(rows):
         if isinstance(row, BrokenRow):
             yield row

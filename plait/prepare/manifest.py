@@ -44,7 +44,8 @@ class ManifestSource:
                 "scratch with --restart"
             )
         self.files = list(files)
-        self._readers = {codec.key: codec for codec in codecs.values()}
+        self._readers = {codec.key: codec for codec in codecs.values() if not codec.reads}
+        self._also = [(name, codec) for name, codec in codecs.items() if codec.reads]
         self._index = index
         self._allow_outside = prepare.allow_outside
         keys, chat = known_keys(codecs), chat_of(codecs)
@@ -90,24 +91,31 @@ class ManifestSource:
 
     def _document(self, row: Any, manifest: str, said: list[str]) -> RawDocument:
         parts, meta = _check(row)
-        media, without_loss = [], set()
-        for k, part in enumerate(parts, start=1):
-            key, value, loss = _part(k, part)
-            media.append((key, self._read_part(k, key, value, manifest)))
-            if not loss:
-                without_loss.add(k - 1)
+        named = [_part(k, part) for k, part in enumerate(parts, start=1)]
+        media = [(key, self._read_part(k, key, value, manifest)) for k, (key, value, _) in enumerate(named, start=1)]
+        with remarks():  # they were said
+            also = {
+                (p, name): self._read_by(codec, p + 1, key, value, manifest)
+                for p, (key, value, _) in enumerate(named)
+                for name, codec in self._also
+                if codec.key == key
+            }
         if not any(key in self._readers for key, _ in media):
             keys = ", ".join(dict.fromkeys(key for key, _ in media))
             raise BadRow(f"none of its parts ({keys}) is of a kind that this model reads ({', '.join(self._readers)})")
-        return RawDocument(media, meta, frozenset(without_loss), said)
+        without_loss = frozenset(p for p, (_, _, loss) in enumerate(named) if not loss)
+        return RawDocument(media, meta, without_loss, said, also)
 
     def _read_part(self, k: int, key: str, value: Any, manifest: str) -> Any:
         if key not in self._readers:
             if key in registered_keys():
                 return value  # of a modality that this model leaves out
             raise BadRow(unknown(f"part {k}", key, self._readers))
+        return self._read_by(self._readers[key], k, key, value, manifest)
+
+    def _read_by(self, codec: Codec, k: int, key: str, value: Any, manifest: str) -> Any:
         try:
-            return self._read_value(self._readers[key], value, manifest)
+            return self._read_value(codec, value, manifest)
         except ResourceError:
             raise  # a missing package is no fault of the row
         except Exception as error:  # decoders fail in many ways, and what one row holds must not end all
@@ -164,7 +172,7 @@ def registered_keys() -> frozenset[str]:
 
 def known_keys(codecs: dict[str, Codec]) -> list[str]:
     """Return the manifest keys that a part may have, those of this model first."""
-    keys = [codec.key for codec in codecs.values()]
+    keys = [codec.key for codec in codecs.values() if not codec.reads]
     return [*keys, *sorted(registered_keys() - set(keys))]
 
 

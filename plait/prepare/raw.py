@@ -32,6 +32,8 @@ class RawDocument:
     """Places of the parts that are no targets (``loss: false`` in a manifest)."""
     remarks: list[str] = field(default_factory=list)
     """What was left out of its items by a rule, such as an image's other frames."""
+    also: dict[tuple[int, str], Media] = field(default_factory=dict)
+    """Items as the codec of another modality reads them, by place and modality, where that differs."""
 
 
 @dataclass

@@ -40,6 +40,8 @@ class Setup:
     """Codecs known here: a codec registered at run time is known to the workers too."""
     allowed: str = field(default_factory=lambda: os.environ.get(ALLOWED, ""))
     """Modules of codecs outside of plait that may run: workers may come from a server that was started before."""
+    reads: dict[str, str] = field(default_factory=dict)
+    """Modalities that read the parts of another one, with that one."""
 
 
 def rows_folder(folder: Path) -> Path:

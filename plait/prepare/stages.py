@@ -85,13 +85,14 @@ def check_prepare(config: RunConfig, progress: Progress | None = None) -> "_Prep
 def raw_source(config: RunConfig) -> RawSource:
     """Open the run's raw documents: the scenes, or the manifests of a folder that is prepared."""
     setup = dataclasses.replace(_setup(config), seed=data_seed(config))
-    return open_source(setup, build_codecs(setup.modalities))
+    return open_source(setup, build_codecs(setup.modalities, setup.reads))
 
 
 def _setup(config: RunConfig) -> Setup:
     modalities = dict(config.modalities)
     files = [] if is_made(config.prepare.source) else expand(sources_of(config.prepare.source))
-    return Setup(Path(config.data.path).absolute(), config.prepare, config.seed, modalities, files)
+    reads = {name: m.reads for name, m in config.model.modalities.items() if m.reads}
+    return Setup(Path(config.data.path).absolute(), config.prepare, config.seed, modalities, files, reads=reads)
 
 
 class _Bars:
@@ -115,7 +116,7 @@ class _Preparation:
         self.progress = progress
         self.setup = _setup(config)
         self.folder = self.setup.folder
-        self.codecs = build_codecs(self.setup.modalities)
+        self.codecs = build_codecs(self.setup.modalities, self.setup.reads)
         for name, codec in self.codecs.items():
             _check_vocabulary(name, config.model.modalities[name], codec)
         self.credit = ""
@@ -206,11 +207,13 @@ class _Preparation:
         self._train_codecs(untrained)
         for name in self.codecs:
             folder = codec_folder(self.folder, name)
-            codec = self.codecs[name] = load_codec(folder, self.setup.modalities[name].key)
+            codec = self.codecs[name] = load_codec(folder, self.codecs[name].key, self.codecs[name].reads)
             _check_vocabulary(name, self.config.model.modalities[name], codec)
             self.records[name] = {
                 "codec": codec.name,
                 "key": codec.key,
+                "reads": codec.reads,
+                "reads_only": codec.reads_only,
                 "vocab_size": codec.vocab_size,
                 "latent_channels": codec.latent_channels,
                 "patch_size": codec.patch_size,
@@ -346,6 +349,8 @@ def _check(config: RunConfig) -> None:
 
 def _check_vocabulary(name: str, modality: ModalityConfig, codec: Codec) -> None:
     where = f"model.modalities.{name}"
+    require(not codec.reads_only or modality.objective == "input", f"{where}.objective", modality.objective,
+            f"input: codec {codec.name!r} only reads")  # fmt: skip
     if 0 < modality.vocab_size < codec.vocab_size:
         allowed = f"at least {codec.vocab_size} (codec {codec.name!r}), or 0 to take that"
         require(False, f"{where}.vocab_size", modality.vocab_size, allowed)

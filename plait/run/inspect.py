@@ -52,9 +52,13 @@ def document_table(document: Document, codecs: dict[str, Codec], title: str) -> 
         if codec.kind == "text":
             content = codec.decode([Encoded(part.ids)])[0]
         else:
-            content = " ".join(map(str, part.ids[:12])) + " ..." if part.ids is not None else "latents"
+            kind = "features, read only" if codec.reads_only else "latents"
+            content = " ".join(map(str, part.ids[:12])) + " ..." if part.ids is not None else kind
         figures = str(len(part)), "×".join(map(str, part.grid)), f"{part.loss:g}"
         table.add_row(part.modality, *figures, Text(content))  # a text may hold what rich would take for markup
+        if (read := part.features) is not None:
+            content = f"features, read of this {part.modality} where it is given"
+            table.add_row(read.modality, str(len(read)), "×".join(map(str, read.grid)), "0", content)
     return table
 
 
@@ -72,7 +76,9 @@ def _first_ids(batch: Batch, config: RunConfig, count: int = 24) -> str:
     """Return the first tokens by name; a span of latents is one entry."""
     names: list[str] = []
     for span in batch.spans:
-        if config.model.modalities[span.modality].objective == "diffusion":
+        if config.model.modalities[span.modality].objective == "input":
+            names.append(f"[{span.length} features of {span.modality}, read only]")
+        elif config.model.modalities[span.modality].objective == "diffusion":
             names.append(f"[{span.length} {'noised' if span.noised else 'clean'} latents of {span.modality}]")
         else:
             names += [config.model.layout.name_of(int(i)) for i in batch.ids[span.start : span.stop]]

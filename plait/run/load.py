@@ -90,8 +90,8 @@ def load_codecs(config: RunConfig, names: Sequence[str] | None = None) -> dict[s
     codecs: dict[str, Codec] = {}
     for folder in folders(config):
         for name, record in read_index(folder)["modalities"].items():
-            if names is None or name in names:
-                codecs.setdefault(name, load_codec(codec_folder(folder, name), record["key"]))
+            if (names is None or name in names) and name not in codecs:
+                codecs[name] = load_codec(codec_folder(folder, name), record["key"], record.get("reads", ""))
     for name in names or ():
         if name not in codecs:
             raise CheckpointError(f"run: the prepared data of {config.out!r} has no codec for the modality {name!r}")
@@ -100,10 +100,13 @@ def load_codecs(config: RunConfig, names: Sequence[str] | None = None) -> dict[s
 
 @torch.no_grad()
 def documents_as_media(documents: Sequence[Document], codecs: dict[str, Codec]) -> list[list[MediaPart]]:
-    """Decode encoded documents: what their codecs make of them."""
+    """Decode encoded documents: what their codecs make of them. Features stand behind the part that they are read of,
+    encoded as they are."""
 
-    def decoded(part: Part) -> MediaPart:
+    def decoded(part: Part) -> list[MediaPart]:
         encoded = Encoded(part.ids, part.latents, part.grid)
-        return part.modality, codecs[part.modality].decode([encoded])[0]
+        media = [(part.modality, codecs[part.modality].decode([encoded])[0])]
+        read = part.features
+        return [*media, (read.modality, Encoded(read.ids, read.latents, read.grid))] if read is not None else media
 
-    return [[decoded(part) for part in document.parts] for document in documents]
+    return [[media for part in document.parts for media in decoded(part)] for document in documents]

@@ -7,6 +7,7 @@ predicted is arranged as in training.
 
 import dataclasses
 import functools
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from plait.codecs import Encoded
 from plait.common.files import write_text
 from plait.common.progress import Progress, QuietProgress
 from plait.config.generation import SamplingConfig
@@ -76,6 +78,8 @@ class SampleSet:
         for i, media in enumerate(self._media(source, origin, list(range(min(FILES, len(source)))))):
             for name, item in media:
                 codec = self.pipeline.codecs[name]
+                if isinstance(item, Encoded):
+                    continue  # of a codec that only reads
                 if codec.kind == "text":
                     write_text(folder / f"{i:04d}.txt", item)
                 else:
@@ -97,7 +101,7 @@ class SampleSet:
         source, origin = self.sources[0], self._origins[0]
         if origin is None:
             return
-        names = {codec.key: name for name, codec in self.pipeline.codecs.items()}
+        names = {k: name for k, name in self._names.items() if not self.pipeline.codecs[name].reads_only}
         originals = raw_documents(origin, source.split, range(min(self.count, len(source))))
         for i, document in enumerate(originals):
             for key, item in document.parts:
@@ -169,9 +173,12 @@ class SampleSet:
             if not serving:
                 continue
             for media in self._media(source, origin, serving):
-                chosen = arranged.choose([name for name, _ in media], 0, 0)
-                prompt = [media[p] for p, is_given in chosen if is_given]
-                truth = next(media[p] for p, is_given in chosen if not is_given)
+                # a part may be followed by its features
+                firsts = [i for i, (name, _) in enumerate(media) if not self.pipeline.codecs[name].reads]
+                parts = [media[i:j] for i, j in itertools.pairwise([*firsts, len(media)])]
+                chosen = arranged.choose([media[i][0] for i in firsts], 0, 0)
+                prompt = [item for p, is_given in chosen if is_given for item in parts[p]]
+                truth = next(parts[p][0] for p, is_given in chosen if not is_given)
                 asked.append(Asked(prompt, truth[0], truth))
         return asked
 
@@ -179,9 +186,13 @@ class SampleSet:
         """Return documents as media: the originals where they can be made again, or what the codecs kept of them."""
         if origin is None:
             return documents_as_media([source.document(i) for i in numbers], self.pipeline.codecs)
-        names = {codec.key: name for name, codec in self.pipeline.codecs.items()}
-        raw = raw_documents(origin, source.split, numbers)
+        names, raw = self._names, raw_documents(origin, source.split, numbers)
         return [[(names[key], item) for key, item in d.parts if key in names] for d in raw]
+
+    @property
+    def _names(self) -> dict[str, str]:
+        """The modality of each key of a part."""
+        return {codec.key: name for name, codec in self.pipeline.codecs.items() if not codec.reads}
 
     @functools.cached_property
     def _origins(self) -> list[RawSource | None]:

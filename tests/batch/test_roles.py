@@ -35,8 +35,11 @@ IDS = [np.arange(3)]
 def part(config: RunConfig, name: str, seed: int) -> Part:
     """Return a part of a modality as it is stored."""
     rng, modality = np.random.default_rng(seed), config.model.modalities[name]
-    if modality.objective == "diffusion":
-        return Part(name, latents=rng.standard_normal((6, modality.latent_channels or 8)).astype(np.float32), grid=GRID)
+    reader = config.model.readers.get(name)
+    features = part(config, reader, seed + 1) if reader else None
+    if modality.objective != "next_token":
+        latents = rng.standard_normal((6, modality.latent_channels or 8)).astype(np.float32)
+        return Part(name, latents=latents, grid=GRID, features=features)
     grid = GRID if config.modalities[name].codec.startswith("image") else ()
     return Part(name, rng.integers(0, 200, 6).astype(np.int32), grid=grid)
 
@@ -60,11 +63,11 @@ def config(request, tmp_path):
     records = {}
     for name, m in config.model.modalities.items():
         ids = m.objective == "next_token"
-        records[name] = {"codec": config.modalities[name].codec, "key": name, "default_grid": [],
+        records[name] = {"codec": config.modalities[name].codec, "key": name, "reads": m.reads, "default_grid": [],
                          "vocab_size": (m.vocab_size or 256) * ids,
                          "latent_channels": 0 if ids else m.latent_channels or 8, "patch_size": m.patch_size or 1,
                          "fingerprint": ""}  # fmt: skip
-    names = [*config.model.modalities] * 2
+    names = [name for name, m in config.model.modalities.items() if not m.reads] * 2
     documents = [Document([part(config, n, k + 9 * i) for k, n in enumerate(names)]) for i in range(3)]
     documents[1].parts = documents[1].parts[: len(names) // 2]
     documents[2].parts = [documents[2].parts[k] for k in (1, 0)]  # media, which carries no loss, and a text about it
@@ -107,18 +110,19 @@ def test_a_prompt_is_the_same_in_training_evaluation_and_generation(config, monk
     grids = {n: list(GRID) for n, m in config.model.modalities.items() if n != config.model.layout.host}
     settings = dataclasses.replace(config.generate, grids=grids, precision="float32", cuda_graphs=False)
     pipeline = Pipeline(model, codecs, settings, config.diffusion)
-    suite, host = Suite(config, pipeline, QuietProgress()), config.model.layout.host
+    suite, read = Suite(config, pipeline, QuietProgress()), set(config.model.readers.values())
     for stored, document in cases(config, source):
         given, output = document.parts[: len(stored)], document.parts[len(stored)].modality
         assert {p.role for p in given} == {"understanding"} and document.parts[-1].role == "generation"
-        length = 1 + sum(len(p) + 2 * (p.modality != host) for p in given)
+        length = 1 + sum(map(functools.partial(num_tokens, config), given))
         trained = facts(pack([document], config.model), config, length)
-        media, plain = [(p.modality, p) for p in stored], {output: SamplingConfig(steps=2)}
+        media = [(p.modality, p) for p in Document(stored).stored]  # features behind their part
+        plain = {output: SamplingConfig(steps=2)}
         ways = {
             "generation": (engine, lambda m, o, s: pipeline.generate_from_media([m], [o], sampling=s)),
             "choices": (
                 evaluate_text,
-                lambda m, o, s: evaluate_text.continuation_scores(model, [p for _, p in m], IDS),
+                lambda m, o, s: evaluate_text.continuation_scores(model, [p for n, p in m if n not in read], IDS),
             ),
             "evaluation": (engine, lambda m, o, s: suite.complete([Document([m[0][1]])], m[0][0], o, "", s)),
         }
@@ -127,6 +131,15 @@ def test_a_prompt_is_the_same_in_training_evaluation_and_generation(config, monk
             batch = captured(monkeypatch, module, functools.partial(run, media, output, plain))
             for fact, value in facts(batch, config, length).items():
                 np.testing.assert_array_equal(value, trained[fact], err_msg=f"{way}: {fact}")
+
+
+def num_tokens(config: RunConfig, given: Part) -> int:
+    """Return the tokens of a given part, delimiters included."""
+    own = len(given) + 2 * (given.modality != config.model.layout.host)
+    reader = config.model.readers.get(given.modality)
+    if reader is None:
+        return own
+    return own * config.model.modalities[reader].beside + len(given.features) + 2
 
 
 def cases(config: RunConfig, source):

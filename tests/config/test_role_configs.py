@@ -266,4 +266,4 @@ def test_the_examples_of_the_page_are_configs_and_route_as_it_says():
     examples = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, flags=re.DOTALL)]
     clean_copy = Span("image", "generation", GRID, 0, 9, 0, bidirectional=True)
     found = [tower_of(clean_copy, from_dict(RunConfig, {"model": example}).model) for example in examples]
-    assert found == ["image", "generation", "reasoner"]
+    assert found == ["image", "generation", "reasoner", "generation"]

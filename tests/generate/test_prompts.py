@@ -26,8 +26,8 @@ class Kept:
 
     def __init__(self, codec):
         self.codec, self.key, self.kind, self.names_files = codec, codec.key, codec.kind, codec.names_files
-        self.sample_rate, self.default_grid = codec.sample_rate, ()
-        self.read, self.read_bytes = codec.read, codec.read_bytes
+        self.sample_rate, self.default_grid, self.reads = codec.sample_rate, (), codec.reads
+        self.read, self.read_bytes, self.taken_from = codec.read, codec.read_bytes, codec.taken_from
 
 
 @pytest.fixture(scope="module")

@@ -354,9 +354,9 @@ def test_the_page_names_settings_that_there_are():
     text = (ROOT / "docs/data.md").read_text()
     model = {"modalities": {"text": {"vocab_size": 10}}, "width": 16, "num_heads": 2}
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 2
-    for block in blocks:
-        from_dict(RunConfig, yaml.safe_load(block) | {"model": model})
+    assert len(blocks) == 4
+    for block in map(yaml.safe_load, blocks):
+        from_dict(RunConfig, {"model": block} if "modalities" in block else block | {"model": model})
     for row in re.findall(r"```json\n(.*?)```", text, re.DOTALL):
         assert json.loads(row)["parts"]
     for section, cls in (("prepare", PrepareConfig), ("data", DataConfig)):
