@@ -98,7 +98,8 @@ class FeatureCodec(Codec):
 
     def save_pretrained(self, folder: Path) -> None:
         """Write codec.json, and the encoder as transformers writes it beside it."""
-        self.encoder.save_pretrained(str(folder))
+        with saved.quiet():
+            self.encoder.save_pretrained(str(folder))
         saved.write_description(self, folder, **self._measured.describe(), **self._description())
 
     def _restore(self, description: dict[str, Any]) -> None:
@@ -126,10 +127,11 @@ def load_encoder(path: str, tower: str) -> Any:
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(f"codec_options.path: {path!r} holds no model of transformers ({reason})") from None
-    if not getattr(config, "is_encoder_decoder", False):
-        return saved.load_pretrained(model_class, path, is_part=True)
-    with torch.device("meta"):
-        encoder_class = type(model_class(config).get_encoder())
-    if config.architectures == [encoder_class.__name__]:  # it was saved without its decoder
-        return saved.load_pretrained(encoder_class, path)
-    return saved.load_pretrained(model_class, path, is_part=True).get_encoder()
+    with saved.quiet():
+        if not getattr(config, "is_encoder_decoder", False):
+            return saved.load_pretrained(model_class, path, is_part=True)
+        with torch.device("meta"):
+            encoder_class = type(model_class(config).get_encoder())
+        if config.architectures == [encoder_class.__name__]:  # it was saved without its decoder
+            return saved.load_pretrained(encoder_class, path)
+        return saved.load_pretrained(model_class, path, is_part=True).get_encoder()

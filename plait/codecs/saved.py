@@ -107,6 +107,22 @@ def installed(package: str) -> Iterator[None]:
         raise ResourceError(message) from None
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers from drawing bars of its own, and from listing weights that are left out on purpose."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
 _TRAINING_ALONE = "masked_spec_embed"
 """A weight that speech encoders are only pretrained with, so that some files lack it."""
 
