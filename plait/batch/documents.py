@@ -9,7 +9,8 @@ import numpy as np
 
 from plait.common.errors import ConfigError, DataError, require, unknown
 from plait.config.bounds import Bounds, as_number
-from plait.config.model import ROLES, ModelConfig
+from plait.config.modality import ROLES
+from plait.config.model import ModelConfig
 
 
 @dataclass

@@ -6,112 +6,18 @@ Nothing here changes once it was checked: `dataclasses.replace` makes, and check
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
 from plait.common.errors import ConfigError, require, unknown
-from plait.config.bounds import Checked, FilledInt, bounded
+from plait.config.bounds import FilledInt, bounded
+from plait.config.fixed import Fixed, fixed
 from plait.config.id_layout import IdLayout
+from plait.config.modality import ModalityConfig
 
 COMPONENTS = ("qkv", "o", "ffn", "norm")
-ROLES = ("understanding", "generation")
-NOISE_STATES = ("clean", "noised")
 SHARED_SETTINGS = {"qkv": ("qk_norm", "qkv_bias", "norm_eps"), "norm": ("norm_eps",)}
 """Settings of towers that a component depends on, so that towers which differ in them cannot share it."""
-
-
-class FixedDict(dict[Any, Any]):
-    """A mapping that cannot be changed. Copies of it by `|` and `dict` can."""
-
-    def _refuse(self, *_: Any, **__: Any) -> Any:
-        raise TypeError("a checked config does not change: make another one with dataclasses.replace")
-
-    __setitem__ = __delitem__ = __ior__ = pop = popitem = clear = update = setdefault = _refuse
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return FixedDict, (dict(self),)
-
-
-def fixed(value: Any) -> Any:
-    """Return a value with lists as tuples and mappings as `FixedDict`, however deep."""
-    if isinstance(value, Mapping):
-        return FixedDict({name: fixed(v) for name, v in value.items()})
-    return tuple(fixed(v) for v in value) if isinstance(value, list | tuple) else value
-
-
-class Fixed(Checked):
-    """A frozen dataclass whose lists and mappings do not change either; it fills its unset fields while it is built."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._fill(**{f.name: fixed(getattr(self, f.name)) for f in fields(self)})  # type: ignore[arg-type]
-
-    def _fill(self, **values: Any) -> None:
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
-
-@dataclass(frozen=True)
-class ModalityConfig(Fixed):
-    """One kind of data that flows through the model."""
-
-    SECTION: ClassVar[str] = "model.modalities"
-
-    objective: Literal["next_token", "diffusion", "input"] = "next_token"
-    """next_token: discrete ids, cross-entropy. diffusion: continuous latents, denoising. input: continuous features,
-    such as a frozen encoder's, that are read, and neither learned nor made."""
-    reads: str = ""
-    """Modality for whose given parts these features (input) stand: the same image as a vision encoder sees it. Empty:
-    they have parts of their own."""
-    beside: bool = False
-    """Whether a given part's own latents or ids stay, before the features that are read of it (BAGEL's editing)."""
-    attention: Literal["causal", "bidirectional"] = "causal"
-    """Attention inside one span of this modality. Bidirectional needs a continuous objective."""
-    attention_by_role: Mapping[str, Literal["causal", "bidirectional"]] = field(default_factory=dict)
-    """Attention inside spans of a certain role (understanding, generation), where that differs from `attention`."""
-    tower: str = ""
-    """Tower that carries these tokens. Empty: the tower of the modality's own name."""
-    tower_by_role: Mapping[str, str] = field(default_factory=dict)
-    """Towers for spans of a certain role (understanding, generation), where that differs from `tower`."""
-    tower_by_noise: Mapping[str, str] = field(default_factory=dict)
-    """Towers for clean and for noised spans (continuous), where that differs; it goes before `tower_by_role`."""
-    tower_at_random: tuple[str, ...] = ()
-    """Towers among which the tokens (discrete) are dealt out by a draw for each document and place, in equal shares,
-    whatever they are: the control that says what modalities are worth as a key. Such a model cannot generate."""
-    later_sees: Literal["noised", "clean_copy", "nothing"] = "noised"
-    """What later tokens see of a generated span (continuous): the noised tokens themselves (Transfusion), a clean copy
-    beside them (BAGEL), or nothing (Cosmos 3)."""
-    vocab_size: int = bounded(0, at_least=0)
-    """Number of ids reserved for the codec (discrete). Training takes the codec's own number where this is 0."""
-    latent_channels: int = bounded(0, at_least=0)
-    """Numbers per token (continuous). Training takes the codec's own where this is 0."""
-    patch_size: int = bounded(0, at_least=0)
-    """Latents folded into one token along each side (continuous). Training takes the codec's own where this is 0."""
-    patch_network: Literal["linear", "unet", "mlp"] = "linear"
-    """How latents enter and leave the tower: one matrix, U-Net down and up blocks on the grid of latents (diffusion),
-    or two matrices with a GELU between, as in BAGEL (input)."""
-    predicts: Literal["target", "clean"] = "target"
-    """What the latent head predicts (continuous): the objective's target, or the clean latents, from which flow's
-    velocity follows; better for tokens of many numbers, such as patches of pixels (JiT, arXiv 2511.13720)."""
-    place_embedding: bool = False
-    """Add sinusoids of each latent token's place in its item (row, column), as DiT and BAGEL do: the rotary positions
-    of attention only tell tokens how far apart they are."""
-
-    @property
-    def towers(self) -> list[str]:
-        """Every tower that may carry these tokens, `tower` first."""
-        if self.tower_at_random:
-            return list(self.tower_at_random)
-        return list(dict.fromkeys([self.tower, *self.tower_by_role.values(), *self.tower_by_noise.values()]))
-
-    @property
-    def noised_towers(self) -> list[str]:
-        """The towers that may carry noised spans (continuous), and so predict latents."""
-        if self.objective == "input":
-            return []
-        roles = ROLES if self.later_sees == "noised" else ("generation",)
-        by_role = [self.tower_by_role.get(role, self.tower) for role in roles]
-        return list(dict.fromkeys(self.tower_by_noise.get("noised", tower) for tower in by_role))
 
 
 @dataclass(frozen=True)
@@ -278,51 +184,19 @@ class ModelConfig(Fixed):
         for i, (name, m) in enumerate(self.modalities.items()):
             where = f"model.modalities.{name}"
             require(name.isidentifier(), "model.modalities", name, "a name of letters, digits and underscores")
-            if m.objective == "next_token":
-                require(m.attention == "causal", f"{where}.attention", m.attention,
-                         "causal where the objective is next_token (a later id would leak)")  # fmt: skip
             require(i > 0 or m.objective == "next_token", f"{where}.objective", m.objective,
                      "next_token for the first modality, which hosts the delimiters")  # fmt: skip
-            for field_name, keys in (
-                ("attention_by_role", ROLES),
-                ("tower_by_role", ROLES),
-                ("tower_by_noise", NOISE_STATES),
-            ):
-                for key in getattr(m, field_name):
-                    if key not in keys:
-                        raise ConfigError(unknown(f"{where}.{field_name}", key, keys))
-            for field_name, plain in _UNUSED[m.objective].items():
-                require(getattr(m, field_name) == plain, f"{where}.{field_name}", getattr(m, field_name),
-                        f"{plain!r} where the objective is {m.objective}")  # fmt: skip
-            require(m.patch_network != "unet" or m.objective == "diffusion", f"{where}.patch_network", "unet",
-                    "linear or mlp where the objective is input")  # fmt: skip
-            require(m.patch_network != "mlp" or m.objective == "input", f"{where}.patch_network", "mlp",
-                    "linear or unet where the objective is diffusion")  # fmt: skip
+            m.check(where)
             self._check_reads(name, m)
-            self._check_random(where, m)
-            if m.patch_network == "unet" and m.patch_size and m.latent_channels:
-                require(m.patch_size in (2, 4, 8), f"{where}.patch_size", m.patch_size, "2, 4 or 8 with a U-Net")
-                require(m.latent_channels % m.patch_size**2 == 0, f"{where}.latent_channels", m.latent_channels,
-                        f"a multiple of {m.patch_size**2} (patch_size squared) with a U-Net")  # fmt: skip
 
     def _check_reads(self, name: str, m: ModalityConfig) -> None:
         where = f"model.modalities.{name}"
-        require(not m.beside or bool(m.reads), f"{where}.beside", m.beside, "false without reads")
         if m.reads:
             readable = [n for n, other in self.modalities.items() if other.objective != "input"][1:]  # not the host
             if m.reads not in readable:
                 raise ConfigError(unknown(f"{where}.reads", m.reads, readable))
             first = next(n for n, other in self.modalities.items() if other.reads == m.reads)
             require(first == name, f"{where}.reads", m.reads, f"a modality that no other one reads ({first} does)")
-
-    def _check_random(self, where: str, m: ModalityConfig) -> None:
-        dealt = list(m.tower_at_random)
-        if dealt:
-            require(m.objective == "next_token", f"{where}.tower_at_random", dealt,
-                    f"empty where the objective is {m.objective} (the latents of an item stay together)")  # fmt: skip
-            require(len(set(dealt)) == len(dealt) >= 2, f"{where}.tower_at_random", dealt, "two towers or more")
-            require(m.tower in dealt, f"{where}.tower", m.tower, "left out beside tower_at_random")
-            require(not m.tower_by_role, f"{where}.tower_by_role", m.tower_by_role, "left out beside tower_at_random")
 
     def _check_ends(self) -> None:
         """Check that the ids which open and end documents are the host's; one of 0 ids gets them from its codec."""
@@ -401,20 +275,6 @@ class ModelConfig(Fixed):
     def same_width(self) -> bool:
         """Whether all towers have one width, so that embedding and head can be shared."""
         return len({t.width for t in self.towers.values()}) == 1
-
-
-_UNUSED: dict[str, dict[str, Any]] = {
-    "next_token": {
-        "attention_by_role": {}, "tower_by_noise": {}, "later_sees": "noised", "patch_network": "linear",
-        "predicts": "target", "reads": "",
-    },
-    "diffusion": {"reads": ""},
-    "input": {
-        "attention_by_role": {}, "tower_by_role": {}, "tower_by_noise": {}, "later_sees": "noised",
-        "predicts": "target",
-    },
-}  # fmt: skip
-"""Settings of a modality that its objective has no use for, with the value that they keep."""
 
 
 def _layer_range(text: str, num_layers: int) -> range:

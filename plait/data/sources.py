@@ -13,7 +13,8 @@ from plait.batch.documents import Document, Part, role_of
 from plait.common.errors import ConfigError, DataError, require, unknown
 from plait.common.files import read_json
 from plait.common.randomness import uniforms
-from plait.config.model import ModalityConfig, ModelConfig
+from plait.config.modality import ModalityConfig
+from plait.config.model import ModelConfig
 from plait.config.run import AS_WRITTEN_TASK, RunConfig, SourceConfig
 from plait.data.document_table import PartTable
 from plait.data.packing import EDGES, PartSize

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from plait.batch.batch import Batch, Latents, Place
 from plait.batch.spans import refuse_generation
 from plait.config.bounds import as_number
-from plait.config.model import ModalityConfig, ModelConfig
+from plait.config.modality import ModalityConfig
+from plait.config.model import ModelConfig
 from plait.model.attention import AttentionPlan
 from plait.model.block import Block, Step, heads_kernel, is_token
 from plait.model.cache import CacheStep, KVCache

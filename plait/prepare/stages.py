@@ -25,7 +25,7 @@ from plait.common.errors import CheckpointError, ConfigError, DataError, require
 from plait.common.files import clear_disk_errors, write_json, write_text
 from plait.common.locks import one_writer
 from plait.common.progress import Bar, Progress, QuietProgress
-from plait.config.model import ModalityConfig
+from plait.config.modality import ModalityConfig
 from plait.config.run import RunConfig
 from plait.data.document_table import Table, load_table
 from plait.data.shards import INDEX_NAME, codec_folder, split_record, write_index

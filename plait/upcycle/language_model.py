@@ -9,7 +9,8 @@ from torch import Tensor
 
 from plait.codecs.text import PretrainedTokenizerCodec
 from plait.common.errors import CheckpointError, ConfigError
-from plait.config.model import Llama3Rope, ModalityConfig, ModelConfig
+from plait.config.modality import ModalityConfig
+from plait.config.model import Llama3Rope, ModelConfig
 from plait.model.pretrained import SavedWeights, open_saved
 from plait.model.rope import frequencies
 from plait.model.traits import Place
