@@ -174,7 +174,7 @@ class Pipeline:
         spans itself. ``settings`` are those of `complete`. The answer is the sample's `text`, and ends where the model
         ends its turn. Raises ConfigError and DataError.
         """
-        names = {codec.key: name for name, codec in self.codecs.items()}
+        names = {codec.key: name for name, codec in self.codecs.items() if not codec.reads}
         media = read_chat(messages, self.codecs, self.model.config.layout.host, base)
         chosen = output if output is None else names.get(output, output)
         return self.generate_from_media([media], [chosen], **settings)[0]
