@@ -105,13 +105,16 @@ def open_scenes(prepare: PrepareConfig, seed: int, codecs: dict[str, Codec], key
 
 
 def world_of(prepare: PrepareConfig, seed: int) -> World:
-    """Return the world that a config's scenes are of. Raises ConfigError for more things than there are."""
+    """Return the world that a config's scenes are of. Raises ConfigError for more things than there are,
+    and for so few that scenes of two cannot be made of them."""
     if prepare.concepts == "all":
         return World(seed)
     count = int(prepare.concepts)
     most = len(everyday_things())
     require(count <= most, "prepare.concepts", count, f"at most {most}, or all")
-    return World(seed, count)
+    world = World(seed, count)
+    world.check()
+    return world
 
 
 def draw(scene: Scene, size: int) -> np.ndarray:

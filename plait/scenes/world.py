@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plait.common.errors import ConfigError
 from plait.common.randomness import generator
 from plait.scenes.articles import with_article
 from plait.scenes.drawings import Concept, everyday, split_concepts
@@ -57,6 +58,9 @@ NUM_HELD_OUT = 3
 _SHARES = {True: (0.12, 0.03), False: (0.4, 0.0)}  # of scenes with two and three drawings: every concept, or some
 _APART = 0.1  # share of pairs of training concepts that never meet in training
 _RATES, _PITCHES = (205, 235), (35, 65)  # words a minute; eSpeak's pitch, 0 to 99
+TRIES = 10_000
+"""Draws of companions, before those that remain are counted."""
+
 _CONTRAST = 90  # least distance of a ground from a drawing's mean colour, in RGB
 
 
@@ -117,11 +121,11 @@ class World:
         """Draw what document ``index`` of a split shows and says."""
         rng = generator(self.seed, f"scenes: {split}", item=index)
         pool = _members(self.seed, self.size)["unseen" if split == "unseen_concepts" else "train"]
-        count = self._count(split, index, rng.random())
+        count, leads = self._count(split, index, rng.random()), _leads(self, split)
         # every concept leads equally often: one random order of all of them after the other
-        first = pool[_order(self.seed, split, len(pool), index // len(pool))[index % len(pool)]]
+        first = leads[_order(self.seed, split, len(leads), index // len(leads))[index % len(leads)]]
         chosen = self._companions(split, pool, first, count, rng)
-        relation = RELATIONS[rng.integers(len(RELATIONS))] if count == 2 else None
+        relation = RELATIONS[rng.integers(len(RELATIONS))] if len(chosen) == 2 else None
         centers, extents = _places(chosen, relation, rng)
         if self.size:  # drawn above all the same: the draws that follow stay as they are
             centers, extents = _settled(relation)
@@ -170,16 +174,47 @@ class World:
         return 3 if draw < three else 2 if draw < three + two else 1
 
     def _companions(self, split: str, pool, first: Concept, count: int, rng) -> tuple[Concept, ...]:
-        """Return ``first`` and its companions, in random order, all of different names and allowed to meet."""
-        wanted = split != "unseen_combinations"  # elsewhere, only pairs that training may show
+        """Return ``first`` and its companions, in random order, all of different names and allowed to meet.
+
+        They are fewer where nothing else may join them, as in a small world.
+        """
         chosen = [first]
-        while len(chosen) < count:
+        for _ in range(TRIES):
+            if len(chosen) == count:
+                break
             other = pool[rng.integers(len(pool))]
-            if other in chosen or not self.grounds(split, first, [*chosen, other]):
-                continue
-            if split == "unseen_concepts" or all(self.meets_in_training(c, other) == wanted for c in chosen):
+            if self._may_join(split, chosen, other):
                 chosen.append(other)
-        return tuple(chosen[i] for i in rng.permutation(count))
+        while len(chosen) < count:  # who may join is rare, or nobody
+            others = [other for other in pool if self._may_join(split, chosen, other)]
+            if not others:
+                break
+            chosen.append(others[rng.integers(len(others))])
+        return tuple(chosen[i] for i in rng.permutation(len(chosen)))
+
+    def _may_join(self, split: str, chosen: Sequence[Concept], other: Concept) -> bool:
+        """Say whether a thing may stand beside others, of which the first one leads."""
+        if other in chosen or not self.grounds(split, chosen[0], [*chosen, other]):
+            return False
+        wanted = split != "unseen_combinations"  # elsewhere, only pairs that training may show
+        return split == "unseen_concepts" or all(self.meets_in_training(c, other) == wanted for c in chosen)
+
+    def check(self) -> None:
+        """Raise a ConfigError for so small a world that no two things can be held apart."""
+        if self.size and not _leads(self, "unseen_combinations"):
+            raise ConfigError(
+                f"prepare.concepts: {self.size} is not allowed with seed {self.seed}, as no two of its things are kept "
+                "from meeting in training, for the split 'unseen_combinations'; take more, such as 64, or another seed"
+            )
+
+
+@functools.lru_cache(maxsize=32)
+def _leads(world: World, split: str) -> tuple[Concept, ...]:
+    """Return the things that may lead the scenes of a split: in that of unseen pairs, those that can be in one."""
+    pool = _members(world.seed, world.size)["unseen" if split == "unseen_concepts" else "train"]
+    if split != "unseen_combinations" or not world.size:
+        return pool
+    return tuple(c for c in pool if any(world._may_join(split, [c], other) for other in pool))
 
 
 @functools.lru_cache(maxsize=8)

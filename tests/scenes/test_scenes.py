@@ -265,3 +265,21 @@ def test_a_ground_is_read_from_the_border(name):
     image = np.full((16, 16, 3), color, np.uint8)
     image[2:-2, 2:-2] = 7
     assert ground_of(image) == name
+
+
+@pytest.mark.parametrize(("count", "seed"), [(64, 10), (20, 0), (5, 2)])
+def test_small_worlds_are_drawn_whatever_the_seed(count, seed):
+    """A thing that nothing may join stands alone, and leads no scene of two things that never meet in training."""
+    world = World(seed, count)
+    world.check()
+    for split in ("train", *world.splits(spoken=True)):
+        for index in range(2 * count):
+            scene = world.scene(split, index)
+            assert (scene.relation is not None) == (len(scene.concepts) == 2)
+            if split == "unseen_combinations":
+                assert len(scene.concepts) == 2 and not world.meets_in_training(*scene.concepts)
+
+
+def test_a_world_without_pairs_to_hold_out_is_refused():
+    with pytest.raises(ConfigError, match=r"^prepare\.concepts: 2 is not allowed with seed 0, as no two of its things"):
+        source_module.SceneSource(replace(PREPARE, concepts=2), 0, parts=["text", "image"])
