@@ -29,6 +29,8 @@ class Routing:
     """[R]: the token that fills each row."""
     to_sequence: Tensor
     """[T]: the row of each token."""
+    in_order: bool = False
+    """Whether one tower has all tokens, without padding, and nothing is trained: then nothing has to move."""
 
 
 @dataclass

@@ -8,6 +8,7 @@ open     ids of a modality whose items end by themselves (speech), or its closin
 Spans of latents draw no ids.
 """
 
+import numpy as np
 import torch
 
 from plait.generate.rows import Row
@@ -22,23 +23,23 @@ class AllowedIds:
         self.host, self.grids, self.default_max_tokens = layout.host, grids, default_max_tokens
         others = [n for n in layout.names if n != layout.host and config.modalities[n].objective != "input"]
         discrete = [n for n in others if config.modalities[n].objective == "next_token"]
-        host = list(layout.ids(layout.host))
-        first = [i for i in host if i not in layout.stops]
-        openings = [layout.opening[n] for n in others if n in discrete or n in grids]
-        states = {"host": [*host, layout.eos], "host first": first, "end": [layout.eos],
-                  "free": [*host, layout.eos, *openings], "free first": [*first, *openings]}  # fmt: skip
+        host, end = np.array(layout.ids(layout.host)), np.array([layout.eos])
+        first = host[~np.isin(host, list(layout.stops))]
+        openings = np.array([layout.opening[n] for n in others if n in discrete or n in grids], np.int64)
+        states = {"host": np.append(host, end), "host first": first, "end": end,
+                  "free": np.concatenate([host, end, openings]), "free first": np.append(first, openings)}  # fmt: skip
         for name in discrete:
-            ids, closing = list(layout.ids(name)), [layout.closing[name]]
+            ids, closing = np.array(layout.ids(name)), np.array([layout.closing[name]])
             if name in grids:
                 states[f"fixed {name}"] = ids
             else:
-                states |= {f"open {name}": ids + closing, f"open {name} first": ids, f"close {name}": closing}
+                states |= {f"open {name}": np.append(ids, closing), f"open {name} first": ids, f"close {name}": closing}
         self.index = {name: i for i, name in enumerate(states)}
-        self.ranges = [(min(ids), max(ids) + 1) for ids in states.values()]
+        self.ranges = [(int(ids.min()), int(ids.max()) + 1) for ids in states.values()]
         """For each state the least range that holds its ids: nothing outside of it has to be scored."""
         table = torch.full((len(states), layout.size), float("-inf"))
         for i, ids in enumerate(states.values()):
-            table[i, torch.tensor(ids)] = 0.0
+            table[i, torch.from_numpy(ids)] = 0.0
         self.table = table.to(model.device, torch.promote_types(model.dtype, torch.float32))
 
     def state_of(self, row: Row) -> int:

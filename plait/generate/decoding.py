@@ -215,7 +215,8 @@ class Decoder:
         step = CacheStep(self.cache, places, num_rows=shape.num_streams, num_new=shape.num_new, longest=shape.longest,
                          visible=visible, table=table, apart=shape.apart)  # fmt: skip
         sizes = list(shape.towers)
-        routing = Routing(sizes, sizes, to_towers, to_sequence)
+        in_order = not self.pad and sizes.count(0) == len(sizes) - 1
+        routing = Routing(sizes, sizes, to_towers, to_sequence, in_order)
         batch = Batch(ids, positions.float().view(-1, axes), routing, [], Targets([], *[ids[:0]] * 4), {},
                       [], [shape.num_new] * shape.num_streams, [])  # fmt: skip
         return self._draw(self.model(batch, step), draws, numbers, shape.draw)

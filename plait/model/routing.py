@@ -86,11 +86,15 @@ def separated(streams: list[Tensor], sizes: list[int]) -> list[Tensor]:
 
 def to_sequence(streams: list[Tensor], routing: Routing) -> Tensor:
     """Bring streams [N_k, ...] into sequence order [T, ...]."""
+    if routing.in_order:
+        return next(stream for stream in streams if len(stream))
     return merged(streams)[0].index_select(0, routing.to_sequence)
 
 
 def to_towers(x: Tensor, routing: Routing) -> Tensor:
     """Bring a tensor [T, ...] in sequence order into tower order [R, ...]; padding rows repeat the first token."""
+    if routing.in_order:
+        return x
     places = routing.to_towers, routing.to_sequence
     moved: Tensor = _ToTowers.apply(x, *places)  # type: ignore[no-untyped-call]  # torch says no types
     return moved
