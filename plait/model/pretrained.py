@@ -38,6 +38,12 @@ def save_config(config: ModelConfig, folder: Path) -> None:
     write_json(folder / "config.json", head | to_dict(config))
 
 
+def is_own(folder: Path) -> bool:
+    """Say whether a folder's ``config.json`` is one of plait's."""
+    values = read_json(folder / "config.json", "model")
+    return isinstance(values, dict) and values.get("architecture") == ARCHITECTURE
+
+
 def load_config(folder: str | Path, what: str = "model") -> ModelConfig:
     """Read the ``config.json`` of a saved model; errors (CheckpointError) say ``what`` it should have been."""
     path = Path(folder) / "config.json"

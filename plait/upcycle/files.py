@@ -11,6 +11,7 @@ from torch import Tensor
 
 from plait.common.errors import CheckpointError, ResourceError
 from plait.common.tensor_files import TensorStore
+from plait.model.pretrained import is_own
 
 WEIGHTS = "model.safetensors"
 NEEDED = ["*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -95,6 +96,11 @@ def read_config(path: Path, name: str, where: str) -> Any:
         raise CheckpointError(f"{where}: {name!r} holds no config.json, so it is no model of transformers")
     if options:
         _gguf(where)
+    elif is_own(path):
+        raise CheckpointError(
+            f"{where}: {name!r} is a model of plait's own, not a language model of transformers; name its folder in "
+            "init_from, without hf:"
+        )
     try:
         return AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
     except Exception as error:  # whatever a config of unknown origin lets it raise

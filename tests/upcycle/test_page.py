@@ -69,6 +69,7 @@ def test_a_second_upcycle_replaces_the_first_and_nothing_else(here, capsys):
         (["--out", "b", "--towers", "image,text"], "--towers: 'image,text' is not allowed, it must begin with text"),
         (["--out", "b", "--towers", "text,vidoe"], "--towers: unknown name 'vidoe', allowed: image, speech, text"),
         (["--out", "b", "--from", "elsewhere"], "--from: 'elsewhere' holds no config.json"),
+        (["--out", "b", "--from", "smollm2"], "--from: 'smollm2' is a model of plait's own, not a language model"),
         (["--out", "b", "--from", "no/such-model"], "--from: 'no/such-model' is no folder here, and it cannot be"),
     ):
         assert main(["upcycle", "--from", MODEL, *arguments]) not in (0, None)
