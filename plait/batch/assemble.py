@@ -55,7 +55,8 @@ def spell(document: Document, config: ModelConfig, *, close: bool = True, noised
     there already: latents stay clean, and made ones that nothing later sees are left out, but for their positions.
     """
     layout = config.layout
-    runs = [] if layout.bos is None or _starts(document, layout) else [_delimiter(layout, layout.bos)]
+    bos = layout.bos
+    runs = [] if bos is None or _edge_id(document, layout, 0) == bos else [_delimiter(layout, bos)]
     for i, part in enumerate(document.parts):
         if part.modality == layout.host:
             runs.append(_ids_run(part, layout))
@@ -67,19 +68,15 @@ def spell(document: Document, config: ModelConfig, *, close: bool = True, noised
         if reader is not None:
             assert part.features is not None, f"a given part of {part.modality} without features"
             runs += _between_delimiters(part.features, config, noised, last=False)
-    return runs + ([_delimiter(layout, layout.eos)] if close and not _ends(document, layout) else [])
+    is_open = close and _edge_id(document, layout, -1) not in layout.stops
+    return runs + ([_delimiter(layout, layout.eos)] if is_open else [])
 
 
-def _starts(document: Document, layout: IdLayout) -> bool:
-    """Say whether a document's text begins with <bos> itself."""
-    ids = document.parts[0].ids if document.parts and document.parts[0].modality == layout.host else None
-    return ids is not None and len(ids) > 0 and ids[0] == layout.bos
-
-
-def _ends(document: Document, layout: IdLayout) -> bool:
-    """Say whether a document's text ends with an id that ends texts."""
-    ids = document.parts[-1].ids if document.parts and document.parts[-1].modality == layout.host else None
-    return ids is not None and len(ids) > 0 and int(ids[-1]) in layout.stops
+def _edge_id(document: Document, layout: IdLayout, at: int) -> int | None:
+    """Return a document's first (0) or last (-1) id where its text has it, else None."""
+    part = document.parts[at] if document.parts else None
+    ids = part.ids if part is not None and part.modality == layout.host else None
+    return int(ids[at]) if ids is not None and len(ids) else None
 
 
 def _between_delimiters(part: Part, config: ModelConfig, noised: bool, *, last: bool) -> list[Run]:

@@ -121,6 +121,11 @@ class Codec(ABC):
         return cls(from_dict(cls.options_class, values, where))
 
     @property
+    def ends(self) -> dict[str, Any]:
+        """`bos`, `eos` and `stops` as plain values, as the index of prepared data has them."""
+        return {"bos": self.bos, "eos": self.eos, "stops": list(self.stops)}
+
+    @property
     def is_fitted(self) -> bool:
         """Whether it can encode. A pretrained codec of ids can from the start, one of latents once measured."""
         return True

@@ -15,7 +15,7 @@ from typing import Any
 
 from plait.codecs.base import Codec, remark
 from plait.codecs.chat_messages import KINDS, Conversation, Medium, fields_of, read_conversation
-from plait.common.errors import DataError, printable, shown
+from plait.common.errors import DataError, first_line, printable, shown
 
 LEFT_OUT = "chats of which the messages after the last learned answer were left out"
 
@@ -115,7 +115,7 @@ class Chat:
         try:
             text = self._tokenizer.apply_chat_template(written, tools=tools, add_generation_prompt=ask, tokenize=False)
         except Exception as error:  # templates raise what they like
-            reason = printable((str(error).strip().splitlines() or [type(error).__name__])[0])
+            reason = printable(first_line(error))
             raise DataError(f"messages: the model's chat template refuses them ({reason})") from None
         if [int(k) for k in re.findall(f"{sign}([0-9]+){sign}", text)] != list(range(next(number))):
             raise DataError(

@@ -18,7 +18,7 @@ from plait.codecs import saved
 from plait.codecs.base import Codec, Encoded, Media, Progress
 from plait.codecs.fitting import best_device
 from plait.codecs.latents import Scaling, measured_places
-from plait.common.errors import ConfigError, DataError, require
+from plait.common.errors import ConfigError, DataError, first_line, require
 
 
 class FeatureCodec(Codec):
@@ -125,7 +125,7 @@ def load_encoder(path: str, tower: str) -> Any:
         config = getattr(config, tower, config)
         model_class: Any = MODEL_MAPPING[type(config)]
     except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(f"codec_options.path: {path!r} holds no model of transformers ({reason})") from None
     with saved.quiet():
         if not getattr(config, "is_encoder_decoder", False):

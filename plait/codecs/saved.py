@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from plait.codecs.base import Codec
-from plait.common.errors import CheckpointError, ConfigError, ResourceError
+from plait.common.errors import CheckpointError, ConfigError, ResourceError, first_line
 from plait.common.files import atomic_file, write_json
 from plait.config.file import to_dict
 
@@ -107,6 +107,12 @@ def installed(package: str) -> Iterator[None]:
         raise ResourceError(message) from None
 
 
+def place_of(path: str) -> tuple[str, dict[str, str]]:
+    """Return where transformers finds a model, and what it is told besides: of a GGUF file, its folder and its name."""
+    file = Path(path)
+    return (str(file.parent), {"gguf_file": file.name}) if file.suffix == ".gguf" else (path, {})
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep transformers from drawing bars of its own, and from listing weights that are left out on purpose."""
@@ -137,7 +143,7 @@ def load_pretrained(model_class: Any, path: str, *, is_part: bool = False) -> An
     try:
         model, info = model_class.from_pretrained(path, use_safetensors=True, output_loading_info=True, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise ConfigError(f"codec_options.path: {path!r} holds no {model_class.__name__} ({reason})") from None
     kinds = ("missing_keys", "mismatched_keys") if is_part else ("missing_keys", "unexpected_keys", "mismatched_keys")
     wrong = [str(name) for kind in kinds for name in info.get(kind, ()) if not is_part or name != _TRAINING_ALONE]

@@ -11,7 +11,16 @@ import numpy as np
 from plait.codecs import saved
 from plait.codecs.base import Codec, Encoded, Progress, ids_of
 from plait.codecs.chat import turn_ends
-from plait.common.errors import CheckpointError, ConfigError, DataError, ResourceError, printable, require, shown
+from plait.common.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    ResourceError,
+    first_line,
+    printable,
+    require,
+    shown,
+)
 from plait.common.files import atomic_file
 
 _BYTES = 256
@@ -179,19 +188,13 @@ def load_tokenizer(path: str) -> Any:
     except ImportError:
         message = "text: package 'transformers' is not installed, install it: pip install 'plait[media]'"
         raise ResourceError(message) from None
-    place, options = path, {}
-    if path.endswith(".gguf"):
-        place, options = str(Path(path).parent), {"gguf_file": Path(path).name}
+    place, options = saved.place_of(path)
     try:
         return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
     except ImportError as error:
-        raise ResourceError(f"codec_options.path: {path!r} needs a package ({_first_line(error)})") from None
+        raise ResourceError(f"codec_options.path: {path!r} needs a package ({first_line(error)})") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"codec_options.path: {path!r} holds no tokenizer ({_first_line(error)})") from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"codec_options.path: {path!r} holds no tokenizer ({first_line(error)})") from None
 
 
 def _opening_id(tokenizer: Any, path: str) -> int | Literal["none"]:

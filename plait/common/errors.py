@@ -39,6 +39,11 @@ class Held(PlaitError):
     """Somebody else writes a folder at this moment (plait.common.locks)."""
 
 
+def first_line(error: Exception) -> str:
+    """Return the first line of what a library's error says, or its name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the known name closest to ``name``, or ``""``."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)

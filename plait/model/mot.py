@@ -146,11 +146,10 @@ class MixtureOfTransformers(nn.Module):
         """Return the rotary frequencies [head_dim / 2], or [T, head_dim / 2] where towers differ in them."""
         config, device = self.config, batch.ids.device
         pairs = [(config.of_tower(t, "rope_theta"), config.of_tower(t, "rope_scaling")) for t in config.towers]
-        ladders = [frequencies(config.head_dim, *pair, device) for pair in dict.fromkeys(pairs)]
+        ladders = {pair: frequencies(config.head_dim, *pair, device) for pair in dict.fromkeys(pairs)}
         if len(ladders) == 1:
-            return ladders[0]
-        order = list(dict.fromkeys(pairs))
-        return self._by_token(batch, torch.stack([ladders[order.index(pair)] for pair in pairs]))
+            return ladders[pairs[0]]
+        return self._by_token(batch, torch.stack([ladders[pair] for pair in pairs]))
 
     def _by_token(self, batch: Batch, values: Tensor) -> Tensor:
         """Return for each token [T, ...] the value of its tower, of values [K, ...]; no device is asked for sizes."""

@@ -48,7 +48,7 @@ def known_sizes(config: RunConfig) -> tuple[RunConfig, dict[str, tuple[int, ...]
         if codec is not None and codec.default_grid:
             grids[name] = tuple(codec.default_grid)
         if codec is not None and not ends:
-            ends = {"bos": codec.bos, "eos": codec.eos, "stops": codec.stops}
+            ends = codec.ends
     return replace(config, model=replace(config.model, modalities=modalities, **unset_ends(config.model, ends))), grids
 
 

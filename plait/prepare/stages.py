@@ -218,7 +218,7 @@ class _Preparation:
                 "latent_channels": codec.latent_channels,
                 "patch_size": codec.patch_size,
                 "default_grid": list(codec.default_grid),
-                "ends": {"bos": codec.bos, "eos": codec.eos, "stops": list(codec.stops)},
+                "ends": codec.ends,
                 "fingerprint": _sha256(sorted(p for p in folder.rglob("*") if p.is_file())),
             }
 

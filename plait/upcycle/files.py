@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.common.errors import CheckpointError, ResourceError
+from plait.codecs.saved import place_of
+from plait.common.errors import CheckpointError, ResourceError, first_line
 from plait.common.tensor_files import TensorStore
 from plait.model.pretrained import is_own
 
@@ -91,7 +92,7 @@ def read_config(path: Path, name: str, where: str) -> Any:
     except ImportError:
         message = f"{where}: package 'transformers' is not installed, install it: pip install 'plait[media]'"
         raise ResourceError(message) from None
-    place, options = (str(path.parent), {"gguf_file": path.name}) if path.suffix == ".gguf" else (str(path), {})
+    place, options = place_of(str(path))
     if not options and not (path / "config.json").is_file():
         raise CheckpointError(f"{where}: {name!r} holds no config.json, so it is no model of transformers")
     if options:
@@ -104,7 +105,7 @@ def read_config(path: Path, name: str, where: str) -> Any:
     try:
         return AutoConfig.from_pretrained(place, trust_remote_code=False, **options)
     except Exception as error:  # whatever a config of unknown origin lets it raise
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise CheckpointError(f"{where}: the config of {name!r} cannot be read ({reason})") from None
 
 

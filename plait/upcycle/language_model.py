@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -29,8 +29,15 @@ def open_weights(source: str, where: str) -> Iterator[SavedWeights]:
         yield saved
 
 
+@dataclass
+class LanguageModel(SavedWeights):
+    """A language model's weights, with its tokenizer as a codec."""
+
+    codec: PretrainedTokenizerCodec = field(kw_only=True)
+
+
 @contextlib.contextmanager
-def open_language_model(name: str, where: str, tower: str = "text") -> Iterator[SavedWeights]:
+def open_language_model(name: str, where: str, tower: str = "text") -> Iterator[LanguageModel]:
     """Open a dense language model of transformers, given its folder, GGUF file or name on the Hub.
 
     Its ids are its tokenizer's; rows of its tables beyond those are left out. Raises CheckpointError where a tensor is
@@ -39,19 +46,19 @@ def open_language_model(name: str, where: str, tower: str = "text") -> Iterator[
     path = files.find(name, where)
     config = files.read_config(path, name, where)
     settings = families.model_settings(config, name, where)
-    codec = tokenizer_of(str(path), name, where)
+    codec = _tokenizer_of(str(path), name, where)
     modality = ModalityConfig(vocab_size=codec.vocab_size)
-    model = ModelConfig({tower: modality}, bos=codec.bos, eos=codec.eos, stops=codec.stops, **settings)
+    model = ModelConfig({tower: modality}, **codec.ends, **settings)
     with files.open_tensors(path, name, config, where) as tensors:
         rope, used = _rope_of_gguf(tensors, model, name, where)
         model = replace(model, rope_scaling=rope)
-        saved = SavedWeights(name, model, lambda wanted: _read(places[wanted], tensors, model))
+        saved = LanguageModel(name, model, lambda wanted: _read(places[wanted], tensors, model), codec=codec)
         places = {part.name: part.place for part in saved.model().parts.values()}
         saved.left_out = _check(saved, tensors, used, where)
         yield saved
 
 
-def tokenizer_of(path: str, name: str, where: str) -> PretrainedTokenizerCodec:
+def _tokenizer_of(path: str, name: str, where: str) -> PretrainedTokenizerCodec:
     """Return the tokenizer of a language model as a text codec; raises CheckpointError where it has none."""
     try:
         return PretrainedTokenizerCodec.from_options({"path": path})

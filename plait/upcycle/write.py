@@ -10,7 +10,6 @@ from typing import Any
 
 import yaml
 
-from plait.codecs.text import PretrainedTokenizerCodec
 from plait.common.errors import ConfigError, unknown
 from plait.common.files import atomic_folder, write_text
 from plait.common.locks import one_writer
@@ -19,8 +18,7 @@ from plait.common.tensor_files import Stored
 from plait.config.file import to_dict
 from plait.config.model import ModelConfig
 from plait.model.pretrained import SavedWeights, check_target, save_config, write_weights
-from plait.upcycle import files
-from plait.upcycle.language_model import open_language_model, tokenizer_of
+from plait.upcycle.language_model import LanguageModel, open_language_model
 
 WRITTEN = ("config.json", "model*", "codecs", "train.yaml")
 FILE_BYTES = 5_000_000_000
@@ -63,17 +61,21 @@ def upcycle(source: str, out: str | Path, towers: Sequence[str] = ("text",), pro
         if name not in OTHERS:
             raise ConfigError(unknown("--towers", name, ["text", *OTHERS]))
     check_target(out, WRITTEN, "upcycle")
-    with open_language_model(source, "--from") as saved, one_writer(out, "--out", replaced=True):
-        codec = tokenizer_of(str(files.find(source, "--from")), source, "--from")
-        with atomic_folder(out) as temporary:
-            _write(saved, codec, temporary, progress or QuietProgress())
-            write_text(temporary / "train.yaml", recipe(saved, towers, out))
+    with (
+        open_language_model(source, "--from") as saved,
+        one_writer(out, "--out", replaced=True),
+        atomic_folder(out) as temporary,
+    ):
+        _write(saved, temporary, progress or QuietProgress())
+        write_text(temporary / "train.yaml", recipe(saved, towers, out))
     return out
 
 
-def _write(saved: SavedWeights, codec: PretrainedTokenizerCodec, folder: Path, progress: Progress) -> None:
+def _write(saved: LanguageModel, folder: Path, progress: Progress) -> None:
+    for rule, count in saved.left_out.items():
+        progress.print(f"left out: {count} of {rule}")
     save_config(saved.config, folder)
-    codec.save_pretrained(folder / CODECS / "text")
+    saved.codec.save_pretrained(folder / CODECS / "text")
     shapes = {name: tuple(tensor.shape) for name, tensor in saved.model().state_dict().items()}
     dtype = saved.read(next(iter(shapes))).dtype
     tensors = {name: Stored(dtype, shape) for name, shape in shapes.items()}
