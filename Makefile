@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-recovery test-slow lint benchmark benchmark-gpu benchmark-table figures figures-quickstart verdicts clean
+.PHONY: quickstart test test-recovery test-slow test-gpu lint benchmark benchmark-gpu benchmark-table figures figures-quickstart verdicts clean
 
 quickstart: $(READY)
 	$(BIN)/plait quickstart
@@ -17,6 +17,9 @@ test-recovery: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest tests/gpu tests/model/test_kernels.py tests/model/test_model.py tests/generate/test_decoding.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

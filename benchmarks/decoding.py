@@ -41,6 +41,7 @@ from plait.config.model import ModalityConfig, ModelConfig
 from plait.data.sources import open_sources, validation_splits
 from plait.generate import Generator, Request
 from plait.model.mot import MixtureOfTransformers
+from plait.model.precision import shorten
 from plait.run.load import load, run_config
 
 STEPS = 8
@@ -73,14 +74,20 @@ class Bench:
         }
         config = ModelConfig(modalities=modalities, width=self.width, num_layers=self.layers,
                              num_heads=self.width // HEAD_DIM, max_positions=LONGEST)  # fmt: skip
-        return MixtureOfTransformers(config).to(self.device, self.dtype).requires_grad_(False)
+        model = MixtureOfTransformers(config).to(self.device).requires_grad_(False)
+        if self.dtype != torch.bfloat16:
+            return model.to(self.dtype)
+        shorten(model)
+        return model
 
     def generator(self, model: MixtureOfTransformers, outputs: Sequence[str], *, prompt: int = PROMPT, side: int = 36,
                   ends: bool = False, **settings) -> Generator:  # fmt: skip
         """Return a generator that has a request for each output, none of them fed; text ends only where it may."""
+        settings = {"cuda_graphs": True} | settings
         engine = Generator(
-            model, grids={"image": (side, side)}, max_rows=len(outputs), max_length=LONGEST, max_branches=1, **settings
-        )
+            model, grids={"image": (side, side)}, max_rows=len(outputs), max_length=LONGEST, max_branches=1,
+            precision="bfloat16" if self.dtype == torch.bfloat16 else "float32", **settings,
+        )  # fmt: skip
         if not ends:
             engine._allowed.table[:, model.config.layout.eos] = float("-inf")
         for i, output in enumerate(outputs):
@@ -194,10 +201,10 @@ def mixed(bench: Bench, count: int, turns: int) -> list[Row]:
 
 
 def variants(bench: Bench, counts: Sequence[int], turns: int) -> list[Row]:
-    """The paged cache, and on a GPU CUDA graphs, against the ordinary step."""
-    kinds = {"paged": {"page_size": 16}}
+    """The paged cache, and on a GPU no CUDA graphs, against the ordinary step."""
+    kinds: dict[str, dict] = {"paged": {"page_size": 16}}
     if bench.device == "cuda":
-        kinds["graphs"] = {"cuda_graphs": True}
+        kinds["no-graphs"] = {"cuda_graphs": False}
     model, rows = bench.model(1), []
     for n in counts:
         arms = {k: [bench.steps(bench.generator(model, ["text"] * n, **s))] for k, s in {"": {}, **kinds}.items()}
@@ -296,7 +303,7 @@ def of_shape(width: int, layers: int, counts: Sequence[int], options: argparse.N
     """Return the measurements of one shape."""
     bench, turns, most = Bench(width, layers, options), options.turns, min(32, counts[-1])
     name, few = bench.name, (counts[0], most)
-    kinds = ["paged", *(["graphs"] if options.device == "cuda" else [])]
+    kinds = ["paged", *(["no-graphs"] if options.device == "cuda" else [])]
     images = [f"decode/images_per_second/{name}/rows{n}" for n in counts]
     return [
         Measurement(names_by_rows(name, counts), lambda: by_rows(bench, counts, turns)),

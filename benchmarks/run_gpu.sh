@@ -43,11 +43,11 @@ part() {
 }
 
 part step --first 4
+part decoding
+part loss
+part step
 part attention
 part patterns
-part loss
-part decoding
-part step
 part grouped
 part breakdown
 exit $code

@@ -16,6 +16,7 @@ from plait.batch.assemble import pack
 from plait.batch.batch import Batch
 from plait.batch.documents import Document, Part
 from plait.config.model import ModalityConfig, ModelConfig
+from plait.model.attention import new_plan
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import loss_sums
 from plait.objectives.next_token import linear_cross_entropy
@@ -88,7 +89,11 @@ class Case:
         documents = self.shape.documents()
         # one row a token, so that rows are tokens in the order of the sequence
         self.plain = pack(documents, self.shape.config(towers=1), pad_rows_to=1).to(self.device)
-        self.batch = pack(documents, self.shape.config()).to(self.device)
+        self.batch = pack(documents, self.shape.config())
+        device = torch.device(self.device)  # in training the loader's threads plan the attention
+        self.batch.attention = new_plan(self.batch, device, DTYPES[self.dtype])
+        self.batch = self.batch.to(device)
+        self.plain.attention = new_plan(self.plain, device, DTYPES[self.dtype]).to(device)
 
     @property
     def name(self) -> str:

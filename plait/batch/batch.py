@@ -103,6 +103,8 @@ class Batch:
     """Where each document would go on."""
     documents: list[Document] = field(default_factory=list)
     """The documents packed here, where there are any."""
+    attention: Any = None
+    """The plan of the batch's attention (plait.model.attention), where the loader's threads made it."""
 
     @property
     def num_tokens(self) -> int:
@@ -128,4 +130,6 @@ def _each_tensor(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
         return replace(value, **{f.name: _each_tensor(getattr(value, f.name), change) for f in fields(value)})
     if isinstance(value, list) and value and isinstance(value[0], Tensor):
         return [change(v) for v in value]
+    if hasattr(value, "each_tensor"):
+        return value.each_tensor(change)
     return value

@@ -9,7 +9,7 @@ packed length.
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,21 +17,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.model.mask import Segment, VarlenCall, block_mask, document_starts, varlen_calls
+from plait.batch.batch import Batch
+from plait.model.mask import FlexTables, Segment, VarlenCall, document_starts, flex_tables, segments, varlen_calls
 from plait.model.segment_attention import segment_attention, table_of
 
 MAX_KEYS = 2
 """Most keys for each token, with copies, that variable-length attention is given; FlexAttention copies none."""
 
 FLEX_STEP = 1024
-"""FlexAttention runs on sequences padded to a multiple of this, so that it compiles for a few lengths only."""
+"""FlexAttention runs on sequences padded to a multiple of this at least (`flex_length`)."""
+SHORT = (torch.bfloat16, torch.float16)
+"""Precisions that variable-length attention takes."""
 
 
 @dataclass
 class Varlen:
-    """One call of variable-length attention, on the device."""
+    """One call of variable-length attention, as tensors."""
 
     causal: bool
+    alone: bool
+    """Whether queries and keys are all tokens in their order, so that none has to be picked."""
     queries: Tensor
     """The tokens of its queries [n], and of its keys [m], sequence after sequence."""
     keys: Tensor
@@ -45,12 +50,16 @@ class Varlen:
 
 @dataclass
 class AttentionPlan:
-    """What one batch's attention needs, made once a step from its segments."""
+    """What one batch's attention needs, made from its segments once a step: on the host, where the loader can do it."""
 
     segments: list[Segment]
+    made_for: tuple[str, bool]
+    """The kind of device, and whether what is attended has 16 bits."""
     table: Tensor | None = None
     """The segments as a CPU's operation wants them."""
-    flex: Any = None
+    flex: FlexTables | None = None
+    mask: Any = None
+    """The BlockMask of ``flex``, on the device (`ready`)."""
     varlen: list[Varlen] | None = None
     varlen_order: Tensor | None = None
     """[T]: the place of each token among the queries of all calls."""
@@ -59,31 +68,87 @@ class AttentionPlan:
     def of(
         cls, segments: list[Segment], num_tokens: int, device: torch.device, dtype: torch.dtype = torch.float32
     ) -> "AttentionPlan":
-        """Plan the attention of a batch on a device; ``dtype`` is the precision of what will be attended."""
+        """Plan the attention of a batch for a device; ``dtype`` is the precision of what will be attended.
+
+        The plan's tensors are on the host: `each_tensor` sends them, `ready` makes what only the device can hold.
+        """
+        made_for = _made_for(device, dtype)
         if device.type == "cpu":
-            return cls(segments, table=table_of(segments))
+            return cls(segments, made_for, table=table_of(segments))
         if device.type != "cuda":
-            return cls(segments)
-        if dtype in (torch.bfloat16, torch.float16) and varlen_attention() is not None:
+            return cls(segments, made_for)
+        if dtype in SHORT and varlen_attention() is not None:
             calls = varlen_calls(segments)
             if sum(len(call.keys) for call in calls) <= MAX_KEYS * num_tokens:
-                return cls.by_varlen(segments, calls, device)
-        return cls(segments, flex=block_mask(segments, -(-num_tokens // FLEX_STEP) * FLEX_STEP, device))
+                return cls.by_varlen(segments, calls, made_for)
+        return cls(segments, made_for, flex=flex_tables(segments, flex_length(num_tokens)))
 
     @classmethod
-    def by_varlen(cls, segments: list[Segment], calls: list[VarlenCall], device: torch.device) -> "AttentionPlan":
+    def by_varlen(
+        cls, segments: list[Segment], calls: list[VarlenCall], made_for: tuple[str, bool] = ("cuda", True)
+    ) -> "AttentionPlan":
         """Plan the calls of variable-length attention."""
 
-        def sent(values, dtype=np.int64) -> Tensor:
-            return torch.from_numpy(np.asarray(values, dtype)).to(device, non_blocking=True)
+        def tensor(values, dtype=np.int64) -> Tensor:
+            return torch.from_numpy(np.asarray(values, dtype))
 
+        order = np.argsort(np.concatenate([call.queries for call in calls]))
+        tokens = np.arange(len(order))
         varlen = [
-            Varlen(call.causal, sent(call.queries), sent(call.keys), sent(call.query_offsets, np.int32),
-                   sent(call.key_offsets, np.int32), _bound(call.query_offsets), _bound(call.key_offsets))
+            Varlen(call.causal, np.array_equal(call.queries, tokens) and np.array_equal(call.keys, tokens),
+                   tensor(call.queries), tensor(call.keys), tensor(call.query_offsets, np.int32),
+                   tensor(call.key_offsets, np.int32), _bound(call.query_offsets), _bound(call.key_offsets))
             for call in calls
         ]  # fmt: skip
-        order = np.argsort(np.concatenate([call.queries for call in calls]))
-        return cls(segments, varlen=varlen, varlen_order=sent(order))
+        return cls(segments, made_for, varlen=varlen, varlen_order=tensor(order))
+
+    def each_tensor(self, change: Callable[[Tensor], Tensor]) -> "AttentionPlan":
+        """Return the plan with every tensor changed: pinned, or sent to a device."""
+
+        def changed(part: Any) -> Any:
+            tensors = {name: change(value) for name, value in vars(part).items() if isinstance(value, Tensor)}
+            return replace(part, **tensors)
+
+        plan: AttentionPlan = changed(self)
+        plan.flex = changed(self.flex) if self.flex else None
+        plan.varlen = [changed(call) for call in self.varlen] if self.varlen else None
+        return plan
+
+    def to(self, device: torch.device) -> "AttentionPlan":
+        """Return the plan with its tensors on a device."""
+        return self.each_tensor(lambda t: t.to(device, non_blocking=True))
+
+    def ready(self) -> "AttentionPlan":
+        """Return the plan with what is made of its tensors on the device."""
+        return self if self.flex is None or self.mask is not None else replace(self, mask=self.flex.block_mask())
+
+    def sizes_that_change(self) -> list[Tensor]:
+        """Return the tensors whose first dimension differs from batch to batch, for a compiler."""
+        calls = [t for c in self.varlen or [] for t in (c.queries, c.keys, c.query_offsets, c.key_offsets)]
+        return [t for t in (self.table, self.varlen_order, *calls) if t is not None]
+
+
+def plan_for(batch: Batch, device: torch.device, dtype: torch.dtype) -> AttentionPlan:
+    """Return the plan that came with a batch where it fits the device and the precision, else a new one."""
+    plan: AttentionPlan | None = batch.attention
+    if plan is None or plan.made_for != _made_for(device, dtype):
+        plan = new_plan(batch, device, dtype).to(device)
+    return plan.ready()
+
+
+def new_plan(batch: Batch, device: torch.device, dtype: torch.dtype) -> AttentionPlan:
+    """Plan the attention of a whole batch, on the host."""
+    return AttentionPlan.of(segments(batch.spans), batch.num_tokens, device, dtype)
+
+
+def _made_for(device: torch.device, dtype: torch.dtype) -> tuple[str, bool]:
+    return device.type, device.type == "cuda" and dtype in SHORT
+
+
+def flex_length(num_tokens: int) -> int:
+    """Return the length that a sequence is padded to: four for each doubling, so that a kernel compiles for few."""
+    step = max(FLEX_STEP, (1 << (num_tokens - 1).bit_length()) // 8)
+    return -(-num_tokens // step) * step
 
 
 def _bound(offsets: list[int]) -> int:
@@ -95,7 +160,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> Te
     if plan.varlen is not None:
         return _varlen(query.to(value.dtype), key.to(value.dtype), value, plan)
     if plan.flex is not None:
-        return _flex(query.to(value.dtype), key.to(value.dtype), value, plan.flex)
+        return _flex(query.to(value.dtype), key.to(value.dtype), value, plan.mask)
     # queries and keys come from the rotation in float32 and stay so under autocast: on a CPU the backward of short
     # documents is faster than in bfloat16 (docs/experiments.md)
     value = value.to(query.dtype)
@@ -126,9 +191,8 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, plan: AttentionPlan) -> T
     key, value = _expand(key, query), _expand(value, query)
     pieces = []
     for call in plan.varlen:
-        alone = call.keys.shape == call.queries.shape == query.shape[:1]  # then both are all tokens in their order
         q, k, v = (
-            x if alone else x.index_select(0, i)
+            x if call.alone else x.index_select(0, i)
             for x, i in zip((query, key, value), (call.queries, call.keys, call.keys), strict=True)
         )
         window = (-1, 0) if call.causal else (-1, -1)

@@ -208,14 +208,17 @@ def _mark_rows(streams: list[Tensor], step: Step) -> None:
         torch._dynamo.mark_dynamic(tensor, 0)
     if step.owners is not None:
         torch._dynamo.mark_dynamic(step.owners, 0)
-    if step.plan is not None and step.plan.table is not None:
-        torch._dynamo.mark_dynamic(step.plan.table, (0, 1))
+    if step.plan is not None:
+        for tensor in step.plan.sizes_that_change():
+            torch._dynamo.mark_dynamic(tensor, 0)
+        if step.plan.table is not None:
+            torch._dynamo.mark_dynamic(step.plan.table, 1)
 
 
 def heads_kernel(device: torch.device, config: ModelConfig) -> Callable | None:
     """Return the kernel that brings heads into sequence order; None where plain torch is to do it: without a GPU, and
     for towers whose norms of queries and keys differ, or that have others for other towers."""
-    if device.type != "cuda" or not _has_triton():
+    if device.type != "cuda" or not has_triton():
         return None
     from plait.model import kernels
 
@@ -225,7 +228,8 @@ def heads_kernel(device: torch.device, config: ModelConfig) -> Callable | None:
 
 
 @functools.cache
-def _has_triton() -> bool:
+def has_triton() -> bool:
+    """Say whether kernels for a GPU can be compiled here."""
     return importlib.util.find_spec("triton") is not None
 
 

@@ -292,7 +292,7 @@ def _plan_new(rest: list[Segment], cache: KVCache) -> AttentionPlan | None:
     cut, stop = rest[0].start, rest[-1].stop
     shifted = [replace(s, start=s.start - cut, stop=s.stop - cut) for s in rest]
     plan = AttentionPlan.of(shifted, stop - cut, cache.keys.device, cache.keys.dtype)
-    return plan if plan.flex is None else None
+    return None if plan.flex else plan.to(cache.keys.device)
 
 
 def _documents_together(batch: Batch, rows: list[int], ends: list[int]) -> tuple[int, bool]:

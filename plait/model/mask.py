@@ -24,6 +24,7 @@ Token indices of keys are relative to their document, so that the same segments 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -146,15 +147,49 @@ def dense_mask(found: Sequence[Segment], num_tokens: int) -> Tensor:
     return ((keys >= ranges[:, :, :1]) & (keys < ranges[:, :, 1:])).any(dim=1)
 
 
-def block_mask(found: Sequence[Segment], num_tokens: int, device: torch.device, block_size: int = 128):
-    """Return FlexAttention's block mask, built from the ranges without ever forming [T, T].
+@dataclass
+class FlexTables:
+    """What FlexAttention's block mask is made of. Shapes: T tokens, J key ranges of each, Q blocks of queries."""
+
+    first: Tensor
+    """[T, J] where each range of keys starts, and stops; empty ones at (0, 0)."""
+    stop: Tensor
+    partial_counts: Tensor
+    """[1, 1, Q] blocks of keys of which some are seen, and which [1, 1, Q, K]; then those that are seen whole."""
+    partial: Tensor
+    full_counts: Tensor
+    full: Tensor
+    block_size: int
+
+    def block_mask(self) -> Any:
+        """Return the mask, on the tables' device."""
+        from torch.nn.attention.flex_attention import BlockMask
+
+        first, stop = self.first, self.stop
+        num_tokens, num_ranges = first.shape
+
+        def mask_mod(batch, head, query, key):
+            seen = (key >= first[query, 0]) & (key < stop[query, 0])
+            for j in range(1, num_ranges):
+                seen = seen | ((key >= first[query, j]) & (key < stop[query, j]))
+            return seen
+
+        return BlockMask.from_kv_blocks(
+            self.partial_counts, self.partial, self.full_counts, self.full, BLOCK_SIZE=self.block_size,
+            mask_mod=mask_mod, seq_lengths=(num_tokens, num_tokens),
+        )  # fmt: skip
+
+
+def flex_tables(found: Sequence[Segment], num_tokens: int, block_size: int = 128) -> FlexTables:
+    """Return the tables of FlexAttention's block mask, built from the ranges without ever forming [T, T].
 
     ``num_tokens`` may be more than the segments hold: tokens beyond them see nothing and are seen by nobody. A block
     of keys is full for a block of queries where every query sees all of it, partial where some query sees some of it.
+    The number of ranges is padded to a power of two: the kernel is compiled anew for each number.
     """
-    from torch.nn.attention.flex_attention import BlockMask
-
     ranges = key_ranges(found, num_tokens)
+    count = ranges.shape[1]
+    ranges = np.pad(ranges, ((0, 0), (0, (1 << (count - 1).bit_length()) - count), (0, 0)))
     num_blocks = -(-num_tokens // block_size)
     touched = np.zeros((num_blocks, num_blocks + 1), np.int64)
     covered = np.zeros_like(touched)
@@ -162,35 +197,26 @@ def block_mask(found: Sequence[Segment], num_tokens: int, device: torch.device, 
     for j in range(ranges.shape[1]):
         low, high = ranges[:, j, 0], ranges[:, j, 1]
         some = high > low
-        _count(touched, query_block[some], low[some] // block_size, -(-high[some] // block_size))
-        _count(covered, query_block[some], -(-low[some] // block_size), high[some] // block_size)
+        low, high, of = low[some], high[some], query_block[some]
+        touched += _differences(of, low // block_size, -(-high // block_size), num_blocks)
+        covered += _differences(of, -(-low // block_size), high // block_size, num_blocks)
     queries = np.bincount(query_block, minlength=num_blocks)
     full = np.cumsum(covered, axis=1)[:, :-1] == queries[:, None]
     partial = (np.cumsum(touched, axis=1)[:, :-1] > 0) & ~full
-    first, stop = torch.from_numpy(ranges).to(device, non_blocking=True).unbind(-1)
-
-    def mask_mod(batch, head, query, key):
-        seen = (key >= first[query, 0]) & (key < stop[query, 0])
-        for j in range(1, ranges.shape[1]):
-            seen = seen | ((key >= first[query, j]) & (key < stop[query, j]))
-        return seen
-
-    return BlockMask.from_kv_blocks(
-        *_listed(partial, device), *_listed(full, device), BLOCK_SIZE=block_size, mask_mod=mask_mod,
-        seq_lengths=(num_tokens, num_tokens),
-    )  # fmt: skip
+    first, stop = (torch.from_numpy(np.ascontiguousarray(ranges[..., i])) for i in (0, 1))
+    return FlexTables(first, stop, *_listed(partial), *_listed(full), block_size)
 
 
-def _count(table: np.ndarray, rows: np.ndarray, first: np.ndarray, stop: np.ndarray) -> None:
-    """Add one to table[row, first:stop] for each row, as differences (to be summed up along the row)."""
+def _differences(rows: np.ndarray, first: np.ndarray, stop: np.ndarray, num_blocks: int) -> np.ndarray:
+    """Return [Q, K + 1]: one more in columns [first, stop) for each row, as differences to be summed along the row."""
     some = stop > first
-    np.add.at(table, (rows[some], first[some]), 1)
-    np.add.at(table, (rows[some], stop[some]), -1)
+    width = num_blocks + 1
+    starts, ends = (np.bincount(rows[some] * width + at[some], minlength=num_blocks * width) for at in (first, stop))
+    return (starts - ends).reshape(num_blocks, width)
 
 
-def _listed(blocks: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+def _listed(blocks: np.ndarray) -> tuple[Tensor, Tensor]:
     """Return the number of true entries in each row and their columns first, [1, 1, Q] and [1, 1, Q, K]."""
     order = np.argsort(~blocks, axis=1, kind="stable").astype(np.int32)
     count = blocks.sum(axis=1).astype(np.int32)
-    counts, columns = (torch.from_numpy(a)[None, None].to(device, non_blocking=True) for a in (count, order))
-    return counts, columns
+    return torch.from_numpy(count)[None, None], torch.from_numpy(order)[None, None]

@@ -64,13 +64,14 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor, is_token: Tensor) -> Tensor:
         """x [N, D]; ``is_token`` [N] is false on padding rows, which are routed nowhere. Returns [N, D]."""
-        scores = self.router(x).float() if x.dtype != torch.float64 else self.router(x)
+        with torch.autocast(x.device.type, enabled=False):  # in 16 bits some tokens would go to other experts
+            scores = self.router(x if x.dtype == torch.float64 else x.float())
         if self.routing == "expert_choice":
             return self._expert_choice(x, scores.softmax(-1), is_token)
         return self._token_choice(x, scores.sigmoid(), is_token)
 
     def _expert_choice(self, x: Tensor, scores: Tensor, is_token: Tensor) -> Tensor:
-        capacity = max(1, x.shape[0] * self.top_k // self.num_experts)
+        capacity = min(x.shape[0], max(1, x.shape[0] * self.top_k // self.num_experts))
         gates, rows = scores.masked_fill(~is_token[:, None], 0.0).topk(capacity, dim=0)  # C E
         taken = x.index_select(0, rows.T.flatten()).unflatten(0, (self.num_experts, capacity))  # E C D
         gate, up, down = (local(side.weight) for side in (self.gate, self.up, self.down))

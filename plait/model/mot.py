@@ -15,12 +15,11 @@ from plait.batch.spans import refuse_generation
 from plait.config.bounds import as_number
 from plait.config.modality import ModalityConfig
 from plait.config.model import ModelConfig
-from plait.model.attention import AttentionPlan
+from plait.model.attention import plan_for
 from plait.model.block import Block, Step, heads_kernel, is_token
 from plait.model.cache import CacheStep, KVCache
 from plait.model.latent_patches import LatentIn, LatentOut
 from plait.model.layers import SMALL, Embedding, Linear, RMSNorm
-from plait.model.mask import segments
 from plait.model.moe import MixtureOfExperts
 from plait.model.ranks import Ranks
 from plait.model.recompute import Recompute
@@ -125,7 +124,7 @@ class MixtureOfTransformers(nn.Module):
         device, dtype = batch.ids.device, self.dtype
         cos, sin = rotation(batch.positions, self._ladder(batch), dtype)
         short = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else dtype
-        plan = None if cache else AttentionPlan.of(segments(batch.spans), batch.num_tokens, device, short)
+        plan = None if cache else plan_for(batch, device, short)
         kernel = heads_kernel(device, config) if self.use_kernels else None
         mask = is_token(batch.routing, device, self.ranks)
         owners = None
@@ -260,8 +259,11 @@ class MixtureOfTransformers(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The precision of the stream: that of the weights, and of shorter ones (`plait.model.precision`) float32."""
-        return torch.promote_types(next(self.parameters()).dtype, torch.float32)
+        """The precision of the stream: that of the norms, and under autocast float32 at least."""
+        own = next(self.final_norm.parameters()).dtype
+        kind = self.device.type
+        is_cast = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+        return torch.promote_types(own, torch.float32) if is_cast else own
 
     def num_parameters(self) -> int:
         """Return the number of parameters in all."""

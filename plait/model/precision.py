@@ -16,6 +16,11 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
 
 
+def attended(precision: str) -> torch.dtype:
+    """Return the precision of what is attended under `autocast`."""
+    return torch.float32 if precision == "float32" else torch.bfloat16
+
+
 @torch.no_grad()
 def shorten(model: MixtureOfTransformers) -> None:
     """Keep the matrices of a model in bfloat16, to generate with in half the memory, under `autocast` to bfloat16.

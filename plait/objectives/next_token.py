@@ -3,6 +3,8 @@
 Shapes: n targets of a batch, V ids, M modalities.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,12 +13,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from plait.batch.batch import Batch
+from plait.model.block import has_triton
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Ranks, local
 from plait.model.routing import merged
 
-MAX_LOGITS = 1 << 24
-"""Most logits held at once (64 MiB in float32); more targets are scored piece by piece, in the backward again."""
+MAX_LOGITS = {"cpu": 1 << 24, "cuda": 1 << 27}
+"""Most logits held at once (64 and 512 MiB in float32), by device, elsewhere as on a CPU; more targets are scored piece
+by piece, in the backward again. On a GPU small pieces would spend their time adding up gradients of the weight."""
 
 
 def loss_sums(model: MixtureOfTransformers, hidden: list[Tensor], batch: Batch, *, z_loss: float = 0.0) -> Tensor:
@@ -29,9 +33,12 @@ def loss_sums(model: MixtureOfTransformers, hidden: list[Tensor], batch: Batch, 
 
 
 def target_losses(
-    model: MixtureOfTransformers, hidden: list[Tensor], batch: Batch, *, max_logits: int = MAX_LOGITS
+    model: MixtureOfTransformers, hidden: list[Tensor], batch: Batch, *, max_logits: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Return the negative log-likelihood [n] and log Z [n] of every target, in the order of ``batch.targets``."""
+    """Return the negative log-likelihood [n] and log Z [n] of every target, in the order of ``batch.targets``.
+
+    ``max_logits`` is as in `linear_cross_entropy`.
+    """
     heads, ranks = model.head_weights(), model.ranks
     hidden = ranks.gather(hidden)
     rows = [h.index_select(0, r) for h, r in zip(hidden, batch.targets.rows, strict=True)]
@@ -48,13 +55,14 @@ def target_losses(
 
 
 def linear_cross_entropy(
-    x: Tensor, weight: Tensor, target: Tensor, *, max_logits: int = MAX_LOGITS, ranks: Ranks | None = None
+    x: Tensor, weight: Tensor, target: Tensor, *, max_logits: int = 0, ranks: Ranks | None = None
 ) -> tuple[Tensor, Tensor]:
     """Score targets [n] with hidden states x [n, D] and a head's weight [V, D]: loss [n] and log Z [n].
 
     The logits are a product in the precision of autocast, the rest is float32 at least. At most ``max_logits`` of them
-    are held at once. (torch 2.13 has a function of this name; it returns no log Z, and it makes gradients in the
-    forward pass for one sum of all targets, where modalities have factors that only the backward pass brings.)
+    (0: `MAX_LOGITS`) are held at once. (torch 2.13 has a function of this name; it returns no log Z, and it makes
+    gradients in the forward pass for one sum of all targets, where modalities have factors that only the backward pass
+    brings.)
 
     Tensor ranks hold a part of the head each and get the same result, from one exchange of two numbers a target.
     """
@@ -64,7 +72,8 @@ def linear_cross_entropy(
     cut = ranks if ranks is not None and ranks.tensor > 1 else None
     target = target - cut.first_id(len(weight)) if cut else target
     part = local(weight)
-    rows = max(1, max_logits // len(part))
+    most = max_logits or MAX_LOGITS.get(device, MAX_LOGITS["cpu"])
+    rows = max(1, most // len(part))
     score = _LinearCrossEntropy.apply
     losses: tuple[Tensor, Tensor] = score(x, part, target, dtype, rows, cut)  # type: ignore[no-untyped-call]  # torch's
     return losses
@@ -87,8 +96,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
             target = target.clamp(0, len(weight) - 1)
         for x_r, target_r in zip(x.split(rows), target.split(rows), strict=True):
             logits = _logits(x_r, head)
-            log_zs.append(logits.logsumexp(-1))
-            picked.append(logits.gather(1, target_r[:, None]).squeeze(1))
+            log_z_r, score_r = _fused(_scores)(logits, target_r) if _fuses(x) else _scores(logits, target_r)
+            log_zs.append(log_z_r)
+            picked.append(score_r)
         score, log_z = torch.cat(picked), torch.cat(log_zs)
         if cut is not None:
             scores, log_z_of_parts = cut.stacked(torch.stack([score * ctx.inside, log_z])).unbind(1)
@@ -111,9 +121,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         each = (x, target, log_z, for_loss + for_log_z, for_score, for_x)
         for x_r, target_r, log_z_r, all_r, score_r, for_x_r in zip(*(t.split(ctx.rows) for t in each), strict=True):
             logits = _logits(x_r, head) if saved_logits is None else saved_logits
-            g = torch.sub(logits, log_z_r[:, None], out=logits if saved_logits is None else None)
-            g = g.exp_().mul_(all_r[:, None]).scatter_add_(1, target_r[:, None], score_r[:, None])
-            g = g.to(ctx.dtype)
+            if _fuses(x):
+                g = _fused(_for_logits)(logits, log_z_r, all_r, target_r, score_r)
+            else:
+                g = torch.sub(logits, log_z_r[:, None], out=logits if saved_logits is None else None)
+                g = g.exp_().mul_(all_r[:, None]).scatter_add_(1, target_r[:, None], score_r[:, None])
+                g = g.to(ctx.dtype)
             for_x_r.copy_(g @ head)
             if for_weight is None:
                 continue
@@ -125,5 +138,34 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _logits(x: Tensor, head: Tensor) -> Tensor:
+    """Return the product, on a CPU in float32 at least; on a GPU what reads it does that on the way."""
     logits = F.linear(x.to(head.dtype), head)
-    return logits if logits.dtype == torch.float64 else logits.float()
+    return logits if _fuses(logits) else _wide(logits)
+
+
+def _fuses(x: Tensor) -> bool:
+    """Whether what reads logits is one kernel, which needs no copy of them in a wider precision."""
+    return x.is_cuda
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _scores(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log Z [n] of logits [n, V], and the targets' own logits [n]."""
+    wide = _wide(logits)
+    return wide.logsumexp(-1), wide.gather(1, target[:, None]).squeeze(1)
+
+
+def _for_logits(logits: Tensor, log_z: Tensor, for_all: Tensor, target: Tensor, for_score: Tensor) -> Tensor:
+    """Return the gradient of logits [n, V], in their precision, without a copy in a wider one once it is compiled."""
+    g = (_wide(logits) - log_z[:, None]).exp() * for_all[:, None]
+    is_target = torch.arange(logits.shape[1], device=logits.device) == target[:, None]
+    return torch.where(is_target, g + for_score[:, None], g).to(logits.dtype)
+
+
+@functools.cache
+def _fused(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function as one kernel, where kernels can be compiled: it reads and writes logits once."""
+    return torch.compile(function, dynamic=True) if has_triton() else function

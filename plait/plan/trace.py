@@ -35,7 +35,7 @@ from plait.model.frozen import is_frozen
 from plait.model.mask import varlen_calls
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
-from plait.objectives import loss_sums
+from plait.objectives import loss_sums, next_token
 from plait.objectives.diffusion import corrupt
 from plait.plan.exchange import PlannedRanks, made_up_ranks
 
@@ -155,12 +155,14 @@ def _operations_of(device: str) -> Iterator[None]:
         return
 
     def plan(cls, segments, num_tokens, place, dtype=torch.float32):
-        return cls.by_varlen(segments, varlen_calls(segments), place)
+        return cls.by_varlen(segments, varlen_calls(segments), ("cpu", False))
 
     def rms_norm(x, shape, weight, eps):
         return torch.ops.aten._fused_rms_norm(x, shape, weight, eps)[0]
 
-    stand_ins = [(AttentionPlan, "of", classmethod(plan)), (torch.nn.functional, "rms_norm", rms_norm)]
+    most = next_token.MAX_LOGITS["cuda"]
+    stand_ins = [(AttentionPlan, "of", classmethod(plan)), (torch.nn.functional, "rms_norm", rms_norm),
+                 (next_token, "MAX_LOGITS", {"cpu": most})]  # fmt: skip
     if importlib.util.find_spec("triton") is not None:
         from plait.model import kernels
 

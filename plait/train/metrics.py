@@ -4,6 +4,7 @@ Every file here is one that another program reads while the run is on or after i
 by one, whole files are replaced at once, and a last line that was being written is no error.
 """
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
@@ -283,3 +284,16 @@ def _commit() -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return head.stdout.strip() + ("" if clean.returncode == 0 else "+changes") if head.returncode == 0 else ""
+
+
+class NoMetrics(contextlib.AbstractContextManager):
+    """The log of ranks that write nothing."""
+
+    def __exit__(self, *_) -> None:
+        """Nothing is open."""
+
+    def drop_after(self, step: int) -> None:
+        """Nothing was written."""
+
+    def log(self, values: Mapping[str, Any], **_) -> None:
+        """Leave it to rank 0."""

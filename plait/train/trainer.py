@@ -7,7 +7,7 @@ the batches before the forward pass. Nothing in the loop waits for the device ou
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ from plait.data.loader import Loader
 from plait.data.sources import codec_fingerprints, resolve_vocabulary, validation_splits
 from plait.data.targets import check_targets, skipped
 from plait.evaluate.losses import split_losses
+from plait.model.attention import new_plan
 from plait.model.frozen import trained_rows
 from plait.model.mot import MixtureOfTransformers
-from plait.model.precision import autocast
+from plait.model.precision import attended, autocast
 from plait.model.ranks import local
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
@@ -43,7 +44,7 @@ from plait.train.ema import AveragedWeights
 from plait.train.gradients import add_gradients, side_by_side
 from plait.train.host_memory import MemoryWatch
 from plait.train.inspection import save_batches
-from plait.train.metrics import MetricsLog, peak_device_memory_gb
+from plait.train.metrics import MetricsLog, NoMetrics, peak_device_memory_gb
 from plait.train.optim import learning_rate, make_optimizer, set_learning_rate
 from plait.train.profile import StepProfiler, collect, garbage_by_step
 from plait.train.signals import stop_signals
@@ -73,19 +74,6 @@ def pick_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ResourceError(f"train.device: {name!r} is absent on this machine; use auto or cpu")
     return device
-
-
-class NoMetrics(contextlib.AbstractContextManager):
-    """The log of ranks that write nothing."""
-
-    def __exit__(self, *_) -> None:
-        """Nothing is open."""
-
-    def drop_after(self, step: int) -> None:
-        """Nothing was written."""
-
-    def log(self, values: Mapping[str, Any], **_) -> None:
-        """Leave it to rank 0."""
 
 
 @dataclass
@@ -266,6 +254,7 @@ class Trainer:
     def _finish(self, batch: Batch) -> Batch:
         """Noise a batch, take this rank's part and make it ready to be sent, in the loader's threads."""
         batch = share_of(corrupt(batch, self.config.diffusion, self.config.seed), self.ranks)
+        batch.attention = new_plan(batch, self.device, attended(self.config.train.precision))
         return batch.pin_memory() if self.device.type == "cuda" else batch
 
     def _step(self, batches, loader: Loader) -> None:

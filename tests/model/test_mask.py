@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers.flash import flash_by_sequence
 from helpers.models import model_config, random_documents, random_part
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,8 +12,8 @@ from torch.nn.attention.flex_attention import create_mask, flex_attention
 from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
 from plait.model import attention
-from plait.model.attention import AttentionPlan, attend
-from plait.model.mask import block_mask, dense_mask, segments, varlen_calls
+from plait.model.attention import AttentionPlan, attend, flex_length, new_plan, plan_for
+from plait.model.mask import dense_mask, flex_tables, segments, varlen_calls
 from plait.model.segment_attention import LONG, PIECE, table_of
 
 
@@ -56,7 +57,7 @@ def test_block_mask_equals_dense_mask(seed, count, block):
     batch = random_batch(seed, count)
     found, n = segments(batch.spans), batch.num_tokens
     expected = dense_mask(found, n)
-    flex = block_mask(found, n, torch.device("cpu"), block)
+    flex = flex_tables(found, n, block).block_mask()
     assert torch.equal(create_mask(flex.mask_mod, 1, 1, n, n, device="cpu")[0, 0], expected)
     padded = torch.zeros(-(-n // block) * block, -(-n // block) * block, dtype=torch.bool)
     padded[:n, :n] = expected
@@ -118,19 +119,6 @@ def test_varlen_calls_equal_masked_attention(seed, count):
     assert len(calls) <= 2
 
 
-def flash_by_sequence(query, key, value, query_offsets, key_offsets, most_queries, most_keys, *, window_size):
-    """What torch's varlen_attn does on a GPU: sequence by sequence, causal ones aligned at the end."""
-    out = []
-    ends = [list(zip(o.tolist(), o.tolist()[1:], strict=False)) for o in (query_offsets, key_offsets)]
-    for (a, b), (c, d) in zip(*ends, strict=True):
-        assert b - a <= most_queries and d - c <= most_keys
-        mask = torch.ones(b - a, d - c, dtype=torch.bool)
-        mask = mask.tril(d - c - b + a) if window_size == (-1, 0) else mask
-        sides = (x.transpose(0, 1) for x in (query[a:b], key[c:d], value[c:d]))
-        out.append(torch.nn.functional.scaled_dot_product_attention(*sides, attn_mask=mask).transpose(0, 1))
-    return torch.cat(out)
-
-
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 6))
 @settings(max_examples=30, deadline=None)
 def test_attention_by_varlen_calls_equals_masked_attention(seed, count):
@@ -140,7 +128,7 @@ def test_attention_by_varlen_calls_equals_masked_attention(seed, count):
     inputs = [torch.randn(n, h, 8, dtype=torch.float64, requires_grad=True) for h in (4, 2, 2)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(attention, "varlen_attention", lambda: flash_by_sequence)
-        plan = AttentionPlan.by_varlen(found, varlen_calls(found), torch.device("cpu"))
+        plan = AttentionPlan.by_varlen(found, varlen_calls(found))
         out = attend(*inputs, plan)
     q, k, v = (x.repeat_interleave(4 // x.shape[1], 1).transpose(0, 1) for x in inputs)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense_mask(found, n))
@@ -165,15 +153,39 @@ def test_the_scheme_of_cosmos_needs_no_copies_of_keys(rng):
     assert len(causal.query_offsets) - 1 == 3 and len(spans.query_offsets) - 1 == 6
 
 
+def test_a_gpus_kernel_is_compiled_for_few_shapes():
+    """FlexAttention's kernel is compiled anew for each number of ranges and each length: both come in few sizes."""
+    found = [segments(random_batch(seed, 4).spans) for seed in range(30)]
+    counts = {max(len(s.keys) for s in one) for one in found}
+    tables = [flex_tables(one, flex_length(one[-1].stop)) for one in found]
+    assert counts == {1, 2, 3} and {t.first.shape[1] for t in tables} == {1, 2, 4}
+    lengths = {flex_length(n) for n in range(4096, 65536, 7)}
+    assert len(lengths) == 17 and all(flex_length(n) >= n for n in lengths)
+    assert all(flex_length(n) <= 1.26 * n for n in range(4097, 65536, 11))
+
+
+def test_a_plan_that_came_with_the_batch_is_used(monkeypatch):
+    """Made by the loader's threads, for the device and the precision that attends; another one is made anew."""
+    batch, cpu = random_batch(3, 4), torch.device("cpu")
+    batch.attention = new_plan(batch, cpu, torch.float32)
+    moved = batch.to("cpu").attention
+    assert moved.segments is batch.attention.segments and torch.equal(moved.table, batch.attention.table)
+    made = []
+    monkeypatch.setattr(attention, "new_plan", lambda *given: made.append(given) or new_plan(*given))
+    assert plan_for(batch, cpu, torch.bfloat16) is batch.attention and not made
+    batch.attention = AttentionPlan(batch.attention.segments, ("cuda", True))
+    assert plan_for(batch, cpu, torch.float32).table is not None and len(made) == 1
+
+
 def test_flex_attention_takes_the_block_mask():
     batch = random_batch(1, 6)
     found, n = segments(batch.spans), batch.num_tokens
     q, k, v = (torch.randn(1, 2, n, 16) for _ in range(3))
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=dense_mask(found, n))
-    out = flex_attention(q, k, v, block_mask=block_mask(found, n, torch.device("cpu"), 16))
+    out = flex_attention(q, k, v, block_mask=flex_tables(found, n, 16).block_mask())
     torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
     longer = n + 37  # padded, as on a GPU
     q, k, v = (torch.nn.functional.pad(x, (0, 0, 0, 37)) for x in (q, k, v))
-    out = flex_attention(q, k, v, block_mask=block_mask(found, longer, torch.device("cpu"), 16))
+    out = flex_attention(q, k, v, block_mask=flex_tables(found, longer, 16).block_mask())
     torch.testing.assert_close(out[:, :, :n], expected, rtol=1e-4, atol=1e-5)
     assert out.isfinite().all()

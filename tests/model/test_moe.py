@@ -41,6 +41,24 @@ def test_token_choice_against_a_loop(top_k):
     assert moe.router.weight.grad.abs().max() > 1e-3  # the router learns
 
 
+@pytest.mark.parametrize("routing", ["token_choice", "expert_choice"])
+def test_experts_are_chosen_in_float32_under_autocast(routing):
+    """In bfloat16 about one token in a hundred would go elsewhere."""
+    moe = experts(routing).float()
+    x, chosen = torch.randn(400, 8), []
+    moe.router.register_forward_hook(lambda module, inputs, out: chosen.append(out))
+    for short in (False, True):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=short):
+            moe(x, torch.ones(400, dtype=torch.bool))
+    assert torch.equal(*chosen) and chosen[1].dtype == torch.float32
+
+
+@pytest.mark.parametrize("routing", ["token_choice", "expert_choice"])
+def test_an_empty_tower_with_experts(routing):
+    moe = experts(routing)
+    assert moe(torch.zeros(0, 8, dtype=torch.float64), torch.ones(0, dtype=torch.bool)).shape == (0, 8)
+
+
 def test_expert_choice_against_a_loop():
     moe = experts("expert_choice")
     x, real = torch.randn(16, 8, dtype=torch.float64), torch.arange(16) < 12

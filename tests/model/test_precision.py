@@ -37,6 +37,14 @@ def test_shorter_weights_compute_what_autocast_does(settings, rng):
 
 
 @torch.no_grad()
+def test_a_model_that_is_short_throughout_has_a_short_stream(rng):
+    """As after `model.bfloat16()`, without autocast: every product gets what its weight is."""
+    model = MixtureOfTransformers(model_config(mel=True)).bfloat16()
+    batch = corrupt(pack(random_documents(rng, 5, mel=True), model.config), DiffusionConfig(), 0)
+    assert model.dtype == torch.bfloat16 and all(h.dtype == torch.bfloat16 for h in model(batch))
+
+
+@torch.no_grad()
 def test_it_generates(rng):
     model = build().float()
     short = copy.deepcopy(model)

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 
 from plait.batch.assemble import pack
 from plait.model.mot import MixtureOfTransformers
-from plait.objectives import loss_sums
+from plait.objectives import loss_sums, next_token
 from plait.objectives.next_token import linear_cross_entropy, target_losses
 
 
@@ -43,6 +43,21 @@ def test_pieces_equal_the_textbook(n, rows):
     given = inputs(n)
     got = values_and_gradients(lambda *a: linear_cross_entropy(*a, max_logits=rows * 37 + 5), *given)
     torch.testing.assert_close(got, values_and_gradients(textbook, *given), rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("precision", ["float64", "bfloat16"])
+@pytest.mark.parametrize("max_logits", [4 * 37, 1 << 20])
+def test_what_a_gpu_computes_equals_what_a_cpu_computes(monkeypatch, precision, max_logits):
+    """The functions that are compiled there, here as they are written; bfloat16 rounds the same products."""
+    given = inputs(23, dtype=torch.float64 if precision == "float64" else torch.float32)
+    results = []
+    for fused in (False, True):
+        monkeypatch.setattr(next_token, "_fuses", lambda x, fused=fused: fused)
+        monkeypatch.setattr(next_token, "_fused", lambda function: function)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            results.append(values_and_gradients(lambda *a: linear_cross_entropy(*a, max_logits=max_logits), *given))
+    allowed = 1e-12 if precision == "float64" else 1e-6
+    torch.testing.assert_close(*results, rtol=allowed, atol=allowed)
 
 
 def test_fewer_logits_than_one_row_is_one_row():
