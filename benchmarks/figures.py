@@ -82,6 +82,7 @@ ALL_CONCEPTS_SCORE = (
 )
 SCORES = {"quickstart": ("mixed", SMALL_WORLD_SCORE), "transfusion": ("transfusion", SMALL_WORLD_SCORE),
           "chameleon-speech": ("chameleon_speech", SMALL_WORLD_SCORE),
+          "smollm2-images": ("smollm2_images", SMALL_WORLD_SCORE),
           "all-concepts": ("all_concepts", ALL_CONCEPTS_SCORE)}  # fmt: skip
 """Name of a run's two figures within sentences, its results file, and what is said of it."""
 

@@ -150,6 +150,15 @@ def _parser() -> Parser:
                epilog=GENERATE_EXAMPLES)  # fmt: skip
     _generate_arguments(step)
 
+    step = add("serve", commands.serve,
+               "serve a model to programs, by OpenAI's endpoints, and to people, by a page at /",
+               settings=False, epilog=SERVE_EXAMPLES)  # fmt: skip
+    _serve_arguments(step, several=False)
+    step = add("playground", commands.playground,
+               "try models in a browser: a page on this machine, for one model or two",
+               settings=False, epilog=PLAYGROUND_EXAMPLES)  # fmt: skip
+    _serve_arguments(step, several=True)
+
     step = add("upcycle", commands.upcycle,
                "a language model as a text tower: weights, tokenizer, and a config to train other towers beside it",
                settings=False, epilog=UPCYCLE_EXAMPLES)  # fmt: skip
@@ -253,6 +262,16 @@ GENERATE_EXAMPLES = """examples:
   plait generate runs/chat --chat                    (line by line; an empty line or Ctrl-D ends it)"""
 
 
+SERVE_EXAMPLES = """examples:
+  plait serve runs/quickstart
+  plait serve smollm2 --port 8001 --weights bfloat16 --api-key-file key.txt --host 0.0.0.0
+
+docs/serving.md: endpoints, what they take, clients in Python, JavaScript and curl."""
+
+PLAYGROUND_EXAMPLES = """examples:
+  plait playground runs/quickstart
+  plait playground runs/before runs/after            (two checkpoints beside one another)"""
+
 UPCYCLE_EXAMPLES = """examples:
   plait upcycle --from HuggingFaceTB/SmolLM2-135M-Instruct --out smollm2
   plait upcycle --from models/Qwen3-0.6B --out qwen3 --towers text,image
@@ -303,6 +322,23 @@ class _PromptPart(argparse.Action):
             if not (key and value):
                 parser.error(f"--part: {key!r} is not allowed, it must be KEY=VALUE, such as depth=map.npy")
         namespace.prompt = [*parts, {key: value}]
+
+
+def _serve_arguments(step: argparse.ArgumentParser, *, several: bool) -> None:
+    what = "a run's folder, or a saved model's"
+    step.add_argument("models", metavar="model", nargs="+" if several else 1, help=what)
+    step.add_argument("--host", default="127.0.0.1",
+                      help="address to listen at (default: 127.0.0.1, this machine alone)")  # fmt: skip
+    step.add_argument("--port", type=whole(at_least=1, at_most=65535), default=8000, help="(default: 8000)")
+    step.add_argument("--api-key-file", default="", metavar="FILE",
+                      help="file with the key that clients must send as Authorization: Bearer KEY")  # fmt: skip
+    step.add_argument("--max-queue", type=whole(at_least=0), default=256, metavar="N",
+                      help="requests that may wait; more are refused with 429 (default: 256)")  # fmt: skip
+    step.add_argument("--timeout", type=real(above=0), default=600.0, metavar="S",
+                      help="seconds after which an answer is given up (default: 600)")  # fmt: skip
+    step.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
+    step.add_argument("--weights", default="float32", choices=["float32", "bfloat16"],
+                      help="precision of the weights; bfloat16 takes half the memory (default: float32)")  # fmt: skip
 
 
 def _generate_arguments(step: argparse.ArgumentParser) -> None:

@@ -4,7 +4,9 @@ import dataclasses
 import inspect
 import itertools
 import typing
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from plait.common.errors import ConfigError, require, unknown
 from plait.config.bounds import MAPPINGS
@@ -60,18 +62,26 @@ def quickstart_config(setting: str) -> str:
     return QUICKSTARTS[setting]
 
 
-def sampling_from(base: dict[str, SamplingConfig], model: ModelConfig, chosen) -> dict[str, SamplingConfig]:
-    """Lay a command's sampling options over the run's, for every modality; one that changes nothing is refused."""
+SAMPLING = ("temperature", "top_k", "top_p", "guidance", "media_guidance", "steps", "sampler")
+"""Settings of sampling that a command or a request may name for all modalities together."""
+
+
+def sampling_from(
+    base: dict[str, SamplingConfig],
+    model: ModelConfig,
+    options: Mapping[str, Any],
+    called: Callable[[str], str] = "--{}".format,
+) -> dict[str, SamplingConfig]:
+    """Lay options over a run's sampling, for every modality; one that changes nothing is refused.
+
+    ``options`` are those of `SAMPLING` that are not None; ``called`` says how the user knows one.
+    """
     objectives = {m.objective for m in model.modalities.values()}
-    for option, name, objective in (
-        *((f"--{n.replace('_', '-')}", n, "next_token") for n in ("temperature", "top_k", "top_p")),
-        *((f"--{n}", n, "diffusion") for n in ("steps", "sampler")),
-    ):
-        value = getattr(chosen, name)
-        require(value is None or objective in objectives, option, value,
-                f"left out, as no modality of this run is made by {objective}")  # fmt: skip
-    names = ("temperature", "top_k", "top_p", "guidance", "media_guidance", "steps", "sampler")
-    options = {n: getattr(chosen, n) for n in names if getattr(chosen, n) is not None}
+    needs = dict.fromkeys(("temperature", "top_k", "top_p"), "next_token")
+    needs |= dict.fromkeys(("steps", "sampler"), "diffusion")
+    for name, value in options.items():
+        require(needs.get(name) in (None, *objectives), called(name), value,
+                f"left out, as no modality of this model is made by {needs.get(name)}")  # fmt: skip
     return {m: dataclasses.replace(base.get(m, SamplingConfig()), **options) for m in model.modalities}
 
 

@@ -10,7 +10,8 @@ there, counts are padded so that few shapes come up. Padding streams repeat the 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from plait.batch.assemble import Run, place_runs
 from plait.batch.batch import Batch, Routing, Targets
 from plait.batch.spans import Span, tower_of
 from plait.generate.allowed import AllowedIds
+from plait.generate.request import Score
 from plait.generate.rows import Row, Stream
 from plait.generate.sampling import Limits, invert, weights_of
 from plait.generate.speculation import race
@@ -48,11 +50,36 @@ class DrawShape:
     low: int
     high: int
     """Ids that are scored."""
+    num_top: int = -1
+    """Likeliest ids whose log-probabilities are wanted besides those of the drawn ones; -1: none at all."""
 
     @property
     def sizes(self) -> list[int]:
         """Integers: picks [S], branches [3 B], states [B], keys [B]."""
         return [self.num_needed, 3 * self.num_rows, self.num_rows, self.num_rows]
+
+
+@dataclass
+class Drawn:
+    """Ids that were drawn [B], and where they are wanted, log-probabilities: of them [B], and the likeliest [B, K]."""
+
+    ids: Tensor
+    logprobs: Tensor | None = None
+    top: Tensor | None = None
+    top_logprobs: Tensor | None = None
+
+    def first(self, count: int) -> "Drawn":
+        """Return the first draws, without those of padding."""
+        cut = {name: None if t is None else t[:count] for name, t in vars(self).items() if name != "ids"}
+        return Drawn(self.ids[:count], **cut)
+
+    def scores(self) -> list[Score]:
+        """Return each draw's score, on the host; none where they are not wanted."""
+        if self.logprobs is None or self.top is None or self.top_logprobs is None:
+            return []
+        columns = (t.tolist() for t in (self.ids, self.logprobs, self.top, self.top_logprobs))
+        rows = zip(*columns, strict=True)
+        return [Score(i, p, list(zip(top, likely, strict=True))) for i, p, top, likely in rows]
 
 
 @dataclass(frozen=True)
@@ -86,14 +113,14 @@ class Decoder:
         self._towers: dict[tuple[str, str], int] = {}
         """By modality and role."""
         self.dtype = torch.promote_types(model.dtype, torch.float32)
-        self.run: Callable[[Tensor, Tensor, Shape], Tensor] = self.forward
+        self.run: Callable[[Tensor, Tensor, Shape], Drawn] = self.forward
 
     # -- on the host --------------------------------------------------------------------------------------------
 
-    def step(self, streams: Sequence[Stream], rows: Sequence[Row]) -> Tensor:
+    def step(self, streams: Sequence[Stream], rows: Sequence[Row]) -> Drawn:
         """Feed every stream its ids, as many as the others, and draw one for each token of each row.
 
-        Returns the ids [B] on the device, row after row.
+        Returns the draws on the device, row after row.
         """
         cache, count = self.cache, len(streams)
         fed = [run for s in streams for run in s.pending]
@@ -134,7 +161,7 @@ class Decoder:
             cache.lengths[i] += num_new
             stream.position = float(after[i])
             stream.pending = []
-        return out[: _num_draws(rows)]
+        return out.first(_num_draws(rows))
 
     def _positions(self, streams: Sequence[Stream], num_new: int) -> tuple[np.ndarray, Sequence[float] | np.ndarray]:
         """Return the positions [T, A] of what streams are fed, and where each goes on."""
@@ -153,16 +180,16 @@ class Decoder:
             self._towers[key] = list(config.towers).index(tower_of(span, config))
         return self._towers[key]
 
-    def draw(self, hidden: list[Tensor], batch: Batch, streams: Sequence[Stream], rows: Sequence[Row]) -> Tensor:
+    def draw(self, hidden: list[Tensor], batch: Batch, streams: Sequence[Stream], rows: Sequence[Row]) -> Drawn:
         """Draw an id for each row, and one for each of its guesses, from the last tokens of the streams in a batch.
 
-        Returns the ids [B] on the device, row after row.
+        Returns the draws on the device, row after row.
         """
         picks, draws, numbers, shape = self._drawing(streams, np.cumsum(batch.lengths) - 1, rows)
         by_tower, back = rows_of(batch, picks)
         hidden = [h.index_select(0, to_device(r, h.device)) for h, r in zip(hidden, by_tower, strict=True)]
         ints, floats = self._moved([back, *draws], [numbers])
-        return self._draw(hidden, ints.split(shape.sizes), floats, shape)[: _num_draws(rows)]
+        return self._draw(hidden, ints.split(shape.sizes), floats, shape).first(_num_draws(rows))
 
     def _drawing(
         self, streams: Sequence[Stream], last: np.ndarray, rows: Sequence[Row]
@@ -193,7 +220,10 @@ class Decoder:
             picks, where = np.unique(tokens, return_inverse=True)
             branches = where.reshape(tokens.shape)
         picks = _padded(picks, bucket(len(picks)) if self.pad else len(picks))
-        shape = DrawShape(num_rows, len(picks), limits.keep, is_guided, any(keys), not all(keys), low, high)
+        wanted = [row.request.logprobs for row in rows if row.span is None]
+        num_top = max((n for n in wanted if n is not None), default=-1)
+        shape = DrawShape(num_rows, len(picks), limits.keep, is_guided, any(keys), not all(keys), low, high,
+                          min(num_top, high - low))  # fmt: skip
         draws = [_padded(x, num_rows).ravel() for x in (branches, np.array(states), np.array(keys, np.int64))]
         return picks, draws, _padded(limits.numbers, num_rows).ravel(), shape
 
@@ -204,8 +234,8 @@ class Decoder:
 
     # -- on the device ------------------------------------------------------------------------------------------
 
-    def forward(self, ints: Tensor, floats: Tensor, shape: Shape) -> Tensor:
-        """Run the step on the two arrays; returns the drawn ids [B], padding included."""
+    def forward(self, ints: Tensor, floats: Tensor, shape: Shape) -> Drawn:
+        """Run the step on the two arrays; returns the draws, padding included."""
         ids, to_sequence, places, last, to_towers, table, *draws = ints.split(shape.sizes)
         axes = len(self.model.config.position_axes)
         positions, numbers = floats.split([len(ids) * axes, len(floats) - len(ids) * axes])
@@ -221,7 +251,7 @@ class Decoder:
                       [], [shape.num_new] * shape.num_streams, [])  # fmt: skip
         return self._draw(self.model(batch, step), draws, numbers, shape.draw)
 
-    def _draw(self, hidden: list[Tensor], ints: Sequence[Tensor], numbers: Tensor, shape: DrawShape) -> Tensor:
+    def _draw(self, hidden: list[Tensor], ints: Sequence[Tensor], numbers: Tensor, shape: DrawShape) -> Drawn:
         """Draw from hidden states in tower order; ``ints`` are picks, branches, states, keys."""
         picks, branches, states, keys = ints
         uniform, scale, top_k, top_p, text, media = numbers.view(6, -1)
@@ -231,12 +261,15 @@ class Decoder:
             logits = guided(full, no_text, free, text[:, None], media[:, None])
         blocked = self.allowed.table[:, shape.low : shape.high].index_select(0, states)
         weights = weights_of(logits, blocked, scale, top_k, top_p, keep=shape.keep)
-        if not shape.races:
-            return shape.low + invert(weights, uniform)
-        drawn = race(weights, keys, shape.low)
-        if shape.inverts:
+        drawn = race(weights, keys, shape.low) if shape.races else invert(weights, uniform)
+        if shape.races and shape.inverts:
             drawn = torch.where(keys == 0, invert(weights, uniform), drawn)
-        return shape.low + drawn
+        if shape.num_top < 0:
+            return Drawn(shape.low + drawn)
+        scores = (logits + blocked).log_softmax(-1)
+        top = scores.topk(shape.num_top, dim=-1)
+        own = scores.gather(1, drawn[:, None]).squeeze(1)
+        return Drawn(shape.low + drawn, own, shape.low + top.indices, top.values)
 
     def _logits(self, hidden: list[Tensor], picks: Tensor, shape: DrawShape) -> Tensor:
         """Return the scores [S, high - low] of picked rows."""
@@ -254,6 +287,15 @@ def guided(full: Tensor, media: Tensor, free: Tensor, text_guidance: Tensor, med
     Classifier-free guidance (arXiv 2207.12598), by two conditions apart (InstructPix2Pix, arXiv 2211.09800, eq. 3).
     """
     return free + media_guidance * (media - free) + text_guidance * (full - media)
+
+
+def keep_scores(drawn: Drawn | None, rows: Sequence[Row]) -> None:
+    """Give rows that write text the scores of what was drawn for them, where they want them."""
+    scores = iter(drawn.scores() if drawn else [])
+    for row in rows:
+        row.new_scores = [replace(s, top=s.top[: row.request.logprobs]) for s in islice(scores, 1 + len(row.guesses))]
+        if row.request.logprobs is None or row.span is not None:
+            row.new_scores = []
 
 
 def bucket(count: int) -> int:

@@ -25,7 +25,7 @@ from plait.config.bounds import check_sizes
 from plait.config.generation import DiffusionConfig
 from plait.generate import denoising, prefixes
 from plait.generate.allowed import AllowedIds
-from plait.generate.decoding import Decoder, guided
+from plait.generate.decoding import Decoder, Drawn, guided, keep_scores
 from plait.generate.graphs import CudaCapture, Graphs
 from plait.generate.latent_batches import Canvas
 from plait.generate.request import Request, Result, check_request
@@ -176,15 +176,16 @@ class Generator:
                 self._guess(row)
             chosen = self._advance(writing, drawing)
         self.num_steps += 1
-        ids = iter(chosen.tolist() if chosen is not None else [])
+        ids = iter(chosen.ids.tolist() if chosen is not None else [])
         self.num_syncs += chosen is not None
+        keep_scores(chosen, writing)
         ended = [self._accept(row, self._final(row, [next(ids) for _ in range(1 + len(row.guesses))]))
                  for row in writing]  # fmt: skip
         ended += [self._close(row) for row in drawing if row.open_canvas.is_done]
         return [result for result in ended if result]
 
-    def _advance(self, writing: list[Row], drawing: list[Row]) -> Tensor | None:
-        """Run one forward pass; return the ids drawn for the rows of ids, if there are any."""
+    def _advance(self, writing: list[Row], drawing: list[Row]) -> Drawn | None:
+        """Run one forward pass; return what was drawn for the rows of ids, if there are any."""
         if not drawing and all(s.decodes for s in self.streams) and len({len(r.guesses) for r in writing}) == 1:
             self.num_tokens += len(self.streams) * (1 + len(writing[0].guesses))
             return self._decoder.step(self.streams, writing)
@@ -288,6 +289,7 @@ class Generator:
                 self._open(row, name)
                 return self._room(row, len(row.canvas) + 1 if row.canvas else 1)
         row.tokens.append(token)
+        row.scores += row.new_scores
         row.host_tokens += 1
         for stream in row.streams:
             stream.pending.append(one(layout.host, token, MADE))
@@ -363,7 +365,7 @@ class Generator:
         for stream in row.streams:
             self._release(stream)
         self.rows.remove(row)
-        return Result(row.request, row.parts, stopped, row.snapshots)
+        return Result(row.request, row.parts, stopped, row.snapshots, row.scores)
 
     def _in_space(self, row: Row) -> bool:
         """Whether ids of the open span have positions in a grid."""

@@ -9,9 +9,9 @@ from torch import Tensor
 MOST_GRAPHS = 128
 """Shapes whose graphs are kept; the one that was captured first goes first."""
 
-Step = Callable[[Tensor, Tensor, Any], Tensor]
+Step = Callable[[Tensor, Tensor, Any], Any]
 Replay = Callable[[], None]
-Capture = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
+Capture = Callable[[Callable[[], Any]], tuple[Replay, Any]]
 
 
 class Graphs:
@@ -23,9 +23,9 @@ class Graphs:
 
     def __init__(self, function: Step, capture: Capture):
         self.function, self.capture = function, capture
-        self.captured: dict[Hashable, tuple[Tensor, Tensor, Replay, Tensor]] = {}
+        self.captured: dict[Hashable, tuple[Tensor, Tensor, Replay, Any]] = {}
 
-    def __call__(self, ints: Tensor, floats: Tensor, shape: Hashable) -> Tensor:
+    def __call__(self, ints: Tensor, floats: Tensor, shape: Hashable) -> Any:
         """Return the function's output; it holds until the next call."""
         if shape not in self.captured:
             if len(self.captured) == MOST_GRAPHS:
@@ -45,7 +45,7 @@ class CudaCapture:
     def __init__(self) -> None:
         self.pool = torch.cuda.graph_pool_handle()
 
-    def __call__(self, function: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
+    def __call__(self, function: Callable[[], Any]) -> tuple[Replay, Any]:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries take their workspaces before the capture

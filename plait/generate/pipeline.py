@@ -211,12 +211,18 @@ class Pipeline:
             Request(list(p), o, sampling, max_tokens, grids, seed=seed, number=i, num_snapshots=num_snapshots)
             for i, (p, o) in enumerate(zip(prompts, outputs, strict=True))
         ]
-        return generate(self.model, requests, grids=self.grids, max_rows=self.config.batch_size,
-                        max_length=self.model.config.max_positions, diffusion=self.diffusion,
-                        precision=self.config.precision, on_result=on_result,
-                        page_size=self.config.page_size if self.config.cache == "paged" else 0,
-                        cache_tokens=self.config.cache_tokens, cuda_graphs=self.config.cuda_graphs,
-                        speculate=self.config.speculate)  # fmt: skip
+        return generate(self.model, requests, on_result=on_result, **self.engine_settings)
+
+    @property
+    def engine_settings(self) -> dict[str, Any]:
+        """The run's own settings of a `Generator`."""
+        config = self.config
+        return {
+            "grids": self.grids, "max_rows": config.batch_size, "max_length": self.model.config.max_positions,
+            "diffusion": self.diffusion, "precision": config.precision,
+            "page_size": config.page_size if config.cache == "paged" else 0, "cache_tokens": config.cache_tokens,
+            "cuda_graphs": config.cuda_graphs, "speculate": config.speculate,
+        }  # fmt: skip
 
 
 def _mapping(name: str, value: dict[str, Any] | None) -> dict[str, Any]:

@@ -36,6 +36,9 @@ class Request(Checked):
     seed: int = 0
     number: int = bounded(0, at_least=0)
     """Which of the requests with this seed it is: (seed, number) fixes its draws, whatever else is in the batch."""
+    logprobs: int | None = bounded(None, at_least=0, at_most=20)
+    """Likeliest ids to keep beside each id of the host's text, with the log-probabilities of all, in
+    `Result.scores`; None keeps none."""
     num_snapshots: int = bounded(0, at_least=0)
     """Moments of the denoising to keep in `Result.snapshots`, evenly spaced, from noise on."""
 
@@ -61,6 +64,16 @@ class Request(Checked):
         return 2 if any(s.guidance != 1.0 for s in self.sampling.values()) else 1
 
 
+@dataclass(frozen=True)
+class Score:
+    """An id of the vocabulary with its natural log-probability, among all that may come there and before temperature;
+    and the likeliest ids with theirs."""
+
+    id: int
+    logprob: float
+    top: list[tuple[int, float]]
+
+
 @dataclass
 class Result:
     """The generated parts of a request, and why it ended: done, eos, length or cancelled."""
@@ -70,6 +83,8 @@ class Result:
     stopped: str
     snapshots: list[tuple[float, Part]] = field(default_factory=list)
     """Noise level and noised latents on the way, where the request asked for them."""
+    scores: list["Score"] = field(default_factory=list)
+    """Of each id of the host's text, where the request asked for them."""
 
 
 def check_request(

@@ -10,7 +10,7 @@ from plait.batch.assemble import Run
 from plait.batch.documents import Part
 from plait.common.randomness import generator
 from plait.generate.latent_batches import Canvas
-from plait.generate.request import Request
+from plait.generate.request import Request, Score
 
 DRAWS_AT_ONCE = 256
 
@@ -56,6 +56,9 @@ class Row:
         self.canvas: Canvas | None = None
         self.parts: list[Part] = []
         self.snapshots: list[tuple[float, Part]] = []
+        self.scores: list[Score] = []
+        """Of the ids of the host's text, where they are wanted; ``new_scores`` are those of what was drawn last."""
+        self.new_scores: list[Score] = []
         self.host_tokens, self.num_spans, self.num_draws = 0, 0, 0
         self.draws = np.empty(0)
 

@@ -138,14 +138,15 @@ def quickstart(chosen) -> None:
 
 
 def generate(chosen) -> None:
-    from plait.config.shipped import grids_from, sampling_from
+    from plait.config.shipped import SAMPLING, grids_from, sampling_from
     from plait.run.load import load
     from plait.run.steps import save_generated
 
     if chosen.chat is not None and chosen.count != 1:
         raise ConfigError("command line: --chat gives one answer, leave out --count")
     pipeline = load(chosen.run_folder, device=chosen.device, weights=chosen.weights)
-    sampling = sampling_from(pipeline.config.sampling, pipeline.model.config, chosen)
+    options = {name: getattr(chosen, name) for name in SAMPLING if getattr(chosen, name) is not None}
+    sampling = sampling_from(pipeline.config.sampling, pipeline.model.config, options, _option)
     longest = {} if chosen.max_tokens is None else dict.fromkeys(pipeline.codecs, chosen.max_tokens)
     grids = grids_from(chosen.grid, chosen.output, pipeline.model.config)
     settings = {"seed": chosen.seed, "sampling": sampling, "max_tokens": longest, "grids": grids}
@@ -162,6 +163,10 @@ def generate(chosen) -> None:
     save_generated(samples, out)
 
 
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _show_answer(sample, out: str) -> None:
     """Print an answer of text alone; one with media is saved, and its files are named."""
     from plait.run.steps import save_generated
@@ -170,6 +175,32 @@ def _show_answer(sample, out: str) -> None:
         print(sample.text, flush=True)
     else:
         save_generated([sample], out)
+
+
+def serve(chosen, *, browse: bool = False) -> None:
+    from plait.run.load import check_loadable, load, makes_edits
+    from plait.serve.server import read_key, serve
+    from plait.serve.service import Limits
+
+    def loading(folder: str):
+        def now():
+            pipeline = load(folder, device=chosen.device, weights=chosen.weights)
+            return pipeline, makes_edits(folder, pipeline.codecs)
+
+        return now
+
+    for folder in chosen.models:
+        check_loadable(folder)
+    models = {Path(folder).resolve().name: loading(folder) for folder in chosen.models}
+    if len(models) < len(chosen.models):
+        models = {folder: loading(folder) for folder in chosen.models}
+    limits = Limits(max_queue=chosen.max_queue, timeout=chosen.timeout)
+    serve(models, host=chosen.host, port=chosen.port, key=read_key(chosen.api_key_file), limits=limits,
+          run=Path(chosen.models[0]), browse=browse)  # fmt: skip
+
+
+def playground(chosen) -> None:
+    serve(chosen, browse=True)
 
 
 def upcycle(chosen) -> None:

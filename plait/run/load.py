@@ -38,12 +38,33 @@ def load(run: str | Path, *, device: str = "auto", weights: str = "float32") -> 
     run = Path(run)
     if weights not in PRECISIONS:
         raise ConfigError(unknown("weights", weights, PRECISIONS))
-    is_saved = not (run / "config.yaml").exists() and (run / "config.json").exists()
-    pipeline = load_saved(run, device=device) if is_saved else load_run(run_config(run), device=device)
+    pipeline = load_saved(run, device=device) if _is_saved(run) else load_run(run_config(run), device=device)
     if weights == "bfloat16":
         shorten(pipeline.model)
         pipeline.config.precision = "bfloat16"
     return pipeline
+
+
+def check_loadable(run: str | Path) -> None:
+    """Raise a CheckpointError or ConfigError for what is neither a run nor a saved model; no weights are read."""
+    if _is_saved(Path(run)):
+        load_config(run)
+    elif checkpoint.latest(Path(run_config(run).out) / "checkpoints") is None:
+        raise CheckpointError(f"run: {str(run)!r} has no complete checkpoint, run `plait train` first")
+
+
+def makes_edits(run: str | Path, codecs: dict[str, Codec]) -> bool:
+    """Say whether a model may make images from images: not where its run's tasks (data.tasks) have none such."""
+    if _is_saved(Path(run)):
+        return True
+    images = [name for name, codec in codecs.items() if codec.kind == "image" and not codec.reads]
+    tasks = [task.replace(" ", "").split(",") for task in run_config(run).data.tasks]
+    return not tasks or any(sum(name in images for name in task) > 1 for task in tasks)
+
+
+def _is_saved(folder: Path) -> bool:
+    """Whether a folder is a saved model rather than a run's."""
+    return not (folder / "config.yaml").exists() and (folder / "config.json").exists()
 
 
 def load_saved(folder: Path, *, device: str = "auto") -> Pipeline:

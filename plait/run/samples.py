@@ -92,7 +92,9 @@ class SampleSet:
         return [s.save(self.folder, f"{i:04d}", [a.truth]) for i, (s, a) in enumerate(zip(samples, asked, strict=True))]
 
     def _free(self, count: int) -> list[dict]:
-        """Let the model open and close spans itself, from nothing."""
+        """Let the model open and close spans itself, from nothing; none where documents open without <bos>."""
+        if self.pipeline.model.config.layout.bos is None:
+            return []
         samples = self.pipeline.generate_from_media([[]] * count, [None] * count, seed=self.config.seed + 1)
         return [s.save(self.folder, f"free-{i:02d}") for i, s in enumerate(samples)]
 

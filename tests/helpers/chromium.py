@@ -59,18 +59,28 @@ class Browser:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def open(self, path: Path, width: int = 1280, dark: bool = False):
+    def open(self, page: Path | str, width: int = 1280, dark: bool = False):
+        """Open a file, or an address."""
         self.events.clear()
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         self.run(
             """new Promise(done => document.readyState === "complete" ? done() : addEventListener("load", done))"""
         )
 
-    def problems(self) -> list[str]:
-        """Return console errors and warnings, uncaught exceptions and requests to anywhere but this page."""
+    def choose(self, selector: str, file: Path):
+        """Choose a file in an input."""
+        document = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=document, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", nodeId=node, files=[str(file)])
+
+    def problems(self, *own: str) -> list[str]:
+        """Return console errors and warnings, uncaught exceptions and requests to anywhere but this page.
+
+        ``own`` are beginnings of addresses that the page may call.
+        """
         self.run("new Promise(done => setTimeout(done, 300))")
         found = []
         for event in self.events:
@@ -81,7 +91,9 @@ class Browser:
                 found.append(json.dumps(params))
             if method == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
                 found.append(params["entry"]["text"])
-            if method == "Network.requestWillBeSent" and not params["request"]["url"].startswith(("data:", "file:")):
+            if method == "Network.requestWillBeSent" and not params["request"]["url"].startswith(
+                ("data:", "file:", "blob:", *own)
+            ):
                 found.append(params["request"]["url"])
         return found
 

@@ -189,11 +189,12 @@ def test_options_of_generate_that_would_change_nothing_are_refused():
     model = ModelConfig({"text": ModalityConfig()}, width=16, num_heads=2, num_layers=1)
     for option in ("temperature", "steps"):
         chosen = _parser().parse_args(["generate", "x", f"--{option}=3"])
+        options = {option: getattr(chosen, option)}
         if option == "temperature":
-            assert sampling_from({}, model, chosen)["text"].temperature == 3
+            assert sampling_from({}, model, options)["text"].temperature == 3
         else:
             with pytest.raises(ConfigError, match="--steps: 3 is not allowed, it must be left out, as no modality"):
-                sampling_from({}, model, chosen)
+                sampling_from({}, model, options)
     with pytest.raises(ConfigError, match="--grid: '8x8' is not allowed, it must be left out: it is the extent"):
         grids_from("8x8", "text", model)
 
