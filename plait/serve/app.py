@@ -154,10 +154,16 @@ def _add_state(app: FastAPI, loaded: Loaded, metrics: Metrics) -> None:
 
 def _about(service: Service) -> dict[str, Any]:
     codecs = service.pipeline.codecs
-    reads = sorted({codec.kind for codec in codecs.values()})
+    reads = sorted({codec.kind for codec in codecs.values()}, key=_order)
     return {"id": service.name, "object": "model", "created": service.created, "owned_by": "plait",
-            "input_modalities": reads, "output_modalities": sorted(service.kinds),
+            "input_modalities": reads, "output_modalities": sorted(service.kinds, key=_order),
             "makes_edits": service.makes_edits, "denoises": service.denoises}  # fmt: skip
+
+
+def _order(kind: str) -> tuple[int, str]:
+    """Return where a kind of media stands in a list."""
+    known = ("text", "image", "audio")
+    return known.index(kind) if kind in known else len(known), kind
 
 
 def _add_endpoints(app: FastAPI, loaded: Loaded) -> None:

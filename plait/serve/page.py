@@ -46,7 +46,10 @@ def gallery(run: Path, kinds: dict[str, str]) -> list[dict[str, Any]]:
     for record in read_jsonl(path) if path.is_file() else []:
         if not record["task"].endswith("free"):
             by_task.setdefault(record["task"], []).append(record)
-    turns = [record for turn in zip(*by_task.values(), strict=False) for record in turn]
+    # each task shows other documents, so that nothing stands there twice
+    tasks = list(by_task.values())
+    count = min(map(len, tasks), default=0) // max(1, len(tasks)) or min(map(len, tasks), default=0)
+    turns = [records[(len(tasks) * i + k) % len(records)] for i in range(count) for k, records in enumerate(tasks)]
     return [
         {side: [_shown(part, path.parent, kinds) for part in record[side]] for side in ("prompt", "output")}
         for record in turns[:MOST_SAMPLES]

@@ -1,6 +1,8 @@
 """`plait serve`: the application under uvicorn, until a signal asks it to end."""
 
+import contextlib
 import logging
+import signal
 import socket
 import threading
 import time
@@ -64,7 +66,10 @@ def serve(
         LOG.warning("anybody who can reach %s may use this server; --api-key-file asks for a key", host)
     if browse:
         threading.Thread(target=_browse, args=(address,), daemon=True).start()
-    server.run(sockets=[listening])
+    # uvicorn ends gently at a signal, and then sends it again to whoever would have had it
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run(sockets=[listening])
     if app.state.loaded.error is not None:
         raise app.state.loaded.error
 

@@ -187,10 +187,23 @@ def test_a_text_stops_where_it_is_told_to(both):
     assert "".join(c.delta.content or "" for p in pieces for c in p.choices) == cut.message.content
 
 
+def test_logprobs_come_with_the_text(both):
+    _, client, _ = both
+    request = {"model": "", "seed": 1, "messages": [{"role": "user", "content": "a fox"}], "logprobs": True,
+               "top_logprobs": 3}  # fmt: skip
+    (whole,) = client.chat.completions.create(**request).choices
+    tokens = whole.logprobs.content
+    assert "".join(t.token for t in tokens if "\ufffd" not in t.token) in whole.message.content.replace("\ufffd", "")
+    assert all(len(t.top_logprobs) == 3 and t.logprob <= t.top_logprobs[0].logprob for t in tokens)
+    stream = client.chat.completions.create(**request, stream=True)
+    pieces = [t for c in stream for choice in c.choices if choice.logprobs for t in choice.logprobs.content]
+    assert pieces == tokens
+
+
 def test_models_health_and_figures(both):
     _, client, _ = both
     (model,) = client.models.list().data
-    assert model.id == "small" and model.input_modalities == ["audio", "image", "text"]
+    assert model.id == "small" and model.input_modalities == ["text", "image", "audio"]
     assert client.models.retrieve("small").id == "small"
     base = str(client.base_url).removesuffix("/v1/")
     assert httpx.get(f"{base}/health").json() == {"status": "ok"}

@@ -68,7 +68,7 @@ DONE = "document.querySelector('.result .foot')?.childElementCount > 0"
 def test_it_says_what_the_model_does(browser, address):
     open_page(browser, address)
     assert browser.run("document.getElementById('about').textContent") == (
-        "small reads speech, image and text, and makes speech, image and text."
+        "small reads text, images and speech, and makes text, images and speech."
     )
     makes = browser.run("[...document.querySelectorAll('#make label')].map((l) => l.textContent)")
     assert makes == ["image", "speech", "text", "you choose"]
@@ -148,10 +148,10 @@ def test_what_is_refused_is_shown(browser, address):
 def test_samples_of_the_run_give_their_prompts(browser, address):
     open_page(browser, address)
     assert until(browser, "document.querySelectorAll('.sample').length") == 2
-    browser.run("document.querySelectorAll('.sample')[1].click()")
+    browser.run("document.querySelectorAll('.sample button')[1].click()")
     until(browser, "document.querySelectorAll('#parts img').length === 1")
     assert browser.run("document.querySelector('[name=make]:checked').value") == "text"
-    browser.run("document.querySelectorAll('.sample')[0].click()")
+    browser.run("document.querySelectorAll('.sample button')[0].click()")
     assert browser.run("document.getElementById('text').value") == "a red thing"
     assert browser.problems(address) == []
 

@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const PREVIEWS = 8;
-const WORDS = {text: "text", image: "image", audio: "speech"};
+const WORDS = {text: "text", image: "image", audio: "speech"}, PLURALS = {text: "text", image: "images", audio: "speech"};
 let models = [], parts = [], running = null, key = sessionStorage.getItem("plait-key") || "";
 
 function element(tag, properties = {}, ...children) {
@@ -58,7 +58,7 @@ async function connect() {
   const makes = models[0].output_modalities, reads = models[0].input_modalities;
   const list = (words) => words.length > 1 ? `${words.slice(0, -1).join(", ")} and ${words.at(-1)}` : words[0];
   $("about").textContent = `${list(models.map((m) => m.id))} ${models.length > 1 ? "read" : "reads"} ` +
-    `${list(reads.map((w) => WORDS[w] || w))}, and ${models.length > 1 ? "make" : "makes"} ${list(makes.map((w) => WORDS[w] || w))}.`;
+    `${list(reads.map((w) => PLURALS[w] || w))}, and ${models.length > 1 ? "make" : "makes"} ${list(makes.map((w) => PLURALS[w] || w))}.`;
   const choices = [...["image", "audio", "text"].filter((w) => makes.includes(w)), ...(makes.length > 1 ? ["you choose"] : [])];
   choices.forEach((word, i) => $("make").append(element("label", {},
     element("input", {type: "radio", name: "make", value: word, checked: i === 0}), WORDS[word] || word)));
@@ -252,10 +252,12 @@ async function showGallery() {
   const answer = await call("samples").catch(() => null);
   const samples = answer ? (await answer.json()).samples : [];
   $("gallery").hidden = !samples.length;
+  const example = samples.flatMap((sample) => sample.prompt).find((part) => part.text);
+  if (example) $("text").placeholder = `Say what to make, such as “${example.text}”`;
   $("samples").replaceChildren(...samples.map((sample) => {
     const [prompt, made] = [sample.prompt, sample.output];
     const card = (part, name) => part.url ? media({...part, name: "sample"}) : element("span", {className: name, textContent: part.text});
-    return element("button", {type: "button", className: "sample", title: "Try this prompt", onclick: () => {
+    const tried = element("button", {type: "button", textContent: "Try it", onclick: () => {
       parts = prompt.filter((part) => part.url);
       $("text").value = prompt.filter((part) => !part.url).map((part) => part.text).join("\n");
       const kind = document.querySelector(`[name=make][value="${made[0]?.kind}"]`);
@@ -265,7 +267,9 @@ async function showGallery() {
         part.url = await new Promise((resolve) => { const r = new FileReader(); r.onload = () => resolve(r.result); r.readAsDataURL(blob); });
       })).then(showParts);
       scrollTo({top: 0, behavior: "smooth"});
-    }}, ...prompt.map((part) => card(part, "given")), ...made.map((part) => card(part, "made")));
+    }});
+    return element("article", {className: "sample"}, ...prompt.map((part) => card(part, "given")),
+      element("span", {className: "arrow", textContent: "↓"}), ...made.map((part) => card(part, "made")), tried);
   }));
 }
 

@@ -1,0 +1,73 @@
+"""`plait serve` as a process: it comes up, answers, ends gently at a signal, and says in one sentence why it cannot."""
+
+import concurrent.futures
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+from helpers import language_models as llms
+from helpers.ports import free_port
+from helpers.served import wait_until_loaded
+
+from plait.cli import main
+from plait.common.progress import QuietProgress
+from plait.upcycle.write import upcycle
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    llms.save(llms.model("llama tied").float(), folder / "source")
+    return upcycle(str(folder / "source"), str(folder / "small"), ["text"], QuietProgress())
+
+
+def test_it_answers_what_is_under_way_and_ends(model):
+    port = free_port()
+    command = [sys.executable, "-m", "plait", "serve", str(model), "--port", str(port)]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    ) as server:
+        address = f"http://127.0.0.1:{port}"
+        wait_until_loaded(address)
+        body = {"messages": [{"role": "user", "content": "a fox"}], "max_tokens": 400, "seed": 1}
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(httpx.post, f"{address}/v1/chat/completions", json=body, timeout=60) for _ in range(4)]
+            while "plait_rows" not in (text := httpx.get(f"{address}/metrics").text) or not _busy(text):
+                pass
+            server.send_signal(signal.SIGTERM)
+            answers = [a.result() for a in asked]
+        assert server.wait(timeout=30) == 0
+        assert [a.status_code for a in answers] == [200] * 4
+        assert len({a.json()["choices"][0]["message"]["content"] for a in answers}) == 1
+        assert server.stderr.read() == f"serving small at {address}\n"
+
+
+def _busy(metrics: str) -> bool:
+    return any(line.startswith("plait_rows{") and not line.endswith(" 0.0") for line in metrics.splitlines())
+
+
+def test_why_it_cannot_serve(model, tmp_path, capsys):
+    (tmp_path / "key").write_text("two words\n")
+    (tmp_path / "empty").mkdir()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for words, code, sentence in (
+            ([str(tmp_path / "none")], 4, "holds no config.yaml"),
+            ([str(tmp_path / "empty")], 4, "holds no config.yaml"),
+            ([str(model), "--api-key-file", str(tmp_path / "no-key")], 3, "--api-key-file: there is no file"),
+            ([str(model), "--api-key-file", str(tmp_path / "key")], 2, "must hold one line of ASCII"),
+            ([str(model), "--port", "70000"], 2, "--port: 70000 is not allowed"),
+            (
+                [str(model), "--port", str(taken.getsockname()[1])],
+                5,
+                "cannot be used ([Errno 98] Address already",
+            ),
+        ):
+            assert main(["serve", *words]) == code
+            said = capsys.readouterr().err
+            assert sentence in said and said.count("\n") == 1, said
