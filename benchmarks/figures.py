@@ -215,8 +215,9 @@ def run_minutes(study: str) -> tuple[Path, Callable[[Mapping[str, Any]], str]]:
     def text(study_log: Mapping[str, Any]) -> str:
         runs = [r for r in study_log["runs"] if r["arm"] in settings["arms"] and r["status"] == "finished"]
         low, high = (f"{edge(r['seconds'] for r in runs) / 60:.0f}" for edge in (min, max))
-        commits = {r["study"]: short(r["commit"]) for r in json.loads(STUDIES.read_text(encoding="utf-8"))["studies"]}
-        return f"a run took {low if low == high else f'{low} to {high}'} min of one core (commit {commits[study]})"
+        judged = {r["study"]: r["commit"] for r in json.loads(STUDIES.read_text(encoding="utf-8"))["studies"]}
+        commit = short(judged.get(study, study_log["machine"]["commit"]))
+        return f"a run took {low if low == high else f'{low} to {high}'} min of one core (commit {commit})"
 
     return ROOT / "docs" / "study_logs" / Path(settings["out"]).name / "study.json", text
 

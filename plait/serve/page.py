@@ -2,6 +2,7 @@
 
 import base64
 import mimetypes
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ HEADERS = {"Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff
 MOST_SAMPLES = 24
 
 
-def add_page(app: FastAPI, kinds: Any, run: Path | None) -> None:
+def add_page(app: FastAPI, kinds: Callable[[], dict[str, str]], run: Path | None) -> None:
     """Add the page and its files to an application; ``kinds()`` says of which kind each modality is."""
     for path, file in FILES.items():
         app.add_api_route(path, _sender(file), include_in_schema=False)
@@ -32,7 +33,7 @@ def add_page(app: FastAPI, kinds: Any, run: Path | None) -> None:
         return JSONResponse({"samples": gallery(run, kinds()) if run else []})
 
 
-def _sender(file: Path) -> Any:
+def _sender(file: Path) -> Callable[[], Awaitable[Response]]:
     async def send() -> Response:
         return FileResponse(file, headers=HEADERS)
 
@@ -48,8 +49,8 @@ def gallery(run: Path, kinds: dict[str, str]) -> list[dict[str, Any]]:
             by_task.setdefault(record["task"], []).append(record)
     # each task shows other documents, so that nothing stands there twice
     tasks = list(by_task.values())
-    count = min(map(len, tasks), default=0) // max(1, len(tasks)) or min(map(len, tasks), default=0)
-    turns = [records[(len(tasks) * i + k) % len(records)] for i in range(count) for k, records in enumerate(tasks)]
+    rows = max(1, min(map(len, tasks)) // len(tasks)) if tasks else 0
+    turns = [records[(len(tasks) * i + k) % len(records)] for i in range(rows) for k, records in enumerate(tasks)]
     return [
         {side: [_shown(part, path.parent, kinds) for part in record[side]] for side in ("prompt", "output")}
         for record in turns[:MOST_SAMPLES]
