@@ -185,7 +185,7 @@ def flex_tables(found: Sequence[Segment], num_tokens: int, block_size: int = 128
 
     ``num_tokens`` may be more than the segments hold: tokens beyond them see nothing and are seen by nobody. A block
     of keys is full for a block of queries where every query sees all of it, partial where some query sees some of it.
-    The number of ranges is padded to a power of two: the kernel is compiled anew for each number.
+    The number of ranges is padded to a power of two: the kernel is compiled again for each number.
     """
     ranges = key_ranges(found, num_tokens)
     count = ranges.shape[1]

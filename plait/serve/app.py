@@ -72,8 +72,7 @@ def create_app(
     """Return the application for models by their names, which are loaded when the server starts, in a thread.
 
     ``key``: what clients have to send; "" lets everybody in. ``run``: the folder whose samples the page shows.
-    ``on_failed`` is called where loading failed, with the
-    reason in `app.state.loaded.error`.
+    ``on_failed`` is called where loading failed, with the reason in `app.state.loaded.error`.
     """
     limits, metrics, loaded = limits or Limits(), Metrics(), Loaded()
 
@@ -96,7 +95,7 @@ def create_app(
             await asyncio.to_thread(service.close)
 
     app = FastAPI(title="plait", description=__doc__, lifespan=lifespan, docs_url="/docs", redoc_url=None)
-    app.state.loaded, app.state.metrics = loaded, metrics
+    app.state.loaded = loaded
     app.add_middleware(Gate, key=key, max_body=limits.max_body, metrics=metrics, pages=tuple(FILES))
     _add_handlers(app)
     _add_state(app, loaded, metrics)

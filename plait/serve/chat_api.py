@@ -41,18 +41,17 @@ async def whole_chat(service: Service, fields: ChatRequest, answers: Answers) ->
     contents: list[list[dict[str, Any]]] = [[] for _ in range(fields.n)]
     ends: dict[int, Ended] = {}
     scores: list[list[Score]] = [[] for _ in range(fields.n)]
-    async with answers:
-        async for index, event in answers:
-            content = contents[index]
-            if isinstance(event, TextPiece):
-                scores[index] += event.scores
-                if not content or content[-1]["type"] != "text":
-                    content.append({"type": "text", "text": ""})
-                content[-1]["text"] += event.text
-            elif isinstance(event, Item):
-                content.append(await _item(service, fields, event.part))
-            elif isinstance(event, Ended):
-                ends[index] = event
+    async for index, event in answers:
+        content = contents[index]
+        if isinstance(event, TextPiece):
+            scores[index] += event.scores
+            if not content or content[-1]["type"] != "text":
+                content.append({"type": "text", "text": ""})
+            content[-1]["text"] += event.text
+        elif isinstance(event, Item):
+            content.append(await _item(service, fields, event.part))
+        elif isinstance(event, Ended):
+            ends[index] = event
     choices = [
         {
             "index": i,

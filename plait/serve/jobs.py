@@ -41,7 +41,6 @@ class Ended:
 
     result: Result
     reason: str
-    text_tokens: int
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,11 @@ def sound_bytes(samples: np.ndarray, rate: int, form: str = "wav") -> bytes:
     return buffer.getvalue()
 
 
+def base64_of(data: bytes) -> str:
+    """Return bytes as base64 text."""
+    return base64.b64encode(data).decode()
+
+
 def content_part(codec: Codec, media: Any, *, sound: str = "wav") -> dict[str, Any]:
     """Return a made item as a part of a message's content: text, image_url, audio, or another kind with its file."""
     if isinstance(media, Encoded):
@@ -81,9 +86,9 @@ def content_part(codec: Codec, media: Any, *, sound: str = "wav") -> dict[str, A
     if codec.kind == "text":
         return {"type": "text", "text": media}
     if codec.kind == "image":
-        url = f"data:image/png;base64,{base64.b64encode(image_bytes(media)).decode()}"
+        url = f"data:image/png;base64,{base64_of(image_bytes(media))}"
         return {"type": "image_url", "image_url": {"url": url}}
     if codec.kind == "audio":
-        data = base64.b64encode(sound_bytes(media, codec.sample_rate, sound)).decode()
+        data = base64_of(sound_bytes(media, codec.sample_rate, sound))
         return {"type": "audio", "audio": {"data": data, "format": sound}}
     raise DataError(f"{codec.kind}: items of this kind are not sent, only text, images and sound")

@@ -1,6 +1,5 @@
 """The page to play with, at /, and the samples of the run that it shows."""
 
-import base64
 import mimetypes
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.responses import FileResponse, JSONResponse, Response
 
+from plait.serve.media import base64_of
 from plait.train.metrics import read_jsonl
 from plait.web.html import TEMPLATES
 
@@ -63,4 +63,4 @@ def _shown(part: dict[str, str], folder: Path, kinds: dict[str, str]) -> dict[st
         return {"kind": kind, "text": part["text"]}
     file = folder / part["file"]
     media_type = mimetypes.guess_type(file.name)[0] or "application/octet-stream"
-    return {"kind": kind, "url": f"data:{media_type};base64,{base64.b64encode(file.read_bytes()).decode()}"}
+    return {"kind": kind, "url": f"data:{media_type};base64,{base64_of(file.read_bytes())}"}

@@ -24,7 +24,7 @@ def error_of(error: Exception) -> tuple[int, dict[str, Any]]:
     if isinstance(error, Refused):
         return error.status, _object(str(error), error.status, param=error.param, code=error.code)
     if isinstance(error, ValidationError):
-        message, param = sentence_of(error.errors(), type_of=error.title)
+        message, param = sentence_of(error.errors())
         return 400, _object(message, 400, param=param)
     if isinstance(error, QueueFull):
         return 429, _object("the queue is full, try again later", 429, code="queue_full")
@@ -39,7 +39,7 @@ def error_of(error: Exception) -> tuple[int, dict[str, Any]]:
     return 500, _object(f"the server failed ({type(error).__name__}); its log says more", 500)
 
 
-def sentence_of(errors: Any, *, type_of: str = "", known: Any = ()) -> tuple[str, str]:
+def sentence_of(errors: Any, *, known: Any = ()) -> tuple[str, str]:
     """Return one sentence about the first error of a validation, and the field's name."""
     first = errors[0]
     place = [str(p) for p in first["loc"] if p not in ("body", "query")]

@@ -118,7 +118,7 @@ class Scheduler:
         self._dropped.clear()
 
     def _joining(self) -> list[Job]:
-        """Take the jobs out of the queue that the engine has room for, in order; at least one where it has none."""
+        """Take jobs out of the queue in order, as many as there are free rows."""
         joining: list[Job] = []
         while self._waiting and len(self._running) + len(joining) < self._engine.max_rows:
             joining.append(self._waiting.popleft())
@@ -206,6 +206,4 @@ class Scheduler:
     def _finished(self, job: Job, result: Result, reason: str) -> None:
         assert job.id is not None
         del self._running[job.id]
-        host = self._engine.layout.host
-        count = sum(len(part) for part in result.parts if part.modality == host)
-        job.deliver(Ended(result, reason, count))
+        job.deliver(Ended(result, reason))

@@ -1,7 +1,6 @@
 """What the endpoints share: a model with its scheduler, how requests become jobs, and how answers come back."""
 
 import asyncio
-import base64
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -243,16 +242,10 @@ class Answers:
 
     async def all(self) -> list[Ended]:
         """Return how all answers ended."""
-        async with self:
-            ended = {index: event async for index, event in self if isinstance(event, Ended)}
+        ended = {index: event async for index, event in self if isinstance(event, Ended)}
         return [ended[i] for i in range(len(self._jobs))]
 
 
 def file_of(data: bytes, name: str = "") -> dict[str, Any]:
     """Return a file's bytes as prompts take them."""
     return {"bytes": data, "path": name}
-
-
-def base64_of(data: bytes) -> str:
-    """Return bytes as base64 text."""
-    return base64.b64encode(data).decode()
