@@ -23,7 +23,7 @@ from plait.config.generation import GenerateConfig, SamplingConfig
 from plait.config.model import ModalityConfig, ModelConfig
 from plait.generate.pipeline import Pipeline
 from plait.model.mot import MixtureOfTransformers
-from plait.serve.app import create_app
+from plait.serve.app import Load, create_app
 from plait.serve.service import Limits
 
 SIDE = 16
@@ -66,11 +66,15 @@ def small_pipeline(folder: Path, *, chat: bool, steps: int = 6) -> Pipeline:
     return Pipeline(model, {"text": text, "image": image, "speech": tones}, settings)
 
 
+def served(pipeline: Pipeline, *, makes_edits: bool = True, **settings) -> contextlib.AbstractContextManager[str]:
+    """Serve a model called small as `served_models` does."""
+    return served_models({"small": lambda: (pipeline, makes_edits)}, **settings)
+
+
 @contextlib.contextmanager
-def served(pipeline: Pipeline, *, name: str = "small", key: str = "", run: Path | None = None, makes_edits: bool = True,
-           **limits) -> Iterator[str]:  # fmt: skip
-    """Serve a model on a port of this machine; yields the address."""
-    app = create_app({name: lambda: (pipeline, makes_edits)}, key=key, run=run, limits=Limits(**limits))
+def served_models(models: dict[str, Load], *, key: str = "", run: Path | None = None, **limits) -> Iterator[str]:
+    """Serve models on a port of this machine; yields the address."""
+    app = create_app(models, key=key, run=run, limits=Limits(**limits))
     port = free_port()
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
     thread = threading.Thread(target=server.run)

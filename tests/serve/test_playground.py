@@ -3,19 +3,13 @@
 import contextlib
 import io
 import json
-import threading
 import time
 
 import numpy as np
 import pytest
 import soundfile
-import uvicorn
-from helpers.ports import free_port
-from helpers.served import served, small_pipeline, wait_until_loaded
+from helpers.served import served, served_models, small_pipeline
 from PIL import Image
-
-from plait.serve.app import create_app
-from plait.serve.service import Limits
 
 
 @pytest.fixture(scope="module")
@@ -168,14 +162,7 @@ def test_it_fits(browser, address, width, dark):
 
 def test_two_models_answer_beside_one_another(browser, pipeline, tmp_path):
     models = {"before": lambda: (pipeline, False), "after": lambda: (small_pipeline(tmp_path, chat=False), False)}
-    port = free_port()
-    app = create_app(models, limits=Limits())
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    address = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_loaded(address)
+    with served_models(models) as address:
         open_page(browser, address)
         ask(browser, "a fox", "text")
         until(browser, DONE)
@@ -185,6 +172,3 @@ def test_two_models_answer_beside_one_another(browser, pipeline, tmp_path):
         ]
         assert browser.run("document.querySelectorAll('.side .answer').length") == 2
         assert browser.problems(address) == []
-    finally:
-        server.should_exit = True
-        thread.join(timeout=60)
