@@ -1,13 +1,17 @@
 """A served model: clients at once over one after another, the server's own cost, and text beside images.
 
-    OMP_NUM_THREADS=1 python benchmarks/serving.py runs/quickstart                   (about 5 minutes)
-    python benchmarks/serving.py smollm2 --chat --against http://127.0.0.1:9000/v1 --model NAME
+    OMP_NUM_THREADS=1 python benchmarks/serving.py runs/quickstart
+    OMP_NUM_THREADS=1 transformers serve --port 9000 MODEL        (in another terminal)
+    OMP_NUM_THREADS=1 python benchmarks/serving.py smollm2 --against http://127.0.0.1:9000/v1 --model MODEL
 
-Ratios are taken within one run, on the wall clock: a server has threads. Prints a table; nothing is written.
+`plait serve` runs as a process of its own, this one is its clients. Ratios are taken within one run, on the wall clock.
+Prints a table; nothing is written.
 
-clients        texts per second of N clients at once over one client, and the same of --against if one is named
-overhead       seconds of 32 texts through the server over those through `Generator` alone
-beside images  time to the first token of a text while 16 images are denoised, and with nothing else
+clients        texts per second of N clients at once over one client, and over the same of --against if one is named
+overhead       seconds of 32 texts (and of 32 images, if the model makes any) that are asked for at once, over those
+               through the engine alone
+beside images  time to the first token of a text while 16 images are denoised, and with nothing else, with the
+               seconds of one denoising step of 16 images
 """
 
 import argparse
@@ -15,14 +19,14 @@ import asyncio
 import contextlib
 import json
 import statistics
+import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
-import uvicorn
 
 from plait.codecs.chat import chat_of
 from plait.config.shipped import sampling_from
@@ -31,8 +35,6 @@ from plait.generate.pipeline import Pipeline
 from plait.generate.prompts import read_chat
 from plait.generate.request import Request
 from plait.run.load import load
-from plait.serve.app import create_app
-from plait.serve.service import Limits
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from helpers.ports import free_port
@@ -43,25 +45,24 @@ WORDS = "Tell me about the number {}."
 
 
 @contextlib.contextmanager
-def serving(pipeline: Pipeline) -> Iterator[str]:
-    """Serve a model in this process; yields the address of its endpoints."""
-    app = create_app({"model": lambda: (pipeline, False)}, limits=Limits(max_queue=1000))
+def serving(run: str) -> Iterator[str]:
+    """Serve a model in another process; yields the address of its endpoints."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
+    command = [sys.executable, "-m", "plait", "serve", run, "--port", str(port), "--max-queue", "1000"]
     address = f"http://127.0.0.1:{port}"
-    while True:
-        with contextlib.suppress(httpx.TransportError):
-            if httpx.get(f"{address}/health").status_code == 200:
-                break
-        time.sleep(0.1)
-    yield f"{address}/v1"
-    server.should_exit = True
-    thread.join()
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as server:
+        while True:
+            if server.poll() is not None:
+                sys.exit(f"plait serve {run} ended with code {server.returncode}")
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{address}/health").status_code == 200:
+                    break
+            time.sleep(0.1)
+        yield f"{address}/v1"
+        server.terminate()
 
 
-def body(number: int, model: str) -> dict:
+def body(number: int, model: str) -> dict[str, Any]:
     """Return the request of one text, greedy and as long as it may be."""
     said = [{"role": "user", "content": WORDS.format(number)}]
     return {"model": model, "messages": said, "max_tokens": TOKENS, "temperature": 0, "seed": number}
@@ -102,17 +103,30 @@ async def first_token(address: str, images: int) -> float:
         return seconds
 
 
-def alone(pipeline: Pipeline, count: int) -> float:
-    """Return the seconds of the same texts without a server."""
-    host, codecs = pipeline.model.config.layout.host, pipeline.codecs
+async def images(address: str, count: int) -> float:
+    """Return the seconds of some images that are asked for at once."""
+    async with httpx.AsyncClient(timeout=600) as client:
+        started = time.monotonic()
+        asked = [{"prompt": WORDS.format(i), "seed": i} for i in range(count)]
+        for answer in await asyncio.gather(*(client.post(f"{address}/images/generations", json=a) for a in asked)):
+            answer.raise_for_status()
+        return time.monotonic() - started
+
+
+def alone(pipeline: Pipeline, kind: str, count: int) -> float:
+    """Return the seconds of the same texts or images without a server, the image files not counted."""
+    layout, codecs = pipeline.model.config.layout, pipeline.codecs
+    name = next(n for n in codecs if codecs[n].kind == kind)
     said = [WORDS.format(i) for i in range(count)]
     started = time.monotonic()
-    if chat_of(codecs):
-        read = [read_chat([{"role": "user", "content": s}], codecs, host) for s in said]
+    if kind == "text" and chat_of(codecs):
+        read = [read_chat([{"role": "user", "content": s}], codecs, layout.host) for s in said]
     else:
         read = [pipeline.read(s) for s in said]
-    sampling = sampling_from(pipeline.config.sampling, pipeline.model.config, {"temperature": 0.0})
-    requests = [Request(pipeline.encode(m), host, sampling, {host: TOKENS}, seed=i) for i, m in enumerate(read)]
+    options = {"temperature": 0.0} if kind == "text" else {}
+    sampling = sampling_from(pipeline.config.sampling, pipeline.model.config, options)
+    most = pipeline.config.max_tokens | {layout.host: TOKENS}
+    requests = [Request(pipeline.encode(m), name, sampling, most, seed=i) for i, m in enumerate(read)]
     results = generate(pipeline.model, requests, **pipeline.engine_settings)
     pipeline.decode([part for result in results for part in result.parts])
     return time.monotonic() - started
@@ -128,11 +142,13 @@ def main() -> None:
     command.add_argument("--turns", type=int, default=3)
     options = command.parse_args()
     pipeline = load(options.run)
-    with serving(pipeline) as address:
+    draws = any(codec.kind == "image" for codec in pipeline.codecs.values())
+    with serving(options.run) as address:
         clients(address, options)
-        overhead(pipeline, address, options)
-        if any(codec.kind == "image" for codec in pipeline.codecs.values()):
-            beside_images(address, options)
+        overhead(pipeline, address, "text", options.turns)
+        if draws:
+            overhead(pipeline, address, "image", options.turns)
+            beside_images(pipeline, address, options.turns)
 
 
 def clients(address: str, options: argparse.Namespace) -> None:
@@ -154,21 +170,34 @@ def clients(address: str, options: argparse.Namespace) -> None:
                   f"({min(ratios):.2f} to {max(ratios):.2f})")  # fmt: skip
 
 
-def overhead(pipeline: Pipeline, address: str, options: argparse.Namespace) -> None:
-    """Print what the server costs over the engine alone, for texts that are all there at the beginning."""
-    ratios = []
-    for _ in range(options.turns):
-        started = time.monotonic()
-        asyncio.run(texts(address, 32, 32, ""))
-        ratios.append((time.monotonic() - started) / alone(pipeline, 32))
-    print(f"overhead {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) of the engine alone")
+def overhead(pipeline: Pipeline, address: str, kind: str, turns: int) -> None:
+    """Print what the server costs over the engine alone, for requests that are all there at the beginning."""
+    pairs = []
+    for _ in range(turns + 1):
+        served = asyncio.run(images(address, 32)) if kind == "image" else asyncio.run(whole(address, 32))
+        pairs.append((served, alone(pipeline, kind, 32)))
+    ratios = [a / b for a, b in pairs[1:]]  # the first warms both
+    each = statistics.median(1e3 * (a - b) / 32 for a, b in pairs[1:])
+    print(f"overhead of 32 {kind}s {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) of the "
+          f"engine alone, {each:.2f} ms a request")  # fmt: skip
 
 
-def beside_images(address: str, options: argparse.Namespace) -> None:
+async def whole(address: str, count: int) -> float:
+    """Return the seconds of some texts that are asked for at once."""
+    started = time.monotonic()
+    await texts(address, count, count, "")
+    return time.monotonic() - started
+
+
+def beside_images(pipeline: Pipeline, address: str, turns: int) -> None:
     """Print the time to the first token with and without images."""
-    idle, busy = ([asyncio.run(first_token(address, n)) for _ in range(3 * options.turns)] for n in (0, 16))
+    idle, busy = ([asyncio.run(first_token(address, n)) for _ in range(5 * turns)] for n in (0, 16))
+    image = next(n for n, codec in pipeline.codecs.items() if codec.kind == "image")
+    steps = pipeline.config.sampling[image].steps
+    step = statistics.median(alone(pipeline, "image", 16) for _ in range(turns)) / steps
     print(f"first token {1e3 * statistics.median(idle):.0f} ms with nothing else, "
-          f"{1e3 * statistics.median(busy):.0f} ms while 16 images are denoised")  # fmt: skip
+          f"{1e3 * statistics.median(busy):.0f} ms while 16 images are denoised; one step of these takes about "
+          f"{1e3 * step:.0f} ms")  # fmt: skip
 
 
 if __name__ == "__main__":

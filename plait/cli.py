@@ -27,12 +27,17 @@ OVERRIDES = """settings:
 EXIT_CODES = """exit codes: 0 done, 1 failed, 2 a setting is wrong, 3 the data is wrong, 4 a checkpoint is wrong,
 5 the machine lacks something (device, disk, package), 130 interrupted (rerun the same command to resume)."""
 
+TRAINING = ("quickstart", "prepare", "train", "compare")
+"""Commands that train: all others wait for one small product after another, and gain from threads that stay awake."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    # waiting threads sleep instead of spinning: training shares the cores with the loader, and with other programs
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    keep_freed_memory()
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in TRAINING:
+        # waiting threads sleep instead of spinning: training shares the cores with the loader, and with other programs
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        keep_freed_memory()
     with _log_shown():
         return _main(arguments)
 
@@ -51,10 +56,10 @@ def _log_shown() -> Iterator[None]:
         log.setLevel(before)
 
 
-def _main(arguments: list[str] | None) -> int:
+def _main(arguments: list[str]) -> int:
     parser = _parser()
     try:
-        words, settings = split(list(sys.argv[1:] if arguments is None else arguments), parser.commands)
+        words, settings = split(arguments, parser.commands)
         chosen = parser.parse_args(words)
         if not chosen.command:
             parser.print_help()

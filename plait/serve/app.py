@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -88,9 +89,11 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        task = asyncio.create_task(asyncio.to_thread(load_now))
-        yield
-        await task
+        with ThreadPoolExecutor(1, "plait-load") as loading:  # ends, and its pool of OpenMP with it: see Service
+            task = asyncio.get_running_loop().run_in_executor(loading, load_now)
+            task.add_done_callback(lambda _: loading.shutdown(wait=False))
+            yield
+            await task
         for service in loaded.services.values():
             await asyncio.to_thread(service.close)
 

@@ -63,6 +63,9 @@ class Service:
             lambda: Generator(pipeline.model, **pipeline.engine_settings), max_queue=limits.max_queue, metrics=metrics
         )
         self._codecs = ThreadPoolExecutor(1, "plait-codecs")
+        num_threads = torch.get_num_threads()
+        self._codecs.submit(_keep_to_one_thread).result()
+        torch.set_num_threads(num_threads)  # of threads to come
         metrics.watch(name, {
             "queue": ("Requests that wait for a row.", lambda: self.scheduler.num_waiting),
             "rows": ("Requests under way.", lambda: self.scheduler.num_running),
@@ -190,6 +193,16 @@ class Service:
     async def decoded(self, parts: Sequence[Part]) -> list[MediaPart]:
         """Return parts as media."""
         return await self.with_codecs(self.pipeline.decode, parts)
+
+
+def _keep_to_one_thread() -> None:
+    """Have this thread compute by itself.
+
+    Each thread that computes in parallel has a pool of OpenMP of its own, and with more threads than cores all of these
+    sleep between products where they would wait awake: the engine then takes an eighth longer (docs/experiments.md).
+    """
+    torch.get_num_threads()  # a thread takes the common number at its first question, and keeps what is set after it
+    torch.set_num_threads(1)
 
 
 class Answers:
