@@ -2,8 +2,9 @@
 
 `Generator` takes requests in (`add`), advances them (`step`) and lets them go (`cancel`); `generate` is a loop over it.
 In one step a row of discrete tokens draws one id, and a row of latents goes down one noise level: both are documents
-of the same packed batch. What was given is computed once and cached; latents under denoising pass through the cache
-without being kept, and the clean ones take their place once they are done.
+of the same packed batch. Texts that begin beside latents draw their first ids in a pass of their own. What was given
+is computed once and cached; latents under denoising pass through the cache without being kept, and the clean ones take
+their place once they are done.
 
 With guidance, an open span has branches that saw less of what was given; all are rows of the same forward pass. One
 step costs one synchronisation for sampled ids, and one for each finished item of latents; `num_syncs` counts them.
@@ -25,7 +26,7 @@ from plait.config.bounds import check_sizes
 from plait.config.generation import DiffusionConfig
 from plait.generate import denoising, prefixes
 from plait.generate.allowed import AllowedIds
-from plait.generate.decoding import Decoder, Drawn, guided, keep_scores
+from plait.generate.decoding import Decoder, Drawn, keep_scores
 from plait.generate.graphs import CudaCapture, Graphs
 from plait.generate.latent_batches import Canvas
 from plait.generate.request import Request, Result, check_request
@@ -35,8 +36,6 @@ from plait.generate.speculation import num_right
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pages import PagedKVCache
 from plait.model.precision import autocast
-
-__all__ = ["Generator", "generate", "guided"]
 
 MADE = role_of(given=False)
 
@@ -70,7 +69,7 @@ class Generator:
         if page_size:
             self.cache = PagedKVCache.beside(self.cache, 1, page_size=page_size)
             self.most_pages = -(-cache_tokens // page_size) or math.inf
-        self.precision = precision
+        self.precision, self._went_ahead = precision, False
         self.rows: list[Row] = []
         self.streams: list[Stream] = []
         """By row of the cache."""
@@ -170,6 +169,10 @@ class Generator:
             return []
         denoising.start(self.rows, self.diffusion)
         writing, drawing = [r for r in self.rows if not r.canvas], [r for r in self.rows if r.canvas]
+        new = [r for r in writing if not (r.tokens or r.parts)] if drawing and not self._went_ahead else []
+        self._went_ahead = bool(new)
+        if new:  # a first id does not wait for a pass over what is denoised, at most every second time
+            writing, drawing = new, []
         with autocast(self.precision, self.model.device):
             self._share_prefixes()
             for row in writing:
@@ -185,19 +188,22 @@ class Generator:
         return [result for result in ended if result]
 
     def _advance(self, writing: list[Row], drawing: list[Row]) -> Drawn | None:
-        """Run one forward pass; return what was drawn for the rows of ids, if there are any."""
-        if not drawing and all(s.decodes for s in self.streams) and len({len(r.guesses) for r in writing}) == 1:
-            self.num_tokens += len(self.streams) * (1 + len(writing[0].guesses))
-            return self._decoder.step(self.streams, writing)
-        canvases = [s.row.canvas for s in self.streams]
-        runs = [[*s.pending, *([c.run] if c else [])] for s, c in zip(self.streams, canvases, strict=True)]
-        passing = [len(c) if c else 0 for c in canvases]
-        batch, moved, hidden = self._forward(list(range(len(self.streams))), runs, passing)
-        for stream in self.streams:
+        """Run one forward pass over some rows; return what was drawn for those of ids, if there are any."""
+        rows = {*writing, *drawing}
+        fed = [i for i, s in enumerate(self.streams) if s.row in rows]
+        streams = [self.streams[i] for i in fed]
+        alike = all(s.decodes for s in self.streams) and len({len(r.guesses) for r in writing}) == 1
+        if alike and not drawing and len(streams) == len(self.streams):
+            self.num_tokens += len(streams) * (1 + len(writing[0].guesses))
+            return self._decoder.step(streams, writing)
+        canvases = [s.row.canvas for s in streams]
+        runs = [[*s.pending, *([c.run] if c else [])] for s, c in zip(streams, canvases, strict=True)]
+        batch, moved, hidden = self._forward(fed, runs, [len(c) if c else 0 for c in canvases])
+        for stream in streams:
             stream.pending = []
         if drawing:
-            denoising.advance(self.model, hidden, moved, self.streams, self.rows)
-        return self._decoder.draw(hidden, batch, self.streams, writing) if writing else None
+            denoising.advance(self.model, hidden, moved, streams, drawing)
+        return self._decoder.draw(hidden, batch, streams, writing) if writing else None
 
     def _forward(self, fed: list[int], sequences: list[list[Run]],
                  passing: list[int]) -> tuple[Batch, Batch, list[Tensor]]:  # fmt: skip
@@ -390,16 +396,9 @@ class Generator:
             self.streams[row] = last
 
 
-def generate(
-    model: MixtureOfTransformers,
-    requests: Iterable[Request],
-    *,
-    grids: dict[str, tuple[int, ...]],
-    max_rows: int = 32,
-    max_length: int = 2048,
-    on_result: Callable[[Result], None] | None = None,
-    **settings: Any,
-) -> list[Result]:
+def generate(model: MixtureOfTransformers, requests: Iterable[Request], *, grids: dict[str, tuple[int, ...]],
+             max_rows: int = 32, max_length: int = 2048, on_result: Callable[[Result], None] | None = None,
+             **settings: Any) -> list[Result]:  # fmt: skip
     """Run all requests, at most ``max_rows`` at a time, and return their results in order.
 
     ``settings`` are further ones of `Generator`.

@@ -59,7 +59,7 @@ def serve(
     app = create_app(models, limits=limits, key=key, run=run, on_failed=stop)
     config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=30, backlog=2048)
     server = uvicorn.Server(config)
-    listening = _listen(host, port)
+    listening = listen(host, port)
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     LOG.info("serving %s at %s", " and ".join(models), address)
     if host not in LOCAL and not key:
@@ -74,9 +74,11 @@ def serve(
         raise app.state.loaded.error
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     """Return a socket that listens at an address. Raises ResourceError where that cannot be had."""
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # asyncio sends at once, without waiting for the client's receipts, on sockets that say themselves that they are TCP
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((host, port))

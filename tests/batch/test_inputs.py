@@ -24,7 +24,7 @@ from plait.data.sources import AS_WRITTEN, TaskSource, open_sources, resolve_voc
 from plait.data.targets import check_targets
 from plait.evaluate.forced_choice import continuation_scores
 from plait.generate import Request, generate
-from plait.generate.engine import guided
+from plait.generate.decoding import guided
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt

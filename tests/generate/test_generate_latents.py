@@ -12,7 +12,7 @@ from plait.batch.documents import Document, Part
 from plait.common.randomness import generator
 from plait.config.generation import DiffusionConfig, SamplingConfig
 from plait.generate import Generator, Request, generate
-from plait.generate.engine import guided
+from plait.generate.decoding import guided
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives.samplers import Denoiser
 
@@ -189,6 +189,30 @@ def test_cancelling_one_leaves_the_others(rng):
     check_equal(sorted(found, key=lambda r: r.request.number), [expected[i] for i in (0, 2, 3)])
     assert engine.cache.lengths == [] and engine.num_steps == 5
     assert engine.num_syncs == 3  # one for each finished item
+
+
+def test_texts_that_begin_beside_latents_go_ahead(rng):
+    """Their first ids come before the latents move on, which they do at every second step at least."""
+    model = build()
+    settings = {"grids": GRIDS, "max_length": 64, "diffusion": FLOW}
+    engine = Generator(model, max_rows=16, **settings)
+    image = Request([random_part(rng, "text")], "mel", {"mel": SamplingConfig(steps=4)}, seed=0)
+    requests, ended, moved = [image], [], []
+    engine.add(image)
+    (drawing,) = engine.rows
+    engine.step()
+    while drawing in engine.rows:  # one more text joins before each step
+        requests.append(Request([random_part(rng, "text")], "text", {}, {"text": 3}, seed=len(requests)))
+        engine.add(requests[-1])
+        joined, before = engine.rows[-1], drawing.open_canvas.latents.clone()
+        ended += engine.step()
+        assert joined.tokens or joined not in engine.rows
+        moved.append(drawing.canvas is None or not torch.equal(before, drawing.canvas.latents))
+    assert moved == [False, True] * 3
+    while engine.rows:
+        ended += engine.step()
+    alone = generate(model, requests, max_rows=1, **settings)
+    check_equal(sorted(ended, key=lambda r: r.request.seed), alone)
 
 
 def test_snapshots_go_from_noise_to_clean(rng):

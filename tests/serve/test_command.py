@@ -1,5 +1,6 @@
 """`plait serve` as a process: it comes up, answers, ends gently at a signal, and says in one sentence why it cannot."""
 
+import asyncio
 import concurrent.futures
 import os
 import signal
@@ -15,6 +16,7 @@ from helpers.served import wait_until_loaded
 
 from plait.cli import main
 from plait.common.progress import QuietProgress
+from plait.serve.server import listen
 from plait.upcycle.write import upcycle
 
 
@@ -71,3 +73,22 @@ def test_why_it_cannot_serve(model, tmp_path, capsys):
             assert main(["serve", *words]) == code
             said = capsys.readouterr().err
             assert sentence in said and said.count("\n") == 1, said
+
+
+def test_answers_are_sent_at_once():
+    """A small answer does not wait 40 ms for the client's receipt of the head before it (Nagle's algorithm)."""
+
+    async def nodelay() -> int:
+        found: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+        def joined(reader, writer) -> None:
+            found.set_result(writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        listening = listen("127.0.0.1", 0)
+        async with await asyncio.start_server(joined, sock=listening):
+            _, writer = await asyncio.open_connection(*listening.getsockname())
+            writer.close()
+            return await found
+
+    assert asyncio.run(nodelay()) == 1
