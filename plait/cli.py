@@ -181,12 +181,12 @@ def _parser() -> Parser:
                settings=False, epilog=EXPORT_EXAMPLES)  # fmt: skip
     step.add_argument("run_folder", metavar="run", help="the run's folder")
     step.add_argument("--out", default="", help="folder to write (default: <run>/exported/step-...)")
-    step.add_argument(
-        "--step",
-        type=whole(at_least=0),
-        help="step of the checkpoint (default: the newest complete one)",
-    )
+    step.add_argument("--step", type=whole(at_least=0),
+                      help="step of the checkpoint (default: the newest complete one)")  # fmt: skip
     step.add_argument("--ema", action="store_true", help="export the averaged weights (train.ema)")
+    which = step.add_mutually_exclusive_group()
+    which.add_argument("--merge", action="store_true", help="of a run with LoRA: a model whose matrices hold it")
+    which.add_argument("--adapter", action="store_true", help="of a run with LoRA: it alone, in peft's form")
     step.add_argument("--file-gb", type=real(above=0), default=5.0, metavar="GB",
                       help="largest size of one file, in GB of 1e9 bytes (default: 5)")  # fmt: skip
 
@@ -286,7 +286,8 @@ The tokenizer becomes the text codec; its own ids open and end documents."""
 
 EXPORT_EXAMPLES = """examples:
   plait export runs/quickstart
-  plait export runs/big --step 20000 --ema --out big-20000"""
+  plait export runs/big --step 20000 --ema --out big-20000
+  plait export runs/style --adapter --out style      (what LoRA learned: plait generate MODEL --adapter style)"""
 
 COMPARE_EXAMPLES = """examples:
   plait compare chameleon --plan

@@ -17,7 +17,7 @@ from torch import Tensor
 from plait.batch.batch import Batch
 from plait.model.mask import document_starts, segments
 from plait.model.mot import MixtureOfTransformers
-from plait.model.routing import merged, to_sequence
+from plait.model.routing import to_sequence
 from plait.objectives import loss_sums
 
 MOST_TOKENS = 1000
@@ -128,7 +128,7 @@ def _look_at_heads(block, look: Callable[[int, Tensor, Tensor], None]):
     def hook(block, arguments) -> None:
         streams, step = arguments
         x = block.attention_norm(streams) if block.pre_norm else streams
-        query, key, _ = block._heads(block.qkv(merged(x) if block.qkv.is_shared else x), step)
+        query, key, _ = block._heads(block._projected(x), step)
         look(block.layer, query.float().cpu(), key.float().cpu())
 
     return block.register_forward_pre_hook(hook)

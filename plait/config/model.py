@@ -42,6 +42,24 @@ class Llama3Rope(Fixed):
 
 
 @dataclass(frozen=True)
+class LoraConfig(Fixed):
+    """Low-rank changes to a tower's matrices, which stay as they are (LoRA, arXiv 2106.09685)."""
+
+    SECTION: ClassVar[str] = "model.towers.lora"
+
+    rank: int = bounded(16, at_least=1)
+    """Rank of each change."""
+    alpha: float = bounded(32.0, above=0)
+    """Each change is multiplied by alpha / rank."""
+    targets: tuple[Literal["qkv", "o", "ffn"], ...] = ("qkv", "o", "ffn")
+    """Components whose matrices change; this tower must have copies of its own of them."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(len(self.targets) > 0, f"{self.SECTION}.targets", [], "a list with at least one of qkv, o, ffn")
+
+
+@dataclass(frozen=True)
 class TowerConfig(Fixed):
     """One set of parameters. What is unset is the model's."""
 
@@ -73,6 +91,8 @@ class TowerConfig(Fixed):
     Between towers of different frequencies a score depends on the positions themselves, not on their distance alone."""
     rope_scaling: float | Llama3Rope | None = bounded(None, above=0)
     """Scaling of the rotary frequencies of this tower's tokens. Unset: the model's."""
+    lora: LoraConfig | None = None
+    """Train low-rank changes of this tower's matrices in place of all of its parameters, which are frozen."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +198,17 @@ class ModelConfig(Fixed):
         if tower.ffn == "moe":
             require(tower.top_k <= tower.num_experts, f"{where}.top_k", tower.top_k,
                     f"between 1 and num_experts ({tower.num_experts})")  # fmt: skip
+        self._check_lora(tower, where)
         return replace(tower, width=width, ffn_width=ffn_width)
+
+    def _check_lora(self, tower: TowerConfig, where: str) -> None:
+        targets = list(tower.lora.targets) if tower.lora else []
+        for target in targets:
+            require(target != "ffn" or tower.ffn != "moe", f"{where}.lora.targets", targets,
+                    "a list without 'ffn': experts have no LoRA")  # fmt: skip
+            shared = [layer for layer in range(self.num_layers) if target not in self.untied_at(layer)]
+            require(not shared or len(self.towers) == 1, f"{where}.lora.targets", targets,
+                    f"a list without {target!r}, which towers share in layer {next(iter(shared), 0)}")  # fmt: skip
 
     def _check_modalities(self) -> None:
         for i, (name, m) in enumerate(self.modalities.items()):

@@ -7,7 +7,7 @@ from plait.common.errors import ConfigError, require, unknown
 from plait.config.bounds import Checked, bounded
 from plait.config.generation import DiffusionConfig, GenerateConfig, check_sampler
 from plait.config.model import ModelConfig
-from plait.config.run_records import ModalitySettings, TowerSettings, records_of
+from plait.config.run_records import ModalitySettings, TowerSettings, fixed_towers, records_of
 
 SCHEMA_VERSION = 1
 
@@ -267,7 +267,7 @@ class RunConfig(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.modalities = records_of("modalities", self.modalities, self.model.modalities)
-        self.towers = records_of("towers", self.towers, self.model.towers)
+        self.towers = self._with_frozen(records_of("towers", self.towers, self.model.towers))
         self._check_inputs()
         require(bool(self.out or self.name), "name", self.name, "not empty where out is, as the folder is runs/<name>")
         self.out = self.out or f"runs/{self.name}"
@@ -304,8 +304,21 @@ class RunConfig(Checked):
 
     @property
     def frozen_towers(self) -> list[str]:
-        """The towers whose own parameters stay as they are."""
-        return [name for name, tower in self.towers.items() if tower.frozen]
+        """The towers whose own parameters stay as they are, but for `lora`."""
+        return fixed_towers(self.model, self.towers)
+
+    def _with_frozen(self, towers: dict[str, TowerSettings]) -> dict[str, TowerSettings]:
+        """Return towers of which each says whether it is frozen; refuse what leaves nothing to train."""
+        adapted = [name for name, tower in self.model.towers.items() if tower.lora]
+        for name in adapted:
+            require(not towers[name].frozen, f"model.towers.{name}.frozen", True,
+                    "left out beside lora, which fixes all other parameters of the tower")  # fmt: skip
+        unset = {name for name, tower in towers.items() if tower.frozen is None}
+        towers = {n: replace(t, frozen=bool(adapted) and n not in adapted) if n in unset else t
+                  for n, t in towers.items()}  # fmt: skip
+        require(bool(adapted) or not all(tower.frozen for tower in towers.values()), "model.towers",
+                {name: "frozen" for name in towers}, "towers of which one at least trains")  # fmt: skip
+        return towers
 
     def _check_inputs(self) -> None:
         """Refuse to learn, predict or name as a part what is read alone; its loss weighs nothing."""

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from plait.common.errors import ConfigError, unknown
 from plait.config.bounds import Checked, bounded
+from plait.config.model import ModelConfig
 
 
 @dataclass
@@ -47,9 +48,10 @@ class TowerSettings(Checked):
 
     SECTION: ClassVar[str] = "model.towers"
 
-    frozen: bool = False
+    frozen: bool | None = None
     """Keep this tower's own parameters fixed, and the biases of its experts. In embedding and head, the rows of ids
-    that only frozen towers carry are fixed, in a shared table too; those of other ids train."""
+    that only frozen towers carry are fixed, in a shared table too; those of other ids train. Unset: true where another
+    tower has `lora`, else false. A tower that has it is fixed but for that."""
     init_from: str = ""
     """A saved model or checkpoint to start this tower from: its only tower, or the one of this name; or hf: and a dense
     language model (folder, GGUF file or name on the Hub). All weights that the tower computes with are read, shared
@@ -76,3 +78,8 @@ def records_of(section: str, given: Mapping[str, Any], names: Collection[str]) -
         if name not in names:
             raise ConfigError(unknown(f"model.{section}", name, names))
     return {name: given.get(name, RECORDS[section]()) for name in names}
+
+
+def fixed_towers(model: ModelConfig, towers: Mapping[str, TowerSettings]) -> list[str]:
+    """Return the towers whose own parameters stay as they are, but for their LoRA."""
+    return [name for name, tower in towers.items() if tower.frozen or model.towers[name].lora]

@@ -42,7 +42,7 @@ _NAMES = {
         model.towers model.towers.*.width model.towers.*.ffn_width model.towers.*.ffn model.towers.*.num_experts
         model.towers.*.top_k model.towers.*.moe_routing model.towers.*.init_from model.towers.*.narrow
         model.towers.*.zero_output model.towers.*.qk_norm model.towers.*.cross_key_norm model.towers.*.qkv_bias
-        model.towers.*.norm_eps model.towers.*.rope_theta model.towers.*.rope_scaling
+        model.towers.*.norm_eps model.towers.*.rope_theta model.towers.*.rope_scaling model.towers.*.lora
         model.width model.num_layers model.num_heads model.num_kv_heads model.head_dim model.ffn_width
         model.norm_order model.norm_eps model.qk_norm model.qkv_bias model.rope_theta model.rope_scaling
         model.unrotated_layers model.bos model.eos model.stops

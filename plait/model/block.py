@@ -15,6 +15,7 @@ from plait.config.model import ModelConfig
 from plait.model.attention import AttentionPlan, attend
 from plait.model.cache import CacheStep
 from plait.model.layers import Linear, RMSNorm
+from plait.model.lora import add_lora
 from plait.model.moe import MixtureOfExperts, SwiGLU
 from plait.model.ranks import Ranks, local
 from plait.model.recompute import Recompute, computed
@@ -59,9 +60,9 @@ class QKV(Linear):
         if config.towers[tower].cross_key_norm:
             self.cross_key_norm = RMSNorm(self.head_dim, eps)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the heads of x [N, D] before their norms, [N, G, r + 2, d]; a tensor rank has a part of the G."""
-        return super().forward(x).unflatten(-1, (-1, self.queries + 2, self.head_dim))
+    def heads(self, x: Tensor) -> Tensor:
+        """Return what `forward` makes [N, G (r + 2) d] by heads [N, G, r + 2, d]; a tensor rank has a part of the G."""
+        return x.unflatten(-1, (-1, self.queries + 2, self.head_dim))
 
     def separated(self, heads: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries [N, H, d], keys and values [N, G, d] of the heads, queries and keys normalised."""
@@ -102,6 +103,12 @@ class Block(nn.Module):
         )
         self.ffn_norm = PerTower(norm, towers, untied="norm" in untied)
         self.ffn = PerTower(ffn, towers, untied="ffn" in untied)
+        self._qkv = list(self.qkv.values())
+        """The modules themselves, also where a tool such as peft puts others around them."""
+        for name, tower in towers.items():
+            if tower.lora:
+                for target in tower.lora.targets:
+                    add_lora(getattr(self, target)[name], tower.lora)
         self._compiled: Callable | None = None
 
     def forward(self, streams: list[Tensor], step: Step) -> list[Tensor]:
@@ -128,7 +135,7 @@ class Block(nn.Module):
     def _attention(self, streams: list[Tensor], step: Step) -> list[Tensor]:
         routing, ranks, streams = step.routing, step.ranks, step.ranks.gather(streams)
         sizes = [len(x) for x in streams]
-        heads = self.qkv(merged(streams) if self.qkv.is_shared else streams)
+        heads = self._projected(streams)
         if ranks.context > 1:
             heads = [ranks.rows_to_heads(x) for x in separated(heads, sizes)]
             heads = merged(heads) if self.qkv.is_shared else heads
@@ -150,9 +157,14 @@ class Block(nn.Module):
             pieces = [out] if self.o.is_shared else list(out.split(sizes))
         return ranks.scatter(separated(self.o(pieces), sizes))
 
+    def _projected(self, streams: list[Tensor]) -> list[Tensor]:
+        """Return the heads [n, G, r + 2, d] of each tower's rows, or of all rows where towers share the weight."""
+        projected = self.qkv(merged(streams) if self.qkv.is_shared else streams)
+        return [module.heads(x) for module, x in zip(self._qkv, projected, strict=True)]
+
     def _heads(self, heads: list[Tensor], step: Step) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries [T, H, d], keys and values [T, G, d] in sequence order, normalised and rotated."""
-        routing, modules = step.routing, list(self.qkv.values())
+        routing, modules = step.routing, self._qkv
         if step.heads_to_sequence is not None and self.is_rotated:
             norms = [n for m in modules for n in (m.query_norm, m.key_norm) if isinstance(n, RMSNorm)]
             eps = norms[0].eps if norms else 0.0

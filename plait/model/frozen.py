@@ -29,11 +29,15 @@ def frozen_ids(config: ModelConfig, frozen: Collection[str]) -> list[range]:
 
 
 def is_frozen(part: WeightRecord, config: ModelConfig, frozen: Collection[str]) -> bool:
-    """Say whether a parameter stays as it is, all of it."""
+    """Say whether a parameter stays as it is, all of it. Where all towers are frozen, what they share is too."""
+    if part.trait.adapts:
+        return False
+    if set(config.towers) <= set(frozen):
+        return True
     if part.tower not in frozen:
         return False
     new_ids = sum(map(len, frozen_ids(config, frozen))) < config.layout.size
-    return not (part.place.component in TABLES and new_ids and set(config.towers) - set(frozen))
+    return not (part.place.component in TABLES and new_ids)
 
 
 def has_frozen_rows(part: WeightRecord, config: ModelConfig, frozen: Collection[str]) -> bool:

@@ -10,7 +10,8 @@ the reason. Two rules say what may differ:
   first modality.
 - Other towers of the saved model are left out.
 
-What was left out, and what trains from scratch, is counted and said, and so are settings that differ and may.
+What was left out, and what trains from scratch, is counted and said, and so are settings that differ and may. LoRA of
+this model begins at zero; a saved model has none of its own.
 """
 
 import contextlib
@@ -144,8 +145,10 @@ def start_model(model: MixtureOfTransformers, source: str | Path, open_weights: 
             raise CheckpointError(
                 f"{where}: {saved.name!r} has model.layout {saved.config.layout}, this model has {model.config.layout}"
             )
-        check_tensors(model.state_dict(), saved.model().state_dict(), saved.name, what=where)
-        fill(model, saved.read)
+        _refuse_lora(saved, where)
+        own = {n: t for n, t in model.state_dict().items() if not model.parts[n].trait.adapts}
+        check_tensors(own, saved.model().state_dict(), saved.name, what=where)
+        fill(model, own, saved.read)
     said += "".join(f"; left out: {n} of {reason}" for reason, n in saved.left_out.items())
     return [f"{where}: all weights of {saved.name!r}{said}"] if said else []
 
@@ -193,7 +196,7 @@ def _plan(model: MixtureOfTransformers, tower: str, weights: SavedWeights, narro
         start.kept = _narrowed(start, model.config.towers[tower])
     saved = weights.model()
     have = {p.place: p for p in saved.parts.values() if p.tower in (start.source_tower, None)}
-    wanted = {p.place: p for p in model.parts.values() if p.tower in (tower, None)}
+    wanted = {p.place: p for p in model.parts.values() if p.tower in (tower, None) and not p.trait.adapts}
     used: set[Place] = set()
     for part in wanted.values():
         source = _source_of(start, part, have)
@@ -213,6 +216,7 @@ def _open(config: ModelConfig, tower: str, weights: SavedWeights) -> _Start:
     start = _Start(tower, weights, tower if tower in towers else towers[0])
     if start.source_tower != tower and len(towers) > 1:
         raise start.refuse(f"has the towers {', '.join(towers)}, it must have one tower, or one named {tower!r}")
+    _refuse_lora(weights, start.where)
     if saved.num_layers != config.num_layers:
         raise start.refuse(
             f"has {saved.num_layers} layers and this model has {config.num_layers}, not as many: "
@@ -232,6 +236,15 @@ def _open(config: ModelConfig, tower: str, weights: SavedWeights) -> _Start:
                 f"set model.modalities.{name}.vocab_size to {modality.vocab_size}, with the codec it was trained on"
             )
     return start
+
+
+def _refuse_lora(saved: SavedWeights, where: str) -> None:
+    for name, tower in saved.config.towers.items():
+        if tower.lora:
+            raise CheckpointError(
+                f"{where}: {saved.name!r} has LoRA on tower {name!r}, which is part of its matrices only once it is "
+                "merged: run `plait export RUN --merge` and start from what that writes"
+            )
 
 
 def _narrowed(start: _Start, tower: TowerConfig) -> Kept:

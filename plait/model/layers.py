@@ -32,6 +32,8 @@ class Linear(nn.Linear):
         cut: Literal["outputs", "inputs"] | None = None,
     ):
         super().__init__(inputs, outputs, bias=bias)
+        self.lora: nn.Module | None = None
+        """What is added to x W^T, of x (`plait.model.lora`)."""
         std = inputs**-0.5 * gain if std is None else std
         self.traits = {
             "weight": Trait("normal", std, is_matrix=True, cut={"outputs": 0, "inputs": 1, None: None}[cut]),
@@ -39,7 +41,8 @@ class Linear(nn.Linear):
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, local(self.weight), None if self.bias is None else local(self.bias))
+        out = F.linear(x, local(self.weight), None if self.bias is None else local(self.bias))
+        return out if self.lora is None else out + self.lora(x)
 
 
 class Embedding(nn.Embedding):

@@ -20,6 +20,7 @@ from plait.model.block import Block, Step, heads_kernel, is_token
 from plait.model.cache import CacheStep, KVCache
 from plait.model.latent_patches import LatentIn, LatentOut
 from plait.model.layers import SMALL, Embedding, Linear, RMSNorm
+from plait.model.lora import merge, without_lora
 from plait.model.moe import MixtureOfExperts
 from plait.model.ranks import Ranks
 from plait.model.recompute import Recompute
@@ -103,6 +104,12 @@ class MixtureOfTransformers(nn.Module):
         """Yield each parameter with what it is."""
         for name, parameter in self.named_parameters():
             yield self.parts[name], parameter
+
+    def merge_lora(self) -> None:
+        """Add what LoRA learned to the matrices that it changes: the same model to rounding, without LoRA."""
+        merge(self.blocks)
+        self.config = without_lora(self.config)
+        self.parts = {part.name: part for part in self._parts()}
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:

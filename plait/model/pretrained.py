@@ -165,19 +165,20 @@ def load_weights(
 ) -> None:
     """Copy saved weights into ``model``; any missing, unexpected or differently shaped one is an error."""
     with TensorStore(Path(folder) / weights, what) as store:
-        check_tensors(model.state_dict(), store.tensors, str(folder), what=what)
-        fill(model, store.read)
+        own = model.state_dict()
+        check_tensors(own, store.tensors, str(folder), what=what)
+        fill(model, own, store.read)
 
 
 @torch.no_grad()
-def fill(model: MixtureOfTransformers, read: Callable[[str], Tensor]) -> None:
-    """Set every weight of a model, one by one, so that it is not held twice."""
-    own = model.state_dict()
+def fill(model: MixtureOfTransformers, own: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
+    """Set weights of a model, ``own`` by name, one by one, so that none is held twice."""
     for name, tensor in own.items():
         tensor.copy_(part_of(read(name), tensor))
     # what is not saved is rebuilt: balancing counts start at zero
+    saved = model.state_dict()
     for name, buffer in model.named_buffers():
-        if name not in own:
+        if name not in saved:
             buffer.zero_()
 
 

@@ -26,6 +26,8 @@ class Trait:
     """Whether products or convolutions use it: then it decays, and in a block Muon moves it."""
     cut: int | None = None
     """Dimension that tensor ranks cut; None: each of them holds all of it."""
+    adapts: bool = False
+    """Whether it changes another weight, which is frozen (`plait.model.lora`)."""
 
     @torch.no_grad()
     def fill(self, tensor: Tensor, key: str) -> None:

@@ -219,8 +219,8 @@ def export(chosen) -> None:
     from plait.common.progress import Progress
     from plait.train.export import export as export_run
 
-    path = export_run(chosen.run_folder, chosen.out, step=chosen.step, averages=chosen.ema, file_gb=chosen.file_gb,
-                      progress=Progress())  # fmt: skip
+    path = export_run(chosen.run_folder, chosen.out, step=chosen.step, averages=chosen.ema, merge=chosen.merge,
+                      adapter=chosen.adapter, file_gb=chosen.file_gb, progress=Progress())  # fmt: skip
     print(f"exported: {path}")
 
 

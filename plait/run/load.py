@@ -15,6 +15,7 @@ from plait.data.shards import codec_folder, read_index
 from plait.data.sources import folders
 from plait.generate.pipeline import Pipeline, Sample, save_media
 from plait.generate.prompts import MediaPart
+from plait.model.adapters import merge_adapter
 from plait.model.precision import shorten
 from plait.model.pretrained import load_config, load_pretrained
 from plait.train import checkpoint
@@ -29,16 +30,20 @@ PRECISIONS = ("float32", "bfloat16")
 """Those in which weights may be kept to generate."""
 
 
-def load(run: str | Path, *, device: str = "auto", weights: str = "float32") -> Pipeline:
+def load(run: str | Path, *, device: str = "auto", weights: str = "float32", adapter: str | Path = "") -> Pipeline:
     """Load the newest complete checkpoint of a run folder (its averaged weights, if any), with its data's codecs.
 
     A saved model with its codecs, such as `plait upcycle` writes, is taken as well. ``weights`` "bfloat16" keeps its
-    matrices in half the memory, and generates in that precision.
+    matrices in half the memory, and generates in that precision. ``adapter``: a folder that `plait export --adapter`
+    or peft wrote, which is added to the matrices that it changes, as LoRA of the run itself is.
     """
     run = Path(run)
     if weights not in PRECISIONS:
         raise ConfigError(unknown("weights", weights, PRECISIONS))
     pipeline = load_saved(run, device=device) if _is_saved(run) else load_run(run_config(run), device=device)
+    pipeline.model.merge_lora()
+    if adapter:
+        merge_adapter(pipeline.model, adapter)
     if weights == "bfloat16":
         shorten(pipeline.model)
         pipeline.config.precision = "bfloat16"

@@ -34,13 +34,15 @@ def check_float8(device: torch.device, *, tensor: int) -> None:
 def use_float8(model: MixtureOfTransformers, **options) -> None:
     """Let the output and feed-forward matrices of every block multiply in float8, scaled by tensor.
 
-    Weights keep their precision and names. Queries, keys and values, experts, heads and latents stay in bfloat16.
+    Weights keep their precision and names. Queries, keys and values, experts, heads, latents and matrices with LoRA
+    stay in bfloat16.
     ``options`` are those of torchao's Float8LinearConfig.
     """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
     def chosen(module: nn.Module, name: str) -> bool:
-        return type(module) is Linear and all(size % MULTIPLE == 0 for size in module.weight.shape)
+        fits = type(module) is Linear and all(size % MULTIPLE == 0 for size in module.weight.shape)
+        return fits and module.lora is None
 
     for block in model.blocks:
         convert_to_float8_training(block, config=Float8LinearConfig(**options), module_filter_fn=chosen)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from plait.config.run import TrainConfig
-from plait.config.run_records import TowerSettings
+from plait.config.run_records import TowerSettings, fixed_towers
 from plait.model.frozen import has_frozen_rows, is_frozen
 from plait.model.mot import MixtureOfTransformers
 from plait.train.muon import MuonAdamW
@@ -22,7 +22,7 @@ def make_optimizer(
     rate. What is frozen (`plait.model.frozen`) is left out.
     """
     scales = {name: t.learning_rate_scale for name, t in (towers or {}).items()}
-    frozen = [name for name, t in (towers or {}).items() if t.frozen]
+    frozen = fixed_towers(model.config, towers or {})
     groups: dict[tuple[float, bool, bool], list[Tensor]] = {}
     for part, parameter in model.weights():
         if is_frozen(part, model.config, frozen):

@@ -14,7 +14,6 @@ from plait.model.block import Step
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Ranks
 from plait.model.rope import frequencies, rotation
-from plait.model.routing import merged
 
 pytest.importorskip("triton")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # where there is no GPU, conftest.py asks for the interpreter
@@ -54,8 +53,9 @@ def test_the_kernel_equals_plain_torch(kernel, rng, settings, alone):
     ]
     found = []
     for used in (None, kernel):
-        heads = block.qkv(merged(streams) if block.qkv.is_shared else streams)
-        out = block._heads(heads, Step(batch.routing, cos, sin, [], None, None, Ranks(), heads_to_sequence=used))
+        out = block._heads(
+            block._projected(streams), Step(batch.routing, cos, sin, [], None, None, Ranks(), heads_to_sequence=used)
+        )
         weights = [torch.sin(torch.arange(x.numel(), device=DEVICE)).view_as(x) for x in out]
         inputs = [*streams, *block.qkv.parameters()]
         found.append([*out, *torch.autograd.grad([(x * w).sum() for x, w in zip(out, weights, strict=True)], inputs)])

@@ -129,6 +129,7 @@ READS_FILES = {
     ("train/checkpoint.py", "_restore_random"): "{rank}/{name} in a file",
     ("train/export.py", "_checkpoint"): "names of folders",
     ("model/pretrained.py", "write_weights"): "names of files",
+    ("model/adapters.py", "_of_module"): "peft's patterns",
     ("train/diagnostics.py", "progress_text"): "names of a log's columns",
     ("train/parallel.py", "local_device"): "names of devices",
     ("plan/show.py", "_operations"): "a unit",

@@ -9,7 +9,7 @@ from helpers.fake_data import run_config, scene_like, write_folder
 from helpers.models import modalities, random_documents, with_modality
 from helpers.ranks import Steps, Workers, samples, train_run, train_steps
 
-from plait.config.model import ModelConfig, TowerConfig
+from plait.config.model import LoraConfig, ModelConfig, TowerConfig
 from plait.config.run import ParallelConfig, RunConfig, TrainConfig
 from plait.config.run_records import TowerSettings
 from plait.model.mot import MixtureOfTransformers
@@ -135,6 +135,16 @@ def test_every_kind_of_model(model, folder, tmp_path, two):
     config = config_for(folder, tmp_path, **MODELS[model])
     for layout in ("tensor", "context"):
         check(two, config, TWO[layout], mel=MODELS[model].get("mel", True))
+
+
+@pytest.mark.parametrize("layout", TWO)
+def test_lora_beside_what_is_frozen(layout, folder, tmp_path, two):
+    """Two steps: in the first one only the second matrix of a change has a gradient."""
+    towers = {"image": TowerConfig(lora=LoraConfig(rank=3)),
+              "mel": TowerConfig(lora=LoraConfig(rank=4, alpha=8.0, targets=("qkv", "o")))}  # fmt: skip
+    found = check(two, config_for(folder, tmp_path, towers=towers), TWO[layout], steps=2)
+    assert all(name.endswith((".lora.a", ".lora.b")) for step in found.gradients for name in step)
+    assert all(gradient.any() for gradient in found.gradients[1].values())
 
 
 def test_experts_that_choose_among_all_rows(folder, tmp_path, two):
