@@ -20,7 +20,7 @@ def tower_of(folder) -> MixtureOfTransformers:
     """Return a language model as a model of one tower, in float64."""
     with open_language_model(str(folder), "--from") as saved:
         model = MixtureOfTransformers(saved.config).double()
-        fill(model, saved.read)
+        fill(model, model.state_dict(), saved.read)
     return model
 
 
