@@ -342,6 +342,8 @@ def _serve_arguments(step: argparse.ArgumentParser, *, several: bool) -> None:
                       help="requests that may wait; more are refused with 429 (default: 256)")  # fmt: skip
     step.add_argument("--timeout", type=real(above=0), default=600.0, metavar="S",
                       help="seconds after which an answer is given up (default: 600)")  # fmt: skip
+    step.add_argument("--adapter", action="append", default=[], metavar="NAME=FOLDER",
+                      help="an adapter of the model (LoRA), served as a model of its own; may be repeated")  # fmt: skip
     step.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     step.add_argument("--weights", default="float32", choices=["float32", "bfloat16"],
                       help="precision of the weights; bfloat16 takes half the memory (default: float32)")  # fmt: skip
@@ -364,19 +366,16 @@ def _generate_arguments(step: argparse.ArgumentParser) -> None:
     step.add_argument("--seed", type=whole(), default=0, help="the same seed gives the same samples (default: 0)")
     step.add_argument("--temperature", type=like(SamplingConfig, "temperature"), help="0 is greedy")
     step.add_argument("--top-k", type=like(SamplingConfig, "top_k"), help="keep the k likeliest ids")
-    step.add_argument(
-        "--top-p", type=like(SamplingConfig, "top_p"), help="keep the likeliest ids that make up this probability"
-    )
+    step.add_argument("--top-p", type=like(SamplingConfig, "top_p"),
+                      help="keep the likeliest ids that make up this probability")  # fmt: skip
     step.add_argument("--guidance", type=like(SamplingConfig, "guidance"), help="classifier-free guidance; 1 is none")
-    step.add_argument(
-        "--media-guidance",
-        type=like(SamplingConfig, "media_guidance"),
-        help="separate guidance by the given images or sounds; 1 is none",
-    )
+    step.add_argument("--media-guidance", type=like(SamplingConfig, "media_guidance"),
+                      help="separate guidance by the given images or sounds; 1 is none")  # fmt: skip
     step.add_argument("--steps", type=like(SamplingConfig, "steps"), help="denoising steps (latents)")
     step.add_argument("--sampler", help="auto, or one that fits diffusion.process, such as ddim or euler (latents)")
     step.add_argument("--grid", metavar="ROWSxCOLUMNS", help="extent of an image's latents, in tokens, such as 8x12")
     step.add_argument("--max-tokens", type=whole(at_least=1), help="longest text or speech, in tokens")
+    step.add_argument("--adapter", default="", metavar="FOLDER", help="add what `plait export --adapter` or peft wrote")
     step.add_argument("--out", default="", help="folder for PNG, WAV and samples.jsonl (default: <run>/generated)")
     step.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
     step.add_argument("--weights", default="float32",

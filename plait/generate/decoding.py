@@ -23,10 +23,11 @@ from plait.batch.batch import Batch, Routing, Targets
 from plait.batch.spans import Span, tower_of
 from plait.generate.allowed import AllowedIds
 from plait.generate.request import Score
-from plait.generate.rows import Row, Stream
+from plait.generate.rows import Row, Stream, adapter_numbers
 from plait.generate.sampling import Limits, invert, weights_of
 from plait.generate.speculation import race
 from plait.model.cache import CacheStep, KVCache, to_device, together
+from plait.model.lora import Asked
 from plait.model.mot import MixtureOfTransformers
 from plait.model.routing import merged
 
@@ -97,12 +98,16 @@ class Shape:
     apart: tuple[tuple[int, int], ...]
     """Streams and their lengths that are attended by themselves; none where shapes are padded."""
     draw: DrawShape
+    adapters: tuple[int, ...] = ()
+    """Numbers of the adapters that some tokens are computed with."""
 
     @property
     def sizes(self) -> list[int]:
-        """Integers: ids, to_sequence, places, last slots [T], to_towers [R], pages, then those of the draw."""
+        """Integers: ids, to_sequence, places, last slots, adapters if any [T], to_towers [R], pages, then those of the
+        draw."""
         t = self.num_streams * self.num_new
-        return [t, t, t, t, sum(self.towers), self.num_streams * self.num_pages, *self.draw.sizes]
+        asked = t if self.adapters else 0
+        return [t, t, t, t, asked, sum(self.towers), self.num_streams * self.num_pages, *self.draw.sizes]
 
 
 class Decoder:
@@ -152,8 +157,11 @@ class Decoder:
         picks, draws, numbers, draw_shape = self._drawing(streams, np.arange(1, count + 1) * num_new - 1, rows)
         table = np.empty((0, 0), np.int64) if table is None else table
         widths, num_pages = tuple(padded.tolist()), table.shape[1]
-        shape = Shape(num_streams, num_new, widths, longest, num_pages, tuple(apart), draw_shape)
-        ints = [ids, to_sequence, places, last, to_towers, table.ravel(), to_sequence[picks], *draws]
+        asked = np.repeat(adapter_numbers(streams, self.model), num_new)
+        used = tuple(sorted(set(asked.tolist()) - {0}))
+        asked = _padded(asked, size) if used else asked[:0]
+        shape = Shape(num_streams, num_new, widths, longest, num_pages, tuple(apart), draw_shape, used)
+        ints = [ids, to_sequence, places, last, asked, to_towers, table.ravel(), to_sequence[picks], *draws]
         positions, after = self._positions(streams, num_new)
         positions = _padded(positions.T, size).T.ravel()
         out = self.run(*self._moved(ints, [positions, numbers]), shape)
@@ -236,7 +244,7 @@ class Decoder:
 
     def forward(self, ints: Tensor, floats: Tensor, shape: Shape) -> Drawn:
         """Run the step on the two arrays; returns the draws, padding included."""
-        ids, to_sequence, places, last, to_towers, table, *draws = ints.split(shape.sizes)
+        ids, to_sequence, places, last, asked, to_towers, table, *draws = ints.split(shape.sizes)
         axes = len(self.model.config.position_axes)
         positions, numbers = floats.split([len(ids) * axes, len(floats) - len(ids) * axes])
         table = table.view(shape.num_streams, -1) if shape.num_pages else None
@@ -244,6 +252,7 @@ class Decoder:
         visible = torch.arange(slots, device=ints.device) <= last.view(shape.num_streams, -1, 1)
         step = CacheStep(self.cache, places, num_rows=shape.num_streams, num_new=shape.num_new, longest=shape.longest,
                          visible=visible, table=table, apart=shape.apart)  # fmt: skip
+        step.asked = Asked(asked, shape.adapters) if shape.adapters else None
         sizes = list(shape.towers)
         in_order = not self.pad and sizes.count(0) == len(sizes) - 1
         routing = Routing(sizes, sizes, to_towers, to_sequence, in_order)

@@ -31,7 +31,7 @@ from plait.generate.graphs import CudaCapture, Graphs
 from plait.generate.latent_batches import Canvas
 from plait.generate.request import Request, Result, check_request
 from plait.generate.room import Room, most_tokens, num_pages
-from plait.generate.rows import Row, Stream, one
+from plait.generate.rows import Row, Stream, asked_by, one
 from plait.generate.speculation import num_right
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pages import PagedKVCache
@@ -151,7 +151,7 @@ class Generator:
     def check(self, request: Request) -> None:
         """Raise a ConfigError where a request asks for what cannot be made."""
         check_request(request, self.model.config, grids=self.grids, max_length=self.max_length,
-                      diffusion=self.diffusion)  # fmt: skip
+                      diffusion=self.diffusion, adapters=self.model.adapters.names)  # fmt: skip
 
     def cancel(self, identity: int) -> Result | None:
         """Let a request go and return what it has; None if it is not under way."""
@@ -213,7 +213,8 @@ class Generator:
         moved = batch.to(self.model.device)
         for group in moved.latents.values():
             denoising.fill(group, streams, self.model.dtype)
-        hidden = self.model(moved, self.cache.step(moved, fed, passing=passing))
+        asked = asked_by(streams, batch.lengths, self.model)
+        hidden = self.model(moved, self.cache.step(moved, fed, passing=passing, asked=asked))
         ends = np.cumsum(batch.lengths)
         for stream, n, after, end in zip(streams, passing, batch.next_positions, ends, strict=True):
             # latents come again at the place where they began; guesses do not count on it

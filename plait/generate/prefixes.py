@@ -41,6 +41,8 @@ def find(streams: Sequence[Stream], cache: KVCache, config: ModelConfig) -> list
         for j, other in enumerate(streams):
             if j in takers or not (cache.lengths[j] or j < i):
                 continue
+            if other.row.request.adapter != stream.row.request.adapter:
+                continue
             length = min(in_common(stream.prompt, other.prompt), most[i])
             length = length if cache.lengths[j] else min(length, most[j])
             if length >= LEAST_SHARED and (best is None or length > best.length):

@@ -1,6 +1,7 @@
 """What is asked of a generator, what comes back, and which requests cannot be made."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -39,6 +40,8 @@ class Request(Checked):
     logprobs: int | None = bounded(None, at_least=0, at_most=20)
     """Likeliest ids to keep beside each id of the host's text, with the log-probabilities of all, in
     `Result.scores`; None keeps none."""
+    adapter: str = ""
+    """Name of the adapter beside the model (`plait.model.adapters`) that it is computed with; empty: none."""
     num_snapshots: int = bounded(0, at_least=0)
     """Moments of the denoising to keep in `Result.snapshots`, evenly spaced, from noise on."""
 
@@ -94,9 +97,12 @@ def check_request(
     grids: dict[str, tuple[int, ...]],
     max_length: int,
     diffusion: DiffusionConfig,
+    adapters: Sequence[str] = (),
 ) -> None:
     """Raise a ConfigError for a request that cannot be made."""
     records = config.modalities
+    if request.adapter not in ("", *adapters):
+        raise ConfigError(unknown("generate.adapter", request.adapter, filter(None, adapters)))
     check_parts(request.prompt, config, "generate.prompt")
     if request.output is not None and request.output not in records:
         raise ConfigError(unknown("generate", request.output, records))

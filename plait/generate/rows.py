@@ -5,12 +5,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from plait.batch.assemble import Run
 from plait.batch.documents import Part
 from plait.common.randomness import generator
 from plait.generate.latent_batches import Canvas
 from plait.generate.request import Request, Score
+from plait.model.lora import Asked
+from plait.model.mot import MixtureOfTransformers
 
 DRAWS_AT_ONCE = 256
 
@@ -101,6 +104,20 @@ class Row:
     def draw(self, purpose: str) -> np.random.Generator:
         """Return the generator for one purpose in the open span."""
         return generator(self.request.seed, purpose, item=self.request.number, position=self.num_spans)
+
+
+def adapter_numbers(streams: Sequence[Stream], model: MixtureOfTransformers) -> list[int]:
+    """Return the number of the adapter that each stream is computed with."""
+    return [model.adapters.names.index(s.row.request.adapter) for s in streams]
+
+
+def asked_by(streams: Sequence[Stream], lengths: Sequence[int], model: MixtureOfTransformers) -> Asked | None:
+    """Return the adapters that the tokens of documents of some lengths are computed with, None where all are plain."""
+    numbers = adapter_numbers(streams, model)
+    if not any(numbers):
+        return None
+    by_token = torch.tensor(numbers).repeat_interleave(torch.tensor(lengths))
+    return Asked(by_token.to(model.device), tuple(sorted(set(numbers) - {0})))
 
 
 @functools.lru_cache(maxsize=1 << 12)

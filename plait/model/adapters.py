@@ -18,7 +18,7 @@ from plait.common.errors import CheckpointError
 from plait.common.files import read_json, write_json
 from plait.common.tensor_files import Cut, Stored, TensorStore, write_tensors
 from plait.config.model import ModelConfig
-from plait.model.lora import Change, adapted_in, linears_in
+from plait.model.lora import Adapters, Change, Chosen, adapted_in, linears_in
 from plait.model.mot import MixtureOfTransformers
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -116,6 +116,27 @@ def merge_adapter(model: MixtureOfTransformers, folder: str | Path, where: str =
         for module, read in readers.items():
             weight = matrices[module].weight
             weight.copy_(read().added_to(weight))
+
+
+@torch.no_grad()
+def attach(model: MixtureOfTransformers, folders: Mapping[str, str | Path], where: str = "adapter") -> None:
+    """Put adapters beside a model, by names that requests may ask for; raises CheckpointError."""
+    adapters, matrices = Adapters(list(folders)), linears_in(model)
+    towers = list(model.config.towers)
+    for number, folder in enumerate(folders.values(), start=1):
+        with open_adapter(folder, model, where) as readers:
+            for module, read in readers.items():
+                matrix, owner = matrices[module], model.parts[f"{module}.weight"].tower
+                if matrix.lora is None:
+                    matrix.lora = Chosen(adapters, None if owner is None else towers.index(owner))
+                assert isinstance(matrix.lora, Chosen)
+                matrix.lora.changes[number] = read().beside(matrix.weight)
+    model.adapters = adapters
+
+
+def check_adapter(folder: str | Path, where: str = "adapter") -> None:
+    """Raise a CheckpointError for what is no adapter; no weights are read."""
+    _read_config(Path(folder), where)
 
 
 def _read_config(folder: Path, where: str) -> dict[str, Any]:

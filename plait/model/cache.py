@@ -19,6 +19,7 @@ from torch import Tensor
 from plait.batch.batch import Batch
 from plait.common.errors import ResourceError
 from plait.model.attention import AttentionPlan, attend, attend_rows, attend_segments
+from plait.model.lora import Asked
 from plait.model.mask import Segment, segments
 
 MAX_TOGETHER = 32
@@ -168,13 +169,16 @@ class KVCache:
 
     # -- steps --------------------------------------------------------------------------------------------------
 
-    def step(self, batch: Batch, rows: list[int], *, passing: list[int] | None = None) -> "CacheStep":
+    def step(self, batch: Batch, rows: list[int], *, passing: list[int] | None = None,
+             asked: Asked | None = None) -> "CacheStep":  # fmt: skip
         """Return the plan of a forward pass that appends the batch's documents to these rows.
 
         The last ``passing[d]`` tokens of document d are seen in this pass only and not kept: latents under denoising,
-        which come again at the next noise level.
+        which come again at the next noise level. ``asked``: the adapters that the tokens are computed with.
         """
-        return plan_step(self, batch, rows, passing or [0] * len(rows))
+        step = plan_step(self, batch, rows, passing or [0] * len(rows))
+        step.asked = asked
+        return step
 
 
 class CacheStep:
@@ -192,6 +196,8 @@ class CacheStep:
         """places [T] on the device; visible [B, n or 1, L] booleans; table [B, P]; ``kept`` rows and their lengths."""
         self.cache, self.num_rows, self.num_new, self.longest = cache, num_rows, num_new, longest
         self.visible, self.plan, self.rest, self.located, self.kept = visible, plan, rest, located, kept
+        self.asked: Asked | None = None
+        """The adapters that its tokens are computed with."""
         self.apart = [Segment(row, row, row + 1, ((0, end),), causal=True) for row, end in apart]
         self.located_apart = {row: cache.locate(row, end) for row, end in apart}
         self.places = (places[:, None] + cache.head_steps).flatten()

@@ -5,12 +5,14 @@ parameters of the model as all others are, cut and sharded with the matrix that 
 merged into it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from plait.batch.batch import Routing
 from plait.config.model import LoraConfig, ModelConfig
 from plait.model.layers import Linear
 from plait.model.ranks import local
@@ -53,12 +55,64 @@ def adapted_in(module: nn.Module) -> list[tuple[str, LoRA]]:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """The adapters that the tokens of a step are computed with: ``numbers`` [T], 0 for none, and which there are."""
+
+    numbers: Tensor
+    used: tuple[int, ...]
+
+
+class Adapters:
+    """The adapters beside a model, by name, and which of them each row of the step at hand asks for."""
+
+    def __init__(self, names: Sequence[str] = ()):
+        self.names = ["", *names]
+        self.rows: list[Tensor] = []
+        """For each tower [N_k]."""
+        self.used: tuple[int, ...] = ()
+
+    def choose(self, routing: Routing, asked: Asked | None) -> None:
+        """Take in what the tokens of a step ask for."""
+        self.used = asked.used if asked else ()
+        if asked:
+            self.rows = list(asked.numbers.index_select(0, routing.to_towers).split(routing.padded_sizes))
+
+
+class Chosen(nn.Module):
+    """The changes of one matrix by several adapters, each for the rows of a tower that ask for it.
+
+    ``tower`` is the tower's number, None where towers share the matrix.
+    """
+
+    def __init__(self, adapters: Adapters, tower: int | None):
+        super().__init__()
+        self.adapters, self.tower = adapters, tower
+        self.changes: dict[int, Change] = {}
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return what is added for x [N, I]: [N, O], or 0 where nothing is."""
+        rows = self.adapters.rows
+        total = x.new_zeros(())
+        for number in self.adapters.used:
+            if number in self.changes:
+                change = self.changes[number]
+                asks = (torch.cat(rows) if self.tower is None else rows[self.tower]) == number
+                total = total + F.linear(F.linear(x, change.a), change.b) * (asks[:, None] * change.scale)
+        return total
+
+
+@dataclass(frozen=True)
 class Change:
     """The change of one matrix, as it is kept apart from a model."""
 
     a: Tensor
     b: Tensor
     scale: float
+
+    def beside(self, weight: Tensor) -> "Change":
+        """Return it on the matrix's device, in its precision, in float32 at least."""
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return Change(self.a.to(weight.device, dtype), self.b.to(weight.device, dtype), self.scale)
 
     def added_to(self, weight: Tensor) -> Tensor:
         """Return the matrix W + scale B A, in its own precision."""

@@ -20,7 +20,7 @@ from plait.model.block import Block, Step, heads_kernel, is_token
 from plait.model.cache import CacheStep, KVCache
 from plait.model.latent_patches import LatentIn, LatentOut
 from plait.model.layers import SMALL, Embedding, Linear, RMSNorm
-from plait.model.lora import merge, without_lora
+from plait.model.lora import Adapters, merge, without_lora
 from plait.model.moe import MixtureOfExperts
 from plait.model.ranks import Ranks
 from plait.model.recompute import Recompute
@@ -60,6 +60,8 @@ class MixtureOfTransformers(nn.Module):
                 self.latent_out[name] = self._latent_out(modality)
         self.is_compiled = False
         self.recompute_blocks: Recompute = "none"
+        self.adapters = Adapters()
+        """What requests may ask for besides; `plait.model.adapters` sets it."""
         self.ranks = Ranks()
         """Who computes a batch together; plait.train.parallel sets it."""
         self.use_kernels = True
@@ -138,6 +140,7 @@ class MixtureOfTransformers(nn.Module):
         if config.crossing_towers:
             owners = self._by_token(batch, torch.arange(len(config.towers), device=device)[:, None, None])
         step = Step(batch.routing, cos, sin, mask, plan, cache, self.ranks, self.recompute_blocks, owners, kernel)
+        self.adapters.choose(batch.routing, cache.asked if cache else None)
         streams = self._embed(batch)
         # the steps of generation are short, and the cache is no work for the compiler
         with torch.compiler.set_stance("force_eager") if cache and self.is_compiled else contextlib.nullcontext():

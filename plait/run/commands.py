@@ -5,7 +5,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from plait.common.errors import ConfigError
+from plait.common.errors import ConfigError, require
 from plait.common.launch import is_first
 
 
@@ -144,7 +144,7 @@ def generate(chosen) -> None:
 
     if chosen.chat is not None and chosen.count != 1:
         raise ConfigError("command line: --chat gives one answer, leave out --count")
-    pipeline = load(chosen.run_folder, device=chosen.device, weights=chosen.weights)
+    pipeline = load(chosen.run_folder, device=chosen.device, weights=chosen.weights, adapter=chosen.adapter)
     options = {name: getattr(chosen, name) for name in SAMPLING if getattr(chosen, name) is not None}
     sampling = sampling_from(pipeline.config.sampling, pipeline.model.config, options, _option)
     longest = {} if chosen.max_tokens is None else dict.fromkeys(pipeline.codecs, chosen.max_tokens)
@@ -178,25 +178,44 @@ def _show_answer(sample, out: str) -> None:
 
 
 def serve(chosen, *, browse: bool = False) -> None:
+    from plait.model.adapters import attach, check_adapter
     from plait.run.load import check_loadable, load, makes_edits
     from plait.serve.server import read_key, serve
     from plait.serve.service import Limits
 
+    adapters = _named(chosen.adapter, chosen.models)
+
     def loading(folder: str):
         def now():
             pipeline = load(folder, device=chosen.device, weights=chosen.weights)
+            if adapters:
+                attach(pipeline.model, adapters, "--adapter")
             return pipeline, makes_edits(folder, pipeline.codecs)
 
         return now
 
     for folder in chosen.models:
         check_loadable(folder)
+    for folder in adapters.values():
+        check_adapter(folder, "--adapter")
     models = {Path(folder).resolve().name: loading(folder) for folder in chosen.models}
     if len(models) < len(chosen.models):
         models = {folder: loading(folder) for folder in chosen.models}
     limits = Limits(max_queue=chosen.max_queue, timeout=chosen.timeout)
     serve(models, host=chosen.host, port=chosen.port, key=read_key(chosen.api_key_file), limits=limits,
           run=Path(chosen.models[0]), browse=browse)  # fmt: skip
+
+
+def _named(options: list[str], models: list[str]) -> dict[str, str]:
+    """Return the folder of each adapter by its name, of options NAME=FOLDER; raises ConfigError."""
+    pairs = [option.partition("=") for option in options]
+    taken = {Path(folder).resolve().name for folder in models}
+    for name, _, folder in pairs:
+        require(bool(name and folder), "--adapter", name or folder, "of the form NAME=FOLDER")
+        require(name not in taken, "--adapter", name, "a name that nothing else here has")
+        taken.add(name)
+    require(not pairs or len(models) == 1, "--adapter", options, "given with one model, the one that it changes")
+    return {name: folder for name, _, folder in pairs}
 
 
 def playground(chosen) -> None:

@@ -81,7 +81,9 @@ def create_app(
         try:
             for name, load in models.items():
                 pipeline, makes_edits = load()
-                loaded.services[name] = Service(name, pipeline, limits, metrics, makes_edits=makes_edits)
+                service = Service(name, pipeline, limits, metrics, makes_edits=makes_edits)
+                adapters = filter(None, pipeline.model.adapters.names)
+                loaded.services |= {name: service} | {adapter: service.with_adapter(adapter) for adapter in adapters}
             loaded.is_ready = True
         except Exception as error:
             loaded.error = error

@@ -1,6 +1,7 @@
 """What the endpoints share: a model with its scheduler, how requests become jobs, and how answers come back."""
 
 import asyncio
+import copy
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -58,6 +59,8 @@ class Service:
     def __init__(self, name: str, pipeline: Pipeline, limits: Limits, metrics: Metrics, *, makes_edits: bool = False):
         self.name, self.pipeline, self.limits = name, pipeline, limits
         self.makes_edits = makes_edits
+        self.adapter = ""
+        """Name of the adapter that answers are made with."""
         self.created = int(time.time())
         self.scheduler = Scheduler(
             lambda: Generator(pipeline.model, **pipeline.engine_settings), max_queue=limits.max_queue, metrics=metrics
@@ -71,6 +74,12 @@ class Service:
             "rows": ("Requests under way.", lambda: self.scheduler.num_running),
             "cache_share": ("Share of the cache's slots in use.", lambda: self.scheduler.cache_share),
         })  # fmt: skip
+
+    def with_adapter(self, name: str) -> "Service":
+        """Return the same model's service with one of its adapters, which has the adapter's name."""
+        service = copy.copy(self)
+        service.name = service.adapter = name
+        return service
 
     def close(self) -> None:
         """Finish what is under way, and end the threads."""
@@ -167,7 +176,17 @@ class Service:
         most = config.max_tokens | ({} if max_tokens is None else {self.host: max_tokens})
         seed = secrets.randbits(31) if fields.seed is None else fields.seed
         requests = [
-            Request(prompt, output, sampling, most, seed=seed, number=i, num_snapshots=previews, logprobs=logprobs)
+            Request(
+                prompt,
+                output,
+                sampling,
+                most,
+                seed=seed,
+                number=i,
+                num_snapshots=previews,
+                logprobs=logprobs,
+                adapter=self.adapter,
+            )
             for i in range(n)
         ]
         answers = Answers(self, seed, self.limits.timeout)

@@ -18,6 +18,7 @@ from helpers.chat import chat_codec
 from helpers.fake_data import FakeSpeech
 from helpers.ports import free_port
 from plait.codecs.image_pixels import ImagePixelCodec, ImagePixelOptions
+from plait.codecs.image_tokens import ImageTokenCodec
 from plait.codecs.text import BytePairCodec, BytePairOptions
 from plait.config.generation import GenerateConfig, SamplingConfig
 from plait.config.model import ModalityConfig, ModelConfig
@@ -38,11 +39,14 @@ class Tones(FakeSpeech):
         return [np.repeat(np.asarray(e.ids) / 127, 100).astype(np.float32) for e in encoded]
 
 
-def small_pipeline(folder: Path, *, chat: bool, steps: int = 6) -> Pipeline:
-    """Return a random model in float64, with a chat template or none; images by flow, sound as ids."""
+def small_pipeline(folder: Path, *, chat: bool, steps: int = 6, tokens: bool = False, longest: int = 12) -> Pipeline:
+    """Return a random model in float64, with a chat template or none; images by flow or as ids, sound as ids."""
     rng = np.random.default_rng(0)
-    image = ImagePixelCodec(ImagePixelOptions(size=SIDE))
-    image.fit([rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)], minutes=0, seed=0, folder=None,
+    if tokens:
+        image = ImageTokenCodec.from_options({"size": SIDE, "levels": [3, 3], "channels": 8, "steps": 1})
+    else:
+        image = ImagePixelCodec(ImagePixelOptions(size=SIDE))
+    image.fit([rng.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)], minutes=0, seed=0, folder=folder,
               progress=lambda *_: None)  # fmt: skip
     if chat:
         text = chat_codec(folder)
@@ -51,18 +55,20 @@ def small_pipeline(folder: Path, *, chat: bool, steps: int = 6) -> Pipeline:
         text.fit(["a fox on a blue background, and an owl"] * 4, minutes=0, seed=0, folder=folder,
                  progress=lambda *_: None)  # fmt: skip
     tones = Tones(Tones.options_class())
+    images = {"vocab_size": image.vocab_size} if tokens else {
+        "objective": "diffusion", "attention": "bidirectional", "latent_channels": image.latent_channels,
+        "patch_size": image.patch_size}  # fmt: skip
     records = {
         "text": ModalityConfig(vocab_size=text.vocab_size),
-        "image": ModalityConfig(objective="diffusion", attention="bidirectional",
-                                latent_channels=image.latent_channels, patch_size=image.patch_size),
+        "image": ModalityConfig(**images),
         "speech": ModalityConfig(vocab_size=tones.vocab_size),
     }  # fmt: skip
     config = ModelConfig(records, width=32, num_heads=2, num_layers=2, max_positions=512,
                          bos=text.bos, eos=text.eos, stops=text.stops)  # fmt: skip
     torch.manual_seed(0)
     model = MixtureOfTransformers(config).double().requires_grad_(False)
-    settings = GenerateConfig(max_tokens={"text": 12, "speech": 20}, batch_size=8,
-                              sampling={"image": SamplingConfig(steps=steps)})  # fmt: skip
+    sampling = {} if tokens else {"image": SamplingConfig(steps=steps)}
+    settings = GenerateConfig(max_tokens={"text": longest, "speech": 20}, batch_size=8, sampling=sampling)
     return Pipeline(model, {"text": text, "image": image, "speech": tones}, settings)
 
 

@@ -12,9 +12,9 @@ from helpers.served import served, served_models, small_pipeline
 from PIL import Image
 
 
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory):
-    return small_pipeline(tmp_path_factory.mktemp("model"), chat=False)
+@pytest.fixture(scope="module", params=["flow", "tokens"])
+def pipeline(request, tmp_path_factory):
+    return small_pipeline(tmp_path_factory.mktemp("model"), chat=False, tokens=request.param == "tokens")
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +117,19 @@ def test_an_image_and_a_clip_are_added(browser, address, tmp_path):
     assert browser.problems(address) == []
 
 
-def test_it_can_be_stopped(browser, tmp_path):
-    with served(small_pipeline(tmp_path, chat=False, steps=1000)) as address:
+@pytest.mark.parametrize(
+    ("make", "begun", "settings"),
+    [
+        ("image", ".result figure.forming", {"steps": 1000}),
+        ("text", ".result .answer p", {"tokens": True, "longest": 400}),
+    ],
+)
+def test_it_can_be_stopped(browser, tmp_path, make, begun, settings):
+    with served(small_pipeline(tmp_path, chat=False, **settings)) as address:
         open_page(browser, address)
-        ask(browser, "a fox", "image")
-        until(browser, "Boolean(document.querySelector('.result figure.forming'))")
+        browser.run("document.querySelector('[name=temperature]').value = 0")
+        ask(browser, "a fox", make)
+        until(browser, f"Boolean(document.querySelector('{begun}'))")
         assert browser.run("document.getElementById('go').textContent") == "Stop"
         browser.run("document.getElementById('go').click()")
         until(browser, DONE)
