@@ -41,6 +41,9 @@ class PrepareConfig(Checked):
     grounds on which training never shows it; or all of OpenMoji that can be named (scenes)."""
     passages: float = bounded(0.0, at_least=0, below=1)
     """Share of the training documents that are passages of Python's own library, text alone, in place of scenes."""
+    drawings: str = ""
+    """Folder of an Iconify package (icons.json, chars.json), such as Twemoji's: the same things drawn in its style.
+    Empty: OpenMoji's drawings (scenes)."""
     image_size: int = bounded(32, at_least=1)
     """Side of a drawn scene, in pixels (scenes)."""
     codecs_from: str = ""

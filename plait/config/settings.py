@@ -53,7 +53,8 @@ _NAMES = {
         model.modalities.*.reads
         prepare.source prepare.codecs_from prepare.codec_documents prepare.codec_minutes prepare.shard_documents""",
     SCENES: """
-        prepare.documents prepare.validation_documents prepare.concepts prepare.passages prepare.image_size""",
+        prepare.documents prepare.validation_documents prepare.concepts prepare.passages prepare.image_size
+        prepare.drawings""",
     MANIFESTS: "prepare.columns prepare.allow_outside prepare.validation_share",
     STREAM: """
         seed data.sources data.batch_tokens data.max_document_tokens data.too_long data.tasks data.drop_condition

@@ -201,7 +201,6 @@ class Pipeline:
         max_tokens: dict[str, int] | None = None,
         grids: dict[str, tuple[int, ...]] | None = None,
         num_snapshots: int = 0,
-        adapter: str = "",
         on_result: Callable[[Result], None] | None = None,
     ) -> list[Result]:
         """Generate what follows each encoded prompt: THE way to generate, with the run's own settings of generation."""
@@ -209,17 +208,7 @@ class Pipeline:
         max_tokens = self.config.max_tokens | _mapping("max_tokens", max_tokens)
         grids = _mapping("grids", grids)
         requests = [
-            Request(
-                list(p),
-                o,
-                sampling,
-                max_tokens,
-                grids,
-                seed=seed,
-                number=i,
-                num_snapshots=num_snapshots,
-                adapter=adapter,
-            )
+            Request(list(p), o, sampling, max_tokens, grids, seed=seed, number=i, num_snapshots=num_snapshots)
             for i, (p, o) in enumerate(zip(prompts, outputs, strict=True))
         ]
         return generate(self.model, requests, on_result=on_result, **self.engine_settings)

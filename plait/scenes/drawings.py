@@ -41,7 +41,8 @@ EVERYDAY = tuple(_EVERYDAY.split())
 _HELD_OUT_SHARE = 0.06  # of all other families
 _FLAGS = 40  # of about 250: they look much alike
 _LONGEST_NAME = 32
-_CANVAS = 72  # side of every OpenMoji drawing
+CANVAS = 72
+"""Side of every OpenMoji drawing."""
 _PROBE = 32  # side at which drawings are compared and measured, in pixels
 
 _FAMILY_IGNORES = """
@@ -135,7 +136,7 @@ def _things() -> tuple[_Thing, ...]:
 
 def _probe(thing: _Thing) -> np.ndarray:
     """Draw a thing small, uint8 [32, 32, 4], to compare and to measure it."""
-    return rasterize(f'<g transform="scale({1 / _CANVAS})">{thing.elements}</g>', size=_PROBE)
+    return rasterize(f'<g transform="scale({1 / CANVAS})">{thing.elements}</g>', size=_PROBE)
 
 
 def _concept(thing: _Thing, image: np.ndarray) -> Concept | None:
@@ -146,6 +147,14 @@ def _concept(thing: _Thing, image: np.ndarray) -> Concept | None:
     color = tuple(image[..., :3][ink].mean(0).tolist())
     family = family_of(thing.name)
     return Concept(thing.name, thing.code, thing.group, family, thing.elements, _extent(ink), color)
+
+
+def redrawn(concept: Concept, elements: str) -> Concept:
+    """Return a concept with another drawing, of elements laid out on the same canvas."""
+    thing = _Thing(concept.name, concept.code, concept.group, elements)
+    drawn = _concept(thing, _probe(thing))
+    assert drawn is not None, f"a drawing of {concept.name} is empty"
+    return drawn
 
 
 @functools.cache
@@ -229,7 +238,7 @@ def _name(character: str, group: str) -> str:
 def _extent(ink: np.ndarray) -> tuple[float, float, float, float]:
     """Return left, top, width and height of a mask's true part, in the drawing's units."""
     rows, columns = np.flatnonzero(ink.any(1)), np.flatnonzero(ink.any(0))
-    unit = _CANVAS / len(ink)
+    unit = CANVAS / len(ink)
     left, top = columns[0] * unit, rows[0] * unit
     return float(left), float(top), float((columns[-1] + 1) * unit - left), float((rows[-1] + 1) * unit - top)
 

@@ -16,6 +16,7 @@ from plait.prepare.raw import RawDocument, Truths
 from plait.scenes import speaker
 from plait.scenes.drawings import CREDIT, everyday_things, placed, rasterize
 from plait.scenes.passages import Passage, first_passages
+from plait.scenes.restyle import Drawings
 from plait.scenes.truths import SceneTruths
 from plait.scenes.world import BACKGROUNDS, Scene, World
 
@@ -42,6 +43,8 @@ class SceneSource:
         self.image_size = prepare.image_size
         self.seed = seed
         self.world = world_of(prepare, seed)
+        self.drawings = Drawings(prepare.drawings) if prepare.drawings else None
+        self._check_drawings()
         self.sample_rate = sample_rate
         self.parts = tuple(p for p in PARTS if p in parts)
         held_out = self.world.splits(spoken="audio" in self.parts)
@@ -53,12 +56,23 @@ class SceneSource:
         """Return the number of documents of each split."""
         return dict(self._rows)
 
-    credit = CREDIT
+    @property
+    def credit(self) -> str:
+        """The line that a page which shows them has to carry."""
+        return self.drawings.credit if self.drawings else CREDIT
+
+    def _check_drawings(self) -> None:
+        missing = self.drawings.missing((*self.world.train, *self.world.unseen)) if self.drawings else []
+        if self.drawings and missing:
+            raise ConfigError(
+                f"prepare.drawings: {self.drawings.folder!r} has no drawing of {len(missing)} things of this world, "
+                f"such as {missing[0]!r}; take another set, or fewer prepare.concepts"
+            )
 
     @property
     def truths(self) -> Truths:
         """What is true of the scenes; passages have no truths."""
-        return SceneTruths(self.world)
+        return SceneTruths(self.world, self.drawings)
 
     def _draw_passages(self, prepare: PrepareConfig) -> dict[str, dict[int, Passage]]:
         """Return the documents of each split that are passages."""
@@ -86,7 +100,7 @@ class SceneSource:
                 yield passage.document(self.parts) if passage else self._document(scene, clip)
 
     def _document(self, scene: Scene, clip: np.ndarray | None) -> RawDocument:
-        image = draw(scene, self.image_size) if "image" in self.parts else None
+        image = draw(scene, self.image_size, self.drawings) if "image" in self.parts else None
         media = {"text": scene.caption, "image": image, "audio": clip}
         return RawDocument([(part, media[part]) for part in self.parts], scene.meta())
 
@@ -117,9 +131,10 @@ def world_of(prepare: PrepareConfig, seed: int) -> World:
     return world
 
 
-def draw(scene: Scene, size: int) -> np.ndarray:
-    """Draw a scene, uint8 [size, size, 3]."""
-    places = zip(scene.concepts, scene.centers, scene.extents)
+def draw(scene: Scene, size: int, drawings: Drawings | None = None) -> np.ndarray:
+    """Draw a scene, uint8 [size, size, 3], by OpenMoji's drawings or others."""
+    concepts = [drawings.of(c) for c in scene.concepts] if drawings else scene.concepts
+    places = zip(concepts, scene.centers, scene.extents)
     elements = "".join(placed(c, center=center, extent=extent) for c, center, extent in places)
     return rasterize(elements, size=size, background=BACKGROUNDS[scene.background])
 

@@ -14,6 +14,7 @@ import numpy as np
 from plait.common.randomness import generator
 from plait.scenes.articles import with_article
 from plait.scenes.drawings import Concept, all_concepts, placed, rasterize
+from plait.scenes.restyle import Drawings
 from plait.scenes.world import BACKGROUNDS, GROUND_COLORS, RELATIONS, World
 
 _CAPTION = re.compile(r"^(?P<what>.*) on an? (?P<background>\w+) background$")
@@ -75,8 +76,8 @@ def ground_of(image: np.ndarray) -> str:
 class SceneTruths:
     """What is true of the scenes of a world."""
 
-    def __init__(self, world: World):
-        self.world = world
+    def __init__(self, world: World, drawings: Drawings | None = None):
+        self.world, self.drawings = world, drawings
 
     def caption(self, meta: dict) -> str:
         return meta.get("caption", "")
@@ -95,10 +96,12 @@ class SceneTruths:
         return shown[0]["concept"] if len(shown) == 1 else ""
 
     def things(self) -> list[str]:
-        return [concept.code for concept in all_concepts()]
+        known = all_concepts()
+        missing = set(self.drawings.missing(known)) if self.drawings else set()
+        return [concept.code for concept in known if concept.name not in missing]
 
     def reference(self, thing: str, size: int) -> np.ndarray:
-        return reference(thing, size)
+        return reference(thing, size, self.drawings)
 
     def image_scores(self, images: Sequence[np.ndarray], metas: Sequence[dict]) -> dict[str, float]:
         hits = [ground_of(image) == meta["background"] for image, meta in zip(images, metas, strict=True)]
@@ -134,9 +137,10 @@ class SceneTruths:
         return list(phrases.values()), np.array([places[name] for name in names])
 
 
-def reference(concept: str, size: int) -> np.ndarray:
+def reference(concept: str, size: int, drawings: Drawings | None = None) -> np.ndarray:
     """Draw one concept (an OpenMoji code) large on white, uint8 [size, size, 3]: what judges compare with."""
     drawing = _by_code()[concept]
+    drawing = drawings.of(drawing) if drawings else drawing
     return rasterize(placed(drawing, center=(0.5, 0.5), extent=0.84), size=size, background=BACKGROUNDS["white"])
 
 

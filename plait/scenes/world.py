@@ -110,6 +110,11 @@ class World:
         """What training shows."""
         return _members(self.seed, self.size)["train"]
 
+    @property
+    def unseen(self) -> tuple[Concept, ...]:
+        """Concepts that training sees nothing of."""
+        return _members(self.seed, self.size)["unseen"]
+
     def splits(self, *, spoken: bool) -> list[str]:
         """Return the held-out splits, those of a voice only where scenes are ``spoken``."""
         names = ["seen", "unseen_concepts", "unseen_combinations"]
