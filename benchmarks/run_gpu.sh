@@ -49,5 +49,6 @@ part step
 part attention
 part patterns
 part grouped
+part lora
 part breakdown
 exit $code

@@ -177,7 +177,7 @@ def _parser() -> Parser:
     step = add("report", commands.report, "write the run's report.html", settings=False)
     step.add_argument("run_folder", metavar="run", help="the run's folder")
 
-    step = add("export", commands.export, "write a checkpoint's weights as a saved model: safetensors and config.json",
+    step = add("export", commands.export, "write a checkpoint as a saved model: weights, codecs, settings and a card",
                settings=False, epilog=EXPORT_EXAMPLES)  # fmt: skip
     step.add_argument("run_folder", metavar="run", help="the run's folder")
     step.add_argument("--out", default="", help="folder to write (default: <run>/exported/step-...)")
@@ -187,6 +187,7 @@ def _parser() -> Parser:
     which = step.add_mutually_exclusive_group()
     which.add_argument("--merge", action="store_true", help="of a run with LoRA: a model whose matrices hold it")
     which.add_argument("--adapter", action="store_true", help="of a run with LoRA: it alone, in peft's form")
+    step.add_argument("--weights-only", action="store_true", help="leave out codecs, settings of generation and card")
     step.add_argument("--file-gb", type=real(above=0), default=5.0, metavar="GB",
                       help="largest size of one file, in GB of 1e9 bytes (default: 5)")  # fmt: skip
 

@@ -28,8 +28,9 @@ PLAIN: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "bias": ("none",), "fan_in_fan_out": (False,), "use_dora": (False,), "lora_bias": (False,),
     "modules_to_save": (None, []), "use_qalora": (False,), "trainable_token_indices": (None,), "use_bdlora": (None,),
     "alora_invocation_tokens": (None,), "layer_replication": (None,), "arrow_config": (None,),
+    "target_parameters": (None, []), "init_lora_weights": (True, False, None, "gaussian", "orthogonal", "eva"),
 }  # fmt: skip
-"""Options of peft, and the values for which an adapter is W + scale B A."""
+"""Options of peft, and the values for which an adapter is W + scale B A of the weights that it was trained on."""
 
 
 def merged(config: ModelConfig, read: Callable[[str], Tensor]) -> Callable[[str], Tensor]:

@@ -187,6 +187,8 @@ def zero_outputs(model: MixtureOfTransformers, towers: Collection[str]) -> None:
 
 
 def _is_output(part: WeightRecord) -> bool:
+    if part.trait.adapts:  # zero already, as a product
+        return False
     return part.place.component == "o" or (part.place.component == "ffn" and part.place.inner == "down.weight")
 
 

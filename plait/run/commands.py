@@ -236,10 +236,17 @@ def upcycle(chosen) -> None:
 
 def export(chosen) -> None:
     from plait.common.progress import Progress
+    from plait.config.file import load_kept
+    from plait.run.saved import add_codecs
     from plait.train.export import export as export_run
 
+    def add(folder: Path) -> None:
+        if not chosen.weights_only:
+            name = Path(chosen.out).name or chosen.run_folder
+            add_codecs(load_kept(chosen.run_folder), folder, name, measured=chosen.step is None)
+
     path = export_run(chosen.run_folder, chosen.out, step=chosen.step, averages=chosen.ema, merge=chosen.merge,
-                      adapter=chosen.adapter, file_gb=chosen.file_gb, progress=Progress())  # fmt: skip
+                      adapter=chosen.adapter, add=add, file_gb=chosen.file_gb, progress=Progress())  # fmt: skip
     print(f"exported: {path}")
 
 

@@ -9,7 +9,6 @@ from plait.batch.documents import Document, Part
 from plait.codecs import Codec, Encoded, load_codec
 from plait.common.errors import CheckpointError, ConfigError, unknown
 from plait.config.file import load_kept
-from plait.config.generation import GenerateConfig
 from plait.config.run import RunConfig
 from plait.data.shards import codec_folder, read_index
 from plait.data.sources import folders
@@ -18,6 +17,7 @@ from plait.generate.prompts import MediaPart
 from plait.model.adapters import merge_adapter
 from plait.model.precision import shorten
 from plait.model.pretrained import load_config, load_pretrained
+from plait.run.saved import read_codec, read_generation, read_settings
 from plait.train import checkpoint
 from plait.train.acceptance import check_fits, newest_state
 from plait.train.trainer import pick_device
@@ -60,10 +60,10 @@ def check_loadable(run: str | Path) -> None:
 
 def makes_edits(run: str | Path, codecs: dict[str, Codec]) -> bool:
     """Say whether a model may make images from images: not where its run's tasks (data.tasks) have none such."""
-    if _is_saved(Path(run)):
-        return True
+    saved = _is_saved(Path(run))
+    named = read_settings(Path(run)).get("tasks", {}) if saved else run_config(run).data.tasks
     images = [name for name, codec in codecs.items() if codec.kind == "image" and not codec.reads]
-    tasks = [task.replace(" ", "").split(",") for task in run_config(run).data.tasks]
+    tasks = [task.replace(" ", "").split(",") for task in named]
     return not tasks or any(sum(name in images for name in task) > 1 for task in tasks)
 
 
@@ -73,18 +73,11 @@ def _is_saved(folder: Path) -> bool:
 
 
 def load_saved(folder: Path, *, device: str = "auto") -> Pipeline:
-    """Load a saved model with its codecs, and the defaults of generation."""
-    config = load_config(folder)
-    for name in config.modalities:
-        if not codec_folder(folder, name).is_dir():
-            raise CheckpointError(
-                f"model: {str(folder)!r} holds no codec of {name!r} ({codec_folder(folder, name)}), without which it "
-                "can neither read nor make it"
-            )
+    """Load a saved model with its codecs and settings of generation."""
+    codecs = {name: read_codec(folder, name) for name in load_config(folder).modalities}
     model = load_pretrained(folder, device=pick_device(device))
     model.requires_grad_(False)
-    codecs = {name: load_codec(codec_folder(folder, name)) for name in config.modalities}
-    return Pipeline(model, codecs, GenerateConfig())
+    return Pipeline(model, codecs, *read_generation(folder))
 
 
 def run_config(run: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

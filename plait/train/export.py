@@ -27,7 +27,7 @@ from plait.model.pretrained import WEIGHTS, check_target, check_tensors, load_co
 from plait.train import checkpoint
 
 GB = 1_000_000_000
-EXPORTED = ("config.json", "model*")
+EXPORTED = ("config.json", "model*", "codecs", "generation.json", "README.md")
 ADAPTER = (adapters.CONFIG, adapters.WEIGHTS)
 """What the folders of an exported model and adapter hold."""
 
@@ -40,6 +40,7 @@ def export(
     averages: bool = False,
     merge: bool = False,
     adapter: bool = False,
+    add: Callable[[Path], None] = lambda folder: None,
     file_gb: float = 5.0,
     progress: Progress | None = None,
 ) -> Path:
@@ -47,7 +48,7 @@ def export(
 
     ``averages`` takes the averaged weights (train.ema). Of a run with LoRA, ``merge`` writes a model without it, whose
     matrices hold what was learned, and ``adapter`` what was learned alone, as peft writes it. No file is larger than
-    ``file_gb``, unless one tensor is.
+    ``file_gb``, unless one tensor is. ``add`` writes what else a saved model's folder shall hold.
 
     Raises CheckpointError where there is no such checkpoint, ConfigError for a folder
     that holds something else, and Held where another process writes it.
@@ -82,6 +83,7 @@ def export(
             with torch.device("meta"):
                 tensors = {n: tensors[n] for n in MixtureOfTransformers(config).state_dict()}
         save_config(config, temporary)
+        add(temporary)
         with (progress or QuietProgress()).stage(
             f"export {name}", total=sum(c.num_bytes for c in tensors.values()) / GB
         ) as bar:

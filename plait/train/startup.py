@@ -4,6 +4,7 @@ The logger is `plait.train`, from Python's `logging`: the command line shows it,
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -53,6 +54,8 @@ def say_start(model: MixtureOfTransformers, config: RunConfig, layout: Layout, *
     }
     if config.frozen_towers:
         facts["frozen"] = frozen_facts(model, config.frozen_towers)
+    if lora := lora_facts(model):
+        facts["lora"] = lora
     for name, text in facts.items():
         log.info("%-7s %s", name, text)
 
@@ -72,6 +75,17 @@ def frozen_facts(model: MixtureOfTransformers, frozen: Sequence[str]) -> str:
     shared = sorted({part.place.component for part, _ in parts if part.tower is None})
     but = f"; {', '.join(shared)} of its blocks are shared with other towers, and train" if shared else ""
     return f"{', '.join(frozen)}: {count(fixed)} parameters, and {rows:,} rows of ids{but}"
+
+
+def lora_facts(model: MixtureOfTransformers) -> str:
+    """Return the parameters of the changes that LoRA trains, by tower; "" where there are none."""
+    sizes: Counter[str] = Counter()
+    for part, parameter in model.weights():
+        if part.trait.adapts:
+            sizes[part.tower or ""] += parameter.numel()
+    records = {name: tower.lora for name, tower in model.config.towers.items() if tower.lora}
+    return "; ".join(f"{name}: {count(sizes[name])} parameters (rank {lora.rank}, on {', '.join(lora.targets)})"
+                     for name, lora in records.items())  # fmt: skip
 
 
 def ranks_facts(layout: Layout) -> str:

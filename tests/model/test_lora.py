@@ -15,15 +15,17 @@ from safetensors.torch import load_file, save_file
 from plait.batch.assemble import pack
 from plait.cli import main
 from plait.common.errors import CheckpointError, ConfigError
+from plait.common.units import count
 from plait.config.file import from_dict, to_dict
 from plait.config.model import LoraConfig, TowerConfig
 from plait.config.run import RunConfig
 from plait.model.adapters import merge_adapter
-from plait.model.init_from import start_model, start_towers
+from plait.model.init_from import start_model, start_towers, zero_outputs
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_config, load_pretrained
 from plait.train import checkpoint
 from plait.train.export import export
+from plait.train.startup import lora_facts
 from plait.train.trainer import Trainer
 
 TOWERS = {"image": TowerConfig(lora=LoraConfig(rank=3, alpha=5.0)),
@@ -80,6 +82,14 @@ def test_what_has_no_lora(towers, settings, sentence):
     assert sentence in str(error.value)
 
 
+def test_outputs_of_zero_leave_the_changes_as_they_begin():
+    model = build(towers=TOWERS)
+    before = {name: p.clone() for name, p in model.named_parameters() if ".lora." in name}
+    zero_outputs(model, ["image"])
+    assert not model.blocks[0].o["image"].weight.any() and not model.blocks[1].ffn["image"].down.weight.any()
+    assert all(torch.equal(dict(model.named_parameters())[name], value) for name, value in before.items())
+
+
 # -- training -------------------------------------------------------------------------------------------------------
 
 
@@ -120,6 +130,8 @@ def test_the_changes_alone_train(base, run):
     added = after.keys() - before.keys()
     assert added and all(".image." in name and ".lora." in name for name in added)
     assert all(after[name].any() for name in added)
+    size = count(sum(after[name].numel() for name in added))
+    assert lora_facts(load_pretrained(newest(run))) == f"image: {size} parameters (rank 4, on qkv, o, ffn)"
 
 
 def test_stopped_and_gone_on_with(base, run, tmp_path):
@@ -165,7 +177,7 @@ def as_it_is(run) -> MixtureOfTransformers:
 
 
 def test_merged_in_the_file(run, tmp_path, capsys):
-    assert main(["export", str(run), "--ema", "--merge", "--out", str(tmp_path / "merged")]) == 0
+    assert main(["export", str(run), "--weights-only", "--ema", "--merge", "--out", str(tmp_path / "merged")]) == 0
     merged, model = load_pretrained(tmp_path / "merged").double(), as_it_is(run)
     assert not any(part.trait.adapts for part in merged.parts.values())
     batch = pack([scene_like(3)], model.config)
@@ -242,6 +254,7 @@ def test_adapters_that_do_not_fit(base, adapter, tmp_path):
     refused("holds no adapter_config.json, so it is no adapter", files=())
     refused("has peft_type 'IA3', it must be 'LORA': plain LoRA", options=options | {"peft_type": "IA3"})
     refused("has use_dora True, it must be False", options=options | {"use_dora": True})
+    refused("has init_lora_weights 'pissa', it must be True", options=options | {"init_lora_weights": "pissa"})
     refused("has r 'four', it must be a number above 0", options=options | {"r": "four"})
     refused("there is no file", tensors=None)
     refused("holds a pickle (adapter_model.bin)", tensors=None, files=("adapter_config.json", "pickle"))

@@ -1,5 +1,6 @@
 """The whole path, tiny: scenes, codecs, training, evaluation, samples, report; stopped and taken up again."""
 
+import importlib.util
 import json
 import os
 import shlex
@@ -12,11 +13,14 @@ from pathlib import Path
 
 import pytest
 import soundfile
+import yaml
+from helpers import ROOT
+from helpers.iconify import write_package
 from helpers.pages import blocks
 from PIL import Image
 
 from plait.cli import main
-from plait.run.load import run_config
+from plait.run.load import makes_edits, run_config
 from plait.run.next_steps import next_steps
 
 TINY = ["--prepare.documents", "192", "--prepare.validation_documents", "64",
@@ -165,3 +169,51 @@ def test_the_pipeline_in_python(run):
     assert modality == "image" and image.shape == (64, 64, 3)
     again = pipeline.generate(["a dog", "a cat"], output="speech", seed=1)
     assert [s.task for s in again] == ["text>speech"] * 2
+
+
+def test_the_page_on_lora(run, tmp_path, monkeypatch, capsys):
+    """docs/lora.md, its commands and its Python: with as little training as here, and drawings made for the test."""
+    page = (ROOT / "docs" / "lora.md").read_text()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(run)
+    write_package(tmp_path / "twemoji")
+    monkeypatch.chdir(tmp_path)
+    (commands,) = blocks("bash", page)
+    done = []
+    for line in commands.splitlines():
+        program, *words = shlex.split(line)
+        if program == "plait":
+            assert main([*words, *(TINY if words[0] in ("prepare", "train") else [])]) == 0, capsys.readouterr().err
+            done.append(words[0])
+    assert done == ["export", "prepare", "train", "export", "generate"]
+    (image,) = (tmp_path / "runs" / "quickstart" / "generated" / "image").glob("*output*")
+    assert Image.open(image).size == (64, 64)
+    for code in blocks("python", page):
+        if "peft" not in code or importlib.util.find_spec("peft"):
+            exec(code, {})
+    (settings,) = blocks("yaml", page)
+    chosen = yaml.safe_load(settings)
+    whole = yaml.safe_load((ROOT / "configs" / "style_lora.yaml").read_text())
+    assert chosen["model"]["towers"] == whole["model"]["towers"]
+    assert chosen["train"]["init_from"] == whole["train"]["init_from"]
+
+
+def test_an_export_reads_and_makes_media_without_the_data(run, tmp_path):
+    import plait
+
+    assert main(["export", str(run), "--ema", "--out", str(tmp_path / "model")]) == 0
+    names = {"README.md", "codecs", "config.json", "generation.json", "model.safetensors"}
+    assert {p.name for p in (tmp_path / "model").iterdir()} == names
+    own, saved = plait.load(run, device="cpu"), plait.load(tmp_path / "model", device="cpu")
+    assert saved.config == own.config and saved.diffusion == own.diffusion
+    for output in ("image", "speech", "text"):
+        a, b = (p.generate("a red apple on a white background", output, seed=3)[0].output for p in (own, saved))
+        assert [name for name, _ in a] == [name for name, _ in b]
+        assert all(x == y if isinstance(x, str) else (x == y).all() for (_, x), (_, y) in zip(a, b, strict=True))
+    assert not makes_edits(tmp_path / "model", saved.codecs)  # as its tasks say
+    card = (tmp_path / "model" / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["library_name"] == "plait" and head["pipeline_tag"] == "any-to-any" and "speech" in head["tags"]
+    assert 'plait.load("model")' in card and "names the right thing" in card and "OpenMoji" in card
+    assert main(["export", str(run), "--step", "8", "--out", str(tmp_path / "older")]) == 0
+    assert "Nothing was measured of these weights" in (tmp_path / "older" / "README.md").read_text()

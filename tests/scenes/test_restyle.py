@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from helpers.iconify import write_package
 
 from plait.common.errors import ConfigError
 from plait.config.run import PrepareConfig
@@ -11,21 +12,10 @@ from plait.scenes.drawings import everyday
 from plait.scenes.restyle import Drawings
 from plait.scenes.source import SceneSource
 
-SQUARE = '<rect x="4" y="8" width="16" height="8" fill="{}"/>'
-
 
 @pytest.fixture
 def folder(tmp_path):
-    """An Iconify package that draws 64 everyday things as bars of many colours, on a canvas of 24."""
-    things = everyday(64)
-    icons = {
-        f"icon-{c.code}": {"body": SQUARE.format(f"#{i * 3:02x}80{255 - i * 3:02x}")} for i, c in enumerate(things)
-    }
-    chars = {c.code.lower().replace("-fe0f", ""): f"icon-{c.code}" for c in things}
-    info = {"name": "Bars", "author": {"name": "A", "url": "u"}, "license": {"title": "MIT", "url": "v"}}
-    for name, values in (("icons", {"icons": icons, "width": 24, "height": 24}), ("chars", chars), ("info", info)):
-        (tmp_path / f"{name}.json").write_text(json.dumps(values))
-    return tmp_path
+    return write_package(tmp_path)
 
 
 def source(drawings="", concepts=64) -> SceneSource:

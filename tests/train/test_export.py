@@ -41,7 +41,7 @@ def same(a: dict, b: dict) -> bool:
 
 
 def test_one_file_that_loads_as_a_model(run, tmp_path, capsys):
-    assert main(["export", str(run), "--out", str(tmp_path / "x")]) == 0
+    assert main(["export", str(run), "--weights-only", "--out", str(tmp_path / "x")]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"exported: {tmp_path / 'x'}"
     newest = checkpoint.find(run / "checkpoints")[-1]
     assert same(state_of(tmp_path / "x"), state_of(newest))

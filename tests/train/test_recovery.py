@@ -384,7 +384,7 @@ def test_a_rank_that_hangs_is_named(lab, table, tmp_path, seed, kind, rank, phas
 def test_export_is_killed(lab, table, tmp_path, seed):
     lab.reference()
     run, out = lab.folder / "reference-2", tmp_path / "exported"
-    command = ["export", str(run), "--out", str(out), "--file-gb", "0.00001"]
+    command = ["export", str(run), "--weights-only", "--out", str(out), "--file-gb", "0.00001"]
     with table.row("SIGKILL in export", seed) as detail:
         at = [3, 20][seed]
         with Launched(command, ranks=1, log=tmp_path, fault=Fault("kill in write", 0, at)) as killed:
