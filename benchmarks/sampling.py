@@ -35,7 +35,7 @@ from plait.common.randomness import generator
 from plait.config.generation import DiffusionConfig, SamplingConfig
 from plait.config.model import ModalityConfig, ModelConfig
 from plait.generate import Generator, Request
-from plait.generate.engine import guided
+from plait.generate.decoding import guided
 from plait.model.mask import segments
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives.samplers import Denoiser

@@ -56,6 +56,7 @@ def serve(
         if server is not None:
             server.should_exit = True
 
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # which warns of every client that left
     app = create_app(models, limits=limits, key=key, run=run, on_failed=stop)
     config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=30, backlog=2048)
     server = uvicorn.Server(config)
