@@ -4,26 +4,16 @@ import copy
 
 import numpy as np
 import pytest
-import torch
 from helpers.adapters import random_adapter
-from helpers.models import model_config, random_part
+from helpers.models import random_part, sharp_model
 
 from plait.common.errors import ConfigError
 from plait.config.generation import DiffusionConfig, SamplingConfig
 from plait.generate import Generator, Request, generate
 from plait.model.adapters import attach, merge_adapter
-from plait.model.mot import MixtureOfTransformers
 
 GRIDS = {"image": (2, 3), "mel": (2, 2)}
 NAMES = ("", "one", "two")
-
-
-def build(**settings) -> MixtureOfTransformers:
-    model = MixtureOfTransformers(model_config(mel=True, **settings)).double()
-    with torch.no_grad():  # sharper than at the start, so that it matters what was given
-        for p in (*model.head.parameters(), *model.latent_out.parameters()):
-            p.mul_(20)
-    return model
 
 
 def asked(rng, count: int) -> list[Request]:
@@ -41,7 +31,7 @@ def asked(rng, count: int) -> list[Request]:
 @pytest.mark.parametrize("page_size", [0, 4])
 @pytest.mark.parametrize("settings", [{}, {"untied": ["norm"]}], ids=["towers", "shared matrices"])
 def test_each_has_its_own_in_one_batch(rng, tmp_path, settings, page_size):
-    model, requests = build(**settings), asked(rng, 15)
+    model, requests = sharp_model(**settings), asked(rng, 15)
     folders = {name: random_adapter(model, tmp_path / name, seed) for seed, name in enumerate(NAMES[1:])}
     by_name = {"": copy.deepcopy(model)}
     for name, folder in folders.items():
@@ -67,7 +57,7 @@ def same(a, b) -> bool:
 
 
 def test_an_adapter_that_is_not_there(rng, tmp_path):
-    model = build()
+    model = sharp_model()
     attach(model, {"style": random_adapter(model, tmp_path / "style", 0)})
     with pytest.raises(ConfigError, match=r"generate\.adapter: unknown name 'stile', allowed: style; did you mean"):
         Generator(model, grids=GRIDS).add(Request([random_part(rng, "text")], "text", adapter="stile"))

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers.models import model_config, random_part
+from helpers.models import random_part, sharp_model
 
 from plait.batch.assemble import Run, assemble, pack, spell
 from plait.batch.documents import Document, Part
@@ -13,19 +13,10 @@ from plait.common.randomness import generator
 from plait.config.generation import DiffusionConfig, SamplingConfig
 from plait.generate import Generator, Request, generate
 from plait.generate.decoding import guided
-from plait.model.mot import MixtureOfTransformers
 from plait.objectives.samplers import Denoiser
 
 GRIDS = {"image": (2, 3), "mel": (2, 2)}
 FLOW = DiffusionConfig(process="flow")
-
-
-def build(**settings) -> MixtureOfTransformers:
-    model = MixtureOfTransformers(model_config(mel=True, **settings)).double()
-    with torch.no_grad():  # sharper than at the start, so that it matters what was given
-        for p in (*model.head.parameters(), *model.latent_out.parameters()):
-            p.mul_(20)
-    return model
 
 
 def predict(model, parts, latents, grid, level):
@@ -90,7 +81,7 @@ def check_equal(a, b):
 
 
 def test_each_modality_is_denoised_by_its_own_settings(rng):
-    model, own = build(width=32), {"process": "flow", "shift": 3.0}
+    model, own = sharp_model(width=32), {"process": "flow", "shift": 3.0}
     requests = [
         Request([random_part(rng, "text")], "mel", {"mel": SamplingConfig(steps=4)}, number=i) for i in range(3)
     ]
@@ -106,7 +97,7 @@ def test_each_modality_is_denoised_by_its_own_settings(rng):
 @pytest.mark.parametrize("later_sees", ["noised", "clean_copy", "nothing"])
 @pytest.mark.parametrize("diffusion", [DiffusionConfig(), FLOW], ids=["ddpm", "flow"])
 def test_cached_batched_and_guided_equals_by_hand(rng, later_sees, diffusion, page_size):
-    model = build(later_sees=later_sees, position_axes=["time", "row", "column"], width=32)
+    model = sharp_model(later_sees=later_sees, position_axes=["time", "row", "column"], width=32)
     requests = asked(rng, 15, diffusion)
     together = generate(
         model, requests, grids=GRIDS, max_rows=6, max_length=256, diffusion=diffusion, page_size=page_size
@@ -123,7 +114,7 @@ def test_cached_batched_and_guided_equals_by_hand(rng, later_sees, diffusion, pa
 
 
 def test_ddpm_draws_do_not_depend_on_the_company(rng):
-    model = build()
+    model = sharp_model()
     sampling = {"mel": SamplingConfig(sampler="ddpm", steps=4)}
     requests = [Request([random_part(rng, "text")], "mel", sampling, number=i) for i in range(4)]
     together = generate(model, requests, grids=GRIDS)
@@ -134,7 +125,7 @@ def test_ddpm_draws_do_not_depend_on_the_company(rng):
 @pytest.mark.parametrize("later_sees", ["noised", "clean_copy", "nothing"])
 def test_later_text_sees_the_clean_latents(rng, later_sees):
     """After an item, the model goes on as it would over a document that was given with clean latents."""
-    model = build(later_sees=later_sees, position_axes=["time", "row", "column"], width=32)
+    model = sharp_model(later_sees=later_sees, position_axes=["time", "row", "column"], width=32)
     layout = model.config.layout
     with torch.no_grad():  # it opens an item at once, and then writes
         model.head["shared"].weight[layout.opening["mel"]] += 3 * model.head["shared"].weight.abs().mean()
@@ -176,7 +167,7 @@ def _next_without_spans(model, parts, room: bool) -> int:
 
 
 def test_cancelling_one_leaves_the_others(rng):
-    model = build()
+    model = sharp_model()
     sampling = {"mel": SamplingConfig(steps=5, guidance=3.0, sampler="unipc")}
     requests = [Request([random_part(rng, "text")], "mel", sampling, number=i) for i in range(4)]
     expected = generate(model, requests, grids=GRIDS)
@@ -193,7 +184,7 @@ def test_cancelling_one_leaves_the_others(rng):
 
 def test_texts_that_begin_beside_latents_go_ahead(rng):
     """Their first ids come before the latents move on, which they do at every second step at least."""
-    model = build()
+    model = sharp_model()
     settings = {"grids": GRIDS, "max_length": 64, "diffusion": FLOW}
     engine = Generator(model, max_rows=16, **settings)
     image = Request([random_part(rng, "text")], "mel", {"mel": SamplingConfig(steps=4)}, seed=0)
@@ -216,7 +207,7 @@ def test_texts_that_begin_beside_latents_go_ahead(rng):
 
 
 def test_snapshots_go_from_noise_to_clean(rng):
-    model = build()
+    model = sharp_model()
     request = Request([], "mel", {"mel": SamplingConfig(steps=10)}, num_snapshots=4)
     result = generate(model, [request], grids=GRIDS)[0]
     levels = [level for level, _ in result.snapshots]
@@ -227,7 +218,7 @@ def test_snapshots_go_from_noise_to_clean(rng):
 
 
 def test_what_was_made_packs_for_training(rng):
-    model = build(later_sees="clean_copy")
+    model = sharp_model(later_sees="clean_copy")
     result = generate(model, [Request([random_part(rng, "text")], "mel", number=1)], grids=GRIDS)[0]
     batch = pack([Document([*result.request.prompt, *result.parts, Part("text", np.arange(3))])], model.config)
     assert [s.noised for s in batch.spans if s.modality == "mel"] == [True, False]

@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from plait.batch.documents import Document, Part
 from plait.config.model import ModalityConfig, ModelConfig
+from plait.model.mot import MixtureOfTransformers
 
 SIZES = {"text": 20, "image": 12, "speech": 9}
 
@@ -35,6 +36,15 @@ def model_config(
     settings = {"width": 16, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_width": 24} | settings
     records = modalities(mel=mel, towers=towers, later_sees=later_sees, attention=attention)
     return ModelConfig(modalities=records, **settings)
+
+
+def sharp_model(**settings) -> MixtureOfTransformers:
+    """Return a model in float64 whose heads are sharper than at the start, so that it matters what was given."""
+    model = MixtureOfTransformers(model_config(mel=True, **settings)).double()
+    with torch.no_grad():
+        for p in (*model.head.parameters(), *model.latent_out.parameters()):
+            p.mul_(20)
+    return model
 
 
 def with_modality(config: ModelConfig, name: str, **settings) -> ModelConfig:
