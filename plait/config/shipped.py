@@ -24,6 +24,9 @@ FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 STUDIES = tuple(folder.parent / "studies" for folder in FOLDERS)
 """Where shipped studies lie."""
 
+KEPT = "config.yaml"
+"""The config that a run keeps in its folder."""
+
 QUICKSTARTS = {
     "mixed": "quickstart",
     "chameleon-speech": "quickstart_chameleon_speech",
@@ -33,9 +36,13 @@ QUICKSTARTS = {
 
 
 def config_path(name: str) -> Path:
-    """Return the file of a config given as a path, as a run's folder, or as a shipped config's name."""
+    """Return the file of a config given as a path, as a run's folder, or as a shipped config's name.
+
+    A folder of a shipped config's name that is no run's, such as an exported model's, does not stand in its way.
+    """
     path = Path(name)
-    return _shipped("config", str(path / "config.yaml") if path.is_dir() else name, FOLDERS)
+    is_run = (path / KEPT).is_file() or (path.is_dir() and not any((f / f"{name}.yaml").is_file() for f in FOLDERS))
+    return _shipped("config", str(path / KEPT) if is_run else name, FOLDERS)
 
 
 def study_path(name: str) -> Path:

@@ -14,7 +14,7 @@ def _config(name: str, overrides: list[str]):
     from plait.config.shipped import config_path
 
     path = config_path(name)
-    return load_kept(name, overrides) if Path(name).is_dir() else load(path, overrides)
+    return load_kept(name, overrides) if path.parent == Path(name) else load(path, overrides)
 
 
 def prepare(chosen) -> None:

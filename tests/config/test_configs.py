@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -214,8 +215,16 @@ def test_every_setting_is_described():
     assert "model.untied = ['qkv', 'o', 'ffn', 'norm']" in text
 
 
-def test_config_path(tmp_path):
+def test_config_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     assert config_path("quickstart").stem == "quickstart"
+    (tmp_path / "quickstart").mkdir()  # such as an exported model: no run's folder
+    assert config_path("quickstart").name == "quickstart.yaml"
+    with pytest.raises(ConfigError, match=r"there is no file 'empty/config\.yaml'"):
+        (tmp_path / "empty").mkdir()
+        config_path("empty")
+    (tmp_path / "quickstart" / "config.yaml").write_text("{}")
+    assert config_path("quickstart") == Path("quickstart/config.yaml")
     with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
         config_path("quickstrat")
     with pytest.raises(ConfigError, match="no file"):
