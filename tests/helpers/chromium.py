@@ -17,7 +17,9 @@ class Browser:
         flags = (
             "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
             "--disable-background-networking --disable-component-update --disable-sync --disable-dev-shm-usage "
-            "--hide-scrollbars --remote-debugging-pipe"
+            "--hide-scrollbars --remote-debugging-pipe "
+            # a microphone that beeps, and that pages may hear
+            "--use-fake-device-for-media-stream --use-fake-ui-for-media-stream"
         )
         command = f'exec "$0" {flags} --user-data-dir="$1" about:blank 3<&{to_child} 4>&{from_child}'
         self.process = subprocess.Popen(

@@ -118,6 +118,24 @@ def test_an_image_and_a_clip_are_added(browser, address, tmp_path):
     assert browser.problems(address) == []
 
 
+def test_sound_is_recorded(browser, address):
+    open_page(browser, address)
+    browser.run("document.getElementById('record').click()")
+    until(browser, "document.getElementById('record').textContent.includes('Stop')")
+    time.sleep(0.7)
+    browser.run("document.getElementById('record').click()")
+    until(browser, "document.querySelectorAll('#parts audio').length === 1")
+    clip = browser.run("fetch(document.querySelector('#parts audio').src).then((r) => r.arrayBuffer())"
+                       ".then((b) => Array.from(new Uint8Array(b)))")  # fmt: skip
+    samples, rate = soundfile.read(io.BytesIO(bytes(clip)))
+    assert 0.2 < len(samples) / rate < 10
+    ask(browser, "", "text")
+    until(browser, DONE)
+    assert browser.run("document.querySelectorAll('.asked audio').length") == 1
+    assert browser.run("document.querySelector('.answer p').textContent").strip()
+    assert browser.problems(address) == []
+
+
 @pytest.mark.parametrize(
     ("make", "begun", "settings"),
     [
