@@ -127,9 +127,14 @@ def attach(model: MixtureOfTransformers, folders: Mapping[str, str | Path], wher
     for number, folder in enumerate(folders.values(), start=1):
         with open_adapter(folder, model, where) as readers:
             for module, read in readers.items():
-                matrix, owner = matrices[module], model.parts[f"{module}.weight"].tower
+                matrix, part = matrices[module], model.parts[f"{module}.weight"]
+                if not part.in_block:
+                    raise CheckpointError(
+                        f"{where}: {str(folder)!r} changes {module!r}, which stands outside of the blocks: beside a "
+                        "model it cannot be, load the model with it merged (plait generate --adapter)"
+                    )
                 if matrix.lora is None:
-                    matrix.lora = Chosen(adapters, None if owner is None else towers.index(owner))
+                    matrix.lora = Chosen(adapters, None if part.tower is None else towers.index(part.tower))
                 assert isinstance(matrix.lora, Chosen)
                 matrix.lora.changes[number] = read().beside(matrix.weight)
     model.adapters = adapters
@@ -153,15 +158,24 @@ def _read_config(folder: Path, where: str) -> dict[str, Any]:
                 f"{where}: {str(folder)!r} has {name} {value!r}, it must be {allowed[0]!r}: plain LoRA"
             )
     for name in ("r", "lora_alpha"):
-        value = config.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
-            raise CheckpointError(f"{where}: {str(folder)!r} has {name} {value!r}, it must be a number above 0")
+        if not _is_positive(config.get(name)):
+            raise CheckpointError(
+                f"{where}: {str(folder)!r} has {name} {config.get(name)!r}, it must be a number above 0"
+            )
+    for name in ("rank_pattern", "alpha_pattern"):
+        values = config.get(name) or {}
+        if not isinstance(values, dict) or not all(map(_is_positive, values.values())):
+            raise CheckpointError(f"{where}: {str(folder)!r} has {name} {values!r}, it must be numbers above 0 by name")
     if not (folder / WEIGHTS).is_file() and (folder / PICKLE).is_file():
         raise CheckpointError(
             f"{where}: {str(folder)!r} holds a pickle ({PICKLE}), which may run anything; save it with peft as "
             "safetensors (save_pretrained(..., safe_serialization=True))"
         )
     return config
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _by_module(stored: Mapping[str, Cut], folder: str, where: str) -> dict[str, dict[str, str]]:

@@ -19,8 +19,9 @@ from plait.common.units import count
 from plait.config.file import from_dict, to_dict
 from plait.config.model import LoraConfig, TowerConfig
 from plait.config.run import RunConfig
-from plait.model.adapters import merge_adapter
+from plait.model.adapters import attach, merge_adapter
 from plait.model.init_from import start_model, start_towers, zero_outputs
+from plait.model.lora import linears_in
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import load_config, load_pretrained
 from plait.train import checkpoint
@@ -256,6 +257,8 @@ def test_adapters_that_do_not_fit(base, adapter, tmp_path):
     refused("has use_dora True, it must be False", options=options | {"use_dora": True})
     refused("has init_lora_weights 'pissa', it must be True", options=options | {"init_lora_weights": "pissa"})
     refused("has r 'four', it must be a number above 0", options=options | {"r": "four"})
+    refused("has alpha_pattern {'o': 'x'}, it must be numbers", options=options | {"alpha_pattern": {"o": "x"}})
+    refused("has rank_pattern [2], it must be numbers", options=options | {"rank_pattern": [2]})
     refused("there is no file", tensors=None)
     refused("holds a pickle (adapter_model.bin)", tensors=None, files=("adapter_config.json", "pickle"))
     refused("has lora_B of 'blocks.0.qkv.image' alone", tensors={n: t for n, t in tensors.items() if n != first})
@@ -270,6 +273,22 @@ def test_adapters_that_do_not_fit(base, adapter, tmp_path):
     with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors"):
         merge_adapter(model, truncated)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_beside_a_model_the_blocks_alone_are_changed(base, adapter, tmp_path):
+    """A head is read without its module; merged, it is changed as anything else."""
+    model = load_pretrained(base[0])
+    shutil.copytree(adapter, tmp_path / "head")
+    outputs, inputs = next(iter(model.head_weights().values())).weight.shape
+    halves = {"A": torch.ones(4, inputs), "B": torch.ones(outputs, 4)}
+    name = next(n for n in linears_in(model) if n.startswith("head."))
+    tensors = {f"base_model.model.{name}.lora_{side}.weight": t for side, t in halves.items()}
+    save_file(tensors, tmp_path / "head" / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=f"changes '{name}', which stands outside of the blocks"):
+        attach(model, {"head": tmp_path / "head"})
+    before = model.state_dict()[f"{name}.weight"].clone()
+    merge_adapter(model, tmp_path / "head")
+    assert (model.state_dict()[f"{name}.weight"] - before).abs().min() > 1
 
 
 def truncate(path) -> None:
