@@ -71,11 +71,15 @@ class Arm:
         return trained / self.model.num_parameters()
 
 
+def kind_of(device: str) -> tuple[str, str]:
+    """Return the precision and mode that a device is measured in."""
+    return ("bfloat16", "compiled") if device == "cuda" else ("float32", "eager")
+
+
 def compare(options: argparse.Namespace) -> list[Row]:
     """Return the rows of all arms."""
-    dtype, mode = ("bfloat16", "compiled") if options.device == "cuda" else ("float32", "eager")
     torch.manual_seed(0)
-    case = Case(GRIDS[options.grid], options.device, dtype, mode)
+    case = Case(GRIDS[options.grid], options.device, *kind_of(options.device))
     arms = {name: Arm(case, name) for name in ARMS}
     times = paired({name: [arm.step] for name, arm in arms.items()}, turns=options.turns, device=options.device)
     held = {name: arm.held() for name, arm in arms.items()}
@@ -92,8 +96,7 @@ def compare(options: argparse.Namespace) -> list[Row]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit code is that of `harness.run`."""
     options = parsed(parser(__doc__, turns=9, grids=GRIDS), arguments)
-    dtype, mode = ("bfloat16", "compiled") if options.device == "cuda" else ("float32", "eager")
-    end = f"{GRIDS[options.grid]}/{dtype}/{mode}"
+    end = "/".join((str(GRIDS[options.grid]), *kind_of(options.device)))
     kinds = ("lora_step_ratio", "lora_memory_ratio", "lora_trained_share")
     names = [f"{kind}/{name}/{end}" for name in ARMS[1:] for kind in kinds]
     return run([Measurement(names, lambda: compare(options))], options)

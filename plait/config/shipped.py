@@ -24,9 +24,6 @@ FOLDERS = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 STUDIES = tuple(folder.parent / "studies" for folder in FOLDERS)
 """Where shipped studies lie."""
 
-KEPT = "config.yaml"
-"""The config that a run keeps in its folder."""
-
 QUICKSTARTS = {
     "mixed": "quickstart",
     "chameleon-speech": "quickstart_chameleon_speech",
@@ -40,9 +37,9 @@ def config_path(name: str) -> Path:
 
     A folder of a shipped config's name that is no run's, such as an exported model's, does not stand in its way.
     """
-    path = Path(name)
-    is_run = (path / KEPT).is_file() or (path.is_dir() and not any((f / f"{name}.yaml").is_file() for f in FOLDERS))
-    return _shipped("config", str(path / KEPT) if is_run else name, FOLDERS)
+    kept = Path(name) / "config.yaml"
+    is_run = kept.is_file() or (Path(name).is_dir() and not any((f / f"{name}.yaml").is_file() for f in FOLDERS))
+    return _shipped("config", str(kept) if is_run else name, FOLDERS)
 
 
 def study_path(name: str) -> Path:

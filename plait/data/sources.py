@@ -72,14 +72,19 @@ def open_sources(config: RunConfig, split: str) -> list[ShardSource]:
     return opened
 
 
-def codec_fingerprints(config: RunConfig) -> dict[str, str]:
-    """Return what tells the codec of each of the model's modalities from any other, where the data have one."""
-    fingerprints: dict[str, str] = {}
+def codec_records(config: RunConfig) -> dict[str, tuple[str, dict]]:
+    """Return for each modality of a run's data the first folder that has its codec, and what the index says of it."""
+    records: dict[str, tuple[str, dict]] = {}
     for folder in folders(config):
         for name, record in read_index(folder)["modalities"].items():
-            if name in config.model.modalities:
-                fingerprints.setdefault(name, record["fingerprint"])
-    return fingerprints
+            records.setdefault(name, (folder, record))
+    return records
+
+
+def codec_fingerprints(config: RunConfig) -> dict[str, str]:
+    """Return what tells the codec of each of the model's modalities from any other, where the data have one."""
+    known = config.model.modalities
+    return {name: record["fingerprint"] for name, (_, record) in codec_records(config).items() if name in known}
 
 
 def documents_digest(source: ShardSource) -> str:

@@ -157,11 +157,10 @@ class Decoder:
         picks, draws, numbers, draw_shape = self._drawing(streams, np.arange(1, count + 1) * num_new - 1, rows)
         table = np.empty((0, 0), np.int64) if table is None else table
         widths, num_pages = tuple(padded.tolist()), table.shape[1]
-        asked = np.repeat(adapter_numbers(streams, self.model), num_new)
-        used = tuple(sorted(set(asked.tolist()) - {0}))
-        asked = _padded(asked, size) if used else asked[:0]
+        asked, used = adapter_numbers(streams, self.model)
+        asked_by_token = _padded(np.repeat(asked, num_new), size) if used else np.empty(0, np.int64)
         shape = Shape(num_streams, num_new, widths, longest, num_pages, tuple(apart), draw_shape, used)
-        ints = [ids, to_sequence, places, last, asked, to_towers, table.ravel(), to_sequence[picks], *draws]
+        ints = [ids, to_sequence, places, last, asked_by_token, to_towers, table.ravel(), to_sequence[picks], *draws]
         positions, after = self._positions(streams, num_new)
         positions = _padded(positions.T, size).T.ravel()
         out = self.run(*self._moved(ints, [positions, numbers]), shape)

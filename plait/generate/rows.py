@@ -106,18 +106,19 @@ class Row:
         return generator(self.request.seed, purpose, item=self.request.number, position=self.num_spans)
 
 
-def adapter_numbers(streams: Sequence[Stream], model: MixtureOfTransformers) -> list[int]:
-    """Return the number of the adapter that each stream is computed with."""
-    return [model.adapters.names.index(s.row.request.adapter) for s in streams]
+def adapter_numbers(streams: Sequence[Stream], model: MixtureOfTransformers) -> tuple[list[int], tuple[int, ...]]:
+    """Return the number of the adapter that each stream is computed with, 0 for none, and which there are."""
+    numbers = [model.adapters.names.index(s.row.request.adapter) for s in streams]
+    return numbers, tuple(sorted(set(numbers) - {0}))
 
 
 def asked_by(streams: Sequence[Stream], lengths: Sequence[int], model: MixtureOfTransformers) -> Asked | None:
     """Return the adapters that the tokens of documents of some lengths are computed with, None where all are plain."""
-    numbers = adapter_numbers(streams, model)
-    if not any(numbers):
+    numbers, used = adapter_numbers(streams, model)
+    if not used:
         return None
     by_token = torch.tensor(numbers).repeat_interleave(torch.tensor(lengths))
-    return Asked(by_token.to(model.device), tuple(sorted(set(numbers) - {0})))
+    return Asked(by_token.to(model.device), used)
 
 
 @functools.lru_cache(maxsize=1 << 12)

@@ -128,8 +128,8 @@ def without_lora(config: ModelConfig) -> ModelConfig:
 @torch.no_grad()
 def merge(module: nn.Module) -> None:
     """Add the changes of the matrices within a module to these, in place."""
-    matrices = linears_in(module)
-    for name, lora in adapted_in(module):
-        linear = matrices[name]
-        linear.weight.copy_(Change(lora.a, lora.b, lora.scale).added_to(linear.weight))
-        linear.lora = None
+    for linear in linears_in(module).values():
+        if isinstance(linear.lora, LoRA):
+            change = Change(linear.lora.a, linear.lora.b, linear.lora.scale)
+            linear.weight.copy_(change.added_to(linear.weight))
+            linear.lora = None

@@ -176,9 +176,8 @@ def fill(model: MixtureOfTransformers, own: Mapping[str, Tensor], read: Callable
     for name, tensor in own.items():
         tensor.copy_(part_of(read(name), tensor))
     # what is not saved is rebuilt: balancing counts start at zero
-    saved = model.state_dict()
     for name, buffer in model.named_buffers():
-        if name not in saved:
+        if name not in model.parts:
             buffer.zero_()
 
 

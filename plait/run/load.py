@@ -10,14 +10,14 @@ from plait.codecs import Codec, Encoded, load_codec
 from plait.common.errors import CheckpointError, ConfigError, unknown
 from plait.config.file import load_kept
 from plait.config.run import RunConfig
-from plait.data.shards import codec_folder, read_index
-from plait.data.sources import folders
+from plait.data.shards import codec_folder
+from plait.data.sources import codec_records
 from plait.generate.pipeline import Pipeline, Sample, save_media
 from plait.generate.prompts import MediaPart
 from plait.model.adapters import merge_adapter
 from plait.model.precision import shorten
 from plait.model.pretrained import load_config, load_pretrained
-from plait.run.saved import read_codec, read_generation, read_settings
+from plait.run.saved import generation_of, read_codec, read_settings
 from plait.train import checkpoint
 from plait.train.acceptance import check_fits, newest_state
 from plait.train.trainer import pick_device
@@ -74,10 +74,11 @@ def _is_saved(folder: Path) -> bool:
 
 def load_saved(folder: Path, *, device: str = "auto") -> Pipeline:
     """Load a saved model with its codecs and settings of generation."""
-    codecs = {name: read_codec(folder, name) for name in load_config(folder).modalities}
+    settings = read_settings(folder)
+    codecs = {name: read_codec(folder, name, settings) for name in load_config(folder).modalities}
     model = load_pretrained(folder, device=pick_device(device))
     model.requires_grad_(False)
-    return Pipeline(model, codecs, *read_generation(folder))
+    return Pipeline(model, codecs, *generation_of(settings))
 
 
 def run_config(run: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -106,11 +107,11 @@ def load_run(config: RunConfig, *, device: str = "auto") -> Pipeline:
 
 def load_codecs(config: RunConfig, names: Sequence[str] | None = None) -> dict[str, Codec]:
     """Load the codecs of a run's prepared data, by modality."""
-    codecs: dict[str, Codec] = {}
-    for folder in folders(config):
-        for name, record in read_index(folder)["modalities"].items():
-            if (names is None or name in names) and name not in codecs:
-                codecs[name] = load_codec(codec_folder(folder, name), record["key"], record.get("reads", ""))
+    codecs = {
+        name: load_codec(codec_folder(folder, name), record["key"], record.get("reads", ""))
+        for name, (folder, record) in codec_records(config).items()
+        if names is None or name in names
+    }
     for name in names or ():
         if name not in codecs:
             raise CheckpointError(f"run: the prepared data of {config.out!r} has no codec for the modality {name!r}")

@@ -13,11 +13,11 @@ from plait.common.files import read_json, write_json, write_text
 from plait.config.file import from_dict, to_dict
 from plait.config.generation import DiffusionConfig, GenerateConfig
 from plait.config.run import RunConfig
-from plait.data.shards import INDEX_NAME, codec_folder, read_index
-from plait.data.sources import folders
+from plait.data.shards import INDEX_NAME, codec_folder
+from plait.data.sources import codec_records, folders
 from plait.report.scores import Score, scores
 
-SETTINGS, CARD, CODECS = "generation.json", "README.md", "codecs"
+SETTINGS, CARD = "generation.json", "README.md"
 SCHEMA_VERSION = 1
 
 
@@ -27,20 +27,19 @@ def add_codecs(config: RunConfig, folder: Path, name: str, *, measured: bool) ->
     ``name`` is the folder's to be, ``measured`` says whether the run's figures are those of these weights. Raises
     CheckpointError where its prepared data, and with them a codec, are not there.
     """
-    records: dict[str, dict[str, str]] = {}
     for data in folders(config):
         if not (Path(data) / INDEX_NAME).is_file():
             raise CheckpointError(
                 f"export: the prepared data {data!r}, with the codecs, are not there; bring them back, or export "
                 "--weights-only"
             )
-        for modality, record in read_index(data)["modalities"].items():
-            if modality in config.model.modalities and modality not in records:
-                shutil.copytree(codec_folder(data, modality), codec_folder(folder, modality))
-                records[modality] = {"key": record["key"], "reads": record.get("reads", "")}
+    found, records = codec_records(config), {}
     for modality in config.model.modalities:
-        if modality not in records:
+        if modality not in found:
             raise CheckpointError(f"export: the prepared data of {config.out!r} has no codec of {modality!r}")
+        data, record = found[modality]
+        shutil.copytree(codec_folder(data, modality), codec_folder(folder, modality))
+        records[modality] = {"key": record["key"], "reads": record.get("reads", "")}
     write_json(folder / SETTINGS, {
         "schema_version": SCHEMA_VERSION, "modalities": records, "tasks": dict(config.data.tasks),
         "generate": to_dict(config.generate), "diffusion": to_dict(config.diffusion),
@@ -60,21 +59,20 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return dict(values)
 
 
-def read_generation(folder: Path) -> tuple[GenerateConfig, DiffusionConfig]:
-    """Return the settings of generation of a saved model, the defaults where it has none."""
-    values = read_settings(folder)
-    generate = from_dict(GenerateConfig, values.get("generate", {}), "generate")
-    return generate, from_dict(DiffusionConfig, values.get("diffusion", {}), "diffusion")
+def generation_of(settings: dict[str, Any]) -> tuple[GenerateConfig, DiffusionConfig]:
+    """Return the settings of generation of a saved model (`read_settings`), the defaults where it has none."""
+    generate = from_dict(GenerateConfig, settings.get("generate", {}), "generate")
+    return generate, from_dict(DiffusionConfig, settings.get("diffusion", {}), "diffusion")
 
 
-def read_codec(folder: Path, name: str) -> Codec:
-    """Load a codec of a saved model. Raises CheckpointError where it has none of this modality."""
+def read_codec(folder: Path, name: str, settings: dict[str, Any]) -> Codec:
+    """Load a codec of a saved model with its settings. Raises CheckpointError where it has none of this modality."""
     if not codec_folder(folder, name).is_dir():
         raise CheckpointError(
             f"model: {str(folder)!r} holds no codec of {name!r} ({codec_folder(folder, name)}), without which it "
             "can neither read nor make it"
         )
-    record = read_settings(folder).get("modalities", {}).get(name, {})
+    record = settings.get("modalities", {}).get(name, {})
     return load_codec(codec_folder(folder, name), record.get("key", ""), record.get("reads", ""))
 
 

@@ -29,7 +29,7 @@ class Drawings:
         self._icons = _mapping(Path(folder) / "icons.json")
         self._names = _mapping(Path(folder) / "chars.json")
         self._bodies: dict[str, Any] = self._icons.get("icons", {})
-        self._of = functools.cache(self._drawn)
+        self.of = functools.cache(self._of)
 
     @property
     def credit(self) -> str:
@@ -39,13 +39,6 @@ class Drawings:
         author, licence = (info.get(key) or {} for key in ("author", "license"))
         return (f"Drawings: {info.get('name', self.folder)} by {author.get('name', '?')} ({author.get('url', '?')}), "
                 f"licence {licence.get('title', '?')} ({licence.get('url', '?')}).")  # fmt: skip
-
-    def of(self, concept: Concept) -> Concept:
-        """Return a thing as it is drawn here; raises ConfigError where it is not."""
-        drawn = self._of(concept)
-        if drawn is None:
-            raise ConfigError(f"{WHERE}: {self.folder!r} has no drawing of {concept.name!r} ({concept.code})")
-        return drawn
 
     def missing(self, concepts: tuple[Concept, ...]) -> list[str]:
         """Return the names of those things that are not drawn here."""
@@ -59,10 +52,11 @@ class Drawings:
                 return icon
         return None
 
-    def _drawn(self, concept: Concept) -> Concept | None:
+    def _of(self, concept: Concept) -> Concept:
+        """Return a thing as it is drawn here; raises ConfigError where it is not."""
         icon = self._body(concept)
         if icon is None:
-            return None
+            raise ConfigError(f"{WHERE}: {self.folder!r} has no drawing of {concept.name!r} ({concept.code})")
         side = max(icon.get(key, self._icons.get(key, 16)) for key in ("width", "height"))
         # ids are those of one drawing: two of them may meet in a scene
         body = icon["body"].replace("svgID", f"svgID{concept.code}-")

@@ -44,7 +44,8 @@ class SceneSource:
         self.seed = seed
         self.world = world_of(prepare, seed)
         self.drawings = Drawings(prepare.drawings) if prepare.drawings else None
-        self._check_drawings()
+        if self.drawings:
+            _check_drawings(self.drawings, self.world)
         self.sample_rate = sample_rate
         self.parts = tuple(p for p in PARTS if p in parts)
         held_out = self.world.splits(spoken="audio" in self.parts)
@@ -60,14 +61,6 @@ class SceneSource:
     def credit(self) -> str:
         """The line that a page which shows them has to carry."""
         return self.drawings.credit if self.drawings else CREDIT
-
-    def _check_drawings(self) -> None:
-        missing = self.drawings.missing((*self.world.train, *self.world.unseen)) if self.drawings else []
-        if self.drawings and missing:
-            raise ConfigError(
-                f"prepare.drawings: {self.drawings.folder!r} has no drawing of {len(missing)} things of this world, "
-                f"such as {missing[0]!r}; take another set, or fewer prepare.concepts"
-            )
 
     @property
     def truths(self) -> Truths:
@@ -129,6 +122,15 @@ def world_of(prepare: PrepareConfig, seed: int) -> World:
     world = World(seed, count)
     world.check()
     return world
+
+
+def _check_drawings(drawings: Drawings, world: World) -> None:
+    missing = drawings.missing((*world.train, *world.unseen))
+    if missing:
+        raise ConfigError(
+            f"prepare.drawings: {drawings.folder!r} has no drawing of {len(missing)} things of this world, "
+            f"such as {missing[0]!r}; take another set, or fewer prepare.concepts"
+        )
 
 
 def draw(scene: Scene, size: int, drawings: Drawings | None = None) -> np.ndarray:

@@ -91,11 +91,11 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with ThreadPoolExecutor(1, "plait-load") as loading:  # ends, and its pool of OpenMP with it: see Service
-            task = asyncio.get_running_loop().run_in_executor(loading, load_now)
-            task.add_done_callback(lambda _: loading.shutdown(wait=False))
-            yield
-            await task
+        loading = ThreadPoolExecutor(1, "plait-load")
+        task = asyncio.get_running_loop().run_in_executor(loading, load_now)
+        loading.shutdown(wait=False)  # once it has loaded the thread ends, and its pool of OpenMP with it: see Service
+        yield
+        await task
         for service in loaded.services.values():
             await asyncio.to_thread(service.close)
 

@@ -50,8 +50,8 @@ def export(
     matrices hold what was learned, and ``adapter`` what was learned alone, as peft writes it. No file is larger than
     ``file_gb``, unless one tensor is. ``add`` writes what else a saved model's folder shall hold.
 
-    Raises CheckpointError where there is no such checkpoint, ConfigError for a folder
-    that holds something else, and Held where another process writes it.
+    Raises CheckpointError where there is no such checkpoint, ConfigError for a folder that holds something else, and
+    Held where another process writes it.
     """
     file_gb = as_number(file_gb, float, "--file-gb", Bounds(above=0))
     step = step if step is None else as_number(step, int, "--step", Bounds(at_least=0))

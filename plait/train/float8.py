@@ -35,8 +35,7 @@ def use_float8(model: MixtureOfTransformers, **options) -> None:
     """Let the output and feed-forward matrices of every block multiply in float8, scaled by tensor.
 
     Weights keep their precision and names. Queries, keys and values, experts, heads, latents and matrices with LoRA
-    stay in bfloat16.
-    ``options`` are those of torchao's Float8LinearConfig.
+    stay in bfloat16. ``options`` are those of torchao's Float8LinearConfig.
     """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
 
