@@ -18,8 +18,6 @@ _PUBLIC = {
     "TowerConfig": "plait.config.model",
     "TowerSettings": "plait.config.run_records",
     "MixtureOfTransformers": "plait.model.mot",
-    "load_pretrained": "plait.model.pretrained",
-    "save_pretrained": "plait.model.pretrained",
     "loss_sums": "plait.objectives",
     "Request": "plait.generate",
     "Generator": "plait.generate",

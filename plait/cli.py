@@ -12,9 +12,9 @@ from plait.common.errors import ConfigError, Held, PlaitError, ResourceError, pr
 from plait.common.launch import STOPPED, launch
 from plait.common.malloc import keep_freed_memory
 from plait.config.bounds import Bounds
-from plait.config.generation import SamplingConfig
 from plait.run import commands
-from plait.run.arguments import Parser, like, read_number, real, split, whole
+from plait.run.arguments import Parser, read_number, real, split, whole
+from plait.run.options import export_arguments, generate_arguments, serve_arguments
 
 DESCRIPTION = """Mixture-of-Transformers: text, images and speech, each with its own parameters,
 woven by one global attention. One YAML file describes a run; the commands are its steps, each resumable."""
@@ -153,16 +153,16 @@ def _parser() -> Parser:
 
     step = add("generate", commands.generate, "generate text, images and speech from a trained run", settings=False,
                epilog=GENERATE_EXAMPLES)  # fmt: skip
-    _generate_arguments(step)
+    generate_arguments(step)
 
     step = add("serve", commands.serve,
                "serve a model to programs, by OpenAI's endpoints, and to people, by a page at /",
                settings=False, epilog=SERVE_EXAMPLES)  # fmt: skip
-    _serve_arguments(step, several=False)
+    serve_arguments(step, several=False)
     step = add("playground", commands.playground,
                "try models in a browser: a page on this machine, for one model or two",
                settings=False, epilog=PLAYGROUND_EXAMPLES)  # fmt: skip
-    _serve_arguments(step, several=True)
+    serve_arguments(step, several=True)
 
     step = add("upcycle", commands.upcycle,
                "a language model as a text tower: weights, tokenizer, and a config to train other towers beside it",
@@ -179,17 +179,7 @@ def _parser() -> Parser:
 
     step = add("export", commands.export, "write a checkpoint as a saved model: weights, codecs, settings and a card",
                settings=False, epilog=EXPORT_EXAMPLES)  # fmt: skip
-    step.add_argument("run_folder", metavar="run", help="the run's folder")
-    step.add_argument("--out", default="", help="folder to write (default: <run>/exported/step-...)")
-    step.add_argument("--step", type=whole(at_least=0),
-                      help="step of the checkpoint (default: the newest complete one)")  # fmt: skip
-    step.add_argument("--ema", action="store_true", help="export the averaged weights (train.ema)")
-    which = step.add_mutually_exclusive_group()
-    which.add_argument("--merge", action="store_true", help="of a run with LoRA: a model whose matrices hold it")
-    which.add_argument("--adapter", action="store_true", help="of a run with LoRA: it alone, in peft's form")
-    step.add_argument("--weights-only", action="store_true", help="leave out codecs, settings of generation and card")
-    step.add_argument("--file-gb", type=real(above=0), default=5.0, metavar="GB",
-                      help="largest size of one file, in GB of 1e9 bytes (default: 5)")  # fmt: skip
+    export_arguments(step)
 
     step = add(
         "inspect", commands.inspect, "show decoded documents, a packed batch and its attention mask", settings=True
@@ -316,71 +306,6 @@ def _listed(text: str) -> list[str]:
 
 def _numbers(text: str) -> list[int]:
     return [read_number(word, kind=int) for word in _listed(text)]
-
-
-class _PromptPart(argparse.Action):
-    """Collects --text, --image, --audio and --part in the order they are given."""
-
-    def __call__(self, parser, namespace, value, option=None):
-        parts = list(getattr(namespace, "prompt", None) or [])
-        key = option.lstrip("-")
-        if key == "part":
-            key, _, value = value.partition("=")
-            if not (key and value):
-                parser.error(f"--part: {key!r} is not allowed, it must be KEY=VALUE, such as depth=map.npy")
-        namespace.prompt = [*parts, {key: value}]
-
-
-def _serve_arguments(step: argparse.ArgumentParser, *, several: bool) -> None:
-    what = "a run's folder, or a saved model's"
-    step.add_argument("models", metavar="model", nargs="+" if several else 1, help=what)
-    step.add_argument("--host", default="127.0.0.1",
-                      help="address to listen at (default: 127.0.0.1, this machine alone)")  # fmt: skip
-    step.add_argument("--port", type=whole(at_least=1, at_most=65535), default=8000, help="(default: 8000)")
-    step.add_argument("--api-key-file", default="", metavar="FILE",
-                      help="file with the key that clients must send as Authorization: Bearer KEY")  # fmt: skip
-    step.add_argument("--max-queue", type=whole(at_least=0), default=256, metavar="N",
-                      help="requests that may wait; more are refused with 429 (default: 256)")  # fmt: skip
-    step.add_argument("--timeout", type=real(above=0), default=600.0, metavar="S",
-                      help="seconds after which an answer is given up (default: 600)")  # fmt: skip
-    step.add_argument("--adapter", action="append", default=[], metavar="NAME=FOLDER",
-                      help="an adapter of the model (LoRA), served as a model of its own; may be repeated")  # fmt: skip
-    step.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    step.add_argument("--weights", default="float32", choices=["float32", "bfloat16"],
-                      help="precision of the weights; bfloat16 takes half the memory (default: float32)")  # fmt: skip
-
-
-def _generate_arguments(step: argparse.ArgumentParser) -> None:
-    step.add_argument("run_folder", metavar="run", help="the run's folder")
-    for key, text in (("text", "TEXT"), ("image", "FILE"), ("audio", "FILE")):
-        step.add_argument(
-            f"--{key}", action=_PromptPart, metavar=text, help=f"prompt part: {key}; repeat and mix parts in any order"
-        )
-    step.add_argument("--part", action=_PromptPart, metavar="KEY=VALUE",
-                      help="prompt part of any modality, by its key or its name: depth=map.npy")  # fmt: skip
-    step.add_argument("--chat", nargs="?", const="", metavar="TEXT or FILE.json",
-                      help="answer a question, with the model's own chat template, or the messages of a file; without "
-                      "one, the lines that you type (docs/chat.md)")  # fmt: skip
-    step.add_argument("--output", default=None,
-                      help="modality to generate (default: the model chooses; with --chat, text)")  # fmt: skip
-    step.add_argument("--count", type=whole(at_least=1), default=1, help="samples (default: 1)")
-    step.add_argument("--seed", type=whole(), default=0, help="the same seed gives the same samples (default: 0)")
-    step.add_argument("--temperature", type=like(SamplingConfig, "temperature"), help="0 is greedy")
-    step.add_argument("--top-k", type=like(SamplingConfig, "top_k"), help="keep the k likeliest ids")
-    step.add_argument("--top-p", type=like(SamplingConfig, "top_p"),
-                      help="keep the likeliest ids that make up this probability")  # fmt: skip
-    step.add_argument("--guidance", type=like(SamplingConfig, "guidance"), help="classifier-free guidance; 1 is none")
-    step.add_argument("--media-guidance", type=like(SamplingConfig, "media_guidance"),
-                      help="separate guidance by the given images or sounds; 1 is none")  # fmt: skip
-    step.add_argument("--steps", type=like(SamplingConfig, "steps"), help="denoising steps (latents)")
-    step.add_argument("--sampler", help="auto, or one that fits diffusion.process, such as ddim or euler (latents)")
-    step.add_argument("--grid", metavar="ROWSxCOLUMNS", help="extent of an image's latents, in tokens, such as 8x12")
-    step.add_argument("--max-tokens", type=whole(at_least=1), help="longest text or speech, in tokens")
-    step.add_argument("--adapter", default="", metavar="FOLDER", help="add what `plait export --adapter` or peft wrote")
-    step.add_argument("--out", default="", help="folder for PNG, WAV and samples.jsonl (default: <run>/generated)")
-    step.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    step.add_argument("--weights", default="float32",
-                      help="float32, or bfloat16: matrices in half the memory (default: float32)")  # fmt: skip
 
 
 def _plan_arguments(step: argparse.ArgumentParser) -> None:

@@ -210,7 +210,7 @@ class TensorStore:
         file = self._open(piece.file)
         stored = file.tensors.get(name)
         if stored is None or stored.shape != piece.shape or stored.dtype != self.tensors[name].dtype:
-            raise CheckpointError(f"{self.what}: {str(file.path)!r} does not hold {name!r} as its index says")
+            raise self._unlike_index(file, name)
         return file.read(name, start, shape)
 
     def _open(self, name: str) -> TensorFile:
@@ -230,11 +230,17 @@ class TensorStore:
             if not all(isinstance(f, str) and Path(f).name == f for f in files.values()):
                 raise ValueError
             cuts = {name: _cut(pieces[name]) for name in pieces}
-            for name in files.keys() - cuts.keys():
-                cuts[name] = Cut.whole(self._open(files[name]).tensors[name], files[name])
         except (KeyError, TypeError, ValueError, AttributeError):
             raise CheckpointError(f"{self.what}: {str(path)!r} is not an index of safetensors files") from None
+        for name in files.keys() - cuts.keys():
+            file = self._open(files[name])
+            if name not in file.tensors:
+                raise self._unlike_index(file, name)
+            cuts[name] = Cut.whole(file.tensors[name], files[name])
         return {name: cuts[name] for name in files}
+
+    def _unlike_index(self, file: TensorFile, name: str) -> CheckpointError:
+        return CheckpointError(f"{self.what}: {str(file.path)!r} does not hold {name!r} as its index says")
 
 
 def _cut(record: dict) -> Cut:

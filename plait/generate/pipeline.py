@@ -1,7 +1,7 @@
 """A trained model with its codecs: media in, media out."""
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice, pairwise
 from pathlib import Path
@@ -13,6 +13,7 @@ from plait.codecs.base import alike, read_only
 from plait.common.errors import require
 from plait.common.files import atomic_file
 from plait.config.generation import DiffusionConfig, GenerateConfig, SamplingConfig
+from plait.config.model import ModelConfig
 from plait.generate.engine import generate
 from plait.generate.prompts import MediaPart, Prompt, read_chat, read_prompt
 from plait.generate.request import Request, Result
@@ -92,12 +93,65 @@ def save_media(codec: Codec, part: MediaPart, folder: Path, name: str) -> dict[s
     return {"modality": modality, "file": str(path.relative_to(folder))}
 
 
+def encode_media(media: Sequence[MediaPart], codecs: Mapping[str, Codec], config: ModelConfig) -> list[Part]:
+    """Encode media in order; what is encoded already, as that of a codec that only reads is, stays as it is.
+
+    An item that another modality reads too may be followed by what that one's codec read of it (`Pipeline.read`); else
+    that codec takes the item itself.
+    """
+    parts: list[Part] = []
+    for (modality, item), (following, _) in pairwise([*media, ("", None)]):
+        part = _encoded(codecs[modality], modality, item)
+        if parts and config.modalities[modality].reads == parts[-1].modality and parts[-1].features is None:
+            parts[-1].features = part
+            continue
+        reader = config.readers.get(modality)
+        if reader is not None and following != reader:
+            taken = codecs[reader].taken_from(item, codecs[modality])
+            part.features = _encoded(codecs[reader], reader, taken)
+        parts.append(part)
+    return as_given(parts)
+
+
+def _encoded(codec: Codec, modality: str, item: Media) -> Part:
+    encoded = item if isinstance(item, Encoded) else codec.encode([item])[0]
+    return Part(modality, encoded.ids, encoded.latents, encoded.grid)
+
+
 class Pipeline:
     """A model with its codecs. Modalities and their codecs are those of the prepared data it was trained on."""
 
     def __init__(self, model: MixtureOfTransformers, codecs: dict[str, Codec], config: GenerateConfig,
-                 diffusion: DiffusionConfig | None = None):  # fmt: skip
+                 diffusion: DiffusionConfig | None = None, tasks: Mapping[str, float] | None = None):  # fmt: skip
         self.model, self.codecs, self.config, self.diffusion = model, codecs, config, diffusion
+        self.tasks = dict(tasks or {})
+        """Those that it was trained on (`data.tasks`), where they are known."""
+
+    def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:
+        """Write the model with its codecs and settings of generation into a folder that `plait.load` takes."""
+        from plait.generate.saved import save_pipeline
+
+        save_pipeline(self, Path(folder), max_shard_size=max_shard_size)
+
+    def push_to_hub(
+        self, name: str, *, private: bool = False, revision: str = "", message: str = "",
+        max_shard_size: int | str = "5GB",
+    ) -> str:  # fmt: skip
+        """Publish what `save_pretrained` writes, and a card, as ``owner/name`` on the Hugging Face Hub.
+
+        Returns the commit's address. Raises ConfigError and ResourceError.
+        """
+        from plait.generate.saved import push_pipeline
+
+        return push_pipeline(self, name, private=private, revision=revision, message=message,
+                             max_shard_size=max_shard_size)  # fmt: skip
+
+    @property
+    def makes_edits(self) -> bool:
+        """Whether it may make images from images: not where its tasks have none such."""
+        images = [name for name, codec in self.codecs.items() if codec.kind == "image" and not codec.reads]
+        tasks = [task.replace(" ", "").split(",") for task in self.tasks]
+        return not tasks or any(sum(name in images for name in task) > 1 for task in tasks)
 
     @property
     def grids(self) -> dict[str, tuple[int, ...]]:
@@ -106,28 +160,8 @@ class Pipeline:
         return fixed_grids(self.codecs) | chosen
 
     def encode(self, media: Sequence[MediaPart]) -> list[Part]:
-        """Encode media in order; what is encoded already, as that of a codec that only reads is, stays as it is.
-
-        An item that another modality reads too may be followed by what that one's codec read of it (`read`); else that
-        codec takes the item itself.
-        """
-        parts: list[Part] = []
-        modalities, readers = self.model.config.modalities, self.model.config.readers
-        for (modality, item), (following, _) in pairwise([*media, ("", None)]):
-            part = self._encoded(modality, item)
-            if parts and modalities[modality].reads == parts[-1].modality and parts[-1].features is None:
-                parts[-1].features = part
-                continue
-            reader = readers.get(modality)
-            if reader is not None and following != reader:
-                taken = self.codecs[reader].taken_from(item, self.codecs[modality])
-                part.features = self._encoded(reader, taken)
-            parts.append(part)
-        return as_given(parts)
-
-    def _encoded(self, modality: str, item: Media) -> Part:
-        encoded = item if isinstance(item, Encoded) else self.codecs[modality].encode([item])[0]
-        return Part(modality, encoded.ids, encoded.latents, encoded.grid)
+        """Encode media in order (`encode_media`)."""
+        return encode_media(media, self.codecs, self.model.config)
 
     def decode(self, parts: Sequence[Part]) -> list[MediaPart]:
         """Decode parts; those of a modality go through its codec together."""

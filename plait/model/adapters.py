@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plait.common import hub
 from plait.common.errors import CheckpointError
 from plait.common.files import read_json, write_json
 from plait.common.tensor_files import Cut, Stored, TensorStore, write_tensors
@@ -89,7 +90,7 @@ def open_adapter(
     Raises CheckpointError, which names what does not fit: other options of peft than plain LoRA, matrices that the
     model has not, or of another shape, and halves without the other.
     """
-    folder = Path(folder)
+    folder = hub.found(folder, where, hub.ADAPTER)
     config = _read_config(folder, where)
     with TensorStore(folder / WEIGHTS, where) as store:
         names = _by_module(store.tensors, str(folder), where)
@@ -142,7 +143,7 @@ def attach(model: MixtureOfTransformers, folders: Mapping[str, str | Path], wher
 
 def check_adapter(folder: str | Path, where: str = "adapter") -> None:
     """Raise a CheckpointError for what is no adapter; no weights are read."""
-    _read_config(Path(folder), where)
+    _read_config(hub.found(folder, where, hub.ADAPTER), where)
 
 
 def _read_config(folder: Path, where: str) -> dict[str, Any]:

@@ -5,7 +5,8 @@ Shapes: T tokens in sequence order, N_k rows of tower k (padded), R = sum of N_k
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -262,6 +263,39 @@ class MixtureOfTransformers(nn.Module):
                 if isinstance(module, MixtureOfExperts) and module.routing == "token_choice":
                     rate = rates[tower or next(iter(self.config.towers))]
                     module.update_balance(0.0 if tower in frozen else rate, skipped)
+
+    @classmethod
+    def from_pretrained(cls, place: str | Path, *, revision: str = "", device: torch.device | str = "cpu") -> Self:
+        """Load a saved model: a folder, or ``owner/name`` on the Hugging Face Hub, of which weights are fetched.
+
+        Every weight must be there and fit. Raises CheckpointError, and ResourceError without the network.
+        """
+        from plait.model.pretrained import load_pretrained
+
+        return cast(Self, load_pretrained(place, revision=revision, device=device, model_class=cls))
+
+    def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:
+        """Write ``config.json`` and the weights (safetensors) into ``folder``, in place of an earlier model's there.
+
+        They become several files with an index, as Hugging Face's libraries read it, where one would be larger than
+        ``max_shard_size``, a number of bytes or a text such as "500MB".
+        """
+        from plait.model.pretrained import save_pretrained
+
+        save_pretrained(self, folder, max_shard_size=max_shard_size)
+
+    def push_to_hub(
+        self, name: str, *, private: bool = False, revision: str = "", message: str = "",
+        max_shard_size: int | str = "5GB",
+    ) -> str:  # fmt: skip
+        """Publish config and weights as ``owner/name`` on the Hugging Face Hub, and return the commit's address.
+
+        ``plait export --push`` publishes a run with its codecs and a card. Raises ConfigError and ResourceError.
+        """
+        from plait.model.pretrained import push_to_hub
+
+        return push_to_hub(self, name, private=private, revision=revision, message=message,
+                           max_shard_size=max_shard_size)  # fmt: skip
 
     @property
     def device(self) -> torch.device:

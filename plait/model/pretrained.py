@@ -2,16 +2,20 @@
 
 import contextlib
 import fnmatch
+import os
+import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from plait.common.errors import CheckpointError, ConfigError
-from plait.common.files import read_json, write_json
+from plait.common import hub
+from plait.common.errors import CheckpointError, ConfigError, require, unknown
+from plait.common.files import read_json, write_json, write_text
 from plait.common.tensor_files import Cut, Stored, TensorStore, index_path, make_index, part_name, write_tensors
 from plait.config.file import from_dict, to_dict
 from plait.config.model import ModelConfig
@@ -20,22 +24,70 @@ from plait.model.ranks import part_of
 
 ARCHITECTURE = "MixtureOfTransformers"
 WEIGHTS = "model.safetensors"
-SCHEMA_VERSION = 2
-"""Version of the form of ``config.json``; from 2 on it holds what the weights are and nothing else."""
+_STEM = WEIGHTS.removesuffix(".safetensors")
+SCHEMA_VERSION = 3
+"""Version of the form of ``config.json``: what the weights are stands under ``model``, as in a run's config."""
+MODEL_TYPE, HF_CLASS = "plait", "PlaitForMultimodalLM"
+MODULE = "modeling_plait"
+CODE = f"{MODULE}.py"
+CODE_TEXT = '''"""By this file transformers loads the model with trust_remote_code=True: pip install "plait[hf]"."""
+
+from plait.hf import PlaitConfig, PlaitForMultimodalLM, PlaitProcessor  # noqa: F401
+'''
+_OF_TRANSFORMERS = ("model_type", "architectures", "auto_map", "dtype", "transformers_version", "normalize",
+                    "loss_weights")  # fmt: skip
+"""Keys of ``config.json`` that are for `plait.hf`."""
 
 
-def save_pretrained(model: MixtureOfTransformers, folder: str | Path) -> None:
-    """Write ``config.json`` and ``model.safetensors`` into ``folder``."""
-    folder = Path(folder)
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def save_pretrained(model: MixtureOfTransformers, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:
+    """Write ``config.json`` and ``model.safetensors`` into ``folder`` (`MixtureOfTransformers.save_pretrained`)."""
+    folder, own, file_bytes = Path(folder), model.state_dict(), _bytes_of(max_shard_size)
     folder.mkdir(parents=True, exist_ok=True)
-    save_config(model.config, folder)
-    save_file({n: t.contiguous() for n, t in model.state_dict().items()}, folder / WEIGHTS)
+    tensors = {name: Stored(tensor.dtype, tuple(tensor.shape)) for name, tensor in own.items()}
+    with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as temporary:
+        save_config(model.config, Path(temporary), with_code=True)
+        write_weights(Path(temporary), tensors, own.__getitem__, file_bytes)
+        for old in [path for pattern in hub.SHARDS for path in folder.glob(pattern)]:
+            old.unlink()
+        for path in Path(temporary).iterdir():
+            os.replace(path, folder / path.name)
 
 
-def save_config(config: ModelConfig, folder: Path) -> None:
-    """Write the ``config.json`` of a saved model."""
-    head = {"architecture": ARCHITECTURE, "schema_version": SCHEMA_VERSION}
-    write_json(folder / "config.json", head | to_dict(config))
+def push_to_hub(
+    model: MixtureOfTransformers, name: str, *, private: bool, revision: str, message: str, max_shard_size: int | str
+) -> str:
+    """Publish a model (`MixtureOfTransformers.push_to_hub`)."""
+    hub.check_publishable(name)
+    with tempfile.TemporaryDirectory(prefix="plait-push-") as folder:
+        save_pretrained(model, folder, max_shard_size=max_shard_size)
+        return hub.published(Path(folder), name, private=private, revision=revision, message=message)
+
+
+def _bytes_of(size: int | str) -> int:
+    """Return a size in bytes, given as a number or as a text such as "5GB"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]B)", size) if isinstance(size, str) else None
+    number = float(match[1]) * _UNITS[match[2]] if match else size
+    fine = isinstance(number, int | float) and not isinstance(number, bool) and number >= 1
+    require(fine, "max_shard_size", size, 'a number of bytes, or a text such as "5GB"')
+    return int(number)
+
+
+def save_config(config: ModelConfig, folder: Path, *, with_code: bool = False) -> None:
+    """Write the ``config.json`` of a saved model, with or without the file that leads transformers to plait."""
+    write_json(folder / "config.json", config_head(with_code=with_code) | {"model": to_dict(config)})
+    if with_code:
+        write_text(folder / CODE, CODE_TEXT)
+
+
+def config_head(*, with_code: bool) -> dict[str, Any]:
+    """Return what ``config.json`` begins with: whose it is, for plait and for transformers."""
+    head = {"architecture": ARCHITECTURE, "schema_version": SCHEMA_VERSION, "model_type": MODEL_TYPE,
+            "architectures": [HF_CLASS]}  # fmt: skip
+    classes = {"AutoConfig": "PlaitConfig", "AutoModelForMultimodalLM": HF_CLASS, "AutoProcessor": "PlaitProcessor"}
+    return head | ({"auto_map": {auto: f"{MODULE}.{name}" for auto, name in classes.items()}} if with_code else {})
 
 
 def is_own(folder: Path) -> bool:
@@ -48,30 +100,46 @@ def load_config(folder: str | Path, what: str = "model") -> ModelConfig:
     """Read the ``config.json`` of a saved model; errors (CheckpointError) say ``what`` it should have been."""
     path = Path(folder) / "config.json"
     values = read_json(path, what)
-    if not isinstance(values, dict) or values.get("architecture") != ARCHITECTURE:
-        architecture = values.get("architecture", values.get("architectures")) if isinstance(values, dict) else None
-        raise CheckpointError(f"{what}: {str(path)!r} describes {architecture!r}, it must be {ARCHITECTURE!r}")
-    version = values.get("schema_version")
-    if version != SCHEMA_VERSION:
-        cure = ", or take out what a run says of modalities and towers (codecs, weights of losses, rates, freezing)"
-        raise CheckpointError(
-            f"{what}: {str(path)!r} has schema version {version!r}, it must be {SCHEMA_VERSION}: train the model with "
-            f"this version of plait{cure if version == 1 else ''}"
-        )
-    values = {k: v for k, v in values.items() if k not in ("architecture", "schema_version")}
+    settings = model_settings(values, what, str(path))
+    for name in values:
+        if name not in ("architecture", "schema_version", "model", *_OF_TRANSFORMERS):
+            raise CheckpointError(f"{what}: {str(path)!r}: {unknown('config', name, ['model', *_OF_TRANSFORMERS])}")
     try:
-        return from_dict(ModelConfig, values, "model")
+        return from_dict(ModelConfig, settings, "model")
     except ConfigError as error:
         raise CheckpointError(f"{what}: {str(path)!r}: {error}") from None
 
 
+def model_settings(values: Any, what: str, path: str = "config.json") -> dict[str, Any]:
+    """Return what ``config.json`` says of the model, as plain values (raises CheckpointError)."""
+    if not isinstance(values, dict) or values.get("architecture") != ARCHITECTURE:
+        architecture = values.get("architecture", values.get("architectures")) if isinstance(values, dict) else None
+        raise CheckpointError(f"{what}: {path!r} describes {architecture!r}, it must be {ARCHITECTURE!r}")
+    version, settings = values.get("schema_version"), values.get("model")
+    if version != SCHEMA_VERSION:
+        cure = 'put all of it but "architecture" under "model"' if version == 2 else "train the model with this version"
+        raise CheckpointError(f"{what}: {path!r} has schema version {version!r}, it must be {SCHEMA_VERSION}: {cure}")
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{what}: {path!r} holds no mapping 'model', which says what the weights are")
+    return settings
+
+
 def load_pretrained(
-    folder: str | Path, *, device: torch.device | str = "cpu", weights: str = WEIGHTS
+    place: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    weights: str = WEIGHTS,
+    revision: str = "",
+    model_class: type[MixtureOfTransformers] = MixtureOfTransformers,
 ) -> MixtureOfTransformers:
-    """Load a model that `save_pretrained` (or a checkpoint) wrote; ``weights`` is the file's name in its folder."""
+    """Load a model that `save_pretrained` (or a checkpoint) wrote, from a folder or the Hub.
+
+    ``weights`` is the name of their file in the folder.
+    """
+    folder = hub.found(place, "model", hub.WEIGHTS, revision)
     config = load_config(folder)
     with torch.device("meta"):
-        model = MixtureOfTransformers(config)
+        model = model_class(config)
     model.to_empty(device=device)
     load_weights(model, folder, weights=weights)
     return model
@@ -98,7 +166,6 @@ def write_weights(
 
     ``advance`` is called with the bytes of each tensor that was read.
     """
-    stem = WEIGHTS.removesuffix(".safetensors")
     files = list(_files(tensors, file_bytes))
     cuts: dict[str, Cut] = {}
 
@@ -108,7 +175,7 @@ def write_weights(
         return tensor
 
     for number, names in enumerate(files, start=1):
-        path = folder / part_name(stem, number, len(files))
+        path = folder / part_name(_STEM, number, len(files))
         write_tensors(path, {n: Stored(tensors[n].dtype, tensors[n].shape) for n in names}, read_one)
         cuts |= {name: Cut.whole(tensors[name], path.name) for name in names}
     if len(files) > 1:
@@ -151,11 +218,13 @@ Opener = Callable[[str, str], contextlib.AbstractContextManager[SavedWeights]]
 
 
 @contextlib.contextmanager
-def open_saved(folder: str, where: str) -> Iterator[SavedWeights]:
-    """Open a saved model, or a checkpoint; raises CheckpointError unless it has all weights of its config."""
-    saved = SavedWeights(folder, load_config(folder, where), lambda name: store.read(name))
-    with TensorStore(Path(folder) / WEIGHTS, where) as store:
-        check_tensors(saved.model().state_dict(), store.tensors, folder, what=where)
+def open_saved(place: str, where: str) -> Iterator[SavedWeights]:
+    """Open a saved model, one on the Hub, or a checkpoint; raises CheckpointError unless it has all weights of its
+    config."""
+    folder = hub.found(place, where, hub.WEIGHTS)
+    saved = SavedWeights(place, load_config(folder, where), lambda name: store.read(name))
+    with TensorStore(folder / WEIGHTS, where) as store:
+        check_tensors(saved.model().state_dict(), store.tensors, place, what=where)
         yield saved
 
 

@@ -138,19 +138,21 @@ def quickstart(chosen) -> None:
 
 
 def generate(chosen) -> None:
+    from plait.common.hub import found, is_name
     from plait.config.shipped import SAMPLING, grids_from, sampling_from
     from plait.run.load import load
     from plait.run.steps import save_generated
 
     if chosen.chat is not None and chosen.count != 1:
         raise ConfigError("command line: --chat gives one answer, leave out --count")
-    pipeline = load(chosen.run_folder, device=chosen.device, weights=chosen.weights, adapter=chosen.adapter)
+    folder = found(chosen.run_folder, "model")
+    pipeline = load(folder, device=chosen.device, weights=chosen.weights, adapter=chosen.adapter)
     options = {name: getattr(chosen, name) for name in SAMPLING if getattr(chosen, name) is not None}
     sampling = sampling_from(pipeline.config.sampling, pipeline.model.config, options, _option)
     longest = {} if chosen.max_tokens is None else dict.fromkeys(pipeline.codecs, chosen.max_tokens)
     grids = grids_from(chosen.grid, chosen.output, pipeline.model.config)
     settings = {"seed": chosen.seed, "sampling": sampling, "max_tokens": longest, "grids": grids}
-    out = chosen.out or f"{chosen.run_folder}/generated"
+    out = chosen.out or ("generated" if is_name(chosen.run_folder) else f"{chosen.run_folder}/generated")
     parts = getattr(chosen, "prompt", None) or []
     if chosen.chat is not None:
         from plait.run.chat import chat
@@ -178,32 +180,37 @@ def _show_answer(sample, out: str) -> None:
 
 
 def serve(chosen, *, browse: bool = False) -> None:
+    from plait.common import hub
     from plait.model.adapters import attach, check_adapter
-    from plait.run.load import check_loadable, load, makes_edits
+    from plait.run.load import check_loadable, load
     from plait.serve.server import read_key, serve
     from plait.serve.service import Limits
 
-    adapters = _named(chosen.adapter, chosen.models)
+    folders = {name: hub.found(name, "model") for name in chosen.models}
+    adapters = {
+        name: hub.found(place, "--adapter", hub.ADAPTER)
+        for name, place in _named(chosen.adapter, chosen.models).items()
+    }
 
-    def loading(folder: str):
+    def loading(folder: Path):
         def now():
             pipeline = load(folder, device=chosen.device, weights=chosen.weights)
             if adapters:
                 attach(pipeline.model, adapters, "--adapter")
-            return pipeline, makes_edits(folder, pipeline.codecs)
+            return pipeline
 
         return now
 
-    for folder in chosen.models:
+    for folder in folders.values():
         check_loadable(folder)
     for folder in adapters.values():
         check_adapter(folder, "--adapter")
-    models = {Path(folder).resolve().name: loading(folder) for folder in chosen.models}
-    if len(models) < len(chosen.models):
-        models = {folder: loading(folder) for folder in chosen.models}
+    models = {Path(name).resolve().name: loading(folder) for name, folder in folders.items()}
+    if len(models) < len(folders):
+        models = {name: loading(folder) for name, folder in folders.items()}
     limits = Limits(max_queue=chosen.max_queue, timeout=chosen.timeout)
     serve(models, host=chosen.host, port=chosen.port, key=read_key(chosen.api_key_file), limits=limits,
-          run=Path(chosen.models[0]), browse=browse)  # fmt: skip
+          run=folders[chosen.models[0]], browse=browse)  # fmt: skip
 
 
 def _named(options: list[str], models: list[str]) -> dict[str, str]:
@@ -235,19 +242,26 @@ def upcycle(chosen) -> None:
 
 
 def export(chosen) -> None:
+    from plait.common.hub import check_publishable, published
     from plait.common.progress import Progress
     from plait.config.file import load_kept
     from plait.run.saved import add_codecs
     from plait.train.export import export as export_run
 
+    if chosen.push:
+        check_publishable(chosen.push, "--push")
+    require(bool(chosen.push) or not chosen.private, "--private", True, "left out without --push")
+
     def add(folder: Path) -> None:
         if not chosen.weights_only:
-            name = Path(chosen.out).name or chosen.run_folder
+            name = chosen.push or Path(chosen.out).name or chosen.run_folder
             add_codecs(load_kept(chosen.run_folder), folder, name, measured=chosen.step is None)
 
     path = export_run(chosen.run_folder, chosen.out, step=chosen.step, averages=chosen.ema, merge=chosen.merge,
                       adapter=chosen.adapter, add=add, file_gb=chosen.file_gb, progress=Progress())  # fmt: skip
     print(f"exported: {path}")
+    if chosen.push:
+        print(f"published: {published(path, chosen.push, private=chosen.private, where='--push')}")
 
 
 def inspect(chosen) -> None:

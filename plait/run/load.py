@@ -7,6 +7,7 @@ import torch
 
 from plait.batch.documents import Document, Part
 from plait.codecs import Codec, Encoded, load_codec
+from plait.common import hub
 from plait.common.errors import CheckpointError, ConfigError, unknown
 from plait.config.file import load_kept
 from plait.config.run import RunConfig
@@ -14,10 +15,10 @@ from plait.data.shards import codec_folder
 from plait.data.sources import codec_records
 from plait.generate.pipeline import Pipeline, Sample, save_media
 from plait.generate.prompts import MediaPart
+from plait.generate.saved import generation_of, read_codec, read_settings
 from plait.model.adapters import merge_adapter
 from plait.model.precision import shorten
 from plait.model.pretrained import load_config, load_pretrained
-from plait.run.saved import generation_of, read_codec, read_settings
 from plait.train import checkpoint
 from plait.train.acceptance import check_fits, newest_state
 from plait.train.trainer import pick_device
@@ -30,14 +31,17 @@ PRECISIONS = ("float32", "bfloat16")
 """Those in which weights may be kept to generate."""
 
 
-def load(run: str | Path, *, device: str = "auto", weights: str = "float32", adapter: str | Path = "") -> Pipeline:
+def load(
+    run: str | Path, *, device: str = "auto", weights: str = "float32", adapter: str | Path = "", revision: str = ""
+) -> Pipeline:
     """Load the newest complete checkpoint of a run folder (its averaged weights, if any), with its data's codecs.
 
-    A saved model with its codecs, such as `plait upcycle` writes, is taken as well. ``weights`` "bfloat16" keeps its
-    matrices in half the memory, and generates in that precision. ``adapter``: a folder that `plait export --adapter`
-    or peft wrote, which is added to the matrices that it changes, as LoRA of the run itself is.
+    A saved model with its codecs is taken as well: the folder that `plait export` or `plait upcycle` wrote, or
+    ``owner/name`` on the Hugging Face Hub, with the branch, tag or commit ``revision``. ``weights`` "bfloat16" keeps
+    its matrices in half the memory, and generates in that precision. ``adapter``: what `plait export --adapter` or peft
+    wrote, a folder or a name, which is added to the matrices that it changes, as LoRA of the run itself is.
     """
-    run = Path(run)
+    run = hub.found(run, "run", hub.MODEL, revision)
     if weights not in PRECISIONS:
         raise ConfigError(unknown("weights", weights, PRECISIONS))
     pipeline = load_saved(run, device=device) if _is_saved(run) else load_run(run_config(run), device=device)
@@ -58,15 +62,6 @@ def check_loadable(run: str | Path) -> None:
         raise CheckpointError(f"run: {str(run)!r} has no complete checkpoint, run `plait train` first")
 
 
-def makes_edits(run: str | Path, codecs: dict[str, Codec]) -> bool:
-    """Say whether a model may make images from images: not where its run's tasks (data.tasks) have none such."""
-    saved = _is_saved(Path(run))
-    named = read_settings(Path(run)).get("tasks", {}) if saved else run_config(run).data.tasks
-    images = [name for name, codec in codecs.items() if codec.kind == "image" and not codec.reads]
-    tasks = [task.replace(" ", "").split(",") for task in named]
-    return not tasks or any(sum(name in images for name in task) > 1 for task in tasks)
-
-
 def _is_saved(folder: Path) -> bool:
     """Whether a folder is a saved model rather than a run's."""
     return not (folder / "config.yaml").exists() and (folder / "config.json").exists()
@@ -78,7 +73,7 @@ def load_saved(folder: Path, *, device: str = "auto") -> Pipeline:
     codecs = {name: read_codec(folder, name, settings) for name in load_config(folder).modalities}
     model = load_pretrained(folder, device=pick_device(device))
     model.requires_grad_(False)
-    return Pipeline(model, codecs, *generation_of(settings))
+    return Pipeline(model, codecs, *generation_of(settings), settings.get("tasks", {}))
 
 
 def run_config(run: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -102,7 +97,8 @@ def load_run(config: RunConfig, *, device: str = "auto") -> Pipeline:
     weights = checkpoint.weights_file(latest).name
     model = load_pretrained(latest, device=pick_device(device), weights=weights)
     model.requires_grad_(False)
-    return Pipeline(model, load_codecs(config, list(model.config.modalities)), config.generate, config.diffusion)
+    codecs = load_codecs(config, list(model.config.modalities))
+    return Pipeline(model, codecs, config.generate, config.diffusion, config.data.tasks)
 
 
 def load_codecs(config: RunConfig, names: Sequence[str] | None = None) -> dict[str, Codec]:

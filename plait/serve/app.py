@@ -62,8 +62,8 @@ class Loaded:
         return services[name]
 
 
-Load = Callable[[], tuple[Pipeline, bool]]
-"""Returns a model, and whether it was trained to make images from images."""
+Load = Callable[[], Pipeline]
+"""Returns a model with its codecs."""
 
 
 def create_app(
@@ -80,8 +80,8 @@ def create_app(
     def load_now() -> None:
         try:
             for name, load in models.items():
-                pipeline, makes_edits = load()
-                service = Service(name, pipeline, limits, metrics, makes_edits=makes_edits)
+                pipeline = load()
+                service = Service(name, pipeline, limits, metrics)
                 adapters = filter(None, pipeline.model.adapters.names)
                 loaded.services |= {name: service} | {adapter: service.with_adapter(adapter) for adapter in adapters}
             loaded.is_ready = True
@@ -161,7 +161,7 @@ def _about(service: Service) -> dict[str, Any]:
     reads = sorted({codec.kind for codec in codecs.values()}, key=_order)
     return {"id": service.name, "object": "model", "created": service.created, "owned_by": "plait",
             "input_modalities": reads, "output_modalities": sorted(service.kinds, key=_order),
-            "makes_edits": service.makes_edits, "denoises": service.denoises}  # fmt: skip
+            "makes_edits": service.pipeline.makes_edits, "denoises": service.denoises}  # fmt: skip
 
 
 def _order(kind: str) -> tuple[int, str]:

@@ -51,7 +51,7 @@ async def edit_form(request: HttpRequest) -> tuple[EditFields, list[Any]]:
 async def start_edit(service: Service, fields: EditFields, given: list[Any]) -> Answers:
     """Begin to make an image from images and a text."""
     service.modality("image", "model")
-    if not service.makes_edits:
+    if not service.pipeline.makes_edits:
         raise ConfigError("image: this model was not trained to make images from images, use /v1/images/generations")
     for item in given:
         service.check_file("image", item["image"]["bytes"])

@@ -56,9 +56,8 @@ class TimedOut(Exception):
 class Service:
     """One model that answers many clients. Codecs work in one thread beside the engine's."""
 
-    def __init__(self, name: str, pipeline: Pipeline, limits: Limits, metrics: Metrics, *, makes_edits: bool = False):
+    def __init__(self, name: str, pipeline: Pipeline, limits: Limits, metrics: Metrics):
         self.name, self.pipeline, self.limits = name, pipeline, limits
-        self.makes_edits = makes_edits
         self.adapter = ""
         """Name of the adapter that answers are made with."""
         self.created = int(time.time())

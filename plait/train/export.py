@@ -82,7 +82,7 @@ def export(
             config, read = without_lora(config), merged(config, store.read)
             with torch.device("meta"):
                 tensors = {n: tensors[n] for n in MixtureOfTransformers(config).state_dict()}
-        save_config(config, temporary)
+        save_config(config, temporary, with_code=True)
         add(temporary)
         with (progress or QuietProgress()).stage(
             f"export {name}", total=sum(c.num_bytes for c in tensors.values()) / GB

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from plait.codecs.saved import place_of
+from plait.common import hub
 from plait.common.errors import CheckpointError, ResourceError, first_line
 from plait.common.tensor_files import TensorStore
 from plait.model.pretrained import is_own
@@ -53,36 +54,7 @@ def find(name: str, where: str) -> Path:
                 f"{where}: {name!r} is a file, it must be a folder, a .gguf file or a name on the Hub"
             )
         return path
-    return _fetched(name, where)
-
-
-def _fetched(name: str, where: str) -> Path:
-    """Fetch a model from the Hub, or take what is kept of it."""
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError
-    except ImportError:
-        message = f"{where}: package 'huggingface_hub' is not installed, install it: pip install 'plait[media]'"
-        raise ResourceError(message) from None
-    try:
-        return Path(snapshot_download(name, allow_patterns=NEEDED))
-    except HFValidationError:
-        raise CheckpointError(
-            f"{where}: there is no folder {name!r}, and it is no name on the Hub such as owner/model"
-        ) from None
-    except GatedRepoError:
-        raise CheckpointError(
-            f"{where}: {name!r} is gated: accept its licence on its page, and log in with `hf auth login`"
-        ) from None
-    except RepositoryNotFoundError:
-        raise CheckpointError(
-            f"{where}: there is no folder and no model on the Hub {name!r} (or it is private)"
-        ) from None
-    except Exception as error:  # the library lets several others' through: requests', sockets', its own
-        raise ResourceError(
-            f"{where}: {name!r} is no folder here, and it cannot be fetched from the Hub "
-            f"({type(error).__name__}); give the folder of a copy, or try again with a network"
-        ) from None
+    return hub.fetched(name, where, NEEDED)
 
 
 def read_config(path: Path, name: str, where: str) -> Any:

@@ -74,7 +74,7 @@ def upcycle(source: str, out: str | Path, towers: Sequence[str] = ("text",), pro
 def _write(saved: LanguageModel, folder: Path, progress: Progress) -> None:
     for rule, count in saved.left_out.items():
         progress.print(f"left out: {count} of {rule}")
-    save_config(saved.config, folder)
+    save_config(saved.config, folder, with_code=True)
     saved.codec.save_pretrained(folder / CODECS / "text")
     shapes = {name: tuple(tensor.shape) for name, tensor in saved.model().state_dict().items()}
     dtype = saved.read(next(iter(shapes))).dtype

@@ -17,6 +17,7 @@ from PIL import Image
 from helpers.chat import chat_codec
 from helpers.fake_data import FakeSpeech
 from helpers.ports import free_port
+from plait.codecs import Codec
 from plait.codecs.image_pixels import ImagePixelCodec, ImagePixelOptions
 from plait.codecs.image_tokens import ImageTokenCodec
 from plait.codecs.text import BytePairCodec, BytePairOptions
@@ -39,7 +40,8 @@ class Tones(FakeSpeech):
         return [np.repeat(np.asarray(e.ids) / 127, 100).astype(np.float32) for e in encoded]
 
 
-def small_pipeline(folder: Path, *, chat: bool, steps: int = 6, tokens: bool = False, longest: int = 12) -> Pipeline:
+def small_pipeline(folder: Path, *, chat: bool, steps: int = 6, tokens: bool = False, longest: int = 12,
+                   speech: Codec | None = None) -> Pipeline:  # fmt: skip
     """Return a random model in float64, with a chat template or none; images by flow or as ids, sound as ids."""
     rng = np.random.default_rng(0)
     if tokens:
@@ -54,7 +56,7 @@ def small_pipeline(folder: Path, *, chat: bool, steps: int = 6, tokens: bool = F
         text = BytePairCodec(BytePairOptions(vocab_size=270))
         text.fit(["a fox on a blue background, and an owl"] * 4, minutes=0, seed=0, folder=folder,
                  progress=lambda *_: None)  # fmt: skip
-    tones = Tones(Tones.options_class())
+    tones = speech or Tones(Tones.options_class())
     images = {"vocab_size": image.vocab_size} if tokens else {
         "objective": "diffusion", "attention": "bidirectional", "latent_channels": image.latent_channels,
         "patch_size": image.patch_size}  # fmt: skip
@@ -72,9 +74,9 @@ def small_pipeline(folder: Path, *, chat: bool, steps: int = 6, tokens: bool = F
     return Pipeline(model, {"text": text, "image": image, "speech": tones}, settings)
 
 
-def served(pipeline: Pipeline, *, makes_edits: bool = True, **settings) -> contextlib.AbstractContextManager[str]:
+def served(pipeline: Pipeline, **settings) -> contextlib.AbstractContextManager[str]:
     """Serve a model called small as `served_models` does."""
-    return served_models({"small": lambda: (pipeline, makes_edits)}, **settings)
+    return served_models({"small": lambda: pipeline}, **settings)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from plait.prepare.raw_sources import MADE
 
 PACKAGE = ROOT / "plait"
 ORDER = ["common", "config", "batch", "model", "objectives", "codecs", "upcycle", "data", "prepare", "scenes", "plan",
-         "generate", "evaluate", "train", "web", "compare", "serve", "report", "run", "cli"]  # fmt: skip
+         "generate", "hf", "evaluate", "train", "web", "compare", "serve", "report", "run", "cli"]  # fmt: skip
 """A file imports only from its own package and from what stands before it."""
 
 NEVER = {"data": {"model", "objectives"}, "model": {"data", "codecs", "train"}, "objectives": {"data", "codecs"}}
@@ -128,7 +128,8 @@ READS_FILES = {
     ("train/checkpoint.py", "restore"): "{kind}/{name} in a file",
     ("train/checkpoint.py", "_restore_random"): "{rank}/{name} in a file",
     ("train/export.py", "_checkpoint"): "names of folders",
-    ("model/pretrained.py", "write_weights"): "names of files",
+    ("generate/pipeline.py", "makes_edits"): "modalities of a task",
+    ("model/pretrained.py", "_bytes_of"): "a size",
     ("model/adapters.py", "_of_module"): "peft's patterns",
     ("train/diagnostics.py", "progress_text"): "names of a log's columns",
     ("train/parallel.py", "local_device"): "names of devices",

@@ -15,12 +15,13 @@ import pytest
 import soundfile
 import yaml
 from helpers import ROOT
+from helpers.hub import local_hub
 from helpers.iconify import write_package
 from helpers.pages import blocks
 from PIL import Image
 
 from plait.cli import main
-from plait.run.load import makes_edits, run_config
+from plait.run.load import run_config
 from plait.run.next_steps import next_steps
 
 TINY = ["--prepare.documents", "192", "--prepare.validation_documents", "64",
@@ -198,11 +199,31 @@ def test_the_page_on_lora(run, tmp_path, monkeypatch, capsys):
     assert chosen["train"]["init_from"] == whole["train"]["init_from"]
 
 
+def test_the_page_on_the_hub(run, tmp_path):
+    """docs/hub.md, its commands and its Python, against a Hub on this machine."""
+    page = (ROOT / "docs" / "hub.md").read_text()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(run)
+    (commands,) = blocks("bash", page)
+    lines = [line for line in commands.splitlines() if line.startswith("plait")]
+    assert [shlex.split(line)[1] for line in lines] == ["export", "generate"]
+    script = "\n".join(line.replace("plait", f"{sys.executable} -m plait", 1) for line in lines)
+    with local_hub("you") as hub:
+        environment = hub.environment(tmp_path / "hf")
+        for program in (["bash", "-ec", script], [sys.executable, "-c", "\n".join(blocks("python", page))]):
+            done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+        assert set(hub.repos) == {"you/fox", "you/weights", "you/copy"} and hub.repos["you/weights"].private
+        card = hub.repos["you/fox"].files("main")[1]["README.md"].decode()
+    assert 'plait.load("you/fox")' in card and "names the right thing" in card
+    assert list((tmp_path / "generated" / "image").glob("*output*")) and (tmp_path / "tuned" / "checkpoint-20").is_dir()
+
+
 def test_an_export_reads_and_makes_media_without_the_data(run, tmp_path):
     import plait
 
     assert main(["export", str(run), "--ema", "--out", str(tmp_path / "model")]) == 0
-    names = {"README.md", "codecs", "config.json", "generation.json", "model.safetensors"}
+    names = {"README.md", "codecs", "config.json", "generation.json", "model.safetensors", "modeling_plait.py"}
     assert {p.name for p in (tmp_path / "model").iterdir()} == names
     own, saved = plait.load(run, device="cpu"), plait.load(tmp_path / "model", device="cpu")
     assert saved.config == own.config and saved.diffusion == own.diffusion
@@ -210,7 +231,7 @@ def test_an_export_reads_and_makes_media_without_the_data(run, tmp_path):
         a, b = (p.generate("a red apple on a white background", output, seed=3)[0].output for p in (own, saved))
         assert [name for name, _ in a] == [name for name, _ in b]
         assert all(x == y if isinstance(x, str) else (x == y).all() for (_, x), (_, y) in zip(a, b, strict=True))
-    assert not makes_edits(tmp_path / "model", saved.codecs)  # as its tasks say
+    assert not saved.makes_edits  # as its tasks say
     card = (tmp_path / "model" / "README.md").read_text()
     head = yaml.safe_load(card.split("---")[1])
     assert head["library_name"] == "plait" and head["pipeline_tag"] == "any-to-any" and "speech" in head["tags"]

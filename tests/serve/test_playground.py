@@ -188,7 +188,7 @@ def test_it_fits(browser, address, width, dark):
 
 
 def test_two_models_answer_beside_one_another(browser, pipeline, tmp_path):
-    models = {"before": lambda: (pipeline, False), "after": lambda: (small_pipeline(tmp_path, chat=False), False)}
+    models = {"before": lambda: pipeline, "after": lambda: small_pipeline(tmp_path, chat=False)}
     with served_models(models) as address:
         open_page(browser, address)
         ask(browser, "a fox", "text")

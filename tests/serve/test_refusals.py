@@ -45,8 +45,9 @@ def pipeline(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def client(pipeline):
+    pipeline.tasks = {"text,image": 1.0}  # nothing teaches it to edit
     limits = {"max_body": 200_000, "max_pixels": 10_000, "max_seconds": 2.0}
-    with served(pipeline, makes_edits=False, **limits) as address, httpx.Client(base_url=address, timeout=60) as client:
+    with served(pipeline, **limits) as address, httpx.Client(base_url=address, timeout=60) as client:
         yield client
 
 

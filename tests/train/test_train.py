@@ -287,10 +287,18 @@ def test_saved_model_loads_and_misfits_are_named(tmp_path, rng):
     for (name, a), b in zip(model.state_dict().items(), again.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
     values = json.loads((tmp_path / "config.json").read_text())
-    values["num_layers"] = 3
+    values["model"]["num_layers"] = 3
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match="weights are missing"):
         load_pretrained(tmp_path)
+    for key, value, said in (
+        ("quantization_config", {}, r"unknown name 'quantization_config', allowed: .*model_type"),
+        ("model", None, "holds no mapping 'model', which says what the weights are"),
+        ("schema_version", 2, 'it must be 3: put all of it but "architecture" under "model"'),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(values | {key: value}))
+        with pytest.raises(CheckpointError, match=said):
+            load_pretrained(tmp_path)
     values["architecture"] = "Llama"
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match="'Llama', it must be"):

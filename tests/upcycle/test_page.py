@@ -9,6 +9,7 @@ from helpers import language_models as llms
 
 from plait.cli import main
 from plait.config.file import load, read_yaml
+from plait.model.pretrained import CODE
 from plait.upcycle.families import FAMILIES
 from plait.upcycle.write import OTHERS
 
@@ -36,8 +37,8 @@ def test_the_page_can_be_followed(here, capsys):
         program, *words = shlex.split(command)
         assert program == "plait" and main(words) == 0, capsys.readouterr().err
         if words[0] == "upcycle":
-            assert {p.name for p in (here / "smollm2").iterdir()} == {"codecs", "config.json", "model.safetensors",
-                                                                      "train.yaml"}  # fmt: skip
+            written = {p.name for p in (here / "smollm2").iterdir()}
+            assert written == {"codecs", "config.json", "model.safetensors", CODE, "train.yaml"}
             said = capsys.readouterr()
             assert "left out: 20 of rows of ids that its tokenizer does not have" in said.out + said.err
     assert (here / "told" / "samples.jsonl").read_text().count("\n") == 1
