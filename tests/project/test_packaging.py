@@ -4,9 +4,12 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
+from helpers.fitted import speech_codec
+from helpers.served import small_pipeline
 
 pytest.importorskip("setuptools", minversion="77")
 NEEDED = ("plait", "configs", "studies", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
@@ -22,15 +25,24 @@ assert {folder!r} in str(config_path("quickstart"))
 """
 
 
-def test_a_wheel_has_configs_studies_and_templates(tmp_path):
+def build_wheel(folder: Path) -> Path:
     for name in NEEDED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
-    build = "import setuptools.build_meta as b; b.build_wheel('wheels')"
-    (tmp_path / "wheels").mkdir()
-    run = subprocess.run([sys.executable, "-c", build], cwd=tmp_path, capture_output=True, text=True)
+        copy(ROOT / name, folder / name)
+    (folder / "wheels").mkdir()
+    ran(sys.executable, "-c", "import setuptools.build_meta as b; b.build_wheel('wheels')", cwd=folder)
+    (wheel,) = (folder / "wheels").glob("plait-*.whl")
+    return wheel
+
+
+def ran(*command: object, cwd: Path) -> str:
+    run = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
-    (wheel,) = (tmp_path / "wheels").glob("plait-*.whl")
+    return run.stdout
+
+
+def test_a_wheel_has_configs_studies_and_templates(tmp_path):
+    wheel = build_wheel(tmp_path)
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("configs", "studies"):
         here = {f"plait/{p.relative_to(ROOT)}" for p in (ROOT / folder).rglob("*.yaml")}
@@ -42,5 +54,40 @@ def test_a_wheel_has_configs_studies_and_templates(tmp_path):
     zipfile.ZipFile(wheel).extractall(installed)
     studies = [p.stem for p in (ROOT / "studies").glob("*.yaml")]
     code = f"import sys; sys.path.insert(0, {str(installed)!r})\n" + USE.format(names=studies, folder=str(installed))
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    ran(sys.executable, "-c", code, cwd=tmp_path)
+
+
+IN_TRANSFORMERS = """
+import sys, plait
+from transformers import AutoModelForMultimodalLM, AutoProcessor, Trainer, TrainingArguments, pipeline
+
+assert "site-packages" in plait.__file__, plait.__file__
+pipe = pipeline("any-to-any", model="small", trust_remote_code=True)
+image = pipe("a fox", generation_mode="image")[0]["generated_image"]
+sound = pipe("a fox", generation_mode="audio")[0]["generated_audio"]
+print(image.size, len(sound), pipe("a ", images=image, audio=sound, max_new_tokens=4)[0]["generated_text"][:1])
+model = AutoModelForMultimodalLM.from_pretrained("small", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained("small", trust_remote_code=True)
+rows = [{"parts": [{"text": "a fox", "loss": False}, {"image": image}]}] * 2
+options = TrainingArguments("tuned", max_steps=20, remove_unused_columns=False, report_to=[], use_cpu=True)
+Trainer(model, options, train_dataset=rows, data_collator=processor.collate).train()
+assert "matplotlib" not in sys.modules
+"""
+
+
+@pytest.mark.slow
+def test_transformers_in_a_new_environment(tmp_path):
+    """``pip install plait[hf]`` of the wheel is all that a saved model needs to read and make media."""
+    speech = speech_codec(tmp_path)
+    small_pipeline(tmp_path, chat=False, speech=speech).save_pretrained(tmp_path / "small")
+    wheel = build_wheel(tmp_path)
+    python = tmp_path / "new" / "bin" / "python"
+    ran(sys.executable, "-m", "venv", tmp_path / "new", cwd=tmp_path)
+    constraints = ROOT / "constraints.txt"
+    (torch,) = [line for line in constraints.read_text().splitlines() if line.startswith("torch==")]
+    ran(python, "-m", "pip", "install", "-q", torch, cwd=tmp_path)
+    ran(python, "-m", "pip", "install", "-q", "-c", constraints, f"{wheel}[hf]", cwd=tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "small", tmp_path / "elsewhere" / "small")
+    said = ran(python, "-c", IN_TRANSFORMERS, cwd=tmp_path / "elsewhere")
+    assert said.splitlines()[0].startswith("(16, 16) ") and said.splitlines()[0].endswith(" a")
