@@ -247,9 +247,9 @@ TRAIN_EXAMPLES = """examples:
 the section `parallel` of the config says how ranks share the work (docs/parallel.md)"""
 
 GENERATE_EXAMPLES = """examples:
-  plait generate runs/quickstart --text "a fox on a blue background" --output image --count 4
-  plait generate runs/quickstart --image fox.png --output text
-  plait generate runs/quickstart --text "a fox on a blue background" --output speech
+  plait generate runs/quickstart --text "a teapot on a blue background" --output image --count 4
+  plait generate runs/quickstart --image teapot.png --output text
+  plait generate runs/quickstart --text "a teapot on a blue background" --output speech
   plait generate runs/robot --part front=now.png --part rear=back.png --output text   (modalities of your own)
   plait generate runs/quickstart                     (free: the model chooses the modalities itself)
   plait generate runs/chat --chat "What is the capital of France?"     (prints the answer alone)

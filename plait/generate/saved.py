@@ -113,19 +113,22 @@ sample = pipeline.generate("{prompt}", "{output}")[0]
 
 {credits}
 """
-PROMPT = "a fox on a blue background"
 
 
 def card(
-    config: ModelConfig, folder: str, *, name: str = "", figures: str = "", commit: str = "", credits: str = ""
-) -> str:
-    """Return a model card: what the model is and how it is used, with figures where there are some."""
+    config: ModelConfig, folder: str, *, name: str = "", example: tuple[str, str] | None = None, figures: str = "",
+    commit: str = "", credits: str = "",
+) -> str:  # fmt: skip
+    """Return a model card: what the model is and how it is used, with figures where there are some.
+
+    ``example`` is a text, and the modality that follows it.
+    """
     import plait
 
     names = list(config.modalities)
-    made = [n for n, m in config.modalities.items() if m.objective != "input"]
+    prompt, output = example or ("...", [n for n, m in config.modalities.items() if m.objective != "input"][-1])
     return _CARD.format(
         tags="".join(f"- {n}\n" for n in names), name=name or folder, modalities=", ".join(names),
-        commit=f", commit {commit}" if commit else "", version=plait.__version__, folder=folder, output=made[-1],
-        figures=figures or "Nothing was measured of these weights (`plait evaluate`).", prompt=PROMPT, credits=credits,
+        commit=f", commit {commit}" if commit else "", version=plait.__version__, folder=folder, output=output,
+        figures=figures or "Nothing was measured of these weights (`plait evaluate`).", prompt=prompt, credits=credits,
     )  # fmt: skip

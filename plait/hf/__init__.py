@@ -5,7 +5,7 @@
     import plait.hf
 
     pipe = pipeline("any-to-any", model="quickstart-model")
-    pipe(text="a fox on a blue background", generation_mode="image")[0]["generated_image"]
+    pipe(text="a teapot on a blue background", generation_mode="image")[0]["generated_image"]
 
 A folder that plait saved also carries ``modeling_plait.py``, by which ``trust_remote_code=True`` does the same.
 """

@@ -1,4 +1,4 @@
-"""A run's model and codecs from its folder. `plait.load(run).generate("a fox on a blue background", ...)`."""
+"""A run's model and codecs from its folder. `plait.load(run).generate("a teapot on a blue background", ...)`."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -11,6 +11,7 @@ from plait.data.sources import codec_records, folders
 from plait.generate.saved import CARD, card, write_settings
 from plait.report.scores import Score, scores
 from plait.run.load import load_codecs
+from plait.train.metrics import read_jsonl
 
 
 def add_codecs(config: RunConfig, folder: Path, name: str, *, measured: bool) -> None:
@@ -43,9 +44,19 @@ def _card(config: RunConfig, folder: str, *, measured: bool) -> str:
     reports = [Path(data) / "report.json" for data in folders(config)]
     credits = [read_json(path, "prepare").get("credit", "") for path in reports if path.is_file()]
     return card(
-        config.model, folder, name=config.name, figures=_table(rows), commit=numbers.get("commit", ""),
-        credits="\n".join(filter(None, dict.fromkeys(credits))),
+        config.model, folder, name=config.name, example=_example(Path(config.out)), figures=_table(rows),
+        commit=numbers.get("commit", ""), credits="\n".join(filter(None, dict.fromkeys(credits))),
     )  # fmt: skip
+
+
+def _example(run: Path) -> tuple[str, str] | None:
+    """Return a text that a run's samples show, such as one of its world, and what was made of it."""
+    path = run / "samples" / "samples.jsonl"
+    for record in read_jsonl(path) if path.is_file() else []:
+        given, output = record["prompt"], record["task"].rpartition(">")[2]
+        if len(given) == 1 and given[0].get("text") and output != given[0]["modality"]:
+            return str(given[0]["text"]), str(output)
+    return None
 
 
 def _table(rows: list[Score]) -> str:

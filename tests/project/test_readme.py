@@ -92,3 +92,18 @@ def test_make_targets_exist():
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_examples_ask_for_what_the_quickstart_knows():
+    """A thing that its world lacks would be drawn as a smear, at somebody's first try."""
+    from plait.scenes.drawings import everyday
+
+    known = {concept.name for concept in everyday(64)}
+    pages = {path: path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *HELP)}
+    said = [(path.name, thing) for path, text in pages.items() if path.name != "experiments.md"
+            for thing in re.findall(r"an? ([a-z ]+?) on a [a-z]+ background\"", text)]  # fmt: skip
+    assert len(said) > 10 and {path for path, _ in said} >= {"README.md", "serving.md", "hub.md", "cli.py"}
+    assert [(path, thing) for path, thing in said if thing not in known] == []
+
+
+HELP = [ROOT / "plait" / name for name in ("cli.py", "run/options.py", "run/load.py", "hf/__init__.py")]

@@ -32,7 +32,7 @@ def test_curl(address, tmp_path):
     image, heard = said.stdout.replace("}{", "}\n{").splitlines()
     assert json.loads(image)["choices"][0]["message"]["content"][0]["type"] == "image_url"
     assert set(json.loads(heard)) == {"text", "seed"}
-    assert (tmp_path / "fox.wav").read_bytes()[:4] == b"RIFF"
+    assert (tmp_path / "teapot.wav").read_bytes()[:4] == b"RIFF"
 
 
 def test_python(address, tmp_path, monkeypatch):
@@ -41,7 +41,7 @@ def test_python(address, tmp_path, monkeypatch):
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         exec(code.replace(THERE, address), {})
-    assert said.getvalue() and (tmp_path / "fox.png").read_bytes()[:4] == b"\x89PNG"
+    assert said.getvalue() and (tmp_path / "teapot.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_javascript(address, browser):

@@ -213,9 +213,9 @@ def test_the_page_on_the_hub(run, tmp_path):
         for program in (["bash", "-ec", script], [sys.executable, "-c", "\n".join(blocks("python", page))]):
             done = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, done.stderr
-        assert set(hub.repos) == {"you/fox", "you/weights", "you/copy"} and hub.repos["you/weights"].private
-        card = hub.repos["you/fox"].files("main")[1]["README.md"].decode()
-    assert 'plait.load("you/fox")' in card and "names the right thing" in card
+        assert set(hub.repos) == {"you/teapot", "you/weights", "you/copy"} and hub.repos["you/weights"].private
+        card = hub.repos["you/teapot"].files("main")[1]["README.md"].decode()
+    assert 'plait.load("you/teapot")' in card and "names the right thing" in card
     assert list((tmp_path / "generated" / "image").glob("*output*")) and (tmp_path / "tuned" / "checkpoint-20").is_dir()
 
 
