@@ -94,9 +94,7 @@ def check_plan(study: Study, plan: dict[str, ArmPlan]) -> None:
 def _check_single_pass(study: Study, steps: int) -> None:
     config = resolve_vocabulary(study.base_config())
     data = config.data
-    sources = open_task_sources(
-        config, "train", data.tasks, drop_condition=data.drop_condition, drop_host=data.drop_host
-    )
+    sources = open_task_sources(config, "train", drop_condition=data.drop_condition, drop_host=data.drop_host)
     weights = np.array([folders(config)[s.source.folder].weight for s in sources])
     shares = weights / weights.sum()
     means = np.array([s.mean_length() for s in sources])

@@ -71,6 +71,8 @@ class SourceConfig(Checked):
     when_exhausted: Literal["repeat", "stop", "drop"] = "repeat"
     """What happens when the source is exhausted: it begins again in a new order (repeat), all data end where it would
     have to begin again (stop), or the others go on without it (drop)."""
+    tasks: dict[str, float] = bounded(dict, at_least=0)
+    """Weights of its own part orders, in place of `data.tasks`, such as "image,text" alone. Empty: `data.tasks`."""
 
 
 @dataclass
@@ -82,7 +84,7 @@ class DataConfig(Checked):
     path: str = ""
     """Folder made by plait prepare. Empty: the run's own `data` folder."""
     sources: dict[str, float | SourceConfig] = bounded(dict, above=0)
-    """More prepared folders, mixed in place of `path`: the weight of each, or {weight: ..., when_exhausted: ...}."""
+    """More prepared folders, mixed in place of `path`: the weight of each, or {weight, when_exhausted, tasks}."""
     batch_tokens: int = bounded(4096, at_least=1)
     """Tokens in one packed batch."""
     max_document_tokens: int = bounded(0, at_least=0)
@@ -278,14 +280,8 @@ class RunConfig(Checked):
         require(self.schema_version == SCHEMA_VERSION, "schema_version", self.schema_version, str(SCHEMA_VERSION))
         dropped = self.data.drop_condition + self.data.drop_host
         require(dropped < 1, "data.drop_host", self.data.drop_host, "below 1 together with data.drop_condition")
-        for task in self.data.tasks:
-            for name in task.split(",") if task != AS_WRITTEN_TASK else []:
-                if name not in self.model.modalities:
-                    raise ConfigError(
-                        unknown(f"data.tasks ({task!r})", name, [*self.model.modalities, AS_WRITTEN_TASK])
-                    )
-        require(not self.data.tasks or any(self.data.tasks.values()), "data.tasks", self.data.tasks,
-                "weights of which one at least is above 0")  # fmt: skip
+        for where, tasks in self._named_tasks():
+            self._check_tasks(where, tasks)
         require(not self.train.global_batch_tokens or self.train.accumulate == 1, "train.accumulate",
                 self.train.accumulate, "1 where train.global_batch_tokens is set, which it follows from")  # fmt: skip
         self._check_parallel()
@@ -335,13 +331,25 @@ class RunConfig(Checked):
             require(not (m.reads and settings.key), f"{where}.key", settings.key,
                     f"left out beside reads: its parts are those of {m.reads!r}")  # fmt: skip
             self.modalities[name] = replace(settings, loss_weight=0.0)
-        for task in self.data.tasks:
+        for where, task in ((w, t) for w, tasks in self._named_tasks() for t in tasks):
             mentions = task.split(",")
             for name in mentions:
                 read = inputs[name].reads if name in inputs else ""
-                require(not read, f"data.tasks ({task!r})", name, f"{read!r}, whose given parts {name!r} reads")
-            require(mentions[-1] not in inputs, f"data.tasks ({task!r})", mentions[-1],
+                require(not read, f"{where} ({task!r})", name, f"{read!r}, whose given parts {name!r} reads")
+            require(mentions[-1] not in inputs, f"{where} ({task!r})", mentions[-1],
                     "given, not predicted: its objective is input")  # fmt: skip
+
+    def _named_tasks(self) -> list[tuple[str, dict[str, float]]]:
+        """Return the tasks of the data, and those of sources that have their own, by the names of their settings."""
+        sources = {n: s for n, s in self.data.sources.items() if isinstance(s, SourceConfig)}
+        return [("data.tasks", self.data.tasks), *((f"data.sources.{n}.tasks", s.tasks) for n, s in sources.items())]
+
+    def _check_tasks(self, where: str, tasks: dict[str, float]) -> None:
+        for task in tasks:
+            for name in task.split(",") if task != AS_WRITTEN_TASK else []:
+                if name not in self.model.modalities:
+                    raise ConfigError(unknown(f"{where} ({task!r})", name, [*self.model.modalities, AS_WRITTEN_TASK]))
+        require(not tasks or any(tasks.values()), where, tasks, "weights of which one at least is above 0")
 
     def _check_parallel(self) -> None:
         """Refuse what no number of ranks could do; plait.train.parallel checks the number."""

@@ -142,12 +142,18 @@ def identity(config: RunConfig | dict[str, Any], kinds: Iterable[str]) -> dict[s
         settings["data.tasks"] = [list(item) for item in settings["data.tasks"].items()]
     if "data.sources" in settings:
         sources = list(settings["data.sources"].values()) or [1.0]
-        plain = {"weight": 1.0, "when_exhausted": "repeat"}
-        settings["data.sources"] = [plain | (s if isinstance(s, dict) else {"weight": float(s)}) for s in sources]
+        settings["data.sources"] = [_source(s if isinstance(s, dict) else {"weight": float(s)}) for s in sources]
     if "data.max_document_tokens" in settings:
         longest = min(values["data.batch_tokens"], values["model.max_positions"])
         settings["data.max_document_tokens"] = settings["data.max_document_tokens"] or longest
     return settings
+
+
+def _source(given: dict[str, Any]) -> dict[str, Any]:
+    """Return a source as it counts; tasks of its own stand there where it has some."""
+    tasks = [list(item) for item in given.get("tasks", {}).items()]
+    plain = {"weight": 1.0, "when_exhausted": "repeat"} | {n: v for n, v in given.items() if n != "tasks"}
+    return plain | ({"tasks": tasks} if tasks else {})
 
 
 def check_same(before: dict[str, Any], now: dict[str, Any], begun: str, cure: str) -> None:

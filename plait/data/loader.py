@@ -150,9 +150,7 @@ class Loader:
         self.wait_seconds = 0.0
         """Seconds that the consumer has waited for batches so far."""
         data = config.data
-        sources = open_task_sources(
-            self.config, split, data.tasks, drop_condition=data.drop_condition, drop_host=data.drop_host
-        )
+        sources = open_task_sources(self.config, split, drop_condition=data.drop_condition, drop_host=data.drop_host)
         mixture = [folders(config)[s.source.folder] for s in sources]
         for source in sources:
             if not len(source):
@@ -316,14 +314,16 @@ def validation_batches(
 
 
 def open_task_sources(
-    config: RunConfig, split: str, tasks: dict[str, float], *, drop_condition: float = 0.0, drop_host: float = 0.0
-) -> list[TaskSource]:
-    """Open one split of the run's prepared folders, with tasks drawn by the run's seed."""
+    config: RunConfig, split: str, tasks: dict[str, float] | None = None, *, drop_condition: float = 0.0,
+    drop_host: float = 0.0,
+) -> list[TaskSource]:  # fmt: skip
+    """Open one split of the run's prepared folders, with tasks drawn by the run's seed: those given, or the run's."""
+    own = {folder: source.tasks or config.data.tasks for folder, source in folders(config).items()}
     return [
         TaskSource(
             s,
             config.model,
-            tasks,
+            own[s.folder] if tasks is None else tasks,
             drop_condition=drop_condition,
             drop_host=drop_host,
             seed=config.seed,

@@ -27,7 +27,7 @@ def check_targets(config: RunConfig) -> list[str]:
     has its vocabularies resolved.
     """
     missing = {name for name, record in config.modalities.items() if record.learns}
-    sources = open_task_sources(config, "train", config.data.tasks)
+    sources = open_task_sources(config, "train")
     for source in sources:
         for start in range(0, len(source), _AT_ONCE):
             documents = np.arange(start, min(start + _AT_ONCE, len(source)))
@@ -35,7 +35,7 @@ def check_targets(config: RunConfig) -> list[str]:
                 missing -= _targets_of(source, i, missing, config)
             if not missing:
                 return []
-    chosen = [name for name in missing if config.data.tasks and not _is_predicted(name, config)]
+    chosen = [name for name in missing if not _is_predicted(name, config)]
     if missing - set(chosen):  # the largest is likely to be what keeps the others out
         raise DataError(max(_why(name, sources, config) for name in missing - set(chosen))[1])
     return [f"{name}: none of data.tasks predicts it, so that it gets no target" for name in sorted(chosen)]
@@ -44,11 +44,17 @@ def check_targets(config: RunConfig) -> list[str]:
 def _is_predicted(name: str, config: RunConfig) -> bool:
     """Say whether a task could give a modality a target."""
     learns_given = config.data.given_loss and _learns_given(name, config.model)
-    for task in (task for task, weight in config.data.tasks.items() if weight):
+    for task in _all_tasks(config):
         mentions = task.split(",")
         if task == AS_WRITTEN_TASK or name == mentions[-1] or (learns_given and name in mentions):
             return True
     return False
+
+
+def _all_tasks(config: RunConfig) -> set[str]:
+    """Return the tasks that any of the data can have."""
+    of_sources = [source.tasks or config.data.tasks or {AS_WRITTEN_TASK: 1.0} for source in folders(config).values()]
+    return {task for tasks in of_sources for task, weight in tasks.items() if weight}
 
 
 def skipped(counts: Mapping[str, int], config: RunConfig) -> list[str]:

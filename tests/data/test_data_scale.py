@@ -221,10 +221,33 @@ def test_settings_of_sources():
         ({"a": {"when_exhausted": "stpo"}}, "did you mean 'stop'"),
         ({"a": {"wight": 1}}, "did you mean 'weight'"),
         ({"a": "many"}, "must be a number"),
+        ({"a": {"tasks": {"texd": 1}}}, r"data\.sources\.a\.tasks \('texd'\): unknown name 'texd'.*mean 'text'"),
+        ({"a": {"tasks": {"text": 0}}}, r"data\.sources\.a\.tasks: .* weights of which one at least is above 0"),
     ):
         values["data"]["sources"] = wrong
         with pytest.raises(ConfigError, match=reason):
             from_dict(RunConfig, values)
+
+
+def test_a_source_with_tasks_of_its_own(tmp_path):
+    starts = {"new": 0, "old": 100}  # the first id of a text tells the document
+    folders = [
+        write_folder(tmp_path / name, {"train": [scene_like(start + i) for i in range(40)]})
+        for name, start in starts.items()
+    ]
+    config = run_config(folders[0], tasks={"text,image": 1.0, "image,text": 1.0})
+    config.data.drop_condition = 0.0
+    config.data.sources = {str(folders[0]): 1.0, str(folders[1]): SourceConfig(1.0, tasks={"image,text": 1.0})}
+    found = Counter()
+    for batch, _ in take(Loader(config), 20):
+        for document in batch.documents:
+            (text,) = (part for part in document.parts if part.modality == "text")
+            found[int(text.ids[0]) >= 100, document.task] += 1
+    assert found.keys() == {(False, "text>image"), (False, "image>text"), (True, "image>text")}, found
+    state = take(Loader(config), 1)[0][1]
+    config.data.sources = dict.fromkeys(config.data.sources, 1.0)
+    with pytest.raises(ConfigError, match=r"data\.sources: .* is not .*image,text"):
+        Loader(config, state=state)
 
 
 def test_long_validation_splits_are_planned_in_pieces(tmp_path, monkeypatch):
