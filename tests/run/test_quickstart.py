@@ -197,6 +197,7 @@ def test_the_page_on_lora(run, tmp_path, monkeypatch, capsys):
     whole = yaml.safe_load((ROOT / "configs" / "style_lora.yaml").read_text())
     assert chosen["model"]["towers"] == whole["model"]["towers"]
     assert chosen["train"]["init_from"] == whole["train"]["init_from"]
+    assert chosen["data"]["sources"] == whole["data"]["sources"]
 
 
 def test_the_page_on_the_hub(run, tmp_path):
