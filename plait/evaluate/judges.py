@@ -121,36 +121,44 @@ class ImageJudge:
 
 
 def image_figures(
-    made: Sequence[Media],
-    metas: Sequence[dict],
-    truths: Truths,
-    real: Sequence[Media],
-    nearest: Sequence[Media],
-    others: Sequence[Media],
-    codec: Codec,
-) -> dict[str, float]:
-    """Return how often generated images are named rightly, and their Fréchet distance to ``others``, real images.
+    made: Sequence[Media], metas: Sequence[dict], truths: Truths | None, real: Sequence[Media],
+    nearest: Sequence[Media], others: Sequence[Media], codec: Codec,
+) -> dict[str, float]:  # fmt: skip
+    """Return how near generated images are to ``others``, real images, and how often they are named rightly.
 
-    Beside them the same figures of ``real`` images of the same documents, of the codec's round trip of them, of the
-    ``nearest`` training images, which a model that only remembers would show, and the distance of blurred ones.
+    Beside it the same figures of ``real`` images of the same documents, of the codec's round trip of them, of the
+    ``nearest`` training images, which a model that only remembers would show, and of blurred ones. Names are judged
+    where the source of the data knows them (``truths``), sets where there are enough images (`image_sets`).
     """
-    from plait.evaluate.image_judge import blurred, frechet_distance
+    from plait.evaluate.image_judge import FeatureJudge, blurred
+    from plait.evaluate.image_sets import LEAST, set_figures
 
-    judge = ImageJudge(truths, metas, made[0].shape[0])
-    target = judge.features(others)
+    judge = ImageJudge(truths, metas, made[0].shape[0]) if truths else None
+    features_of = judge.features if judge else FeatureJudge().features
+    target = features_of(others)
     sets = {"": made, "real": real, "codec": codec.decode(codec.encode(real)), "nearest": nearest,
             "blurred": [blurred(p) for p in real]}  # fmt: skip
-    features = {name: judge.features(images) for name, images in sets.items()}
-    figures = {f"frechet_{n}" if n else "frechet": frechet_distance(f, target) for n, f in features.items()}
+    features = {name: features_of(images) for name, images in sets.items()}
+    figures = {}
+    if min(len(made), len(others)) >= LEAST:
+        figures = set_figures(features, target) | {"frechet_count": float(len(made))}
+    return figures | (_named(judge, truths, sets, features, metas) if judge and truths else {})
+
+
+def _named(
+    judge: ImageJudge, truths: Truths, sets: dict[str, Sequence[Media]], features: dict[str, Tensor],
+    metas: Sequence[dict],
+) -> dict[str, float]:  # fmt: skip
+    """Return how often each set of images is named rightly."""
     named = judge.judge(features[""])
     low, high = interval(named.share, named.trials)
-    figures |= {"object_low": low, "object_high": high,
-                "object_trials": float(named.trials), "object_chance": 1 / NUM_CONCEPTS}  # fmt: skip
+    figures = {"object_low": low, "object_high": high,
+               "object_trials": float(named.trials), "object_chance": 1 / NUM_CONCEPTS}  # fmt: skip
     for kind, label in {"": "accuracy", "real": "originals", "codec": "codec", "nearest": "nearest"}.items():
         figures[f"object_{label}"] = judge.judge(features[kind]).share
         for name, value in truths.image_scores(sets[kind], metas).items():
             figures |= {f"{name}_{label}": value, f"{name}_chance": truths.chances[name]}
-    return figures | {"frechet_count": float(len(made))}
+    return figures
 
 
 def available(progress: Progress) -> bool:
@@ -158,9 +166,11 @@ def available(progress: Progress) -> bool:
     try:
         from plait.evaluate.image_judge import FeatureJudge
         from plait.evaluate.recogniser import Recogniser
+        from plait.evaluate.texts import text_measures
 
         FeatureJudge()
         Recogniser([["a fox"]])
+        text_measures(["a fox", "an owl"], ["a fox", "an ox"])
     except ResourceError as error:
         progress.print(f"skipping the judges' figures: {error}")
         return False

@@ -16,16 +16,20 @@ from plait.config.run import RunConfig
 from plait.data.shards import ShardSource
 from plait.data.sources import open_sources, validation_splits
 from plait.evaluate.forced_choice import continuation_scores, forced_choice, interval
+from plait.evaluate.image_sets import LEAST
 from plait.evaluate.judges import NUM_CONCEPTS, available, image_figures, speech_figures
 from plait.evaluate.losses import perplexity, split_losses
+from plait.evaluate.texts import error_measures, nearest_texts, text_measures
 from plait.generate.pipeline import Pipeline
 from plait.prepare.raw import RawSource, Truths, raw_documents, raw_items
-from plait.prepare.raw_sources import remade
+from plait.prepare.raw_sources import opened, remade
 
 FILE = "evaluation.json"
 """Where a run's folder keeps the figures."""
 
 GREEDY = SamplingConfig(temperature=0.0)
+REMEMBERED = 5000
+"""Training documents, the first ones, among which it is looked for what a model remembers."""
 
 
 @dataclass
@@ -38,17 +42,31 @@ class Suite:
     autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
     def run(self) -> dict[str, float]:
-        """Measure losses; and captions, images and speech where the source of the data knows what is true of them."""
+        """Measure losses, and what the model makes of held-out documents: captions, images and speech.
+
+        What is made is scored against the documents; and by what their source knows to be true of them, where it does.
+        """
         figures, splits = self.losses(), validation_splits(self.config)
+        judged = available(self.progress)
         for split in splits:
             source = open_sources(self.config, split)[0]
             origin = remade(source.folder, self.config.prepare, self.pipeline.codecs)
-            if origin is None or origin.truths is None:
-                continue
-            figures |= self.captions(split, source, origin.truths)
-            if split == splits[0] and available(self.progress):
-                figures |= self.generated(source, origin)
+            figures |= self.captions(split, source, origin.truths if origin else None, judged)
+            if split == splits[0] and judged:
+                origin = origin or self.own(source)
+                figures |= self.generated(source, origin) if origin else {}
         return figures
+
+    def own(self, source: ShardSource) -> RawSource | None:
+        """Return the raw documents of a user's data; None where they are not there, or not those that were prepared."""
+        origin = opened(source.folder, self.config.prepare, self.pipeline.codecs)
+        if origin is None or origin.splits().get(source.split) != len(source):
+            self.progress.print(
+                f"evaluate: the files that {source.folder!r} was prepared from (prepare.source) are not there as they "
+                "were, so that made images and speech are held against nothing"
+            )
+            return None
+        return origin
 
     def losses(self) -> dict[str, float]:
         """Return val_loss/<split>/<modality>, task_loss/<split>/<task>/<modality>, and means over splits as seen."""
@@ -70,17 +88,23 @@ class Suite:
                     figures[f"perplexity/{name}"] = perplexity(value)
         return figures
 
-    def captions(self, split: str, source: ShardSource, truths: Truths) -> dict[str, float]:
+    def captions(self, split: str, source: ShardSource, truths: Truths | None, judged: bool) -> dict[str, float]:
         """Caption the split's other modalities in the host's text and score what is said against the truth."""
         host, figures = self.pipeline.model.config.layout.host, {}
         first = split == validation_splits(self.config)[0]
-        for name in self.pipeline.model.config.layout.names:
-            documents = known(source, truths, [name], self.config.evaluate.captions)
-            if name == host or not documents:
+        for name, record in self.pipeline.model.config.modalities.items():
+            documents = known(source, truths, [host, name], self.config.evaluate.captions)
+            if name == host or record.reads or not documents:
                 continue
-            said = self.complete(documents, name, host, f"captions of {name}, {split}", {host: GREEDY})
-            scores = truths.scores([text or "" for text in said], [d.meta for d in documents])
-            prefix = "caption" if self.pipeline.codecs[name].kind == "image" else f"caption_{name}"
+            made = self.complete(documents, name, host, f"captions of {name}, {split}", {host: GREEDY})
+            said = [text or "" for text in made]
+            kind = self.pipeline.codecs[name].kind
+            prefix = "caption" if kind == "image" else f"caption_{name}"
+            if judged:
+                figures |= self.texts(prefix, split, kind, said, documents, first)
+            if truths is None:
+                continue
+            scores = truths.scores(said, [d.meta for d in documents])
             figures |= {f"{prefix}_{k}_accuracy/{split}": v for k, v in scores.items()}
             if first:
                 figures |= {f"{prefix}_{k}_accuracy": v for k, v in scores.items()}
@@ -89,6 +113,34 @@ class Suite:
                 figures |= {f"{prefix}_{k}_chance": v for k, v in truths.chances.items() if k in scores}
                 figures |= self.choices(prefix, name, documents, truths)
         return figures
+
+    def texts(
+        self, prefix: str, split: str, kind: str, said: list[str], documents: list[Document], first: bool
+    ) -> dict[str, float]:
+        """Score texts against those of their documents; what was heard by its errors too."""
+        references = self.texts_of(documents)
+        measures = text_measures(said, references) | (error_measures(said, references) if kind == "audio" else {})
+        figures = {f"{prefix}_{name}/{split}": measure.value for name, measure in measures.items()}
+        if first:
+            for name, measure in measures.items():
+                figures |= measure.figures(f"{prefix}_{name}")
+            known_texts = set(self.training_texts())
+            for end, texts in {"": said, "_real": references}.items():
+                figures[f"{prefix}_in_training{end}"] = float(np.mean([text in known_texts for text in texts]))
+        return figures
+
+    def texts_of(self, documents: Sequence[Document]) -> list[str]:
+        """Return the first text of each document."""
+        host = self.pipeline.model.config.layout.host
+        return [str(media) for _, media in self.pipeline.decode([part_of(d, host) for d in documents])]
+
+    def training_texts(self) -> list[str]:
+        """Return the texts of the first training documents; "" of those that have none."""
+        source, host = open_sources(self.config, "train")[0], self.pipeline.model.config.layout.host
+        documents = [source.document(i) for i in range(min(len(source), REMEMBERED))]
+        place = {i: d for i, d in enumerate(documents) if any(p.modality == host for p in d.parts)}
+        texts = dict(zip(place, self.texts_of(list(place.values())), strict=True))
+        return [texts.get(i, "") for i in range(len(documents))]
 
     def complete(self, documents: Sequence[Document], prompt_modality: str, output: str, title: str,
                  sampling: dict[str, SamplingConfig] | None = None) -> list[Media | None]:  # fmt: skip
@@ -112,6 +164,11 @@ class Suite:
             documents = known(source, truths, [host, name], count)
             if not documents or judge is None:
                 continue
+            if codec.kind == "image" and len(documents) < LEAST:
+                self.progress.print(
+                    f"evaluate: {len(documents)} images of {name!r} are too few to be compared as a set with real "
+                    f"ones, it needs {LEAST} (evaluate.images, and documents of the split {source.split!r})"
+                )
             made = self.complete(documents, host, name, f"{name} from {host}")
             if any(item is None for item in made):
                 raise ConfigError(
@@ -119,28 +176,33 @@ class Suite:
                     f"caption and an item of {name!r}, which found no room; lower generate.max_tokens or generate.grids"
                 )
             # only this kind of item is made again: all others would take longer than what is measured
-            raw = remade(source.folder, self.config.prepare, self.pipeline.codecs, [codec.key])
+            raw = remade(source.folder, self.config.prepare, self.pipeline.codecs, [codec.key]) or origin
             real = items(raw, source.split, [d.index for d in documents], codec.key)
             with self.progress.stage(f"judge of {name}", total=1) as bar:
-                item_figures = judge(self, made, [d.meta for d in documents], real, raw, codec, bar)
+                item_figures = judge(self, made, documents, real, raw, codec, bar)
             figures |= {f"{name}_{label}": value for label, value in item_figures.items()}
         return figures
 
     def images(
-        self, made: list[Media], metas: list[dict], real: list[Media], raw: RawSource, codec: Codec, bar: Bar
+        self, made: list[Media], documents: list[Document], real: list[Media], raw: RawSource, codec: Codec, bar: Bar
     ) -> dict[str, float]:
         """Return what the judge makes of generated images, beside ``real`` ones of the same documents and others."""
-        train = open_sources(self.config, "train")[0]
-        nearest = raw.truths.nearest(metas, [train.meta(i) for i in range(len(train))])
+        train, metas = open_sources(self.config, "train")[0], [d.meta for d in documents]
+        if raw.truths:
+            nearest = raw.truths.nearest(metas, [train.meta(i) for i in range(len(train))])
+        else:
+            nearest = nearest_texts(self.texts_of(documents), self.training_texts())
         remembered = items(raw, "train", nearest, codec.key, scattered=True)
         others = list(islice(raw_items(raw, "train", codec.key), len(made)))
         return image_figures(made, metas, raw.truths, real, remembered, others, codec)
 
     def clips(
-        self, made: list[Media], metas: list[dict], real: list[Media], raw: RawSource, codec: Codec, bar: Bar
+        self, made: list[Media], documents: list[Document], real: list[Media], raw: RawSource, codec: Codec, bar: Bar
     ) -> dict[str, float]:
         """Return how many generated clips a recogniser understands, beside ``real`` ones of the same documents."""
-        return speech_figures(made, [raw.truths.caption(m) for m in metas], real, codec, bar.to)
+        truths = raw.truths
+        said = [truths.caption(d.meta) for d in documents] if truths else self.texts_of(documents)
+        return speech_figures(made, said, real, codec, bar.to)
 
     def choices(self, prefix: str, modality: str, documents: list[Document], truths: Truths) -> dict[str, float]:
         """Score NUM_CONCEPTS names for items that show one thing: the share named rightly, and with items shuffled."""
@@ -166,13 +228,16 @@ JUDGES: dict[str, tuple[str, Callable[..., dict[str, float]]]] = {
 """By kind of media: the setting of `evaluate` that says how many items are made, and what judges them."""
 
 
-def known(source: ShardSource, truths: Truths, modalities: Sequence[str], count: int) -> list[Document]:
-    """Return the split's first documents, ``count`` at most, that have these modalities and whose caption is known."""
+def known(source: ShardSource, truths: Truths | None, modalities: Sequence[str], count: int) -> list[Document]:
+    """Return the split's first documents, ``count`` at most, that have these modalities.
+
+    Where their source knows what is true of documents, those alone of which it does.
+    """
 
     def matching_documents() -> Iterator[Document]:
         for i in range(len(source)):
             held = {source.names[m] for m in source.parts([i]).modality}
-            if held.issuperset(modalities) and truths.caption(source.meta(i)):
+            if held.issuperset(modalities) and (truths is None or truths.caption(source.meta(i))):
                 yield source.document(i)
 
     return list(islice(matching_documents(), count))

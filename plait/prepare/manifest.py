@@ -11,9 +11,11 @@ A row that cannot be read is a `BrokenRow` with its line (Parquet: row, tar: sam
 
 import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from plait.codecs import CODECS, Codec, codec_class
 from plait.codecs.base import remarks
@@ -69,6 +71,11 @@ class ManifestSource:
         (location,) = self._index.locate(split, row, row + 1)
         return self._broken(location.file, location.line, reason)
 
+    def kept(self, split: str, broken: Collection[tuple[str, int]]) -> np.ndarray:
+        """Return the numbers of a split's rows but for broken ones, given by the name of their file and their line."""
+        places = self._index.locate(split, 0, self.splits()[split])
+        return np.array([i for i, p in enumerate(places) if (self._name(p.file), p.line) not in broken], np.int64)
+
     def files_of(self, split: str, start: int, stop: int) -> list[int]:
         """Return for each of the rows [start, stop) of a split the number of its file."""
         return [location.file for location in self._index.locate(split, start, stop)]
@@ -86,8 +93,11 @@ class ManifestSource:
                 yield document
 
     def _broken(self, file: int, line: int, reason: str) -> BrokenRow:
-        name = self.files[file].rsplit("/", 1)[-1] if len(self.files) > 1 else ""
-        return BrokenRow(line, printable(reason), printable(name))
+        return BrokenRow(line, printable(reason), self._name(file))
+
+    def _name(self, file: int) -> str:
+        """Return a file's name, where there are several."""
+        return printable(self.files[file].rsplit("/", 1)[-1]) if len(self.files) > 1 else ""
 
     def _document(self, row: Any, manifest: str, said: list[str]) -> RawDocument:
         parts, meta = _check(row)
@@ -174,6 +184,27 @@ def known_keys(codecs: dict[str, Codec]) -> list[str]:
     """Return the manifest keys that a part may have, those of this model first."""
     keys = [codec.key for codec in codecs.values() if not codec.reads]
     return [*keys, *sorted(registered_keys() - set(keys))]
+
+
+class Documents:
+    """The rows of manifests that became documents, by the documents' numbers; a `plait.prepare.raw.RawSource`.
+
+    ``broken`` are the name of the file, where there are several, and the line of each row that did not.
+    """
+
+    credit, truths = "", None
+
+    def __init__(self, rows: ManifestSource, broken: Collection[tuple[str, int]]):
+        self._rows, self._kept = rows, {split: rows.kept(split, broken) for split in rows.splits()}
+
+    def splits(self) -> dict[str, int]:
+        """Return the number of documents of each split."""
+        return {split: len(numbers) for split, numbers in self._kept.items()}
+
+    def read(self, split: str, start: int, stop: int) -> Iterator[RawDocument | BrokenRow]:
+        """Read documents [start, stop) of a split."""
+        for number in self._kept[split][start:stop]:
+            yield from self._rows.read(split, int(number), int(number) + 1)
 
 
 def _check(row: Any) -> tuple[list, dict]:

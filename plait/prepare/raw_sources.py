@@ -5,19 +5,23 @@ What a prepared folder was made of stands in its settings. Nothing is guessed fr
 
 import dataclasses
 import importlib
+import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from plait.codecs import ALLOWED, CODECS, Codec
+from plait.common.errors import PlaitError
 from plait.common.files import read_json
 from plait.config.run import PrepareConfig
 from plait.config.run_records import ModalitySettings
 from plait.data.shards import SETTINGS_NAME
-from plait.prepare.manifest import ManifestSource
+from plait.prepare.claim import BROKEN_NAME
+from plait.prepare.manifest import Documents, ManifestSource
 from plait.prepare.raw import RawSource
-from plait.prepare.row_index import RowIndex
+from plait.prepare.remote import expand
+from plait.prepare.row_index import RowIndex, sources_of
 
 MADE = {"scenes": "plait.scenes.source:open_scenes"}
 """Sources that make their documents: name in `prepare.source`, and the function that opens it; imported when used. All
@@ -73,6 +77,18 @@ def remade(
     recorded = {name.removeprefix("prepare."): value for name, value in made.items() if name.startswith("prepare.")}
     prepare = dataclasses.replace(prepare, **{name: value for name, value in recorded.items() if name in known})
     return _opener(name)(prepare, made.get("seed", 0), codecs, keys)
+
+
+def opened(folder: str | Path, prepare: PrepareConfig, codecs: dict[str, Codec]) -> RawSource | None:
+    """Return the raw documents of a prepared folder that are a user's own; None where their files are not there."""
+    try:
+        files = expand(sources_of(prepare.source))
+        rows = ManifestSource(files, prepare, codecs, RowIndex(rows_folder(Path(folder))))
+    except PlaitError:
+        return None
+    path = Path(folder) / BROKEN_NAME
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return Documents(rows, {(row.get("file", ""), row["line"]) for row in map(json.loads, lines)})
 
 
 def is_made(source: str | list[str]) -> bool:

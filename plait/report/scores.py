@@ -4,7 +4,7 @@ Rows are made of the figures of summary.json by their names (`plait.evaluate.sui
 has. Shares are out of 1; a Fréchet distance has no chance, and lower is better.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from plait.report.numbers import percent, plain
@@ -18,6 +18,25 @@ CAPTIONS = {
 }
 """What a caption can say rightly, in the order of the page."""
 
+
+TEXTS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "wer": ("word error rate, lower is better", percent),
+    "cer": ("character error rate, lower is better", percent),
+    "exact": ("text is the document's own, letter by letter", percent),
+    "cider": ("CIDEr-D against the document's own text", "{:.2f}".format),
+    "bleu": ("BLEU", "{:.1f}".format),
+    "chrf": ("chrF", "{:.1f}".format),
+    "rouge_l": ("ROUGE-L", percent),
+}
+"""What a text is scored by: its label, and how a figure is written."""
+
+SETS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "kid": ("kernel distance to real images (KID x 1,000), lower is better", "{:.1f}".format),
+    "precision": ("precision: images that lie among real ones", percent),
+    "recall": ("recall: real images that lie among them", percent),
+}
+"""What a set of images is scored by, besides its Fréchet distance."""
+_SET_ENDS = ("", "_codec", "_blurred", "_nearest", "_low", "_high")
 
 _DISTANCES = {"made": "", "codec": "_codec", "blurred": "_blurred", "count": "_count"}
 
@@ -47,7 +66,7 @@ def scores(numbers: Mapping[str, float], modalities: Sequence[str], aims: Mappin
         rows += _images(numbers, host, name, aims)
         rows += _speech(numbers, host, name, aims)
     for name in modalities[1:]:
-        prefix = f"caption_{name}" if f"caption_{name}_object_accuracy" in numbers else "caption"
+        prefix = f"caption_{name}" if _has_own(numbers, name) else "caption"
         if prefix != "caption" or name == _captioned(numbers, modalities):
             rows += _captions(numbers, prefix, name, host, aims)
     return rows
@@ -55,8 +74,13 @@ def scores(numbers: Mapping[str, float], modalities: Sequence[str], aims: Mappin
 
 def _captioned(numbers: Mapping[str, float], modalities: Sequence[str]) -> str:
     """Return the modality whose captions are scored under the bare name: the images."""
-    others = [m for m in modalities[1:] if f"caption_{m}_object_accuracy" not in numbers]
+    others = [m for m in modalities[1:] if not _has_own(numbers, m)]
     return others[0] if others else ""
+
+
+def _has_own(numbers: Mapping[str, float], name: str) -> bool:
+    """Say whether captions of a modality are scored under its own name."""
+    return any(f"caption_{name}_{score}" in numbers for score in ("object_accuracy", "bleu"))
 
 
 def _images(numbers: Mapping[str, float], host: str, name: str, aims: Mapping[str, float]) -> Iterator[Score]:
@@ -78,6 +102,14 @@ def _images(numbers: Mapping[str, float], host: str, name: str, aims: Mapping[st
         notes += [f"{said['count']} images"] if said["count"] else []
         label = "Fréchet distance to real images, lower is better"
         yield Score(host, name, label, said["made"], "", said["codec"], None, ", ".join(notes))
+    for score, (set_label, written) in SETS.items():
+        key = f"{name}_{score}"
+        if key not in numbers:
+            continue
+        shown = {end: written(numbers[key + end]) for end in _SET_ENDS if key + end in numbers}
+        notes = [f"{shown['_low']} to {shown['_high']}"] if "_low" in shown else []
+        notes += [f"blurred images {shown['_blurred']}", f"nearest training images {shown['_nearest']}"]
+        yield Score(host, name, set_label, shown[""], "", shown["_codec"], None, ", ".join(notes))
 
 
 def _speech(numbers: Mapping[str, float], host: str, name: str, aims: Mapping[str, float]) -> Iterator[Score]:
@@ -101,6 +133,15 @@ def _captions(
         key = f"{prefix}_{score}_accuracy"
         if key in numbers:
             yield _share(numbers, name, host, label, key, f"{prefix}_{score}_chance", 1.0, aims, [])
+    for score, (label, written) in TEXTS.items():
+        key = f"{prefix}_{score}"
+        if f"{key}_low" in numbers:
+            value, low, high = (written(numbers[key + end]) for end in ("", "_low", "_high"))
+            notes = [f"{low} to {high}", f"{plain(numbers[f'{key}_count'])} texts"]
+            if score == "exact" and f"{prefix}_in_training" in numbers:
+                own, real = (percent(numbers[f"{prefix}_in_training{end}"]) for end in ("", "_real"))
+                notes.append(f"{own} are a training text to the letter, of the documents' own {real}")
+            yield Score(name, host, label, value, "", "", None, ", ".join(notes))
 
 
 def _share(

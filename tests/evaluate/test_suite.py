@@ -17,7 +17,7 @@ from plait.config.generation import GenerateConfig, SamplingConfig
 from plait.config.model import ModelConfig
 from plait.config.run import EvaluateConfig
 from plait.data.sources import resolve_vocabulary
-from plait.evaluate import image_judge, judges, suite
+from plait.evaluate import image_judge, image_sets, judges, suite
 from plait.evaluate.recogniser import Recognised
 from plait.evaluate.suite import Suite
 from plait.generate import Generator
@@ -154,6 +154,7 @@ def config(tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "raw_documents", documents_of)
     monkeypatch.setattr(suite, "available", lambda progress: True)
     monkeypatch.setattr(image_judge, "FeatureJudge", Pixels)
+    monkeypatch.setattr(image_sets, "LEAST", 2)
     monkeypatch.setattr(judges, "recognised_share", heard)
     monkeypatch.setattr(judges, "ProcessPoolExecutor", lambda workers, context: ThreadPoolExecutor(workers))
     return config
@@ -198,7 +199,43 @@ def test_an_image_of_any_number_of_ids_comes_back_whole(config):
     assert made.shape == (34 * 34,)
 
 
-def test_a_source_that_knows_nothing_is_asked_nothing(config, monkeypatch):
-    """Rows whose meta happens to have a caption, as img2dataset writes one, are no scenes."""
-    monkeypatch.undo()
-    assert all(name.startswith(("val_loss/", "task_loss/", "perplexity/")) for name in figures_of(config, 0))
+class Own(Origin):
+    """A user's own documents: nothing is known of them but what they hold."""
+
+    truths = None
+
+    def splits(self):
+        return {"train": len(THINGS) + 2, "seen": len(THINGS) + 2}
+
+    def read(self, split, start, stop):
+        rows = list(super().read(split, 0, 99))
+        rows[2:2] = [RawDocument([("text", "abc")]), rows[1]]
+        yield from rows[start:stop]
+
+
+def test_a_users_own_documents_are_measured_too(config, monkeypatch):
+    """Against what they hold; rows whose meta happens to have a caption, as img2dataset writes one, are no scenes."""
+    monkeypatch.setattr(suite, "remade", lambda *a: None)
+    monkeypatch.setattr(suite, "opened", lambda *a: Own())
+    monkeypatch.setattr(suite, "raw_documents", lambda o, split, ns, **k: [list(o.read(split, 0, 99))[n] for n in ns])
+    best, worst = figures_of(config, 0), figures_of(config, 1)
+    for figures, exact, recognised in ((best, 1.0, 1.0), (worst, 0.0, 0.0)):
+        for name in ("caption", "caption_speech"):
+            assert figures[f"{name}_exact"] == figures[f"{name}_exact/seen"] == exact
+            assert figures[f"{name}_exact_count"] == len(THINGS) + 1
+            assert figures[f"{name}_in_training"] == figures[f"{name}_in_training_real"] == 1.0  # here it is both
+            assert (figures[f"{name}_cider"] > 9) is (exact == 1)
+        assert (figures["caption_speech_wer"] == 0) is (exact == 1)
+        assert figures["speech_recognised"] == recognised
+    assert best["image_frechet"] == pytest.approx(0, abs=1e-3) and worst["image_frechet"] >= 0
+    assert not any("object" in name or "choice" in name for name in best)
+
+
+def test_files_that_changed_are_said_and_no_reason_to_stop(config, monkeypatch):
+    monkeypatch.setattr(suite, "remade", lambda *a: None)
+    said = []
+    monkeypatch.setattr(QuietProgress, "print", lambda self, line: said.append(line), raising=False)
+    monkeypatch.setattr(suite, "opened", lambda *a: Origin())  # two documents fewer
+    figures = figures_of(config, 0)
+    assert "image_frechet" not in figures and figures["caption_exact"] == 1.0
+    assert "are not there as they were, so that made images and speech are held against nothing" in said[0]

@@ -319,6 +319,23 @@ def test_scores_of_any_modality_are_found_by_its_name():
     assert scores({}, [], {}) == [] and scores({"answer": 1.0}, ["text"], {}) == []
 
 
+def test_texts_of_anybodys_data_have_rows_of_their_own():
+    numbers = {"caption_bleu": 84.28, "caption_bleu_low": 79.1, "caption_bleu_high": 89.49, "caption_bleu_count": 94.0,
+               "caption_exact": 0.713, "caption_exact_low": 0.6, "caption_exact_high": 0.8, "caption_exact_count": 94.0,
+               "caption_in_training": 0.287, "caption_in_training_real": 0.266, "caption_speech_bleu": 30.0,
+               "caption_speech_wer": 0.378, "caption_speech_wer_low": 0.34, "caption_speech_wer_high": 0.41,
+               "caption_speech_wer_count": 94.0, "image_frechet": 709.02, "image_frechet_count": 60.0}  # fmt: skip
+    rows = {(r.given, r.made, r.label.partition(",")[0]): r for r in scores(numbers, ["text", "image", "speech"], {})}
+    assert rows["image", "text", "BLEU"].value == "84.3"
+    assert rows["image", "text", "BLEU"].note == "79.1 to 89.5, 94 texts"
+    exact = rows["image", "text", "text is the document's own"]
+    assert (
+        exact.value == "71.3%" and "28.7% are a training text to the letter, of the documents' own 26.6%" in exact.note
+    )
+    assert rows["speech", "text", "word error rate"].value == "37.8%"
+    assert rows["text", "image", "Fréchet distance to real images"].value == "709"
+
+
 def test_the_first_screen_shows_what_was_made(run, browser):
     browser.open(run / "report.html", 1400)
     seen = browser.run("""(() => { const made = document.querySelector("#made"); return {

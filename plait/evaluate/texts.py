@@ -1,0 +1,92 @@
+"""How good are texts? Against the reference texts of the same items, by kept libraries and without Java.
+
+- BLEU and chrF by sacrebleu, over the whole set (its signatures: 13a tokens, mixed case).
+- CIDEr-D by pycocoevalcap, on words in lower case without punctuation; COCO's own tokenizer is a Java program, and cuts
+  some words otherwise ("don't", "U.S."). Frequencies are those of the references at hand, as usual.
+- ROUGE-L by rouge-score, on the same words. Exact: the share of texts that are the reference, letter by letter.
+- Word and character error rates by jiwer, on the same words: for what was heard.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from plait.common.errors import ResourceError
+from plait.evaluate.measures import RESAMPLES, Measure, mean_of, ratio_of
+
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+
+
+def words(text: str) -> list[str]:
+    """Return the words of a text in lower case, without punctuation."""
+    return [word.replace("’", "'") for word in _WORD.findall(text.lower())]
+
+
+def text_measures(said: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
+    """Return ``cider``, ``bleu``, ``chrf`` (both of 100), ``rouge_l`` and ``exact`` of texts, a reference for each."""
+    found = {"cider": mean_of(cider(said, references))} if len(said) > 1 else {}
+    found |= {name: _of_sacrebleu(name, said, references) for name in ("bleu", "chrf")}
+    return found | {
+        "rouge_l": mean_of(rouge_l(said, references)),
+        "exact": mean_of([float(a.strip() == b.strip()) for a, b in zip(said, references, strict=True)]),
+    }
+
+
+def error_measures(heard: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
+    """Return ``wer`` and ``cer``: errors over all words, and over all characters, of the references."""
+    jiwer = _package("jiwer", "jiwer")
+    errors: dict[str, list[tuple[int, int]]] = {"wer": [], "cer": []}
+    for hypothesis, reference in zip(heard, references, strict=True):
+        a, b = " ".join(words(hypothesis)), " ".join(words(reference))
+        if not b:
+            continue
+        for name, process in (("wer", jiwer.process_words), ("cer", jiwer.process_characters)):
+            o = process(b, a)
+            errors[name].append((o.substitutions + o.deletions + o.insertions, o.hits + o.substitutions + o.deletions))
+    return {name: ratio_of(*map(list, zip(*pairs, strict=True))) for name, pairs in errors.items() if pairs}
+
+
+def cider(said: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Return each text's CIDEr-D (arXiv 1411.5726), times 10 as usual; needs two items or more."""
+    scorer = _package("pycocoevalcap.cider.cider_scorer", "pycocoevalcap").CiderScorer(n=4, sigma=6.0)
+    for text, reference in zip(said, references, strict=True):
+        scorer += (" ".join(words(text)), [" ".join(words(reference))])
+    _, each = scorer.compute_score()
+    return [float(score) for score in np.atleast_1d(each)]
+
+
+def rouge_l(said: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Return each text's ROUGE-L, as an F-measure."""
+    scorer = _package("rouge_score.rouge_scorer", "rouge-score").RougeScorer(["rougeL"], tokenizer=_Words())
+    return [scorer.score(b, a)["rougeL"].fmeasure for a, b in zip(said, references, strict=True)]
+
+
+def nearest_texts(texts: Sequence[str], others: Sequence[str]) -> list[int]:
+    """Return for each text the place of the one among ``others`` that it shares most characters with, in order."""
+    process = _package("rapidfuzz.process", "rapidfuzz")
+    return [int(i) for i in process.cdist(texts, others).argmax(1)]
+
+
+class _Words:
+    """What rouge-score cuts texts with: its own drops all letters that are not English."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return words(text)
+
+
+def _of_sacrebleu(name: str, said: Sequence[str], references: Sequence[str]) -> Measure:
+    metric = getattr(_package("sacrebleu", "sacrebleu"), {"bleu": "BLEU", "chrf": "CHRF"}[name])()
+    score = metric.corpus_score(list(said), [list(references)], n_bootstrap=RESAMPLES if len(said) > 1 else 1)
+    middle, half = (float(score._mean), float(score._ci)) if len(said) > 1 else (score.score, 0.0)
+    return Measure(float(score.score), middle - half, middle + half, len(said))
+
+
+def _package(module: str, package: str):
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        message = f"evaluate: package {package!r} is not installed, install it: pip install 'plait[judges]'"
+        raise ResourceError(message) from None
