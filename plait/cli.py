@@ -147,9 +147,11 @@ def _parser() -> Parser:
     step.add_argument("config", help="the run's YAML file, or a shipped config's name")
 
     step = add("evaluate", commands.evaluate,
-               "measure a trained run: losses by task and split, captions, images and speech",
-               settings=True)  # fmt: skip
-    step.add_argument("run_folder", metavar="run", help="the run's folder")
+               "measure a trained run: losses by task and split, captions, images and speech; several side by side",
+               settings=True, epilog=EVALUATE_EXAMPLES)  # fmt: skip
+    step.add_argument("run_folders", metavar="run", nargs="+", help="the run's folder; several are compared")
+    step.add_argument("--paired", action="store_true",
+                      help="how far the others are from the first run, over the same documents")  # fmt: skip
 
     step = add("generate", commands.generate, "generate text, images and speech from a trained run", settings=False,
                epilog=GENERATE_EXAMPLES)  # fmt: skip
@@ -257,6 +259,11 @@ GENERATE_EXAMPLES = """examples:
   plait generate runs/chat --chat messages.json
   plait generate runs/chat --chat                    (line by line; an empty line or Ctrl-D ends it)"""
 
+
+EVALUATE_EXAMPLES = """examples:
+  plait evaluate runs/quickstart
+  plait evaluate runs/mine --evaluate.captions 1000
+  plait evaluate runs/small runs/large --paired     (a table of both, and which differences are more than chance)"""
 
 SERVE_EXAMPLES = """examples:
   plait serve runs/quickstart

@@ -5,7 +5,7 @@ items give the same digits.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ class Measure:
     low: float
     high: float
     count: int
+    items: "Items | None" = field(default=None, compare=False, repr=False)
+    """What it is the ratio of, item by item; None where it is a figure of the whole set alone."""
 
     def figures(self, name: str) -> dict[str, float]:
         """Return it as flat figures: ``name``, ``name_low``, ``name_high`` and ``name_count``."""
@@ -36,19 +38,38 @@ class Measure:
         }
 
 
+@dataclass(frozen=True)
+class Items:
+    """What a figure sum(parts) / sum(wholes) is made of: a pair of numbers for each item."""
+
+    parts: list[float]
+    wholes: list[float]
+
+
 def mean_of(values: Sequence[float]) -> Measure:
     """Return the mean of one number for each item."""
-    return resampled(np.mean, np.asarray(values, float))
+    items = Items([float(v) for v in values], [1.0] * len(values))
+    return replace(resampled(np.mean, np.asarray(values, float)), items=items)
 
 
 def ratio_of(parts: Sequence[float], wholes: Sequence[float]) -> Measure:
     """Return sum(parts) / sum(wholes), such as errors over words; 0 where there is nothing to divide by."""
+    items = Items([float(p) for p in parts], [float(w) for w in wholes])
+    return replace(resampled(_ratio, np.asarray(parts, float), np.asarray(wholes, float)), items=items)
 
-    def ratio(p: np.ndarray, w: np.ndarray, axis: int = -1) -> np.ndarray:
-        whole = np.sum(w, axis=axis)
-        return np.where(whole > 0, np.sum(p, axis=axis) / np.maximum(whole, 1), 0.0)
 
-    return resampled(ratio, np.asarray(parts, float), np.asarray(wholes, float))
+def difference(ours: Items, theirs: Items) -> Measure:
+    """Return how much larger the first figure is than the second, of the same items, which are resampled together."""
+
+    def statistic(p: np.ndarray, w: np.ndarray, q: np.ndarray, v: np.ndarray, axis: int = -1) -> np.ndarray:
+        return _ratio(p, w, axis=axis) - _ratio(q, v, axis=axis)
+
+    return resampled(statistic, *(np.asarray(x) for x in (ours.parts, ours.wholes, theirs.parts, theirs.wholes)))
+
+
+def _ratio(parts: np.ndarray, wholes: np.ndarray, axis: int = -1) -> np.ndarray:
+    whole = np.sum(wholes, axis=axis)
+    return np.where(whole > 0, np.sum(parts, axis=axis) / np.maximum(whole, 1), 0.0)
 
 
 def resampled(statistic: Callable[..., Any], *data: np.ndarray) -> Measure:

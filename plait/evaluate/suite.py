@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -26,6 +26,8 @@ from plait.prepare.raw_sources import opened, remade
 
 FILE = "evaluation.json"
 """Where a run's folder keeps the figures."""
+VERSION = 2
+"""What is measured; figures of another version are measured again."""
 
 GREEDY = SamplingConfig(temperature=0.0)
 REMEMBERED = 5000
@@ -40,6 +42,8 @@ class Suite:
     pipeline: Pipeline
     progress: Progress
     autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+    items: dict[str, dict[str, list]] = field(default_factory=dict)
+    """What figures of the first split are made of, item by item: "documents", "parts" and "wholes" by their names."""
 
     def run(self) -> dict[str, float]:
         """Measure losses, and what the model makes of held-out documents: captions, images and speech.
@@ -124,6 +128,9 @@ class Suite:
         if first:
             for name, measure in measures.items():
                 figures |= measure.figures(f"{prefix}_{name}")
+                if measure.items:
+                    numbers = [d.index for d in documents]
+                    self.items[f"{prefix}_{name}"] = {"documents": numbers, **asdict(measure.items)}
             known_texts = set(self.training_texts())
             for end, texts in {"": said, "_real": references}.items():
                 figures[f"{prefix}_in_training{end}"] = float(np.mean([text in known_texts for text in texts]))

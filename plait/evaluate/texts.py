@@ -39,12 +39,17 @@ def error_measures(heard: Sequence[str], references: Sequence[str]) -> dict[str,
     errors: dict[str, list[tuple[int, int]]] = {"wer": [], "cer": []}
     for hypothesis, reference in zip(heard, references, strict=True):
         a, b = " ".join(words(hypothesis)), " ".join(words(reference))
-        if not b:
-            continue
         for name, process in (("wer", jiwer.process_words), ("cer", jiwer.process_characters)):
+            if not b:  # nothing to hear: it counts for nothing
+                errors[name].append((0, 0))
+                continue
             o = process(b, a)
             errors[name].append((o.substitutions + o.deletions + o.insertions, o.hits + o.substitutions + o.deletions))
-    return {name: ratio_of(*map(list, zip(*pairs, strict=True))) for name, pairs in errors.items() if pairs}
+    return {
+        name: ratio_of(*map(list, zip(*pairs, strict=True)))
+        for name, pairs in errors.items()
+        if any(whole for _, whole in pairs)
+    }
 
 
 def cider(said: Sequence[str], references: Sequence[str]) -> list[float]:

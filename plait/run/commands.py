@@ -41,10 +41,22 @@ def evaluate(chosen) -> None:
     from plait.run.load import run_config
     from plait.run.steps import evaluate_step, summarise
 
-    config = run_config(chosen.run_folder, chosen.overrides)
-    figures = evaluate_step(config, Progress())
-    summarise(config)
-    _print_figures("evaluated", figures)
+    runs = list(dict.fromkeys(chosen.run_folders))
+    require(not chosen.paired or len(runs) > 1, "--paired", True, "left out with one run: name another one beside it")
+    configs = {run: run_config(run, chosen.overrides) for run in runs}
+    found = {}
+    for run, config in configs.items():
+        figures = evaluate_step(config, Progress())
+        found[run] = summarise(config)
+    if len(runs) == 1:
+        _print_figures("evaluated", figures)
+        return
+    from plait.run.leaderboard import leaderboard, paired
+
+    modalities = list(dict.fromkeys(name for config in configs.values() for name in config.model.modalities))
+    _print_table(*leaderboard(found, modalities))
+    for other in runs[1:] if chosen.paired else []:
+        _print_table(*paired(runs[0], other))
 
 
 def report(chosen) -> None:

@@ -20,7 +20,7 @@ from plait.config.run import RunConfig
 from plait.config.settings import FIXED, MEASURED, STREAM, identity
 from plait.data.sources import data_fingerprint
 from plait.evaluate.judges import available
-from plait.evaluate.suite import FILE, Suite
+from plait.evaluate.suite import FILE, VERSION, Suite
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
 from plait.prepare.row_index import sources_of
@@ -128,15 +128,17 @@ def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:
     """Measure the newest checkpoint, once; the figures are kept in evaluation.json (plait evaluate)."""
     path = Path(config.out) / FILE
     with one_writer(config.out, "run"):
-        key = _key(config) | {"judges": available(QuietProgress())}  # once they are installed, there is more to measure
+        # once the judges are installed, there is more to measure
+        key = _key(config) | {"judges": available(QuietProgress()), "version": VERSION}
         if path.exists() and read_json(path, "evaluation").get("key") == key:
             return _kept_figures(path)
         with timed(config, "evaluate") as accepted:
             pipeline = load_run(config, device=config.train.device)
             accepted()
             device = pipeline.model.device
-            figures = Suite(config, pipeline, progress, lambda: autocast(config.train.precision, device)).run()
-            write_json(path, {"key": key, "figures": figures})
+            suite = Suite(config, pipeline, progress, lambda: autocast(config.train.precision, device))
+            figures = suite.run()
+            write_json(path, {"key": key, "figures": figures, "items": suite.items})
         return figures
 
 

@@ -60,6 +60,7 @@ class Stored:
 def config(request, tmp_path):
     """Every shipped config over a folder: all its modalities twice, once, and media without loss before a text."""
     config = load(config_path(request.param), [f"out={tmp_path}", f"data.path={tmp_path / 'data'}"])
+    config.data.sources = {}  # here all is in one folder
     records = {}
     for name, m in config.model.modalities.items():
         ids = m.objective == "next_token"

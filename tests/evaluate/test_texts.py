@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from plait.common.errors import ResourceError
-from plait.evaluate.measures import Measure, mean_of, ratio_of
+from plait.evaluate.measures import Measure, difference, mean_of, ratio_of
 from plait.evaluate.texts import cider, error_measures, nearest_texts, rouge_l, text_measures, words
 
 pytest.importorskip("sacrebleu")
@@ -88,6 +88,20 @@ def test_intervals():
     # about 95 of 100 intervals hold the truth
     held = [m.low <= 2.0 <= m.high for m in (mean_of(rng.normal(2.0, 1.0, 60)) for _ in range(100))]
     assert 88 <= sum(held) <= 100
+
+
+def test_what_two_differ_by():
+    """Of the same items, so that what makes all of them hard for both counts for nothing."""
+    rng = np.random.default_rng(5)
+    hard = rng.normal(0, 5, 300)
+    worse, better = mean_of(hard), mean_of(hard + rng.normal(0.5, 0.5, 300))
+    assert worse.low < better.value < worse.high, "each by itself cannot tell"
+    found = difference(better.items, worse.items)
+    assert 0.4 < found.low < found.value < found.high < 0.6 and found.count == 300
+    assert difference(worse.items, worse.items) == Measure(0.0, 0.0, 0.0, 300)
+    errors, words_said = rng.integers(0, 3, 80), rng.integers(4, 9, 80)
+    a, b = ratio_of(errors, words_said), ratio_of(errors + 1, words_said)
+    assert difference(b.items, a.items).value == pytest.approx(80 / words_said.sum())
 
 
 def test_nearest_texts():

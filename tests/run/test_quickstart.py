@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -21,6 +22,8 @@ from helpers.pages import blocks
 from PIL import Image
 
 from plait.cli import main
+from plait.common.errors import ConfigError
+from plait.run.leaderboard import paired
 from plait.run.load import run_config
 from plait.run.next_steps import next_steps
 
@@ -170,6 +173,29 @@ def test_the_pipeline_in_python(run):
     assert modality == "image" and image.shape == (64, 64, 3)
     again = pipeline.generate(["a dog", "a cat"], output="speech", seed=1)
     assert [s.task for s in again] == ["text>speech"] * 2
+
+
+def test_runs_beside_one_another(run, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    kept = json.loads((other / "evaluation.json").read_text())
+    assert kept["items"]["caption_exact"]["documents"] and kept["figures"]["caption_cider_count"] == 8
+    kept["items"]["caption_exact"]["parts"] = [1.0] * 8
+    kept["items"]["caption_exact"]["parts"][:4] = [0.0] * 4
+    (other / "evaluation.json").write_text(json.dumps(kept))
+    assert main(["evaluate", str(run), str(other), "--paired"]) == 0
+    said = capsys.readouterr().out
+    assert "scores on held-out documents" in said and "CIDEr-D" in said and "weights (checksum)" in said
+    assert re.search(r"caption: text is the document's own, letter by letter +50.0% +12.5% to 87.5% +8 +yes", said), (
+        said
+    )
+    assert re.search(r"caption: ROUGE-L +0.0% +0.0% to 0.0% +8", said)
+    assert main(["evaluate", str(run), "--paired"]) == 2
+    assert "--paired: True is not allowed, it must be left out with one run" in capsys.readouterr().err
+    kept["key"]["data"] = "of others"
+    (other / "evaluation.json").write_text(json.dumps(kept))
+    with pytest.raises(ConfigError, match="was evaluated on other data than"):
+        paired(str(run), str(other))
 
 
 def test_the_page_on_lora(run, tmp_path, monkeypatch, capsys):
