@@ -3,7 +3,7 @@
 - BLEU and chrF by sacrebleu, over the whole set (its signatures: 13a tokens, mixed case).
 - CIDEr-D by pycocoevalcap, on words in lower case without punctuation; COCO's own tokenizer is a Java program, and cuts
   some words otherwise ("don't", "U.S."). Frequencies are those of the references at hand, as usual.
-- ROUGE-L by rouge-score, on the same words. Exact: the share of texts that are the reference, letter by letter.
+- ROUGE-L by rapidfuzz, on the same words. Exact: the share of texts that are the reference, letter by letter.
 - Word and character error rates by jiwer, on the same words: for what was heard.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from plait.common.errors import ResourceError
-from plait.evaluate.measures import RESAMPLES, Measure, mean_of, ratio_of
+from plait.evaluate.measures import Measure, mean_of, ratio_of, resampled
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
@@ -62,9 +62,10 @@ def cider(said: Sequence[str], references: Sequence[str]) -> list[float]:
 
 
 def rouge_l(said: Sequence[str], references: Sequence[str]) -> list[float]:
-    """Return each text's ROUGE-L, as an F-measure."""
-    scorer = _package("rouge_score.rouge_scorer", "rouge-score").RougeScorer(["rougeL"], tokenizer=_Words())
-    return [scorer.score(b, a)["rougeL"].fmeasure for a, b in zip(said, references, strict=True)]
+    """Return each text's ROUGE-L: the F-measure of the longest sequence of words that stand in both in this order."""
+    lcs = _package("rapidfuzz.distance", "rapidfuzz").LCSseq.similarity
+    pairs = [(words(text), words(reference)) for text, reference in zip(said, references, strict=True)]
+    return [2 * lcs(a, b) / (len(a) + len(b)) if a or b else 0.0 for a, b in pairs]
 
 
 def nearest_texts(texts: Sequence[str], others: Sequence[str]) -> list[int]:
@@ -73,18 +74,18 @@ def nearest_texts(texts: Sequence[str], others: Sequence[str]) -> list[int]:
     return [int(i) for i in process.cdist(texts, others).argmax(1)]
 
 
-class _Words:
-    """What rouge-score cuts texts with: its own drops all letters that are not English."""
-
-    def tokenize(self, text: str) -> list[str]:
-        return words(text)
-
-
 def _of_sacrebleu(name: str, said: Sequence[str], references: Sequence[str]) -> Measure:
+    """Return a score of the whole set; it is made of counts that add up over texts, which is what is resampled.
+
+    The library's own resampling fails where a resample has no word in common (numpy's numbers among Python's).
+    """
     metric = getattr(_package("sacrebleu", "sacrebleu"), {"bleu": "BLEU", "chrf": "CHRF"}[name])()
-    score = metric.corpus_score(list(said), [list(references)], n_bootstrap=RESAMPLES if len(said) > 1 else 1)
-    middle, half = (float(score._mean), float(score._ci)) if len(said) > 1 else (score.score, 0.0)
-    return Measure(float(score.score), middle - half, middle + half, len(said))
+    counts = np.array(metric._extract_corpus_statistics(list(said), [list(references)]))
+
+    def score(rows: np.ndarray) -> float:
+        return float(metric._compute_score_from_stats(counts[rows.astype(int)].sum(0).tolist()).score)
+
+    return resampled(lambda rows, axis=-1: np.apply_along_axis(score, axis, rows), np.arange(len(said)))
 
 
 def _package(module: str, package: str):

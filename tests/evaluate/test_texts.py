@@ -37,7 +37,7 @@ def test_bleu_by_hand():
     matches, total = np.array([5 + 6, 3 + 5, 2 + 4, 1 + 3]), np.array([12, 10, 8, 6])
     assert found["bleu"].value == pytest.approx(100 * math.exp(np.log(matches / total).mean()))
     assert found["exact"].value == 0.5 and found["rouge_l"].value == pytest.approx((1 + 5 / 6) / 2)
-    assert found["bleu"].low < found["bleu"].value < found["bleu"].high <= 101
+    assert found["bleu"].low < found["bleu"].value <= found["bleu"].high <= 100 + 1e-9
 
 
 def test_cider_by_hand():
@@ -57,6 +57,12 @@ def test_rouge_by_hand():
     """The longest common sequence is "the on mat" of 5 and 4 words."""
     assert rouge_l(["the dog on green mat"], ["the cat on mat"]) == [pytest.approx(2 * 3 / (5 + 4))]
     assert rouge_l(["лиса"], ["лиса"]) == [1.0]
+
+
+def test_sets_with_little_in_common_have_intervals_too():
+    found = text_measures(["zzz q", "a fox on red", "x y z"], ["a fox on red"] * 3)
+    assert found["bleu"].low < found["bleu"].value < found["bleu"].high <= 100 + 1e-9
+    assert text_measures(["zzz"] * 3, ["a fox"] * 3)["bleu"].high < 1
 
 
 def test_the_right_texts_are_the_ceiling_and_noise_the_floor():

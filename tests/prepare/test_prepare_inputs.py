@@ -352,9 +352,9 @@ def test_memory_does_not_grow_with_the_manifest(tmp_path):
 def test_the_page_names_settings_that_there_are():
     """docs/data.md: its YAML is a config, and every setting that it mentions exists."""
     text = (ROOT / "docs/data.md").read_text()
-    model = {"modalities": {"text": {"vocab_size": 10}}, "width": 16, "num_heads": 2}
+    model = {"modalities": {"text": {"vocab_size": 10}, "image": {"vocab_size": 9}}, "width": 16, "num_heads": 2}
     blocks = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in map(yaml.safe_load, blocks):
         from_dict(RunConfig, {"model": block} if "modalities" in block else block | {"model": model})
     for row in re.findall(r"```json\n(.*?)```", text, re.DOTALL):

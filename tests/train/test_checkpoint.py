@@ -288,7 +288,7 @@ def test_pieces_of_several_files_are_put_together(tmp_path):
         broken = json.loads(json.dumps(index))
         break_it(broken)
         (tmp_path / "x.safetensors.index.json").write_text(json.dumps(broken))
-        with pytest.raises(CheckpointError, match="is not an index|does not hold 'b' as its index says"):
+        with pytest.raises(CheckpointError, match=r"is not an index|does not hold 'b' as its index says"):
             TensorStore(tmp_path / "x.safetensors", "test")
 
 
