@@ -253,6 +253,7 @@ GENERATE_EXAMPLES = """examples:
   plait generate runs/quickstart --image teapot.png --output text
   plait generate runs/quickstart --text "a teapot on a blue background" --output speech
   plait generate runs/robot --part front=now.png --part rear=back.png --output text   (modalities of your own)
+  plait generate runs/quickstart --prompts geneval.jsonl --output image --count 4 --out geneval
   plait generate runs/quickstart                     (free: the model chooses the modalities itself)
   plait generate runs/chat --chat "What is the capital of France?"     (prints the answer alone)
   plait generate runs/chat --chat "What is it?" --image fox.png

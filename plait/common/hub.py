@@ -1,8 +1,8 @@
 """The Hugging Face Hub: models found by name, fetched once and kept; folders published.
 
 A model there is named ``owner/name``, or ``owner/name@revision`` for a branch, tag or commit. Only files that a model
-needs are fetched, and no pickle among them. `huggingface_hub` is imported when a name is first used; it says
-where files are kept, and who is logged in (`hf auth login`, HF_TOKEN).
+needs are fetched, and no pickle among them. `huggingface_hub`, imported when a name is first used, says where files are
+kept, and who is logged in (`hf auth login`, HF_TOKEN).
 """
 
 import contextlib
@@ -40,8 +40,8 @@ def found(place: str | Path, where: str, files: Sequence[str] = MODEL, revision:
     """Return the folder of a model: ``place`` itself, or where the Hub's files of that name are kept.
 
     ``files`` are patterns of what is fetched, ``where`` begins errors, ``options`` are more for the library, such as
-    cache_dir. Raises CheckpointError where the Hub has no such
-    model, ConfigError for a ``revision`` of a folder, and ResourceError without the network or the package.
+    cache_dir. Raises CheckpointError where the Hub has no such model, ConfigError for a ``revision`` of a folder, and
+    ResourceError without the network or the package.
     """
     if is_name(place):
         return fetched(str(place), where, files, revision, **options)

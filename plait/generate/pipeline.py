@@ -235,15 +235,19 @@ class Pipeline:
         max_tokens: dict[str, int] | None = None,
         grids: dict[str, tuple[int, ...]] | None = None,
         num_snapshots: int = 0,
+        numbers: Sequence[int] | None = None,
         on_result: Callable[[Result], None] | None = None,
     ) -> list[Result]:
-        """Generate what follows each encoded prompt: THE way to generate, with the run's own settings of generation."""
+        """Generate what follows each encoded prompt: THE way to generate, with the run's own settings of generation.
+
+        ``numbers`` tell apart the requests of one seed (`Request.number`); by default they count up.
+        """
         sampling = self.config.sampling | _mapping("sampling", sampling)
         max_tokens = self.config.max_tokens | _mapping("max_tokens", max_tokens)
         grids = _mapping("grids", grids)
         requests = [
             Request(list(p), o, sampling, max_tokens, grids, seed=seed, number=i, num_snapshots=num_snapshots)
-            for i, (p, o) in enumerate(zip(prompts, outputs, strict=True))
+            for i, p, o in zip(numbers or range(len(prompts)), prompts, outputs, strict=True)
         ]
         return generate(self.model, requests, on_result=on_result, **self.engine_settings)
 

@@ -166,6 +166,9 @@ def generate(chosen) -> None:
     settings = {"seed": chosen.seed, "sampling": sampling, "max_tokens": longest, "grids": grids}
     out = chosen.out or ("generated" if is_name(chosen.run_folder) else f"{chosen.run_folder}/generated")
     parts = getattr(chosen, "prompt", None) or []
+    if chosen.prompts:
+        _answer_file(pipeline, chosen, parts, settings)
+        return
     if chosen.chat is not None:
         from plait.run.chat import chat
 
@@ -175,6 +178,23 @@ def generate(chosen) -> None:
     media = pipeline.read(parts)
     samples = pipeline.generate_from_media([media] * chosen.count, [chosen.output] * chosen.count, **settings)
     save_generated(samples, out)
+
+
+def _answer_file(pipeline, chosen, parts, settings) -> None:
+    import dataclasses
+
+    from plait.common.progress import Progress
+    from plait.run.prompt_files import answer, read_prompts
+
+    require(not parts and chosen.chat is None, "--prompts", chosen.prompts, "given without other prompts")
+    require(bool(chosen.out and chosen.output), "--prompts", chosen.prompts, "given with --out and --output")
+    sampling = {name: dataclasses.asdict(s) for name, s in settings["sampling"].items()}
+    key = {"model": chosen.run_folder, "adapter": chosen.adapter, "output": chosen.output, "count": chosen.count,
+           **settings, "sampling": sampling}  # fmt: skip
+    prompts = read_prompts(chosen.prompts)
+    before = answer(pipeline, prompts, chosen.output, count=chosen.count, out=Path(chosen.out), key=key,
+                    progress=Progress(), **settings)  # fmt: skip
+    print(f"{len(prompts)} prompts: {chosen.out}" + (f" ({before} were there)" if before else ""))
 
 
 def _option(name: str) -> str:

@@ -53,6 +53,9 @@ def generate_arguments(step: argparse.ArgumentParser) -> None:
     step.add_argument("--chat", nargs="?", const="", metavar="TEXT or FILE.json",
                       help="answer a question, with the model's own chat template, or the messages of a file; without "
                       "one, the lines that you type (docs/chat.md)")  # fmt: skip
+    step.add_argument("--prompts", default="", metavar="FILE",
+                      help="answer each line of a file, a text or JSON with a prompt (as GenEval's), in folders below "
+                      "--out; rerun the same command to go on (docs/evaluation.md)")  # fmt: skip
     step.add_argument("--output", default=None,
                       help="modality to generate (default: the model chooses; with --chat, text)")  # fmt: skip
     step.add_argument("--count", type=whole(at_least=1), default=1, help="samples (default: 1)")
