@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from plait.common.errors import ResourceError
@@ -38,6 +39,16 @@ def set_figures(sets: Mapping[str, Tensor], target: Tensor) -> dict[str, float]:
         if not name:
             figures |= mean_of(inside).figures("precision") | mean_of(reached).figures("recall")
     return figures
+
+
+def likeness(features: Tensor, nearest: Tensor, others: Tensor) -> list[float]:
+    """Return the cosine of each row of ``features`` with that of ``nearest``, both less the mean of ``others``.
+
+    Where ``nearest`` is the training image whose text is nearest, it says what a model took from there: images that are
+    more like it than the real ones of the same texts are remembered.
+    """
+    mean = others.mean(0)
+    return F.cosine_similarity(features - mean, nearest - mean).tolist()
 
 
 def kid(features: Tensor, others: Tensor) -> float:

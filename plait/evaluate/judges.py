@@ -131,7 +131,8 @@ def image_figures(
     where the source of the data knows them (``truths``), sets where there are enough images (`image_sets`).
     """
     from plait.evaluate.image_judge import FeatureJudge, blurred
-    from plait.evaluate.image_sets import LEAST, set_figures
+    from plait.evaluate.image_sets import LEAST, likeness, set_figures
+    from plait.evaluate.measures import mean_of
 
     judge = ImageJudge(truths, metas, made[0].shape[0]) if truths else None
     features_of = judge.features if judge else FeatureJudge().features
@@ -142,6 +143,9 @@ def image_figures(
     figures = {}
     if min(len(made), len(others)) >= LEAST:
         figures = set_figures(features, target) | {"frechet_count": float(len(made))}
+        for name, end in {"": "", "real": "_real", "codec": "_codec"}.items():
+            like = mean_of(likeness(features[name], features["nearest"], target))
+            figures |= like.figures("likeness") if not end else {f"likeness{end}": like.value}
     return figures | (_named(judge, truths, sets, features, metas) if judge and truths else {})
 
 

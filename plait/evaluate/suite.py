@@ -26,7 +26,7 @@ from plait.prepare.raw_sources import opened, remade
 
 FILE = "evaluation.json"
 """Where a run's folder keeps the figures."""
-VERSION = 2
+VERSION = 3
 """What is measured; figures of another version are measured again."""
 
 GREEDY = SamplingConfig(temperature=0.0)

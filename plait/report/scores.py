@@ -64,6 +64,7 @@ def scores(numbers: Mapping[str, float], modalities: Sequence[str], aims: Mappin
     rows: list[Score] = []
     for name in modalities[1:]:
         rows += _images(numbers, host, name, aims)
+        rows += _likeness(numbers, host, name)
         rows += _speech(numbers, host, name, aims)
     for name in modalities[1:]:
         prefix = f"caption_{name}" if _has_own(numbers, name) else "caption"
@@ -110,6 +111,17 @@ def _images(numbers: Mapping[str, float], host: str, name: str, aims: Mapping[st
         notes = [f"{shown['_low']} to {shown['_high']}"] if "_low" in shown else []
         notes += [f"blurred images {shown['_blurred']}", f"nearest training images {shown['_nearest']}"]
         yield Score(host, name, set_label, shown[""], "", shown["_codec"], None, ", ".join(notes))
+
+
+def _likeness(numbers: Mapping[str, float], host: str, name: str) -> Iterator[Score]:
+    """Yield how like made images are to the training image of the nearest text, beside what real ones are."""
+    key = f"{name}_likeness"
+    if f"{key}_real" in numbers:
+        value, low, high, real, codec = (
+            f"{numbers[key + end]:.2f}" for end in ("", "_low", "_high", "_real", "_codec")
+        )
+        label = "likeness to the training image of the nearest text; above that of real images it is memory"
+        yield Score(host, name, label, value, "", codec, None, f"{low} to {high}, real images {real}")
 
 
 def _speech(numbers: Mapping[str, float], host: str, name: str, aims: Mapping[str, float]) -> Iterator[Score]:

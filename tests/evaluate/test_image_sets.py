@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from plait.evaluate.image_judge import frechet_distance
-from plait.evaluate.image_sets import among, kid, set_figures
+from plait.evaluate.image_sets import among, kid, likeness, set_figures
 
 pytest.importorskip("torchmetrics")
 
@@ -38,6 +38,16 @@ def test_who_is_among_whom_by_hand():
     others = torch.tensor([[0.0], [1.0], [2.0], [3.0], [10.0]])
     asked = torch.tensor([[-3.0], [-3.1], [6.0], [1.5], [19.0], [19.5]])
     assert among(asked, others) == [1.0, 0.0, 1.0, 1.0, 1.0, 0.0]
+
+
+def test_likeness_by_hand():
+    """The mean of the others is (1, 1): what is left is (2, 0) and (0, 3), at a right angle; then (2, 2), at half."""
+    others = torch.tensor([[0.0, 2.0], [2.0, 0.0]])
+    features, nearest = (
+        torch.tensor([[3.0, 1.0], [3.0, 1.0], [3.0, 1.0]]),
+        torch.tensor([[1.0, 4.0], [3.0, 3.0], [9.0, 1.0]]),
+    )
+    assert likeness(features, nearest, others) == pytest.approx([0.0, 0.5**0.5, 1.0])
 
 
 def test_a_copy_is_the_ceiling_and_noise_the_floor():
