@@ -74,7 +74,7 @@ class SpeechTokenCodec(SpeechCodec):
         return encoded
 
     def _decoded_mel(self, item: Encoded) -> Tensor:
-        return self.model.decode(torch.from_numpy(ids_of(item)).long()[None])[0]
+        return self.model.decode(torch.from_numpy(ids_of(item).astype(np.int64))[None])[0]
 
     def quality(self, media: Sequence[np.ndarray]) -> dict[str, float]:
         """Return ``mel_l1`` (on log-mel with mean 0 and deviation 1 per bin), ``codes_used``, ``tokens_per_item``."""

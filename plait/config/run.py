@@ -174,6 +174,10 @@ class TrainConfig(Checked):
     """Packed batches per validation split and task during training; 0 turns validation off."""
     sample_every: int = bounded(0, at_least=0)
     """Steps between samples; 0 draws none during training."""
+    evaluate_every: int = bounded(0, at_least=0)
+    """Steps between evaluations of what the model makes (`plait evaluate`), on the averaged weights; 0: none."""
+    evaluate_items: int = bounded(50, at_least=1)
+    """Most items of each kind in an evaluation during training."""
     checkpoint_every: int = bounded(250, at_least=1)
     """Steps between checkpoints."""
     checkpoint_seconds: float = bounded(60.0, at_least=0)
@@ -364,5 +368,7 @@ class RunConfig(Checked):
             alone = tower.ffn != "moe" or tower.moe_routing == "token_choice"
             require(alone or parallel.context == 1, "parallel.context", parallel.context,
                     f"1: model.towers.{name} routes by expert_choice, which compares whole batches")  # fmt: skip
-        require(together == 1 or not self.train.sample_every, "train.sample_every", self.train.sample_every,
-                "0 where parallel.tensor or parallel.context is above 1 (use plait generate on the run)")  # fmt: skip
+        for name, command in {"sample_every": "generate", "evaluate_every": "evaluate"}.items():
+            steps = getattr(self.train, name)
+            require(together == 1 or not steps, f"train.{name}", steps,
+                    f"0 where parallel.tensor or parallel.context is above 1: plait {command} does it")  # fmt: skip

@@ -75,8 +75,9 @@ _NAMES = {
         train.precision diffusion.max_level_first diffusion.logit_mean diffusion.logit_std diffusion.shift""",
     FREE: """
         name out data.path data.num_workers prepare.num_workers prepare.max_broken_share train.device train.log_every
-        train.sample_every train.checkpoint_every train.checkpoint_seconds train.keep_checkpoints train.keep_every
-        train.watchdog_seconds train.trackers train.profile train.peak_tflops evaluate.aims""",
+        train.sample_every train.evaluate_every train.evaluate_items train.checkpoint_every train.checkpoint_seconds
+        train.keep_checkpoints train.keep_every train.watchdog_seconds train.trackers train.profile train.peak_tflops
+        evaluate.aims""",
 }
 
 KINDS: dict[str, tuple[str, ...]] = {}

@@ -26,6 +26,8 @@ from plait.prepare.raw_sources import opened, remade
 
 FILE = "evaluation.json"
 """Where a run's folder keeps the figures."""
+MADE = "made/"
+"""What stands before the names of figures in a log of training."""
 VERSION = 3
 """What is measured; figures of another version are measured again."""
 
@@ -46,11 +48,16 @@ class Suite:
     """What figures of the first split are made of, item by item: "documents", "parts" and "wholes" by their names."""
 
     def run(self) -> dict[str, float]:
-        """Measure losses, and what the model makes of held-out documents: captions, images and speech.
+        """Measure losses, and what the model makes of held-out documents."""
+        return self.losses() | self.made()
 
-        What is made is scored against the documents; and by what their source knows to be true of them, where it does.
+    def made(self) -> dict[str, float]:
+        """Measure what the model makes of held-out documents: captions, images and speech.
+
+        It is scored against the documents; and by what their source knows to be true of them, where it does.
         """
-        figures, splits = self.losses(), validation_splits(self.config)
+        figures: dict[str, float] = {}
+        splits = validation_splits(self.config)
         judged = available(self.progress)
         for split in splits:
             source = open_sources(self.config, split)[0]

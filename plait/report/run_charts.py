@@ -15,6 +15,17 @@ SPEED = {
     "loader_share": ("Time spent waiting for data", "%", 100),
 }
 """Column to title, unit, and the factor from the column to the unit."""
+SCORES = {
+    "caption_cider": "Captions of images: CIDEr-D",
+    "caption_object_accuracy": "Captions of images: the right thing",
+    "caption_speech_wer": "Transcripts: word error rate",
+    "image_kid": "Images: kernel distance (KID x 1,000)",
+    "image_precision": "Images: precision",
+    "image_recall": "Images: recall",
+    "image_object_accuracy": "Images: the right thing",
+    "speech_recognised": "Speech: told by a recogniser",
+}
+"""Figures of evaluations during training that have a curve (train.evaluate_every), by the names of `plait evaluate`."""
 OPTIMIZER = {"learning_rate": ("Learning rate", "", 1), "grad_norm": ("Gradient norm", "", 1)}
 
 
@@ -25,15 +36,18 @@ def run_charts(rows: list[dict[str, Any]], modalities: list[str], units: str = "
     """
     columns = list(dict.fromkeys(name for row in rows for name, v in row.items() if isinstance(v, int | float)))
     columns = [name for name in columns if name not in AXES]
-    shown = {c for c in columns if c.startswith(("loss/", "val_loss/")) or c in SPEED or c in OPTIMIZER}
+    made = {f"made/{name}": title for name, title in SCORES.items()}
+    shown = {c for c in columns if c.startswith(("loss/", "val_loss/", "made/")) or c in SPEED or c in OPTIMIZER}
     note = "; ".join(filter(None, ["Faint while training, strong on held-out data", units]))
     panels = {
         "loss": [_loss_panel(rows, columns, name, colour) for colour, name in enumerate(modalities)],
+        "scores": [_panel(rows, c, made[c], "", 1) for c in made if c in columns],
         "speed": [_panel(rows, c, *SPEED[c]) for c in SPEED if c in columns],
         "optimizer": [_panel(rows, c, *OPTIMIZER[c]) for c in OPTIMIZER if c in columns],
         "other": [_panel(rows, c, c, "", 1) for c in columns if c not in shown],
     }
-    titles = {"loss": "Loss of each modality", "speed": "Speed", "optimizer": "Optimizer", "other": "Other curves"}
+    titles = {"loss": "Loss of each modality", "scores": "What it makes of held-out documents", "speed": "Speed",
+              "optimizer": "Optimizer", "other": "Other curves"}  # fmt: skip
     charts = {}
     for name, group_panels in panels.items():
         drawn = [panel for panel in group_panels if panel.series]

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from plait.config.run import RunConfig
 from plait.config.settings import FIXED, MEASURED, STREAM, identity
 from plait.data.sources import data_fingerprint
 from plait.evaluate.judges import available
-from plait.evaluate.suite import FILE, VERSION, Suite
+from plait.evaluate.suite import FILE, MADE, VERSION, Suite
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
 from plait.prepare.row_index import sources_of
@@ -93,8 +94,10 @@ def train_step(config: RunConfig, progress: Progress) -> None:
         _one_writer_of_all(config, is_first),
         timed(config, "train") if is_first else contextlib.nullcontext(lambda: None) as accepted,
     ):
-        Trainer(config, progress, on_sample=lambda model, step: sample_while_training(config, model, step),
-                on_accepted=accepted).run()  # fmt: skip
+        Trainer(
+            config, progress, on_sample=lambda model, step: sample_while_training(config, model, step),
+            on_evaluate=lambda model: evaluate_while_training(config, model), on_accepted=accepted,
+        ).run()  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -122,6 +125,18 @@ def sample_while_training(config: RunConfig, model: MixtureOfTransformers, step:
     progress_folder = atomic_folder(Path(config.out) / "progress" / f"step-{step:08d}")
     with progress_folder if is_first() else tempfile.TemporaryDirectory() as folder:
         SampleSet(config, pipeline, Path(folder), 2).write(free=2)
+
+
+def evaluate_while_training(config: RunConfig, model: MixtureOfTransformers) -> dict[str, float]:
+    """Return figures of what a model makes, as `plait evaluate` has them of a few items (train.evaluate_every).
+
+    Ranks that share a model all make the same, and rank 0 keeps the figures.
+    """
+    most, own = config.train.evaluate_items, config.evaluate
+    few = replace(own, choices=0, **{name: min(getattr(own, name), most) for name in ("captions", "images", "clips")})
+    pipeline = Pipeline(model, load_codecs(config), config.generate, config.diffusion)
+    figures = Suite(replace(config, evaluate=few), pipeline, QuietProgress()).made()
+    return {f"{MADE}{name}": value for name, value in figures.items() if "/" not in name}
 
 
 def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:

@@ -98,15 +98,17 @@ class Trainer:
         progress: Progress | None = None,
         *,
         on_sample: Callable[[MixtureOfTransformers, int], None] | None = None,
+        on_evaluate: Callable[[MixtureOfTransformers], dict[str, float]] | None = None,
         on_accepted: Callable[[], None] = lambda: None,
     ):
         """``on_accepted`` is called when `run` has checked everything and begins to write.
 
-        ``on_sample(model, step)`` is called every ``train.sample_every`` steps, to look at what the model makes.
+        ``on_sample(model, step)`` is called every ``train.sample_every`` steps, to look at what the model makes, and
+        ``on_evaluate(model)`` every ``train.evaluate_every`` steps; its figures are logged.
 
         Its weights are the averages then, where ``train.ema`` keeps any, as for the validation loss.
         """
-        self.on_sample, self.on_accepted = on_sample, on_accepted
+        self.on_sample, self.on_evaluate, self.on_accepted = on_sample, on_evaluate, on_accepted
         self.device = pick_device(parallel.local_device(config.train.device))
         self._given = config
         config = resolve_vocabulary(config)
@@ -239,6 +241,10 @@ class Trainer:
                     self.watchdog.at(step, "samples")
                     with measures.paused(), self.averaged():
                         self.on_sample(self.model, step)
+                if self.on_evaluate and train.evaluate_every and (step % train.evaluate_every == 0 or last):
+                    self.watchdog.at(step, "evaluation")
+                    with measures.paused(), self.averaged():
+                        self._log_row(log, self.on_evaluate(self.model))
                 if last or self._stopping or self._time_to_save(step):
                     self.watchdog.at(step, "checkpoint")
                     self._save()
@@ -389,6 +395,9 @@ class Trainer:
                 losses, _ = split_losses(self.model, self.config, split, limit=train.validation_batches,
                                          autocast=lambda: autocast(train.precision, self.device))  # fmt: skip
                 row |= {f"val_loss/{split}/{name}": value for name, value in losses.items()}
+        self._log_row(log, row)
+
+    def _log_row(self, log: MetricsLog, row: dict[str, float]) -> None:
         if row:
             log.log(row, step=self.state.step, seconds=self.state.seconds, tokens=self.state.tokens)
 

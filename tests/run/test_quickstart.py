@@ -33,7 +33,7 @@ TINY = ["--prepare.documents", "192", "--prepare.validation_documents", "64",
         "--model.num_layers", "2", "--model.ffn_width", "64", "--model.num_heads", "2", "--data.batch_tokens", "1024",
         "--train.minutes", "0", "--train.steps", "12", "--train.log_every", "2", "--train.validate_every", "6",
         "--train.checkpoint_every", "4", "--train.sample_every", "12",
-        "--evaluate.captions", "8", "--evaluate.choices", "2", "--train.device", "cpu",
+        "--train.evaluate_every", "12", "--evaluate.captions", "8", "--evaluate.choices", "2", "--train.device", "cpu",
         "--evaluate.batches", "1", "--evaluate.images", "4", "--evaluate.clips",
         "4"]  # fmt: skip
 
@@ -173,6 +173,15 @@ def test_the_pipeline_in_python(run):
     assert modality == "image" and image.shape == (64, 64, 3)
     again = pipeline.generate(["a dog", "a cat"], output="speech", seed=1)
     assert [s.task for s in again] == ["text>speech"] * 2
+
+
+def test_what_training_measures_is_what_the_command_measures(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (made,) = [{n: v for n, v in row.items() if n.startswith("made/")} for row in rows if "made/caption_bleu" in row]
+    kept = json.loads((run / "evaluation.json").read_text())["figures"]
+    assert len(made) > 50 and {"made/caption_cider", "made/speech_recognised"} <= made.keys()
+    assert made == {f"made/{name}": kept[name] for name in (full.removeprefix("made/") for full in made)}
+    assert "What it makes of held-out documents" in (run / "report.html").read_text()
 
 
 def test_runs_beside_one_another(run, tmp_path, capsys):
