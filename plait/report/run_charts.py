@@ -19,7 +19,7 @@ SCORES = {
     "caption_cider": "Captions of images: CIDEr-D",
     "caption_object_accuracy": "Captions of images: the right thing",
     "caption_speech_wer": "Transcripts: word error rate",
-    "image_kid": "Images: kernel distance (KID x 1,000)",
+    "image_kid": "Images: KID x 1,000",
     "image_precision": "Images: precision",
     "image_recall": "Images: recall",
     "image_object_accuracy": "Images: the right thing",
