@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -109,10 +109,9 @@ class Suite:
                 continue
             made = self.complete(documents, name, host, f"captions of {name}, {split}", {host: GREEDY})
             said = [text or "" for text in made]
-            kind = self.pipeline.codecs[name].kind
-            prefix = "caption" if kind == "image" else f"caption_{name}"
+            prefix = "caption" if self.pipeline.codecs[name].kind == "image" else f"caption_{name}"
             if judged:
-                figures |= self.texts(prefix, split, kind, said, documents, first)
+                figures |= self.texts(prefix, split, name, said, documents, first)
             if truths is None:
                 continue
             scores = truths.scores(said, [d.meta for d in documents])
@@ -126,11 +125,12 @@ class Suite:
         return figures
 
     def texts(
-        self, prefix: str, split: str, kind: str, said: list[str], documents: list[Document], first: bool
+        self, prefix: str, split: str, given: str, said: list[str], documents: list[Document], first: bool
     ) -> dict[str, float]:
         """Score texts against those of their documents; what was heard by its errors too."""
-        references = self.texts_of(documents)
-        measures = text_measures(said, references) | (error_measures(said, references) if kind == "audio" else {})
+        references = self.texts_of(documents, given)
+        is_heard = self.pipeline.codecs[given].kind == "audio"
+        measures = text_measures(said, references) | (error_measures(said, references) if is_heard else {})
         figures = {f"{prefix}_{name}/{split}": measure.value for name, measure in measures.items()}
         if first:
             for name, measure in measures.items():
@@ -143,10 +143,16 @@ class Suite:
                 figures[f"{prefix}_in_training{end}"] = float(np.mean([text in known_texts for text in texts]))
         return figures
 
-    def texts_of(self, documents: Sequence[Document]) -> list[str]:
-        """Return the first text of each document."""
-        host = self.pipeline.model.config.layout.host
-        return [str(media) for _, media in self.pipeline.decode([part_of(d, host) for d in documents])]
+    def texts_of(self, documents: Sequence[Document], given: str = "") -> list[str]:
+        """Return the text of each document that follows what it gives (`asked_of`), or else its first."""
+        layout = self.pipeline.model.config.layout
+        parts = [asked_of(d, given or layout.host, layout.host)[1] for d in documents]
+        ended = [part.ids is not None and len(part.ids) > 0 and int(part.ids[-1]) in layout.stops for part in parts]
+        texts = [
+            replace(part, ids=part.ids[:-1]) if has_stop and part.ids is not None else part
+            for part, has_stop in zip(parts, ended, strict=True)
+        ]
+        return [str(media) for _, media in self.pipeline.decode(texts)]
 
     def training_texts(self) -> list[str]:
         """Return the texts of the first training documents; "" of those that have none."""
@@ -158,8 +164,8 @@ class Suite:
 
     def complete(self, documents: Sequence[Document], prompt_modality: str, output: str, title: str,
                  sampling: dict[str, SamplingConfig] | None = None) -> list[Media | None]:  # fmt: skip
-        """Generate ``output`` after each document's first ``prompt_modality`` part, decoded; None where none came."""
-        prompts = [[part_of(d, prompt_modality)] for d in documents]
+        """Generate ``output`` after what each document gives (`asked_of`), decoded; None where none came."""
+        prompts = [asked_of(d, prompt_modality, output)[0] for d in documents]
         with self.progress.stage(title, total=len(prompts)) as bar:
             results = self.pipeline.complete(
                 prompts, [output] * len(prompts), sampling=sampling, on_result=lambda _: bar.advance(1)
@@ -260,6 +266,18 @@ def known(source: ShardSource, truths: Truths | None, modalities: Sequence[str],
 def items(source: RawSource, split: str, numbers: Sequence[int], key: str, *, scattered: bool = False) -> list[Media]:
     """Return the first raw item of a key of documents, given by number; ``scattered`` ones have others between them."""
     return [dict(reversed(d.parts))[key] for d in raw_documents(source, split, numbers, scattered=scattered)]
+
+
+def asked_of(document: Document, given: str, made: str) -> tuple[list[Part], Part]:
+    """Return what a document gives, and the part of ``made`` that is to follow.
+
+    Where parts are given (``loss: false``), as a question is, that is all before the first learned part of ``made``;
+    else the document's first part of ``given``.
+    """
+    learned = [i for i, part in enumerate(document.parts) if part.modality == made and part.loss > 0]
+    if learned and learned[0] > 0 and not all(part.loss for part in document.parts[: learned[0]]):
+        return document.parts[: learned[0]], document.parts[learned[0]]
+    return [part_of(document, given)], part_of(document, made)
 
 
 def part_of(document: Document, modality: str) -> Part:

@@ -199,6 +199,28 @@ def test_an_image_of_any_number_of_ids_comes_back_whole(config):
     assert made.shape == (34 * 34,)
 
 
+def test_what_is_asked_of_a_document():
+    text, question, image = (
+        Part("text", np.arange(3)),
+        Part("text", np.arange(4), loss=0.0),
+        Part("image", np.arange(9)),
+    )
+    given, answer = dataclasses.replace(image, loss=0.0), Part("text", np.arange(5))
+    assert suite.asked_of(Document([text, image]), "image", "text") == ([image], text)
+    assert suite.asked_of(Document([text, image]), "text", "image") == ([text], image)
+    prompt, after = suite.asked_of(Document([question, given, question, answer, image]), "image", "text")
+    assert [p is q for p, q in zip(prompt, [question, given, question], strict=True)] == [True] * 3 and after is answer
+    assert suite.asked_of(Document([question, image]), "text", "image")[1] is image
+
+
+def test_a_mark_that_ends_an_answer_is_no_word_of_it(config):
+    config.model = dataclasses.replace(config.model, stops=[7])
+    pipeline = Pipeline(MixtureOfTransformers(config.model), CODECS, config.generate, config.diffusion)
+    said = np.frombuffer(b"yes", np.uint8).astype(np.int32)
+    documents = [Document([Part("text", said)]), Document([Part("text", np.append(said, 7))])]
+    assert Suite(config, pipeline, QuietProgress()).texts_of(documents) == ["yes", "yes"]
+
+
 class Own(Origin):
     """A user's own documents: nothing is known of them but what they hold."""
 
