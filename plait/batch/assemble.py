@@ -56,7 +56,7 @@ def spell(document: Document, config: ModelConfig, *, close: bool = True, noised
     """
     layout = config.layout
     bos = layout.bos
-    runs = [] if bos is None or _edge_id(document, layout, 0) == bos else [_delimiter(layout, bos)]
+    runs = [] if bos is None or edge_id(document, layout, 0) == bos else [_delimiter(layout, bos)]
     for i, part in enumerate(document.parts):
         if part.modality == layout.host:
             runs.append(_ids_run(part, layout))
@@ -68,11 +68,11 @@ def spell(document: Document, config: ModelConfig, *, close: bool = True, noised
         if reader is not None:
             assert part.features is not None, f"a given part of {part.modality} without features"
             runs += _between_delimiters(part.features, config, noised, last=False)
-    is_open = close and _edge_id(document, layout, -1) not in layout.stops
+    is_open = close and edge_id(document, layout, -1) not in layout.stops
     return runs + ([_delimiter(layout, layout.eos)] if is_open else [])
 
 
-def _edge_id(document: Document, layout: IdLayout, at: int) -> int | None:
+def edge_id(document: Document, layout: IdLayout, at: int) -> int | None:
     """Return a document's first (0) or last (-1) id where its text has it, else None."""
     part = document.parts[at] if document.parts else None
     ids = part.ids if part is not None and part.modality == layout.host else None

@@ -7,7 +7,8 @@ kept, and who is logged in (`hf auth login`, HF_TOKEN).
 
 import contextlib
 import re
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,14 @@ def published(
             commit_message=message or "Upload with plait",
         )  # fmt: skip
     return str(commit.commit_url)
+
+
+def pushed(name: str, write: Callable[[Path], None], *, private: bool, revision: str, message: str) -> str:
+    """Publish what ``write`` writes into a folder, and return the commit's address (`published`)."""
+    check_publishable(name)
+    with tempfile.TemporaryDirectory(prefix="plait-push-") as folder:
+        write(Path(folder))
+        return published(Path(folder), name, private=private, revision=revision, message=message)
 
 
 def check_publishable(name: str, where: str = "push") -> None:

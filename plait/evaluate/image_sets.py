@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from plait.common.errors import ResourceError
 from plait.evaluate.image_judge import frechet_distance
-from plait.evaluate.measures import mean_of
+from plait.evaluate.measures import mean_of, package
 
 NEIGHBOURS = 3
 LEAST = 10
@@ -53,11 +52,7 @@ def likeness(features: Tensor, nearest: Tensor, others: Tensor) -> list[float]:
 
 def kid(features: Tensor, others: Tensor) -> float:
     """Return the kernel distance of two sets of features, times 1,000."""
-    try:
-        from torchmetrics.image.kid import poly_mmd
-    except ImportError:
-        message = "evaluate: package 'torchmetrics' is not installed, install it: pip install 'plait[judges]'"
-        raise ResourceError(message) from None
+    poly_mmd = package("torchmetrics.image.kid").poly_mmd
     return 1000 * float(poly_mmd(others.double(), features.double()))
 
 

@@ -169,12 +169,13 @@ def available(progress: Progress) -> bool:
     """Say whether the judges are installed, and in one line what is missing if not."""
     try:
         from plait.evaluate.image_judge import FeatureJudge
+        from plait.evaluate.measures import PACKAGES, package
         from plait.evaluate.recogniser import Recogniser
-        from plait.evaluate.texts import text_measures
 
         FeatureJudge()
         Recogniser([["a fox"]])
-        text_measures(["a fox", "an owl"], ["a fox", "an ox"])
+        for module in PACKAGES:
+            package(module)
     except ResourceError as error:
         progress.print(f"skipping the judges' figures: {error}")
         return False

@@ -4,6 +4,7 @@ Intervals are percentiles of 1,000 resamples of the items, with a fixed seed (sc
 items give the same digits.
 """
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,6 +14,12 @@ import numpy as np
 from plait.common.errors import ResourceError
 
 RESAMPLES = 1000
+PACKAGES = {
+    "scipy.stats": "scipy", "sacrebleu": "sacrebleu", "pycocoevalcap.cider.cider_scorer": "pycocoevalcap",
+    "jiwer": "jiwer", "rapidfuzz.distance": "rapidfuzz", "rapidfuzz.process": "rapidfuzz",
+    "torchmetrics.image.kid": "torchmetrics",
+}  # fmt: skip
+"""Modules that figures are made with, and the packages that have them."""
 LEAST = 2
 """Items that a figure needs to have an interval."""
 
@@ -77,17 +84,18 @@ def resampled(statistic: Callable[..., Any], *data: np.ndarray) -> Measure:
     value, count = float(statistic(*data, axis=-1)), len(data[0])
     if count < LEAST or all((d == d[0]).all() for d in data):
         return Measure(value, value, value, count)
-    found = _scipy_stats().bootstrap(
+    found = package("scipy.stats").bootstrap(
         data, statistic, n_resamples=RESAMPLES, paired=len(data) > 1, vectorized=True, method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
     return Measure(value, float(found.low), float(found.high), count)
 
 
-def _scipy_stats():
+def package(module: str) -> Any:
+    """Return a module of a judge's package, imported when it is first needed. Raises ResourceError without it."""
     try:
-        import scipy.stats
+        return importlib.import_module(module)
     except ImportError:
-        message = "evaluate: package 'scipy' is not installed, install it: pip install 'plait[judges]'"
-        raise ResourceError(message) from None
-    return scipy.stats
+        raise ResourceError(
+            f"evaluate: package {PACKAGES[module]!r} is not installed, install it: pip install 'plait[judges]'"
+        ) from None

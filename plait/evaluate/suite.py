@@ -1,6 +1,7 @@
 """Everything that `plait evaluate` measures of a trained model, as a flat map of name to number."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
@@ -26,8 +27,6 @@ from plait.prepare.raw_sources import opened, remade
 
 FILE = "evaluation.json"
 """Where a run's folder keeps the figures."""
-MADE = "made/"
-"""What stands before the names of figures in a log of training."""
 VERSION = 3
 """What is measured; figures of another version are measured again."""
 
@@ -138,7 +137,7 @@ class Suite:
                 if measure.items:
                     numbers = [d.index for d in documents]
                     self.items[f"{prefix}_{name}"] = {"documents": numbers, **asdict(measure.items)}
-            known_texts = set(self.training_texts())
+            known_texts = set(self.training_texts)
             for end, texts in {"": said, "_real": references}.items():
                 figures[f"{prefix}_in_training{end}"] = float(np.mean([text in known_texts for text in texts]))
         return figures
@@ -146,14 +145,15 @@ class Suite:
     def texts_of(self, documents: Sequence[Document], given: str = "") -> list[str]:
         """Return the text of each document that follows what it gives (`asked_of`), or else its first."""
         layout = self.pipeline.model.config.layout
-        parts = [asked_of(d, given or layout.host, layout.host)[1] for d in documents]
-        ended = [part.ids is not None and len(part.ids) > 0 and int(part.ids[-1]) in layout.stops for part in parts]
-        texts = [
-            replace(part, ids=part.ids[:-1]) if has_stop and part.ids is not None else part
-            for part, has_stop in zip(parts, ended, strict=True)
-        ]
+        texts = []
+        for document in documents:
+            _, part = asked_of(document, given or layout.host, layout.host)
+            assert part is not None and part.ids is not None, "documents are chosen by what they hold"
+            has_end = len(part.ids) > 0 and int(part.ids[-1]) in layout.stops
+            texts.append(replace(part, ids=part.ids[:-1]) if has_end else part)
         return [str(media) for _, media in self.pipeline.decode(texts)]
 
+    @functools.cached_property
     def training_texts(self) -> list[str]:
         """Return the texts of the first training documents; "" of those that have none."""
         source, host = open_sources(self.config, "train")[0], self.pipeline.model.config.layout.host
@@ -211,7 +211,7 @@ class Suite:
         if raw.truths:
             nearest = raw.truths.nearest(metas, [train.meta(i) for i in range(len(train))])
         else:
-            nearest = nearest_texts(self.texts_of(documents), self.training_texts())
+            nearest = nearest_texts(self.texts_of(documents), self.training_texts)
         remembered = items(raw, "train", nearest, codec.key, scattered=True)
         others = list(islice(raw_items(raw, "train", codec.key), len(made)))
         return image_figures(made, metas, raw.truths, real, remembered, others, codec)
@@ -268,8 +268,8 @@ def items(source: RawSource, split: str, numbers: Sequence[int], key: str, *, sc
     return [dict(reversed(d.parts))[key] for d in raw_documents(source, split, numbers, scattered=scattered)]
 
 
-def asked_of(document: Document, given: str, made: str) -> tuple[list[Part], Part]:
-    """Return what a document gives, and the part of ``made`` that is to follow.
+def asked_of(document: Document, given: str, made: str) -> tuple[list[Part], Part | None]:
+    """Return what a document gives, and the part of ``made`` that is to follow; None where it has none.
 
     Where parts are given (``loss: false``), as a question is, that is all before the first learned part of ``made``;
     else the document's first part of ``given``.
@@ -277,7 +277,7 @@ def asked_of(document: Document, given: str, made: str) -> tuple[list[Part], Par
     learned = [i for i, part in enumerate(document.parts) if part.modality == made and part.loss > 0]
     if learned and learned[0] > 0 and not all(part.loss for part in document.parts[: learned[0]]):
         return document.parts[: learned[0]], document.parts[learned[0]]
-    return [part_of(document, given)], part_of(document, made)
+    return [part_of(document, given)], next((p for p in document.parts if p.modality == made), None)
 
 
 def part_of(document: Document, modality: str) -> Part:

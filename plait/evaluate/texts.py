@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from plait.common.errors import ResourceError
-from plait.evaluate.measures import Measure, mean_of, ratio_of, resampled
+from plait.evaluate.measures import Measure, mean_of, package, ratio_of, resampled
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
@@ -35,7 +34,7 @@ def text_measures(said: Sequence[str], references: Sequence[str]) -> dict[str, M
 
 def error_measures(heard: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
     """Return ``wer`` and ``cer``: errors over all words, and over all characters, of the references."""
-    jiwer = _package("jiwer", "jiwer")
+    jiwer = package("jiwer")
     errors: dict[str, list[tuple[int, int]]] = {"wer": [], "cer": []}
     for hypothesis, reference in zip(heard, references, strict=True):
         a, b = " ".join(words(hypothesis)), " ".join(words(reference))
@@ -54,7 +53,7 @@ def error_measures(heard: Sequence[str], references: Sequence[str]) -> dict[str,
 
 def cider(said: Sequence[str], references: Sequence[str]) -> list[float]:
     """Return each text's CIDEr-D (arXiv 1411.5726), times 10 as usual; needs two items or more."""
-    scorer = _package("pycocoevalcap.cider.cider_scorer", "pycocoevalcap").CiderScorer(n=4, sigma=6.0)
+    scorer = package("pycocoevalcap.cider.cider_scorer").CiderScorer(n=4, sigma=6.0)
     for text, reference in zip(said, references, strict=True):
         scorer += (" ".join(words(text)), [" ".join(words(reference))])
     _, each = scorer.compute_score()
@@ -63,14 +62,14 @@ def cider(said: Sequence[str], references: Sequence[str]) -> list[float]:
 
 def rouge_l(said: Sequence[str], references: Sequence[str]) -> list[float]:
     """Return each text's ROUGE-L: the F-measure of the longest sequence of words that stand in both in this order."""
-    lcs = _package("rapidfuzz.distance", "rapidfuzz").LCSseq.similarity
+    lcs = package("rapidfuzz.distance").LCSseq.similarity
     pairs = [(words(text), words(reference)) for text, reference in zip(said, references, strict=True)]
     return [2 * lcs(a, b) / (len(a) + len(b)) if a or b else 0.0 for a, b in pairs]
 
 
 def nearest_texts(texts: Sequence[str], others: Sequence[str]) -> list[int]:
     """Return for each text the place of the one among ``others`` that it shares most characters with, in order."""
-    process = _package("rapidfuzz.process", "rapidfuzz")
+    process = package("rapidfuzz.process")
     return [int(i) for i in process.cdist(texts, others).argmax(1)]
 
 
@@ -79,20 +78,10 @@ def _of_sacrebleu(name: str, said: Sequence[str], references: Sequence[str]) -> 
 
     The library's own resampling fails where a resample has no word in common (numpy's numbers among Python's).
     """
-    metric = getattr(_package("sacrebleu", "sacrebleu"), {"bleu": "BLEU", "chrf": "CHRF"}[name])()
+    metric = getattr(package("sacrebleu"), {"bleu": "BLEU", "chrf": "CHRF"}[name])()
     counts = np.array(metric._extract_corpus_statistics(list(said), [list(references)]))
 
     def score(rows: np.ndarray) -> float:
         return float(metric._compute_score_from_stats(counts[rows.astype(int)].sum(0).tolist()).score)
 
     return resampled(lambda rows, axis=-1: np.apply_along_axis(score, axis, rows), np.arange(len(said)))
-
-
-def _package(module: str, package: str):
-    import importlib
-
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        message = f"evaluate: package {package!r} is not installed, install it: pip install 'plait[judges]'"
-        raise ResourceError(message) from None

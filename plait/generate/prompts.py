@@ -12,6 +12,7 @@ import numpy as np
 
 from plait.codecs import Codec, Media
 from plait.codecs.chat import chat_of
+from plait.codecs.chat_messages import KINDS, read_conversation
 from plait.common.errors import ConfigError, DataError, PlaitError, ResourceError, require, unknown
 
 MediaPart = tuple[str, Media]
@@ -48,6 +49,18 @@ def read_chat(messages: Any, codecs: dict[str, Codec], host: str, base: Path = P
             "with the tokenizer of a chat model; see docs/chat.md"
         )
     return [part for piece in chat.prompt(messages) for part in _read_value(piece.key, piece.value, codecs, base)]
+
+
+def read_messages(messages: Any, codecs: dict[str, Codec], host: str) -> list[MediaPart]:
+    """Read a conversation as `read_chat`; where the model has no chat template, its one message is the prompt."""
+    if chat_of(codecs) is not None:
+        return read_chat(messages, codecs, host)
+    words = {codec.key: codec.key for codec in codecs.values()} | {kind: kind for kind in KINDS}
+    first, *others = read_conversation(messages, words).messages
+    require(not others and first.role == "user", "messages", [m.role for m in (first, *others)],
+            "one message of the user: this model has no chat template, and takes it as its prompt")  # fmt: skip
+    prompt = [item if isinstance(item, str) else {item.key: item.value} for item in first.content]
+    return read_prompt(prompt, codecs, host)
 
 
 def _read(item: Any, codecs: dict[str, Codec], host: str, base: Path) -> list[MediaPart]:

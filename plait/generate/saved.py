@@ -4,7 +4,6 @@
 of each modality its key in manifests, its kind, what it reads, and the extent of an item where that is fixed.
 """
 
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,12 +34,12 @@ def push_pipeline(
     pipeline: Pipeline, name: str, *, private: bool, revision: str, message: str, max_shard_size: int | str
 ) -> str:
     """Publish a model with its codecs, settings and a card on the Hub; return the commit's address."""
-    hub.check_publishable(name)
-    with tempfile.TemporaryDirectory(prefix="plait-push-") as temporary:
-        folder = Path(temporary)
+
+    def write(folder: Path) -> None:
         save_pipeline(pipeline, folder, max_shard_size=max_shard_size)
         write_text(folder / CARD, card(pipeline.model.config, name))
-        return hub.published(folder, name, private=private, revision=revision, message=message)
+
+    return hub.pushed(name, write, private=private, revision=revision, message=message)
 
 
 def write_settings(

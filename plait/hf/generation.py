@@ -15,7 +15,7 @@ from plait.config.shipped import sampling_from
 from plait.generate.engine import Generator
 from plait.generate.request import Request, Result
 
-MODES = {"text": "text", "image": "image", "audio": "audio"}
+MODES = ("text", "image", "audio")
 FREE = "any"
 """The mode in which the model opens and closes items itself; the others name the kind of item that follows."""
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plait.batch.assemble import edge_id
 from plait.batch.documents import Document, Part, role_of
 from plait.common.errors import DataError, require
 from plait.config.model import ModelConfig
@@ -47,6 +48,11 @@ def grids_name(modality: str) -> str:
     return f"{modality}_grids"
 
 
+def names_of_media(config: ModelConfig) -> list[str]:
+    """Return the names of all inputs of a model that hold media."""
+    return [of(modality) for modality in list(config.modalities)[1:] for of in (latents_name, grids_name)]
+
+
 def tensors_of(rows: Sequence[Row], config: ModelConfig, *, with_labels: bool, left: bool = False) -> dict[str, Tensor]:
     """Return documents as tensors; ``left`` pads on the left, as generation wants it."""
     spelt = [list(_spelt(row, config)) for row in rows]
@@ -67,7 +73,7 @@ def tensors_of(rows: Sequence[Row], config: ModelConfig, *, with_labels: bool, l
 def _spelt(row: Row, config: ModelConfig) -> Iterator[tuple[np.ndarray, bool]]:
     """Yield the ids of a document, and whether they are learned."""
     layout, parts = config.layout, row.document.parts
-    first, last = (_edge(parts[i], i, config) if parts else None for i in (0, -1))
+    first, last = (edge_id(row.document, layout, at) for at in (0, -1))
     if layout.bos is not None and first != layout.bos:
         yield np.array([layout.bos]), False
     for part in parts:
@@ -94,11 +100,6 @@ def _ids(part: Part, config: ModelConfig) -> np.ndarray:
     if part.ids is None:
         return np.full(len(part), config.layout.opening[part.modality], np.int64)
     return np.asarray(part.ids, np.int64) + config.layout.offsets[part.modality]
-
-
-def _edge(part: Part, at: int, config: ModelConfig) -> int | None:
-    is_text = part.modality == config.layout.host and part.ids is not None and len(part.ids)
-    return int(part.ids[at]) if is_text else None  # type: ignore[index]
 
 
 def _latents(rows: Sequence[Row], config: ModelConfig) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ from plait.generate.request import Result
 from plait.generate.saved import SETTINGS, check_settings, generation_of
 from plait.hf.config import PlaitConfig
 from plait.hf.generation import FREE, MODES, requests_of, settings_of, stream
-from plait.hf.inputs import Row, rows_of
+from plait.hf.inputs import Row, names_of_media, rows_of
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import CODE, CODE_TEXT
-from plait.objectives import loss_sums
+from plait.objectives import loss_factors, loss_sums
 from plait.objectives.diffusion import corrupt
 
 _WHERE_IT_IS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -157,13 +157,8 @@ class PlaitForMultimodalLM(PreTrainedModel, GenerationMixin):
         for name in config.loss_weights:
             require(name in self.mot.config.modalities, "loss_weights", name, "the name of a modality")
         records = self.mot.config.modalities
-        tokens = sum(c for c, m in zip(counts, records.values(), strict=True) if m.objective == "next_token")
-        factors = []
-        for count, (name, record) in zip(counts, records.items(), strict=True):
-            together = config.normalize == "all_tokens" and record.objective == "next_token"
-            divisor = tokens if together else count
-            factors.append(config.loss_weights.get(name, 1.0) / divisor if divisor else 0.0)
-        return factors
+        weights = [config.loss_weights.get(name, 1.0) for name in records]
+        return loss_factors(counts, list(records.values()), weights, config.normalize)
 
     def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: Any = None, **kwargs: Any) -> None:
         """Compute blocks again in the backward pass, and keep their inputs alone."""
@@ -190,12 +185,7 @@ class PlaitForMultimodalLM(PreTrainedModel, GenerationMixin):
         """
         prompt: Any = input_ids if inputs is None else inputs
         require(isinstance(prompt, Tensor), "generate.input_ids", prompt, "ids [rows, tokens], as the processor makes")
-        names = [
-            name for name in self.mot.config.modalities if f"{name}_latents" in kwargs or f"{name}_grids" in kwargs
-        ]
-        given = {
-            f"{name}_{what}": kwargs.pop(f"{name}_{what}", None) for name in names for what in ("latents", "grids")
-        }
+        given = {name: kwargs.pop(name) for name in names_of_media(self.mot.config) if name in kwargs}
         values = settings_of(self.generation_config, generation_config, kwargs)
         rows = rows_of(self.mot.config, prompt, attention_mask, None, given)
         output, config = self._output(generation_mode), self.mot.config
@@ -249,9 +239,3 @@ class PlaitForMultimodalLM(PreTrainedModel, GenerationMixin):
     @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoModelForMultimodalLM") -> None:
         """Do nothing: what is saved names plait's own small file, and no copy of this one."""
-
-    def merge_lora(self) -> Self:
-        """Add what LoRA learned to the matrices that it changes (`plait.MixtureOfTransformers.merge_lora`)."""
-        self.mot.merge_lora()
-        self.config.settings = PlaitConfig.of(self.mot.config).settings
-        return self

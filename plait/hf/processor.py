@@ -12,15 +12,14 @@ from transformers import BatchFeature, PreTrainedTokenizerFast, ProcessorMixin
 from plait.batch.documents import Document, Part, role_of
 from plait.codecs import Codec, Encoded
 from plait.codecs.chat import chat_of
-from plait.codecs.chat_messages import read_conversation
 from plait.common import hub
 from plait.common.errors import ConfigError, DataError, require, unknown
 from plait.config.model import ModelConfig
 from plait.data.shards import codec_folder
 from plait.generate.pipeline import encode_media
-from plait.generate.prompts import MediaPart, read_chat, read_prompt
+from plait.generate.prompts import MediaPart, read_messages, read_prompt
 from plait.generate.saved import read_codec, read_settings
-from plait.hf.inputs import Row, tensors_of
+from plait.hf.inputs import Row, names_of_media, tensors_of
 from plait.model.pretrained import load_config
 
 _FILES = ("config.json", "generation.json", "codecs/*")
@@ -103,22 +102,15 @@ class PlaitProcessor(ProcessorMixin):
         require(add_generation_prompt, "add_generation_prompt", add_generation_prompt, "true: the model answers")
         require(not continue_final_message, "continue_final_message", True, "false: an answer is whole")
         is_batch = isinstance(conversation, list | tuple) and conversation and isinstance(conversation[0], list | tuple)
-        media = [self._read_chat(messages) for messages in (conversation if is_batch else [conversation])]
+        media = [
+            read_messages(messages, self.codecs, self.host)
+            for messages in (conversation if is_batch else [conversation])
+        ]
         if not tokenize:
             texts = ["".join(v if n == self.host else f"<{self.codecs[n].key}>" for n, v in m) for m in media]
             return texts if is_batch else texts[0]
         inputs = self._inputs([self._encoded(m) for m in media])
         return inputs if return_dict else inputs["input_ids"]
-
-    def _read_chat(self, messages: Any) -> list[MediaPart]:
-        if chat_of(self.codecs) is not None:
-            return read_chat(messages, self.codecs, self.host)
-        words = {codec.key: codec.key for codec in self.codecs.values()} | {"image": "image", "audio": "audio"}
-        first, *others = read_conversation(messages, words).messages
-        require(not others and first.role == "user", "messages", [first.role, *(m.role for m in others)],
-                "one message of the user: this model has no chat template, and takes it as its prompt")  # fmt: skip
-        prompt = [item if isinstance(item, str) else {item.key: item.value} for item in first.content]
-        return read_prompt(prompt, self.codecs, self.host)
 
     def collate(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """Return a batch with ``labels`` of rows to learn from: the ``data_collator`` of a `Trainer`.
@@ -153,8 +145,7 @@ class PlaitProcessor(ProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         """Names of what a model is given."""
-        others = list(self.model_config.modalities)[1:]
-        return ["input_ids", "attention_mask", *(f"{n}_{what}" for n in others for what in ("latents", "grids"))]
+        return ["input_ids", "attention_mask", *names_of_media(self.model_config)]
 
     # -- media out ----------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from plait.batch.batch import Batch, Latents, Place
 from plait.batch.spans import refuse_generation
+from plait.common import hub
 from plait.config.bounds import as_number
 from plait.config.modality import ModalityConfig
 from plait.config.model import ModelConfig
@@ -292,10 +293,11 @@ class MixtureOfTransformers(nn.Module):
 
         ``plait export --push`` publishes a run with its codecs and a card. Raises ConfigError and ResourceError.
         """
-        from plait.model.pretrained import push_to_hub
 
-        return push_to_hub(self, name, private=private, revision=revision, message=message,
-                           max_shard_size=max_shard_size)  # fmt: skip
+        def write(folder: Path) -> None:
+            self.save_pretrained(folder, max_shard_size=max_shard_size)
+
+        return hub.pushed(name, write, private=private, revision=revision, message=message)
 
     @property
     def device(self) -> torch.device:

@@ -56,16 +56,6 @@ def save_pretrained(model: MixtureOfTransformers, folder: str | Path, *, max_sha
             os.replace(path, folder / path.name)
 
 
-def push_to_hub(
-    model: MixtureOfTransformers, name: str, *, private: bool, revision: str, message: str, max_shard_size: int | str
-) -> str:
-    """Publish a model (`MixtureOfTransformers.push_to_hub`)."""
-    hub.check_publishable(name)
-    with tempfile.TemporaryDirectory(prefix="plait-push-") as folder:
-        save_pretrained(model, folder, max_shard_size=max_shard_size)
-        return hub.published(Path(folder), name, private=private, revision=revision, message=message)
-
-
 def _bytes_of(size: int | str) -> int:
     """Return a size in bytes, given as a number or as a text such as "5GB"."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]B)", size) if isinstance(size, str) else None

@@ -1,9 +1,12 @@
 """Losses and samplers: pure mathematics on tensors. Losses return sums by modality, never means."""
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from plait.batch.batch import Batch
 from plait.config.bounds import Bounds, as_number
+from plait.config.modality import ModalityConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import diffusion, next_token
 
@@ -16,6 +19,21 @@ def loss_sums(model: MixtureOfTransformers, hidden: list[Tensor], batch: Batch, 
     for name in model.latent_out:
         sums = sums + diffusion.loss_sum(model, hidden, batch, name) * _one_hot(sums, names.index(name))
     return sums
+
+
+def loss_factors(
+    counts: Sequence[float], modalities: Sequence[ModalityConfig], weights: Sequence[float], normalize: str
+) -> list[float]:
+    """Return what each modality's loss sum is multiplied by; a count of zero contributes zero.
+
+    ``normalize`` is as `train.normalize`: all_tokens divides every sum over ids by the ids of all modalities.
+    """
+    tokens = sum(c for c, m in zip(counts, modalities, strict=True) if m.objective == "next_token")
+    factors = []
+    for count, record, weight in zip(counts, modalities, weights, strict=True):
+        divisor = tokens if normalize == "all_tokens" and record.objective == "next_token" else count
+        factors.append(weight / divisor if divisor else 0.0)
+    return factors
 
 
 def _one_hot(like: Tensor, index: int) -> Tensor:

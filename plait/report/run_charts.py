@@ -15,6 +15,8 @@ SPEED = {
     "loader_share": ("Time spent waiting for data", "%", 100),
 }
 """Column to title, unit, and the factor from the column to the unit."""
+MADE = "made/"
+"""What stands before the names of figures that evaluations during training log."""
 SCORES = {
     "caption_cider": "Captions of images: CIDEr-D",
     "caption_object_accuracy": "Captions of images: the right thing",
@@ -36,8 +38,8 @@ def run_charts(rows: list[dict[str, Any]], modalities: list[str], units: str = "
     """
     columns = list(dict.fromkeys(name for row in rows for name, v in row.items() if isinstance(v, int | float)))
     columns = [name for name in columns if name not in AXES]
-    made = {f"made/{name}": title for name, title in SCORES.items()}
-    shown = {c for c in columns if c.startswith(("loss/", "val_loss/", "made/")) or c in SPEED or c in OPTIMIZER}
+    made = {f"{MADE}{name}": title for name, title in SCORES.items()}
+    shown = {c for c in columns if c.startswith(("loss/", "val_loss/", MADE)) or c in SPEED or c in OPTIMIZER}
     note = "; ".join(filter(None, ["Faint while training, strong on held-out data", units]))
     panels = {
         "loss": [_loss_panel(rows, columns, name, colour) for colour, name in enumerate(modalities)],

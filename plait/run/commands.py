@@ -157,6 +157,7 @@ def generate(chosen) -> None:
 
     if chosen.chat is not None and chosen.count != 1:
         raise ConfigError("command line: --chat gives one answer, leave out --count")
+    prompts = _prompts_of(chosen) if chosen.prompts else []
     folder = found(chosen.run_folder, "model")
     pipeline = load(folder, device=chosen.device, weights=chosen.weights, adapter=chosen.adapter)
     options = {name: getattr(chosen, name) for name in SAMPLING if getattr(chosen, name) is not None}
@@ -166,8 +167,8 @@ def generate(chosen) -> None:
     settings = {"seed": chosen.seed, "sampling": sampling, "max_tokens": longest, "grids": grids}
     out = chosen.out or ("generated" if is_name(chosen.run_folder) else f"{chosen.run_folder}/generated")
     parts = getattr(chosen, "prompt", None) or []
-    if chosen.prompts:
-        _answer_file(pipeline, chosen, parts, settings)
+    if prompts:
+        _answer_file(pipeline, chosen, prompts, settings)
         return
     if chosen.chat is not None:
         from plait.run.chat import chat
@@ -180,18 +181,25 @@ def generate(chosen) -> None:
     save_generated(samples, out)
 
 
-def _answer_file(pipeline, chosen, parts, settings) -> None:
+def _prompts_of(chosen) -> list:
+    """Return the prompts of a file, before a model is loaded for them."""
+    from plait.run.prompt_files import read_prompts
+
+    alone = not getattr(chosen, "prompt", None) and chosen.chat is None
+    require(alone, "--prompts", chosen.prompts, "given without other prompts")
+    require(bool(chosen.out and chosen.output), "--prompts", chosen.prompts, "given with --out and --output")
+    return read_prompts(chosen.prompts)
+
+
+def _answer_file(pipeline, chosen, prompts, settings) -> None:
     import dataclasses
 
     from plait.common.progress import Progress
-    from plait.run.prompt_files import answer, read_prompts
+    from plait.run.prompt_files import answer
 
-    require(not parts and chosen.chat is None, "--prompts", chosen.prompts, "given without other prompts")
-    require(bool(chosen.out and chosen.output), "--prompts", chosen.prompts, "given with --out and --output")
     sampling = {name: dataclasses.asdict(s) for name, s in settings["sampling"].items()}
     key = {"model": chosen.run_folder, "adapter": chosen.adapter, "output": chosen.output, "count": chosen.count,
            **settings, "sampling": sampling}  # fmt: skip
-    prompts = read_prompts(chosen.prompts)
     before = answer(pipeline, prompts, chosen.output, count=chosen.count, out=Path(chosen.out), key=key,
                     progress=Progress(), **settings)  # fmt: skip
     print(f"{len(prompts)} prompts: {chosen.out}" + (f" ({before} were there)" if before else ""))

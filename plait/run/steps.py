@@ -21,12 +21,13 @@ from plait.config.run import RunConfig
 from plait.config.settings import FIXED, MEASURED, STREAM, identity
 from plait.data.sources import data_fingerprint
 from plait.evaluate.judges import available
-from plait.evaluate.suite import FILE, MADE, VERSION, Suite
+from plait.evaluate.suite import FILE, VERSION, Suite
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
 from plait.prepare.row_index import sources_of
 from plait.prepare.stages import check_prepare, prepare
 from plait.report import write_report
+from plait.report.run_charts import MADE
 from plait.run.load import Pipeline, Sample, load_codecs, load_run
 from plait.run.samples import SampleSet
 from plait.train import checkpoint

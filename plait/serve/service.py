@@ -14,13 +14,12 @@ import torch
 
 from plait.batch.documents import Part
 from plait.codecs import Encoded
-from plait.codecs.chat import chat_of
 from plait.codecs.chat_messages import read_conversation
 from plait.common.errors import ConfigError, DataError, require, unknown
 from plait.config.shipped import sampling_from
 from plait.generate.engine import Generator
 from plait.generate.pipeline import Pipeline
-from plait.generate.prompts import MediaPart, read_chat
+from plait.generate.prompts import MediaPart, read_messages
 from plait.generate.request import Request, Score
 from plait.serve.jobs import Ended, Event, Failed, Job
 from plait.serve.media import check_size
@@ -135,20 +134,13 @@ class Service:
         return await self.with_codecs(lambda: self.pipeline.encode(self._media_of_chat(rows)))
 
     def _media_of_chat(self, rows: list[dict[str, Any]]) -> list[MediaPart]:
-        codecs = self.pipeline.codecs
         words = {"image": "image", "audio": "audio"}
         conversation = read_conversation(rows, words)  # refuses what is no data: address by a sentence
         for message in conversation.messages:
             for item in message.content:
                 if not isinstance(item, str):
                     self._check_data(item.key, item.value)
-        if chat_of(codecs) is not None:
-            return read_chat(rows, codecs, self.host)
-        (first, *others) = conversation.messages
-        require(not others and first.role == "user", "messages", [m.role for m in conversation.messages],
-                "one message of the user: this model has no chat template, and takes it as its prompt")  # fmt: skip
-        prompt = [c if isinstance(c, str) else {c.key: c.value} for c in first.content]
-        return self.pipeline.read(prompt)
+        return read_messages(rows, self.pipeline.codecs, self.host)
 
     def _check_data(self, kind: str, value: Any) -> None:
         """Refuse media that are no data of the request itself, or too large."""

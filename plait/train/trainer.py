@@ -34,7 +34,7 @@ from plait.model.frozen import trained_rows
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import attended, autocast
 from plait.model.ranks import local
-from plait.objectives import loss_sums
+from plait.objectives import loss_factors, loss_sums
 from plait.objectives.diffusion import corrupt
 from plait.train import parallel
 from plait.train.acceptance import check_goes_on, keep_config
@@ -341,15 +341,9 @@ class Trainer:
 
     def loss_factors(self, counts: list[float]) -> list[float]:
         """Return what each modality's loss sum is multiplied by; a count of zero contributes zero."""
-        records = list(self.config.model.modalities.values())
         weights = [m.weight_at(self.share_done) for m in self.config.modalities.values()]
-        tokens = sum(c for c, m in zip(counts, records, strict=True) if m.objective == "next_token")
-        together = self.config.train.normalize == "all_tokens"
-        factors = []
-        for count, record, weight in zip(counts, records, weights, strict=True):
-            divisor = tokens if together and record.objective == "next_token" else count
-            factors.append(weight / divisor if divisor else 0.0)
-        return factors
+        records = list(self.config.model.modalities.values())
+        return loss_factors(counts, records, weights, self.config.train.normalize)
 
     def _log(self, log: MetricsLog) -> str:
         self._count_skipped()
