@@ -90,6 +90,9 @@ class Codec(ABC):
     """Whether it cannot decode, as an encoder alone: what it made is read, and `decode` returns it as it is."""
     reads: str = ""
     """Modality of the model whose parts it reads too, beside that one's own codec (`ModalityConfig.reads`)."""
+    judge: ClassVar[str] = ""
+    """Class that measures items which a model made, as package.module:Class (`plait.evaluate.judge.Judge`); "": by
+    their kind (text, image, audio), and items of any other kind are not measured."""
     names_files: ClassVar[bool] = True
     """Whether text in a manifest is the path of a file (an image's, a recording's), rather than the item itself."""
     options_class: ClassVar[type]

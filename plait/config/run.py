@@ -244,6 +244,28 @@ class EvaluateConfig(Checked):
     """Images to generate from captions for the reference classifier and the Fréchet distance; 0 skips it."""
     clips: int = bounded(100, at_least=0)
     """Clips to generate from captions for the speech recogniser; 0 skips it."""
+    items: int = bounded(100, at_least=0)
+    """Items of other media to generate for their codec's own judge; 0 skips it."""
+    pairs: int = bounded(50, at_least=0)
+    """Items to generate from each other modality that is not the text; 0 skips it."""
+    round_trips: int = bounded(50, at_least=0)
+    """Items to send there and back, such as text to image to text; 0 skips it."""
+    free: int = bounded(50, at_least=0)
+    """Documents to generate from nothing; 0 skips it."""
+    every_split: bool = True
+    """Whether images, speech and other media are made of every validation split, as texts are; else of the first."""
+    neighbours: int = bounded(2000, at_least=1)
+    """Training items, the first ones, among which the nearest to each made item is sought."""
+    features: str = "efficientnet-lite0"
+    """What images are compared by: efficientnet-lite0, inception, inception:FILE of its weights, or a vision model of
+    transformers (DINOv2, CLIP, ...) by folder or Hub name."""
+    clip: str = ""
+    """Folder or Hub name of the CLIP model for CLIP scores; empty: none."""
+    recogniser: str = ""
+    """What transcribes made speech in any words: pocketsphinx (US English), or a speech recognition model of
+    transformers by folder or Hub name; empty: a choice among the texts."""
+    dnsmos: bool = False
+    """Whether DNSMOS rates how natural made speech sounds (packages speechmos and onnxruntime)."""
     aims: dict[str, float] = field(default_factory=dict)
     """Target values of figures of summary.json, by name; the report says which fell short."""
 

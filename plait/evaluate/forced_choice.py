@@ -1,6 +1,5 @@
-"""Captions: scores of candidates, forced choice among many names, and intervals of shares."""
+"""Captions: scores of candidates, and forced choice among many names."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -80,13 +79,3 @@ def _derangement(rng: np.random.Generator, n: int) -> np.ndarray:
     result = np.empty(n, np.int64)
     result[order] = np.roll(order, 1)
     return result
-
-
-def interval(successes: float, trials: int) -> tuple[float, float]:
-    """Return Wilson's 95% interval of a share."""
-    if not trials:
-        return 0.0, 1.0
-    z, p = 1.96, successes
-    middle = (p + z * z / (2 * trials)) / (1 + z * z / trials)
-    half = z * math.sqrt(p * (1 - p) / trials + z * z / (4 * trials * trials)) / (1 + z * z / trials)
-    return max(0.0, middle - half), min(1.0, middle + half)

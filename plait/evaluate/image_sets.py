@@ -9,45 +9,63 @@
 The same figures of other sets stand beside: what the codec makes of real images is the ceiling.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from plait.evaluate.image_judge import frechet_distance
-from plait.evaluate.measures import mean_of, package
+from plait.common.errors import DataError
+from plait.evaluate.measures import Measure, mean_of, package, spread
 
 NEIGHBOURS = 3
 LEAST = 10
 """Images that a set needs."""
 
 
-def set_figures(sets: Mapping[str, Tensor], target: Tensor) -> dict[str, float]:
-    """Return ``frechet``, ``kid``, ``precision`` and ``recall`` of each set against ``target``, by its name.
+def set_figures(sets: Mapping[str, Tensor], target: Tensor) -> tuple[dict[str, Measure], dict[str, float]]:
+    """Return ``frechet``, ``kid``, ``precision`` and ``recall`` against ``target``.
 
-    The set "" has plain names, and intervals of precision and recall.
+    Of the set "" with intervals, and of the others as NAME_set.
     """
-    figures: dict[str, float] = {}
+    measures: dict[str, Measure] = {}
+    beside: dict[str, float] = {}
     for name, features in sets.items():
-        end = f"_{name}" if name else ""
         inside, reached = among(features, target), among(target, features)
-        figures |= {f"frechet{end}": frechet_distance(features, target), f"kid{end}": kid(features, target)}
-        figures |= {f"precision{end}": float(np.mean(inside)), f"recall{end}": float(np.mean(reached))}
-        if not name:
-            figures |= mean_of(inside).figures("precision") | mean_of(reached).figures("recall")
-    return figures
+        distances = {"frechet": frechet_distance(features, target), "kid": kid(features, target)}
+        if name:
+            values = distances | {"precision": float(np.mean(inside)), "recall": float(np.mean(reached))}
+            beside |= {f"{figure}_{name}": value for figure, value in values.items()}
+            continue
+        ways = {"frechet": frechet_distance, "kid": kid}
+        measures |= {n: _with_spread(value, ways[n], features, target) for n, value in distances.items()}
+        measures |= {"precision": mean_of(inside), "recall": mean_of(reached)}
+    return measures, beside
 
 
-def likeness(features: Tensor, nearest: Tensor, others: Tensor) -> list[float]:
-    """Return the cosine of each row of ``features`` with that of ``nearest``, both less the mean of ``others``.
+def _with_spread(
+    value: float, distance: Callable[[Tensor, Tensor], float], features: Tensor, target: Tensor
+) -> Measure:
+    def of(rows: np.ndarray, others: np.ndarray) -> float:
+        return distance(features[torch.from_numpy(rows)], target[torch.from_numpy(others)])
 
-    Where ``nearest`` is the training image whose text is nearest, it says what a model took from there: images that are
-    more like it than the real ones of the same texts are remembered.
-    """
-    mean = others.mean(0)
-    return F.cosine_similarity(features - mean, nearest - mean).tolist()
+    return spread(value, of, len(features), len(target))
+
+
+def frechet_distance(features: Tensor, others: Tensor) -> float:
+    """Return |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two sets of features [N, D] (arXiv 1706.08500)."""
+    means, roots, total = [], [], 0.0
+    for rows in (features.double(), others.double()):
+        if len(rows) < 2:
+            raise DataError(f"Fréchet distance: {len(rows)} images are too few, it needs at least 2 of each kind")
+        centred = (rows - rows.mean(0)) / (len(rows) - 1) ** 0.5
+        means.append(rows.mean(0))
+        # any root of the covariance will do: at most [D, D]
+        roots.append(centred if len(rows) <= rows.shape[1] else torch.linalg.qr(centred, mode="r")[1])
+        total += centred.square().sum().item()
+    # with C = R^T R, the trace of the root of C1 C2 is the sum of the singular values of R1 R2^T
+    cross = torch.linalg.svdvals(roots[0] @ roots[1].T).sum().item()
+    return max((means[0] - means[1]).square().sum().item() + total - 2 * cross, 0.0)
 
 
 def kid(features: Tensor, others: Tensor) -> float:

@@ -5,6 +5,8 @@ items give the same digits.
 """
 
 import importlib
+import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,10 +16,13 @@ import numpy as np
 from plait.common.errors import ResourceError
 
 RESAMPLES = 1000
+RESAMPLES_OF_SETS = 100
+"""Fewer, where a figure of a whole set is computed for each."""
 PACKAGES = {
     "scipy.stats": "scipy", "sacrebleu": "sacrebleu", "pycocoevalcap.cider.cider_scorer": "pycocoevalcap",
     "jiwer": "jiwer", "rapidfuzz.distance": "rapidfuzz", "rapidfuzz.process": "rapidfuzz",
-    "torchmetrics.image.kid": "torchmetrics",
+    "torchmetrics.image.kid": "torchmetrics", "soxr": "soxr", "pocketsphinx": "pocketsphinx",
+    "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
 }  # fmt: skip
 """Modules that figures are made with, and the packages that have them."""
 LEAST = 2
@@ -65,6 +70,27 @@ def ratio_of(parts: Sequence[float], wholes: Sequence[float]) -> Measure:
     return replace(resampled(_ratio, np.asarray(parts, float), np.asarray(wholes, float)), items=items)
 
 
+def share_of(hits: Sequence[bool | None]) -> Measure:
+    """Return the share of hits among the items that could be tried: None counts for nothing.
+
+    Where all tried ones agree a resample would say that there is no doubt; the interval is Wilson's then.
+    """
+    tried = [hit for hit in hits if hit is not None]
+    found = ratio_of([bool(hit) for hit in hits], [hit is not None for hit in hits])
+    low, high = (found.low, found.high) if len(set(tried)) > 1 else wilson(found.value, len(tried))
+    return replace(found, low=low, high=high, count=len(tried))
+
+
+def wilson(share: float, trials: int) -> tuple[float, float]:
+    """Return Wilson's 95% interval of a share."""
+    if not trials:
+        return 0.0, 1.0
+    z = 1.96
+    middle = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / (1 + z * z / trials)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
 def difference(ours: Items, theirs: Items) -> Measure:
     """Return how much larger the first figure is than the second, of the same items, which are resampled together."""
 
@@ -89,6 +115,24 @@ def resampled(statistic: Callable[..., Any], *data: np.ndarray) -> Measure:
         rng=np.random.default_rng(0),
     ).confidence_interval  # fmt: skip
     return Measure(value, float(found.low), float(found.high), count)
+
+
+def spread(value: float, statistic: Callable[..., float], *sizes: int) -> Measure:
+    """Return a figure of whole sets, given their sizes; ``statistic`` takes the rows of a resample of each.
+
+    A resample of a set has fewer different items, which makes distances larger: the interval is the spread of the
+    resamples about their own mean, laid about the figure.
+    """
+    rng = np.random.default_rng(0)
+    found = np.array([statistic(*(rng.integers(0, n, n) for n in sizes)) for _ in range(RESAMPLES_OF_SETS)])
+    low, high = np.quantile(found, [0.025, 0.975]) - found.mean()
+    return Measure(value, value + float(low), value + float(high), sizes[0])
+
+
+def missing_packages(modules: Sequence[str]) -> list[str]:
+    """Return the packages of these modules that are not installed."""
+    tops = {module: module.partition(".")[0] for module in modules}
+    return sorted({PACKAGES[m] for m, top in tops.items() if importlib.util.find_spec(top) is None})
 
 
 def package(module: str) -> Any:

@@ -5,8 +5,11 @@ told from the others, not whether it could be transcribed freely. Words that the
 be recognised; captions with such words are left out, and counted.
 """
 
+import functools
+import multiprocessing
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +17,13 @@ import numpy as np
 
 from plait.common.errors import DataError, ResourceError
 from plait.common.randomness import generator
+from plait.prepare.encode import num_cores
 
 SAMPLE_RATE = 16_000
 """Samples per second of the clips that are judged, unless told otherwise."""
+
+GRAMMAR = 100
+"""Texts that are chosen among, about: clips are judged in groups of like size."""
 
 _PADDING = 0.3  # seconds before and after, which the recogniser needs to find the speech
 _NOISE = 1e-3  # of full scale: it was never trained on digital silence
@@ -72,6 +79,7 @@ class Recogniser:
         wave = np.pad(wave, round(_PADDING * SAMPLE_RATE))
         noisy = wave + _NOISE * generator(0, "speech judge", item=index).standard_normal(len(wave))
         samples = (np.clip(noisy, -1, 1) * 32767).astype("<i2").tobytes()
+        self._decoder.reinit_feat()  # else the noise of the clip before would be subtracted
         self._decoder.start_utt()
         self._decoder.process_raw(samples, full_utt=True)
         self._decoder.end_utt()
@@ -104,6 +112,8 @@ class Recognised:
     """Clips whose caption has a word that it lacks."""
     hits: list[bool | None]
     """For each clip: recognised, or None where left out."""
+    heard: list[str]
+    """For each clip: what was heard, "" where it fits none of the captions."""
 
 
 def recognise(clips: Sequence[np.ndarray], captions: Sequence[str]) -> list[str]:
@@ -118,14 +128,34 @@ def recognised_share(
 ) -> Recognised:
     """Count the clips in which a recogniser hears their own caption, out of all ``captions``, one for each clip."""
     if not len(clips):
-        return Recognised(0.0, 0, 0, [])
+        return Recognised(0.0, 0, 0, [], [])
     judge = Recogniser([list(dict.fromkeys(captions))], sample_rate=sample_rate)
-    hits: list[bool | None] = []
-    for i, (clip, caption) in enumerate(zip(clips, captions, strict=True)):
-        spoken = judge.spoken(caption)
-        hits.append(judge.hear(clip, i) == spoken if spoken else None)
+    heard = judge.recognise(clips)
+    spoken = [judge.spoken(caption) for caption in captions]
+    hits = [said == own if own else None for said, own in zip(heard, spoken, strict=True)]
     tried = [hit for hit in hits if hit is not None]
-    return Recognised(float(np.mean(tried)) if tried else 0.0, len(tried), len(hits) - len(tried), hits)
+    share = float(np.mean(tried)) if tried else 0.0
+    return Recognised(share, len(tried), len(hits) - len(tried), hits, heard)
+
+
+def recognise_all(
+    clips: Sequence[np.ndarray], texts: Sequence[str], sample_rate: int, advance: Callable[[float, str], None]
+) -> tuple[list[bool | None], list[str]]:
+    """Return for each clip whether a recogniser hears its own text, among groups of about GRAMMAR, and what it hears.
+
+    None stands for a text with unknown words. A process for each core: the recogniser is slow, and uses one.
+    """
+    groups = np.array_split(np.arange(len(texts)), max(1, round(len(texts) / GRAMMAR)))
+    jobs = [([clips[i] for i in group], [texts[i] for i in group]) for group in groups]
+    judge = functools.partial(recognised_share, sample_rate=sample_rate)
+    hits: list[bool | None] = []
+    heard: list[str] = []
+    with ProcessPoolExecutor(min(len(jobs), num_cores()), multiprocessing.get_context("spawn")) as pool:
+        for recognised in pool.map(judge, *zip(*jobs, strict=True)):
+            hits += recognised.hits
+            heard += recognised.heard
+            advance(len(hits) / len(texts), "")
+    return hits, heard
 
 
 def _decoder():

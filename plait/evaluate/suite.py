@@ -2,37 +2,44 @@
 
 import contextlib
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import islice
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise, permutations
+from pathlib import Path
 
 import numpy as np
 
 from plait.batch.documents import Document, Part
-from plait.codecs import Codec, Media
-from plait.common.errors import ConfigError
-from plait.common.progress import Bar, Progress
+from plait.codecs import Media
+from plait.codecs.base import alike
+from plait.common.errors import ConfigError, ResourceError
+from plait.common.progress import Progress
 from plait.config.generation import SamplingConfig
-from plait.config.run import RunConfig
+from plait.config.run import AS_WRITTEN_TASK, RunConfig
 from plait.data.shards import ShardSource
-from plait.data.sources import open_sources, validation_splits
-from plait.evaluate.forced_choice import continuation_scores, forced_choice, interval
-from plait.evaluate.image_sets import LEAST
-from plait.evaluate.judges import NUM_CONCEPTS, available, image_figures, speech_figures
+from plait.data.sources import data_fingerprint, open_sources, validation_splits
+from plait.evaluate.cache import Cache
+from plait.evaluate.examples import Example, chosen, write_examples
+from plait.evaluate.forced_choice import continuation_scores, forced_choice
+from plait.evaluate.free import free_figures
+from plait.evaluate.held import Held, Library, asked_of, known, part_of
+from plait.evaluate.judge import Found, Judge, judge_class
 from plait.evaluate.losses import perplexity, split_losses
-from plait.evaluate.texts import error_measures, nearest_texts, text_measures
+from plait.evaluate.measures import package
+from plait.evaluate.reference_classifier import NUM_CONCEPTS
 from plait.generate.pipeline import Pipeline
-from plait.prepare.raw import RawSource, Truths, raw_documents, raw_items
-from plait.prepare.raw_sources import opened, remade
+from plait.generate.request import Result
+from plait.prepare.raw import Truths
 
 FILE = "evaluation.json"
 """Where a run's folder keeps the figures."""
-VERSION = 3
+FOLDER = "evaluation"
+"""Where it keeps examples, and what was made of the data alone."""
+VERSION = 4
 """What is measured; figures of another version are measured again."""
 
 GREEDY = SamplingConfig(temperature=0.0)
-REMEMBERED = 5000
-"""Training documents, the first ones, among which it is looked for what a model remembers."""
 
 
 @dataclass
@@ -43,45 +50,25 @@ class Suite:
     pipeline: Pipeline
     progress: Progress
     autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
+    folder: Path | None = None
+    """Where examples go, and what no model changes is kept; None keeps neither."""
+    shows: bool = True
+    """Whether to keep examples."""
     items: dict[str, dict[str, list]] = field(default_factory=dict)
     """What figures of the first split are made of, item by item: "documents", "parts" and "wholes" by their names."""
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+    """By part of the evaluation: the seconds that it took, and of how many items."""
+    examples: list[Example] = field(default_factory=list)
+    """Items of the first split, to be shown."""
 
     def run(self) -> dict[str, float]:
         """Measure losses, and what the model makes of held-out documents."""
         return self.losses() | self.made()
 
-    def made(self) -> dict[str, float]:
-        """Measure what the model makes of held-out documents: captions, images and speech.
-
-        It is scored against the documents; and by what their source knows to be true of them, where it does.
-        """
-        figures: dict[str, float] = {}
-        splits = validation_splits(self.config)
-        judged = available(self.progress)
-        for split in splits:
-            source = open_sources(self.config, split)[0]
-            origin = remade(source.folder, self.config.prepare, self.pipeline.codecs)
-            figures |= self.captions(split, source, origin.truths if origin else None, judged)
-            if split == splits[0] and judged:
-                origin = origin or self.own(source)
-                figures |= self.generated(source, origin) if origin else {}
-        return figures
-
-    def own(self, source: ShardSource) -> RawSource | None:
-        """Return the raw documents of a user's data; None where they are not there, or not those that were prepared."""
-        origin = opened(source.folder, self.config.prepare, self.pipeline.codecs)
-        if origin is None or origin.splits().get(source.split) != len(source):
-            self.progress.print(
-                f"evaluate: the files that {source.folder!r} was prepared from (prepare.source) are not there as they "
-                "were, so that made images and speech are held against nothing"
-            )
-            return None
-        return origin
-
     def losses(self) -> dict[str, float]:
         """Return val_loss/<split>/<modality>, task_loss/<split>/<task>/<modality>, and means over splits as seen."""
-        figures, splits = {}, validation_splits(self.config)
-        with self.progress.stage("validation losses", total=len(splits)) as bar:
+        figures, splits = {}, self.splits
+        with self.progress.stage("validation losses", total=len(splits)) as bar, self._timed("losses", len(splits)):
             for split in splits:
                 losses, tasks = split_losses(
                     self.pipeline.model, self.config, split, limit=self.config.evaluate.batches, autocast=self.autocast
@@ -98,133 +85,152 @@ class Suite:
                     figures[f"perplexity/{name}"] = perplexity(value)
         return figures
 
-    def captions(self, split: str, source: ShardSource, truths: Truths | None, judged: bool) -> dict[str, float]:
-        """Caption the split's other modalities in the host's text and score what is said against the truth."""
-        host, figures = self.pipeline.model.config.layout.host, {}
-        first = split == validation_splits(self.config)[0]
-        for name, record in self.pipeline.model.config.modalities.items():
-            documents = known(source, truths, [host, name], self.config.evaluate.captions)
-            if name == host or record.reads or not documents:
-                continue
-            made = self.complete(documents, name, host, f"captions of {name}, {split}", {host: GREEDY})
-            said = [text or "" for text in made]
-            prefix = "caption" if self.pipeline.codecs[name].kind == "image" else f"caption_{name}"
-            if judged:
-                figures |= self.texts(prefix, split, name, said, documents, first)
-            if truths is None:
-                continue
-            scores = truths.scores(said, [d.meta for d in documents])
-            figures |= {f"{prefix}_{k}_accuracy/{split}": v for k, v in scores.items()}
-            if first:
-                figures |= {f"{prefix}_{k}_accuracy": v for k, v in scores.items()}
-                low, high = interval(scores["object"], len(documents))
-                figures |= {f"{prefix}_object_low": low, f"{prefix}_object_high": high}
-                figures |= {f"{prefix}_{k}_chance": v for k, v in truths.chances.items() if k in scores}
-                figures |= self.choices(prefix, name, documents, truths)
+    def made(self) -> dict[str, float]:
+        """Measure what the model makes of held-out documents, modality by modality, there and back, and freely.
+
+        It is held against the documents; and against what their source knows to be true of them, where it does.
+        """
+        figures: dict[str, float] = {}
+        judges = self.judges()
+        for split in self.splits:
+            source, is_first = open_sources(self.config, split)[0], split == self.splits[0]
+            for path in self.paths(is_first=is_first):
+                found = self.measured(path, source, judges[path[-1]]) if path[-1] in judges else None
+                if found is not None:
+                    numbers = {f"{self.prefix(path)}_{name}": value for name, value in found.figures().items()}
+                    figures |= {f"{name}/{split}": value for name, value in numbers.items()}
+                    figures |= numbers if is_first else {}
+        if self.splits:
+            figures |= self._free()
+        if self.folder and self.examples:
+            write_examples(self.examples, self.folder)
         return figures
 
-    def texts(
-        self, prefix: str, split: str, given: str, said: list[str], documents: list[Document], first: bool
-    ) -> dict[str, float]:
-        """Score texts against those of their documents; what was heard by its errors too."""
-        references = self.texts_of(documents, given)
-        is_heard = self.pipeline.codecs[given].kind == "audio"
-        measures = text_measures(said, references) | (error_measures(said, references) if is_heard else {})
-        figures = {f"{prefix}_{name}/{split}": measure.value for name, measure in measures.items()}
-        if first:
-            for name, measure in measures.items():
-                figures |= measure.figures(f"{prefix}_{name}")
-                if measure.items:
-                    numbers = [d.index for d in documents]
-                    self.items[f"{prefix}_{name}"] = {"documents": numbers, **asdict(measure.items)}
-            known_texts = set(self.training_texts)
-            for end, texts in {"": said, "_real": references}.items():
-                figures[f"{prefix}_in_training{end}"] = float(np.mean([text in known_texts for text in texts]))
-        return figures
+    def judges(self) -> dict[str, Judge]:
+        """Return the judge of each modality that has one; one whose packages are missing is said, and left out."""
+        judges: dict[str, Judge] = {}
+        made: dict[type[Judge], Judge] = {}
+        for name, codec in self.pipeline.codecs.items():
+            cls = judge_class(codec)
+            if cls is None or self.config.model.modalities[name].objective == "input" or codec.reads:
+                continue
+            if not getattr(self.config.evaluate, cls.setting):
+                continue
+            try:
+                for module in cls.modules:
+                    package(module)
+                made[cls] = judges[name] = made.get(cls) or cls(self.config.evaluate)
+            except ResourceError as error:
+                self.progress.print(f"skipping the figures of {name!r}: {error}")
+        return judges
 
-    def texts_of(self, documents: Sequence[Document], given: str = "") -> list[str]:
-        """Return the text of each document that follows what it gives (`asked_of`), or else its first."""
-        layout = self.pipeline.model.config.layout
-        texts = []
-        for document in documents:
-            _, part = asked_of(document, given or layout.host, layout.host)
-            assert part is not None and part.ids is not None, "documents are chosen by what they hold"
-            has_end = len(part.ids) > 0 and int(part.ids[-1]) in layout.stops
-            texts.append(replace(part, ids=part.ids[:-1]) if has_end else part)
-        return [str(media) for _, media in self.pipeline.decode(texts)]
+    def paths(self, *, is_first: bool) -> Iterator[tuple[str, ...]]:
+        """Yield what is measured of a split: (given, made), and of round trips (given, made on the way, made)."""
+        host, records = self.pipeline.model.config.layout.host, self.config.model.modalities
+        names = [name for name, record in records.items() if not record.reads]
+        made = [name for name in names if records[name].objective != "input"]
+        yield from ((name, host) for name in names if host in made)  # of the host itself: answers
+        if not is_first and not self.config.evaluate.every_split:
+            return
+        yield from ((host, name) for name in made if name != host)
+        tasks = [task.replace(" ", "").split(",") for task in self.config.data.tasks if task != AS_WRITTEN_TASK]
+        for given, other in permutations((n for n in names if n != host), 2):
+            is_trained = any(other == task[-1] and given in task[:-1] for task in tasks)
+            if other in made and (is_trained or not tasks):
+                yield given, other
+        if is_first and self.config.evaluate.round_trips and host in made:
+            for name in (n for n in made if n != host):
+                yield from ((host, name, host), (name, host, name))
 
-    @functools.cached_property
-    def training_texts(self) -> list[str]:
-        """Return the texts of the first training documents; "" of those that have none."""
-        source, host = open_sources(self.config, "train")[0], self.pipeline.model.config.layout.host
-        documents = [source.document(i) for i in range(min(len(source), REMEMBERED))]
-        place = {i: d for i, d in enumerate(documents) if any(p.modality == host for p in d.parts)}
-        texts = dict(zip(place, self.texts_of(list(place.values())), strict=True))
-        return [texts.get(i, "") for i in range(len(documents))]
+    def prefix(self, path: Sequence[str]) -> str:
+        """Return how the names of a path's figures begin."""
+        host, given, made = self.pipeline.model.config.layout.host, path[0], path[-1]
+        if len(path) > 2:
+            return f"{made}_via_{path[1]}"
+        if made == host:
+            images = [name for name, codec in self.pipeline.codecs.items() if codec.kind == "image" and not codec.reads]
+            return "answer" if given == host else "caption" if given in images[:1] else f"caption_{given}"
+        return made if given == host else f"{made}_from_{given}"
+
+    def measured(self, path: tuple[str, ...], source: ShardSource, judge: Judge) -> Found | None:
+        """Let the model make what a path asks for, and its judge say how good it is; None where there is nothing."""
+        host, settings, library = self.pipeline.model.config.layout.host, self.config.evaluate, self.library
+        count, asks_order = getattr(settings, judge.setting), False
+        if len(path) > 2:
+            count = min(count, settings.round_trips)
+        elif host not in path:
+            count, asks_order = min(count, settings.pairs), not self.config.data.tasks
+        given, made = path[0], path[1]
+        documents = known(source, library.truths, given, made, count, in_order=asks_order)
+        if not documents or (path[-1] != host and library.origin is None):
+            return None
+        title = f"{' → '.join(path)}, {source.split}"
+        held = Held(path, source.split, self.pipeline.codecs[path[-1]], documents,
+                    library.texts(documents, given), library, self.cache, library.truths)  # fmt: skip
+        with self._timed(f"make {' > '.join(path)}", len(documents)):
+            items = self.follow(path, documents, title)
+        with (
+            self.progress.stage(f"judge {title}", total=1) as bar,
+            self._timed(f"judge {' > '.join(path)}", len(items)),
+        ):
+            held.advance = bar.to
+            found = judge.measure(items, held)
+            if len(path) > 2:
+                found = found.of_items()
+            elif path[-1] == host and library.truths and source.split == self.splits[0]:
+                found.beside |= self.choices(given, documents, library.truths)
+        if source.split == self.splits[0]:
+            self._keep_items(self.prefix(path), held.numbers, found)
+            self.examples += chosen(held, items, found) if self.folder and self.shows else []
+        return found
+
+    def follow(self, path: tuple[str, ...], documents: Sequence[Document], title: str) -> list[Media]:
+        """Return what the model makes of documents along a path, "" for a text that did not come."""
+        host = self.pipeline.model.config.layout.host
+
+        def sampling(name: str) -> dict[str, SamplingConfig] | None:
+            return {host: GREEDY} if name == host else None
+
+        made = self.complete(documents, path[0], path[1], title, sampling(path[1]))
+        for before, name in pairwise(path[1:]):
+            prompts = [self.pipeline.encode([(before, "" if item is None else item)]) for item in made]
+            made = self._complete(prompts, name, title, sampling(name), self._grids(documents, path[0], name))
+        if path[-1] != host and any(item is None for item in made):
+            raise ConfigError(
+                f"model.max_positions: {self.pipeline.model.config.max_positions} is not allowed, it must hold a "
+                f"caption and an item of {path[-1]!r}, which found no room; lower generate.max_tokens or generate.grids"
+            )
+        return ["" if item is None else item for item in made]
 
     def complete(self, documents: Sequence[Document], prompt_modality: str, output: str, title: str,
                  sampling: dict[str, SamplingConfig] | None = None) -> list[Media | None]:  # fmt: skip
         """Generate ``output`` after what each document gives (`asked_of`), decoded; None where none came."""
         prompts = [asked_of(d, prompt_modality, output)[0] for d in documents]
+        return self._complete(prompts, output, title, sampling, self._grids(documents, prompt_modality, output))
+
+    def _grids(self, documents: Sequence[Document], given: str, output: str) -> list[tuple[int, ...]]:
+        """Return the extent of each item to be made: the document's own, where neither codec nor settings fix one."""
+        is_free = self.config.model.modalities[output].objective == "diffusion" and output not in self.pipeline.grids
+        asked = [asked_of(d, given, output)[1] if is_free else None for d in documents]
+        return [part.grid if part else () for part in asked]
+
+    def _complete(
+        self, prompts: Sequence[list[Part]], output: str, title: str, sampling: dict[str, SamplingConfig] | None,
+        grids: Sequence[tuple[int, ...]],
+    ) -> list[Media | None]:  # fmt: skip
+        results: dict[int, Result] = {}
         with self.progress.stage(title, total=len(prompts)) as bar:
-            results = self.pipeline.complete(
-                prompts, [output] * len(prompts), sampling=sampling, on_result=lambda _: bar.advance(1)
-            )
-        decoded = iter(self.pipeline.decode([r.parts[0] for r in results if r.parts]))
-        return [next(decoded)[1] if r.parts else None for r in results]
+            for grid, places in alike(grids, len(grids)):  # those of one size together
+                made = self.pipeline.complete(
+                    [prompts[i] for i in places], [output] * len(places), sampling=sampling, numbers=places,
+                    grids={output: grid} if grid else None, on_result=lambda _: bar.advance(1),
+                )  # fmt: skip
+                results |= dict(zip(places, made, strict=True))
+        made = [results[i] for i in range(len(prompts))]
+        decoded = iter(self.pipeline.decode([r.parts[0] for r in made if r.parts]))
+        return [next(decoded)[1] if r.parts else None for r in made]
 
-    def generated(self, source: ShardSource, origin: RawSource) -> dict[str, float]:
-        """Let the judges name images, and recognise speech, that were generated from captions."""
-        figures, host, truths = {}, self.pipeline.model.config.layout.host, origin.truths
-        for name, codec in self.pipeline.codecs.items():
-            if self.config.model.modalities[name].objective == "input":
-                continue
-            setting, judge = JUDGES.get(codec.kind, ("", None))
-            count = getattr(self.config.evaluate, setting) if setting else 0
-            documents = known(source, truths, [host, name], count)
-            if not documents or judge is None:
-                continue
-            if codec.kind == "image" and len(documents) < LEAST:
-                self.progress.print(
-                    f"evaluate: {len(documents)} images of {name!r} are too few to be compared as a set with real "
-                    f"ones, it needs {LEAST} (evaluate.images, and documents of the split {source.split!r})"
-                )
-            made = self.complete(documents, host, name, f"{name} from {host}")
-            if any(item is None for item in made):
-                raise ConfigError(
-                    f"model.max_positions: {self.pipeline.model.config.max_positions} is not allowed, it must hold a "
-                    f"caption and an item of {name!r}, which found no room; lower generate.max_tokens or generate.grids"
-                )
-            # only this kind of item is made again: all others would take longer than what is measured
-            raw = remade(source.folder, self.config.prepare, self.pipeline.codecs, [codec.key]) or origin
-            real = items(raw, source.split, [d.index for d in documents], codec.key)
-            with self.progress.stage(f"judge of {name}", total=1) as bar:
-                item_figures = judge(self, made, documents, real, raw, codec, bar)
-            figures |= {f"{name}_{label}": value for label, value in item_figures.items()}
-        return figures
-
-    def images(
-        self, made: list[Media], documents: list[Document], real: list[Media], raw: RawSource, codec: Codec, bar: Bar
-    ) -> dict[str, float]:
-        """Return what the judge makes of generated images, beside ``real`` ones of the same documents and others."""
-        train, metas = open_sources(self.config, "train")[0], [d.meta for d in documents]
-        if raw.truths:
-            nearest = raw.truths.nearest(metas, [train.meta(i) for i in range(len(train))])
-        else:
-            nearest = nearest_texts(self.texts_of(documents), self.training_texts)
-        remembered = items(raw, "train", nearest, codec.key, scattered=True)
-        others = list(islice(raw_items(raw, "train", codec.key), len(made)))
-        return image_figures(made, metas, raw.truths, real, remembered, others, codec)
-
-    def clips(
-        self, made: list[Media], documents: list[Document], real: list[Media], raw: RawSource, codec: Codec, bar: Bar
-    ) -> dict[str, float]:
-        """Return how many generated clips a recogniser understands, beside ``real`` ones of the same documents."""
-        truths = raw.truths
-        said = [truths.caption(d.meta) for d in documents] if truths else self.texts_of(documents)
-        return speech_figures(made, said, real, codec, bar.to)
-
-    def choices(self, prefix: str, modality: str, documents: list[Document], truths: Truths) -> dict[str, float]:
+    def choices(self, modality: str, documents: list[Document], truths: Truths) -> dict[str, float]:
         """Score NUM_CONCEPTS names for items that show one thing: the share named rightly, and with items shuffled."""
         single = [d for d in documents if truths.thing(d.meta)][: self.config.evaluate.choices]
         if not single:
@@ -238,48 +244,45 @@ class Suite:
                 scores.append(continuation_scores(model, [part_of(document, modality)], ids))
                 bar.advance(1)
         shares = forced_choice(np.array(scores), truth)
-        return {f"{prefix}_choice_{k}": v for k, v in shares.items()}
+        return {f"choice_{k}": v for k, v in shares.items()}
 
+    def _free(self) -> dict[str, float]:
+        """Measure documents that the model makes from nothing, opening and closing spans itself."""
+        count = self.config.evaluate.free
+        if not count or self.pipeline.model.config.layout.bos is None:
+            return {}
+        with self.progress.stage("free documents", total=count) as bar, self._timed("free documents", count):
+            found = free_figures(self.pipeline, self.config, self.library.train, count, lambda: bar.advance(1))
+        self._keep_items("free", list(range(count)), found)
+        return {f"free_{name}": value for name, value in found.figures().items()}
 
-JUDGES: dict[str, tuple[str, Callable[..., dict[str, float]]]] = {
-    "image": ("images", Suite.images),
-    "audio": ("clips", Suite.clips),
-}
-"""By kind of media: the setting of `evaluate` that says how many items are made, and what judges them."""
+    def _keep_items(self, prefix: str, numbers: list[int], found: Found) -> None:
+        """Keep what paired comparisons need."""
+        for name, measure in found.measures.items():
+            if measure.items and len(measure.items.parts) == len(numbers):
+                self.items[f"{prefix}_{name}"] = {"documents": numbers, **asdict(measure.items)}
 
+    @functools.cached_property
+    def splits(self) -> list[str]:
+        """The validation splits; what is shown, and compared in pairs, is of the first."""
+        return validation_splits(self.config)
 
-def known(source: ShardSource, truths: Truths | None, modalities: Sequence[str], count: int) -> list[Document]:
-    """Return the split's first documents, ``count`` at most, that have these modalities.
+    @functools.cached_property
+    def library(self) -> Library:
+        """The data's texts and raw media."""
+        return Library(self.config, self.pipeline, self.progress)
 
-    Where their source knows what is true of documents, those alone of which it does.
-    """
+    @functools.cached_property
+    def cache(self) -> Cache:
+        """What no model changes."""
+        key = {"version": VERSION, "data": data_fingerprint(self.config)} if self.folder else {}
+        return Cache(self.folder and self.folder / "references", key)
 
-    def matching_documents() -> Iterator[Document]:
-        for i in range(len(source)):
-            held = {source.names[m] for m in source.parts([i]).modality}
-            if held.issuperset(modalities) and (truths is None or truths.caption(source.meta(i))):
-                yield source.document(i)
-
-    return list(islice(matching_documents(), count))
-
-
-def items(source: RawSource, split: str, numbers: Sequence[int], key: str, *, scattered: bool = False) -> list[Media]:
-    """Return the first raw item of a key of documents, given by number; ``scattered`` ones have others between them."""
-    return [dict(reversed(d.parts))[key] for d in raw_documents(source, split, numbers, scattered=scattered)]
-
-
-def asked_of(document: Document, given: str, made: str) -> tuple[list[Part], Part | None]:
-    """Return what a document gives, and the part of ``made`` that is to follow; None where it has none.
-
-    Where parts are given (``loss: false``), as a question is, that is all before the first learned part of ``made``;
-    else the document's first part of ``given``.
-    """
-    learned = [i for i, part in enumerate(document.parts) if part.modality == made and part.loss > 0]
-    if learned and learned[0] > 0 and not all(part.loss for part in document.parts[: learned[0]]):
-        return document.parts[: learned[0]], document.parts[learned[0]]
-    return [part_of(document, given)], next((p for p in document.parts if p.modality == made), None)
-
-
-def part_of(document: Document, modality: str) -> Part:
-    """Return a document's first part of a modality."""
-    return next(p for p in document.parts if p.modality == modality)
+    @contextlib.contextmanager
+    def _timed(self, part: str, count: int) -> Iterator[None]:
+        """Add the seconds that a part takes."""
+        started = time.monotonic()
+        yield
+        if count:
+            before = self.seconds.get(part, [0.0, 0])
+            self.seconds[part] = [before[0] + time.monotonic() - started, before[1] + count]

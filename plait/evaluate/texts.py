@@ -34,6 +34,15 @@ def text_measures(said: Sequence[str], references: Sequence[str]) -> dict[str, M
 
 def error_measures(heard: Sequence[str], references: Sequence[str]) -> dict[str, Measure]:
     """Return ``wer`` and ``cer``: errors over all words, and over all characters, of the references."""
+    return {
+        name: ratio_of(*map(list, zip(*pairs, strict=True)))
+        for name, pairs in text_errors(heard, references).items()
+        if any(whole for _, whole in pairs)
+    }
+
+
+def text_errors(heard: Sequence[str], references: Sequence[str]) -> dict[str, list[tuple[int, int]]]:
+    """Return of ``wer`` and ``cer``, for each text, the errors and how many words or characters its reference has."""
     jiwer = package("jiwer")
     errors: dict[str, list[tuple[int, int]]] = {"wer": [], "cer": []}
     for hypothesis, reference in zip(heard, references, strict=True):
@@ -44,11 +53,7 @@ def error_measures(heard: Sequence[str], references: Sequence[str]) -> dict[str,
                 continue
             o = process(b, a)
             errors[name].append((o.substitutions + o.deletions + o.insertions, o.hits + o.substitutions + o.deletions))
-    return {
-        name: ratio_of(*map(list, zip(*pairs, strict=True)))
-        for name, pairs in errors.items()
-        if any(whole for _, whole in pairs)
-    }
+    return errors
 
 
 def cider(said: Sequence[str], references: Sequence[str]) -> list[float]:
@@ -71,6 +76,12 @@ def nearest_texts(texts: Sequence[str], others: Sequence[str]) -> list[int]:
     """Return for each text the place of the one among ``others`` that it shares most characters with, in order."""
     process = package("rapidfuzz.process")
     return [int(i) for i in process.cdist(texts, others).argmax(1)]
+
+
+def text_likeness(texts: Sequence[str], others: Sequence[str]) -> list[float]:
+    """Return how like each text is to the likest of ``others``: 1 less the share of characters to add and take out."""
+    process = package("rapidfuzz.process")
+    return [float(best) / 100 for best in process.cdist(texts, others).max(1)]
 
 
 def _of_sacrebleu(name: str, said: Sequence[str], references: Sequence[str]) -> Measure:

@@ -83,8 +83,9 @@ class Truths(Protocol):
     def caption(self, meta: dict[str, Any]) -> str:
         """Return the sentence that says what a document shows, which its speech speaks; "" where there is none."""
 
-    def scores(self, said: Sequence[str], metas: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """Return the shares of captions that are right in "object" (the first thing shown), and in what else is."""
+    def scores(self, said: Sequence[str], metas: Sequence[dict[str, Any]]) -> dict[str, list[bool | None]]:
+        """Return for each caption whether it is right in "object" (the first thing shown), and in what else is; None
+        where its document has no such thing."""
 
     @property
     def chances(self) -> dict[str, float]:
@@ -99,8 +100,8 @@ class Truths(Protocol):
     def reference(self, thing: str, size: int) -> np.ndarray:
         """Return an image of a thing, uint8 [size, size, 3]."""
 
-    def image_scores(self, images: Sequence[Media], metas: Sequence[dict[str, Any]]) -> dict[str, float]:
-        """Return the shares of images, uint8 [H, W, 3], that are right in what needs no judge, such as "ground"."""
+    def image_scores(self, images: Sequence[Media], metas: Sequence[dict[str, Any]]) -> dict[str, list[bool | None]]:
+        """Return for each image, uint8 [H, W, 3], whether it is right in what needs no judge, such as "ground"."""
 
     def nearest(self, metas: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> list[int]:
         """Return for each document the place, among ``others``, of the one that shows most of the same."""

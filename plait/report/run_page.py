@@ -16,6 +16,7 @@ from plait.data.shards import codec_folder
 from plait.report import numbers as numbers_module
 from plait.report import showcase
 from plait.report import strips as strips_module
+from plait.report.examples import examples
 from plait.report.media import Media, clean
 from plait.report.run_charts import braid, modalities_of, run_charts
 from plait.report.scores import scores
@@ -66,7 +67,8 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
     rows = read_metrics(run / "metrics.jsonl") if (run / "metrics.jsonl").exists() else []
     data = _data_folder(run, config)
     data_report = _mapping(data / "report.json")
-    media = Media(run / "samples", functools.cache(functools.partial(_codec_of, data, config)))
+    codec_of = functools.cache(functools.partial(_codec_of, data, config))
+    media = Media(run / "samples", codec_of)
     denoised = _denoised(config)
 
     def records(name: str, key: str, *, varied: str = "") -> list[dict]:
@@ -93,6 +95,7 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
         "units": units,
         "shown": showcase.shown(samples),
         "scores": scores(numbers, modalities, aims),
+        "examples": examples(run, codec_of),
         "took": numbers_module.run_facts(summary),
         "curves": run_charts(rows, modalities, units),
         "tasks": _tasks(samples, counts),

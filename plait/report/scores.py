@@ -1,7 +1,7 @@
 """How good a run is, as a table: each score beside what chance reaches and what the codec's round trip reaches.
 
 Rows are made of the figures of summary.json by their names (`plait.evaluate.suite`), for the modalities that the run
-has. Shares are out of 1; a Fréchet distance has no chance, and lower is better.
+has: of each path from what was given to what was made (`paths`), those of KINDS that were measured.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,45 +9,97 @@ from typing import NamedTuple
 
 from plait.report.numbers import percent, plain
 
-CAPTIONS = {
-    "object": "names the right thing",
-    "exact": "whole caption right, one thing",
-    "exact_several": "whole caption right, several things",
-    "relation": "right relation of two things",
-    "colour": "right background",
-}
-"""What a caption can say rightly, in the order of the page."""
+ROUTE = "given → made"
+"""Head of the column that says what a score is of."""
+ALL = "all"
+"""As a ceiling: everything right."""
 
 
-TEXTS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "wer": ("word error rate, lower is better", percent),
-    "cer": ("character error rate, lower is better", percent),
-    "exact": ("text is the document's own, letter by letter", percent),
-    "cider": ("CIDEr-D against the document's own text", "{:.2f}".format),
-    "bleu": ("BLEU", "{:.1f}".format),
-    "chrf": ("chrF", "{:.1f}".format),
-    "rouge_l": ("ROUGE-L", percent),
-}
-"""What a text is scored by: its label, and how a figure is written."""
+def hundredths(value: float) -> str:
+    return f"{value:.2f}"
 
-SETS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "kid": ("kernel distance to real images (KID x 1,000), lower is better", "{:.1f}".format),
-    "precision": ("precision: images that lie among real ones", percent),
-    "recall": ("recall: real images that lie among them", percent),
-}
-"""What a set of images is scored by, besides its Fréchet distance."""
-_SET_ENDS = ("", "_codec", "_blurred", "_nearest", "_low", "_high")
 
-_DISTANCES = {"made": "", "codec": "_codec", "blurred": "_blurred", "count": "_count"}
+def tenths(value: float) -> str:
+    return f"{value:.1f}"
+
+
+def whole(value: float) -> str:
+    return plain(round(value))
+
+
+class Kind(NamedTuple):
+    """A score: what it is called, how it is written, and which figures stand beside it."""
+
+    label: str
+    written: Callable[[float], str]
+    floor: str = ""
+    """Figure of what chance reaches."""
+    ceiling: str = ""
+    """Figure of what the codec's round trip of real items reaches, or ALL."""
+    beside: tuple[tuple[str, str], ...] = ()
+    """Other figures of the same kind, and whose they are."""
+    is_share: bool = False
+    """Whether it lies between 0 and 1, so that it can be drawn."""
+
+
+def _named(label: str, name: str) -> Kind:
+    """Return a share of items that are right in something, by figures that begin with its name."""
+    beside = ((f"{name}_originals", "real ones"), (f"{name}_nearest", "nearest training images"))
+    return Kind(label, percent, f"{name}_chance", f"{name}_codec", beside, True)
+
+
+def _distance(label: str, name: str, written: Callable[[float], str]) -> Kind:
+    others = {"real": "real images", "blurred": "blurred images", "nearest": "nearest training images",
+              "random": "noise"}  # fmt: skip
+    beside = tuple((f"{name}_{end}", said) for end, said in others.items())
+    return Kind(label, written, "", f"{name}_codec", beside)
+
+
+KINDS: dict[str, Kind] = {
+    "object_accuracy": _named("shows the right thing, by a reference classifier", "object"),
+    "ground_accuracy": _named("right background", "ground"),
+    "exact_accuracy": Kind("whole caption right, one thing", percent, "exact_chance", ALL, (), True),
+    "exact_several_accuracy": Kind("whole caption right, several things", percent, "", ALL, (), True),
+    "relation_accuracy": Kind("right relation of two things", percent, "relation_chance", ALL, (), True),
+    "colour_accuracy": Kind("right background", percent, "colour_chance", ALL, (), True),
+    "recognised": Kind("understood by a recogniser", percent, "recognised_chance", "recognised_ceiling",
+                       (("codec_recognised_originals", "originals"),), True),
+    "clip": Kind("CLIP score", tenths, "clip_shuffled", "clip_codec",
+                 (("clip_real", "real images"), ("clip_nearest", "nearest training images"))),
+    "match": Kind("likeness to the document’s own", hundredths, "match_shuffled", "match_codec", (), True),
+    "wer": Kind("word error rate, lower is better", percent, "", "wer_codec", (("wer_real", "real speech"),)),
+    "cer": Kind("character error rate, lower is better", percent, "", "cer_codec", (("cer_real", "real speech"),)),
+    "exact": Kind("text is the document’s own, letter by letter", percent, "", ALL, (), True),
+    "cider": Kind("CIDEr-D against the document’s own text", hundredths),
+    "bleu": Kind("BLEU", tenths),
+    "chrf": Kind("chrF", tenths),
+    "rouge_l": Kind("ROUGE-L", percent),
+    "frechet": _distance("Fréchet distance to real images, lower is better", "frechet", whole),
+    "kid": _distance("kernel distance to real images (KID x 1,000), lower is better", "kid", tenths),
+    "precision": _distance("precision: images that lie among real ones", "precision", percent),
+    "recall": _distance("recall: real images that lie among them", "recall", percent),
+    "seconds": Kind("length in seconds", hundredths, "", "", (("seconds_real", "real speech"),)),
+    "mos": Kind("naturalness by DNSMOS, 1 to 5", hundredths, "", "mos_codec", (("mos_real", "real speech"),)),
+    "neighbour": Kind("likeness to the nearest training item", hundredths, "",
+                      "neighbour_codec", (("neighbour_real", "real ones"),)),
+    "copied": Kind("nearer to a training item than 95% of real ones are", percent, "", "",
+                   (("copied_real", "real ones"),)),
+    "in_training": Kind("is a training text to the letter", percent, "", "",
+                        (("in_training_real", "the documents’ own"),)),
+    "valid": Kind("ends by itself, in an order of modalities that training has", percent, "", ALL, (), True),
+}  # fmt: skip
+"""Scores in the order of the page, by the names of their figures."""
+
+CAPTIONS = {"object_accuracy": Kind("names the right thing", percent, "object_chance", ALL, (), True)}
+"""What is called otherwise where it is said of a text."""
 
 
 class Score(NamedTuple):
     """A row of the table."""
 
-    given: str
-    """Modality that the model was given."""
-    made: str
-    """Modality that it made."""
+    path: tuple[str, ...]
+    """Modalities: what the model was given, what it made, and of a round trip what it made on the way between them; ()
+    for documents from nothing."""
     label: str
     value: str
     chance: str
@@ -57,112 +109,84 @@ class Score(NamedTuple):
     """Value, chance and ceiling between 0 and 1, for a drawing; None where the score is no share."""
     note: str = ""
 
+    @property
+    def route(self) -> str:
+        """The path in words."""
+        return route(self.path)
+
 
 def scores(numbers: Mapping[str, float], modalities: Sequence[str], aims: Mapping[str, float]) -> list[Score]:
     """Return the rows that a run's figures have; ``aims`` is the least that its config asks of some of them."""
-    host = modalities[0] if modalities else ""
-    rows: list[Score] = []
-    for name in modalities[1:]:
-        rows += _images(numbers, host, name, aims)
-        rows += _likeness(numbers, host, name)
-        rows += _speech(numbers, host, name, aims)
-    for name in modalities[1:]:
-        prefix = f"caption_{name}" if _has_own(numbers, name) else "caption"
-        if prefix != "caption" or name == _captioned(numbers, modalities):
-            rows += _captions(numbers, prefix, name, host, aims)
-    return rows
+    numbers = dict(numbers)
+    for name in modalities:  # the codec's share is relative to the originals'
+        own, real = (numbers.get(f"{name}_codec_recognised{end}") for end in ("", "_originals"))
+        if own is not None and real is not None:
+            numbers[f"{name}_recognised_ceiling"] = own * real
+    return [
+        row for prefix, path in paths(numbers, modalities) for row in _rows(numbers, prefix, path, modalities, aims)
+    ]
 
 
-def _captioned(numbers: Mapping[str, float], modalities: Sequence[str]) -> str:
-    """Return the modality whose captions are scored under the bare name: the images."""
-    others = [m for m in modalities[1:] if not _has_own(numbers, m)]
-    return others[0] if others else ""
+def paths(numbers: Mapping[str, float], modalities: Sequence[str]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield how the figures of each path begin, and the path: one step, then round trips, then from nothing."""
+    if not modalities:
+        return
+    host, others = modalities[0], modalities[1:]
+    yield from ((name, (host, name)) for name in others)
+    bare = [m for m in others if not any(f"caption_{m}_{score}" in numbers for score in ("object_accuracy", "bleu"))]
+    yield from (("caption" if name in bare[:1] else f"caption_{name}", (name, host)) for name in others)
+    yield "answer", (host, host)
+    yield from ((f"{made}_from_{given}", (given, made)) for given in others for made in others if given != made)
+    yield from ((f"{host}_via_{name}", (host, name, host)) for name in others)
+    yield from ((f"{name}_via_{host}", (name, host, name)) for name in others)
+    yield "free", ()
 
 
-def _has_own(numbers: Mapping[str, float], name: str) -> bool:
-    """Say whether captions of a modality are scored under its own name."""
-    return any(f"caption_{name}_{score}" in numbers for score in ("object_accuracy", "bleu"))
+def named(figure: str, numbers: Mapping[str, float], modalities: Sequence[str]) -> tuple[str, Kind] | None:
+    """Return what a figure is of, in words, and of which kind it is; None where it stands in no table."""
+    for prefix, path in paths(numbers, modalities):
+        kind = _kinds(path, modalities).get(figure.removeprefix(f"{prefix}_"))
+        if kind and figure.startswith(f"{prefix}_"):
+            return route(path), kind
+    return None
 
 
-def _images(numbers: Mapping[str, float], host: str, name: str, aims: Mapping[str, float]) -> Iterator[Score]:
-    """Yield how often images made from text are right, and their distance to real ones."""
-    count = numbers.get(f"{name}_object_trials")
-    labels = {"object": "shows the right thing, by a reference classifier", "ground": "right background"}
-    for score, label in labels.items():
-        key = f"{name}_{score}_accuracy"
-        if key in numbers:
-            notes = [f"{plain(count)} images"] if score == "object" and count else []
-            nearest = numbers.get(f"{name}_{score}_nearest")
-            notes += [f"nearest training images {percent(nearest)}"] if nearest is not None else []
-            ceiling = numbers.get(f"{name}_{score}_codec")
-            yield _share(numbers, host, name, label, key, f"{name}_{score}_chance", ceiling, aims, notes)
-    distances = {kind: numbers.get(f"{name}_frechet{end}") for kind, end in _DISTANCES.items()}
-    said = {kind: "" if value is None else plain(round(value)) for kind, value in distances.items()}
-    if said["made"]:
-        notes = [f"blurred images {said['blurred']}"] if said["blurred"] else []
-        notes += [f"{said['count']} images"] if said["count"] else []
-        label = "Fréchet distance to real images, lower is better"
-        yield Score(host, name, label, said["made"], "", said["codec"], None, ", ".join(notes))
-    for score, (set_label, written) in SETS.items():
-        key = f"{name}_{score}"
+def route(path: Sequence[str]) -> str:
+    """Return a path in words."""
+    return " → ".join(path) or "from nothing"
+
+
+def _kinds(path: tuple[str, ...], modalities: Sequence[str]) -> dict[str, Kind]:
+    return KINDS | CAPTIONS if path and path[-1] == modalities[0] else KINDS
+
+
+def _rows(
+    numbers: Mapping[str, float], prefix: str, path: tuple[str, ...], modalities: Sequence[str],
+    aims: Mapping[str, float],
+) -> Iterator[Score]:  # fmt: skip
+    for name, kind in _kinds(path, modalities).items():
+        key = f"{prefix}_{name}"
         if key not in numbers:
             continue
-        shown = {end: written(numbers[key + end]) for end in _SET_ENDS if key + end in numbers}
-        notes = [f"{shown['_low']} to {shown['_high']}"] if "_low" in shown else []
-        notes += [f"blurred images {shown['_blurred']}", f"nearest training images {shown['_nearest']}"]
-        yield Score(host, name, set_label, shown[""], "", shown["_codec"], None, ", ".join(notes))
+        value, floor = numbers[key], numbers.get(f"{prefix}_{kind.floor}")
+        ceiling = 1.0 if kind.ceiling == ALL else numbers.get(f"{prefix}_{kind.ceiling}")
+        said, guessed, most = (kind.written(x) if x is not None else "" for x in (value, floor, ceiling))
+        bar = (value, floor or 0.0, 1.0 if ceiling is None else ceiling) if kind.is_share else None
+        note = ", ".join(_notes(numbers, prefix, name, kind, aims))
+        yield Score(path, kind.label, said, guessed, most, bar, note)
 
 
-def _likeness(numbers: Mapping[str, float], host: str, name: str) -> Iterator[Score]:
-    """Yield how like made images are to the training image of the nearest text, beside what real ones are."""
-    key = f"{name}_likeness"
-    if f"{key}_real" in numbers:
-        value, low, high, real, codec = (
-            f"{numbers[key + end]:.2f}" for end in ("", "_low", "_high", "_real", "_codec")
-        )
-        label = "likeness to the training image of the nearest text; above that of real images it is memory"
-        yield Score(host, name, label, value, "", codec, None, f"{low} to {high}, real images {real}")
-
-
-def _speech(numbers: Mapping[str, float], host: str, name: str, aims: Mapping[str, float]) -> Iterator[Score]:
-    """Yield how often speech made from text is understood."""
-    key, trials = f"{name}_recognised", numbers.get(f"{name}_recognised_trials")
-    if key in numbers:
-        notes = [f"{plain(trials)} clips"] if trials else []
-        original, relative = (numbers.get(f"{name}_codec_recognised{end}") for end in ("_originals", ""))
-        ceiling = None
-        if original is not None and relative is not None:
-            notes.append(f"originals {percent(original)}")
-            ceiling = original * relative
-        yield _share(numbers, host, name, "understood by a recogniser", key, f"{key}_chance", ceiling, aims, notes)
-
-
-def _captions(
-    numbers: Mapping[str, float], prefix: str, name: str, host: str, aims: Mapping[str, float]
-) -> Iterator[Score]:
-    """Yield the scores of captions of a modality."""
-    for score, label in CAPTIONS.items():
-        key = f"{prefix}_{score}_accuracy"
-        if key in numbers:
-            yield _share(numbers, name, host, label, key, f"{prefix}_{score}_chance", 1.0, aims, [])
-    for score, (label, written) in TEXTS.items():
-        key = f"{prefix}_{score}"
-        if f"{key}_low" in numbers:
-            value, low, high = (written(numbers[key + end]) for end in ("", "_low", "_high"))
-            notes = [f"{low} to {high}", f"{plain(numbers[f'{key}_count'])} texts"]
-            if score == "exact" and f"{prefix}_in_training" in numbers:
-                own, real = (percent(numbers[f"{prefix}_in_training{end}"]) for end in ("", "_real"))
-                notes.append(f"{own} are a training text to the letter, of the documents' own {real}")
-            yield Score(name, host, label, value, "", "", None, ", ".join(notes))
-
-
-def _share(
-    numbers: Mapping[str, float], given: str, made: str, label: str, key: str, chance: str, ceiling: float | None,
-    aims: Mapping[str, float], notes: Sequence[str],
-) -> Score:  # fmt: skip
-    value, low = numbers[key], numbers.get(chance)
-    if key in aims and value < aims[key]:
-        notes = [*notes, f"short of the {percent(aims[key])} aimed at"]
-    said, guessed, most = (percent(x) if x is not None else "" for x in (value, low, ceiling))
-    bar = value, low or 0.0, 1.0 if ceiling is None else ceiling
-    return Score(given, made, label, said, guessed, most, bar, ", ".join(notes))
+def _notes(
+    numbers: Mapping[str, float], prefix: str, name: str, kind: Kind, aims: Mapping[str, float]
+) -> Iterator[str]:
+    """Yield what stands below a score: its interval, of how many items it is, what other items get."""
+    key = f"{prefix}_{name}"
+    if f"{key}_low" in numbers and f"{key}_high" in numbers:
+        yield f"{kind.written(numbers[f'{key}_low'])} to {kind.written(numbers[f'{key}_high'])}"
+    if f"{key}_count" in numbers:
+        yield f"of {plain(numbers[f'{key}_count'])}"
+    for figure, whose in kind.beside:
+        if f"{prefix}_{figure}" in numbers:
+            yield f"{whose} {kind.written(numbers[f'{prefix}_{figure}'])}"
+    if key in aims and numbers[key] < aims[key]:
+        yield f"short of the {percent(aims[key])} aimed at"

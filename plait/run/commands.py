@@ -56,7 +56,7 @@ def evaluate(chosen) -> None:
     modalities = list(dict.fromkeys(name for config in configs.values() for name in config.model.modalities))
     _print_table(*leaderboard(found, modalities))
     for other in runs[1:] if chosen.paired else []:
-        _print_table(*paired(runs[0], other))
+        _print_table(*paired(runs[0], other, modalities))
 
 
 def report(chosen) -> None:
@@ -364,5 +364,5 @@ def _print_table(title: str, note: str, header: list[str], rows: list[list[str]]
         table.add_row(*map(Text, row))
     console = Console()
     if not console.is_terminal:
-        console.width = 120  # a file has no edge
+        console.width = 160  # a file has no edge
     console.print(table)

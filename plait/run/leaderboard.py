@@ -8,7 +8,7 @@ from plait.common.errors import ConfigError
 from plait.common.files import read_json
 from plait.evaluate.measures import Items, difference
 from plait.evaluate.suite import FILE
-from plait.report.scores import TEXTS, scores
+from plait.report.scores import ROUTE, named, scores
 
 Table = tuple[str, str, list[str], list[list[str]]]
 """Title, note, header and rows."""
@@ -17,18 +17,14 @@ Table = tuple[str, str, list[str], list[list[str]]]
 def leaderboard(runs: Mapping[str, Mapping[str, Any]], modalities: Sequence[str]) -> Table:
     """Return the scores of runs, given the figures of each by its folder, a column for each."""
     by_run = {
-        run: {(r.given, r.made, r.label): r.value for r in scores(figures, modalities, {})}
-        for run, figures in runs.items()
+        run: {(r.route, r.label): r.value for r in scores(figures, modalities, {})} for run, figures in runs.items()
     }
     labels = list(dict.fromkeys(label for found in by_run.values() for label in found))
-    rows = [
-        [f"{given} → {made}", label, *(by_run[run].get((given, made, label), "–") for run in runs)]
-        for given, made, label in labels
-    ]
+    rows = [[route, label, *(by_run[run].get((route, label), "–") for run in runs)] for route, label in labels]
     facts = {"parameters": "parameters", "steps": "steps", "seed": "seed", "commit": "commit of the evaluation"}
     rows += [["", said, *(str(f.get(name, "–"))[:12] for f in runs.values())] for name, said in facts.items()]
     rows.append(["", "weights (checksum)", *(_checksum(run) for run in runs)])
-    return "scores on held-out documents", "", ["given → made", "score", *runs], rows
+    return "scores on held-out documents", "", [ROUTE, "score", *runs], rows
 
 
 def _checksum(run: str) -> str:
@@ -37,7 +33,7 @@ def _checksum(run: str) -> str:
     return ", ".join(str(w.get("crc32", w) if isinstance(w, dict) else w) for w in weights.values())[:24] or "–"
 
 
-def paired(first: str, other: str) -> Table:
+def paired(first: str, other: str, modalities: Sequence[str]) -> Table:
     """Return by how much ``other`` scores higher than ``first``, with 95% intervals over the documents of both.
 
     Raises ConfigError where they were not evaluated on the same documents.
@@ -52,19 +48,16 @@ def paired(first: str, other: str) -> Table:
             continue
         found = difference(*(Items(x["parts"], x["wholes"]) for x in (own, base)))
         clear = "" if found.low <= 0 <= found.high else "yes"
-        label, written = _label(name)
+        what, kind = named(name, theirs["figures"], modalities) or (name.replace("_", " "), None)
+        written = kind.written if kind else "{:.4g}".format
         figures = [written(x) for x in (found.value, found.low, found.high)]
-        rows.append([label, figures[0], f"{figures[1]} to {figures[2]}", str(found.count), clear])
+        rows.append(
+            [what, kind.label if kind else "", figures[0], f"{figures[1]} to {figures[2]}", str(found.count), clear]
+        )
     if not rows:
         raise ConfigError(
             f"--paired: no score of {other!r} and {first!r} is of the same documents; evaluate both with the same "
-            "evaluate.captions"
+            "counts of items (evaluate.captions and so on)"
         )
-    header = ["score", "difference", "95% interval", "documents", "other than 0"]
+    header = [ROUTE, "score", "difference", "95% interval", "documents", "other than 0"]
     return f"{other} less {first}", "the same documents in both, resampled together", header, rows
-
-
-def _label(name: str) -> tuple[str, Any]:
-    score = next((s for s in TEXTS if name.endswith(f"_{s}")), "")
-    label, written = TEXTS.get(score, ("", "{:.4g}".format))
-    return f"{name.removesuffix(f'_{score}').replace('_', ' of ', 1)}: {label}", written

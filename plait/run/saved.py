@@ -9,7 +9,7 @@ from plait.config.run import RunConfig
 from plait.data.shards import INDEX_NAME, codec_folder
 from plait.data.sources import codec_records, folders
 from plait.generate.saved import CARD, card, write_settings
-from plait.report.scores import Score, scores
+from plait.report.scores import ROUTE, Score, scores
 from plait.run.load import load_codecs
 from plait.train.metrics import read_jsonl
 
@@ -62,8 +62,8 @@ def _example(run: Path) -> tuple[str, str] | None:
 def _table(rows: list[Score]) -> str:
     if not rows:
         return ""
-    lines = ["| given | made | score | value | chance | the codec's own |", "|---|---|---|---|---|---|"]
+    lines = [f"| {ROUTE} | score | value | chance | the codec's own |", "|---|---|---|---|---|"]
     for row in rows:
         label = f"{row.label} ({row.note})" if row.note else row.label
-        lines.append(f"| {' | '.join((row.given, row.made, label, row.value, row.chance, row.ceiling))} |")
+        lines.append(f"| {' | '.join((row.route, label, row.value, row.chance, row.ceiling))} |")
     return "\n".join(lines)

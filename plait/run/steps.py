@@ -20,8 +20,9 @@ from plait.common.tensor_files import TensorStore
 from plait.config.run import RunConfig
 from plait.config.settings import FIXED, MEASURED, STREAM, identity
 from plait.data.sources import data_fingerprint
-from plait.evaluate.judges import available
-from plait.evaluate.suite import FILE, VERSION, Suite
+from plait.evaluate.judge import judge_class
+from plait.evaluate.measures import missing_packages
+from plait.evaluate.suite import FILE, FOLDER, VERSION, Suite
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
 from plait.prepare.row_index import sources_of
@@ -37,6 +38,8 @@ from plait.train.metrics import hardware, read_jsonl, read_metrics, versions, wr
 from plait.train.parallel import from_first, process_group
 from plait.train.trainer import Trainer, pick_device
 
+COUNTS = ("captions", "images", "clips", "items", "pairs", "round_trips", "free")
+"""Settings of `evaluate` that say how many items are made."""
 SAMPLES_PER_TASK = 12
 FREE_SAMPLES = 8
 
@@ -134,9 +137,10 @@ def evaluate_while_training(config: RunConfig, model: MixtureOfTransformers) -> 
     Ranks that share a model all make the same, and rank 0 keeps the figures.
     """
     most, own = config.train.evaluate_items, config.evaluate
-    few = replace(own, choices=0, **{name: min(getattr(own, name), most) for name in ("captions", "images", "clips")})
+    few = replace(own, choices=0, **{name: min(getattr(own, name), most) for name in COUNTS})
     pipeline = Pipeline(model, load_codecs(config), config.generate, config.diffusion)
-    figures = Suite(replace(config, evaluate=few), pipeline, QuietProgress()).made()
+    folder = Path(config.out) / FOLDER
+    figures = Suite(replace(config, evaluate=few), pipeline, QuietProgress(), folder=folder, shows=False).made()
     return {f"{MADE}{name}": value for name, value in figures.items() if "/" not in name}
 
 
@@ -144,18 +148,24 @@ def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:
     """Measure the newest checkpoint, once; the figures are kept in evaluation.json (plait evaluate)."""
     path = Path(config.out) / FILE
     with one_writer(config.out, "run"):
-        # once the judges are installed, there is more to measure
-        key = _key(config) | {"judges": available(QuietProgress()), "version": VERSION}
+        key = _key(config) | {"missing": _missing_judges(config), "version": VERSION}
         if path.exists() and read_json(path, "evaluation").get("key") == key:
             return _kept_figures(path)
         with timed(config, "evaluate") as accepted:
             pipeline = load_run(config, device=config.train.device)
             accepted()
             device = pipeline.model.device
-            suite = Suite(config, pipeline, progress, lambda: autocast(config.train.precision, device))
+            suite = Suite(config, pipeline, progress, lambda: autocast(config.train.precision, device),
+                          Path(config.out) / FOLDER)  # fmt: skip
             figures = suite.run()
-            write_json(path, {"key": key, "figures": figures, "items": suite.items})
+            write_json(path, {"key": key, "figures": figures, "items": suite.items, "seconds": suite.seconds})
         return figures
+
+
+def _missing_judges(config: RunConfig) -> list[str]:
+    """Return the packages that judges of this run lack: once they are installed, there is more to measure."""
+    classes = {judge_class(codec) for codec in load_codecs(config).values()} - {None}
+    return missing_packages(sorted({module for cls in classes for module in cls.modules}))
 
 
 def sample_step(config: RunConfig, progress: Progress) -> None:

@@ -48,22 +48,27 @@ def _bare(name: str) -> str:
 
 def caption_scores(
     captions: Sequence[str], truths: Sequence[dict], relations: Sequence[str] = RELATIONS
-) -> dict[str, float]:
-    """Return shares over captions and their scenes' truths (`Scene.meta`).
+) -> dict[str, list[bool | None]]:
+    """Return for each caption whether it is right, by its scene's truth (`Scene.meta`); None where it cannot be.
 
     object: the first drawing's name is among those said. colour: the ground's colour. relation: of scenes that have
     one. exact: the whole caption, of scenes of one drawing; exact_several: of the others.
     """
-    hits: dict[str, list[bool]] = {"object": [], "colour": [], "relation": [], "exact": [], "exact_several": []}
+    hits: dict[str, list[bool | None]] = {}
     for caption, truth in zip(captions, truths, strict=True):
         said = read_caption(caption, relations)
         true = read_caption(truth["caption"], relations)
-        hits["object"].append(true.objects[0] in said.objects)
-        hits["colour"].append(said.background == true.background)
-        hits["exact" if len(true.objects) == 1 else "exact_several"].append(said == true)
-        if true.relation:
-            hits["relation"].append(said.relation == true.relation)
-    return {name: float(np.mean(h)) for name, h in hits.items() if h}
+        is_one = len(true.objects) == 1
+        right = {
+            "object": true.objects[0] in said.objects,
+            "colour": said.background == true.background,
+            "relation": said.relation == true.relation if true.relation else None,
+            "exact": said == true if is_one else None,
+            "exact_several": None if is_one else said == true,
+        }
+        for name, hit in right.items():
+            hits.setdefault(name, []).append(hit)
+    return {name: values for name, values in hits.items() if any(hit is not None for hit in values)}
 
 
 def ground_of(image: np.ndarray) -> str:
@@ -82,7 +87,7 @@ class SceneTruths:
     def caption(self, meta: dict) -> str:
         return meta.get("caption", "")
 
-    def scores(self, said: Sequence[str], metas: Sequence[dict]) -> dict[str, float]:
+    def scores(self, said: Sequence[str], metas: Sequence[dict]) -> dict[str, list[bool | None]]:
         return caption_scores(said, metas)
 
     @property
@@ -103,9 +108,8 @@ class SceneTruths:
     def reference(self, thing: str, size: int) -> np.ndarray:
         return reference(thing, size, self.drawings)
 
-    def image_scores(self, images: Sequence[np.ndarray], metas: Sequence[dict]) -> dict[str, float]:
-        hits = [ground_of(image) == meta["background"] for image, meta in zip(images, metas, strict=True)]
-        return {"ground": float(np.mean(hits))}
+    def image_scores(self, images: Sequence[np.ndarray], metas: Sequence[dict]) -> dict[str, list[bool | None]]:
+        return {"ground": [ground_of(image) == meta["background"] for image, meta in zip(images, metas, strict=True)]}
 
     def nearest(self, metas: Sequence[dict], others: Sequence[dict]) -> list[int]:
         by_thing: dict[str, list[int]] = {}

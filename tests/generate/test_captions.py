@@ -7,7 +7,8 @@ from helpers.models import model_config, random_part
 
 from plait.batch.assemble import pack
 from plait.batch.documents import Document, Part
-from plait.evaluate.forced_choice import continuation_scores, forced_choice, interval
+from plait.evaluate.forced_choice import continuation_scores, forced_choice
+from plait.evaluate.measures import wilson
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives import next_token
 from plait.scenes.truths import Said, caption_scores, read_caption
@@ -35,10 +36,12 @@ def test_caption_scores():
     scores = caption_scores(
         ["a fox on a blue background", "an owl above a fox on a blue background"], truths, RELATIONS
     )
-    assert scores == {"object": 1.0, "colour": 0.5, "relation": 1.0, "exact": 0.0, "exact_several": 0.0}
+    assert scores == {"object": [True, True], "colour": [False, True], "relation": [None, True],
+                      "exact": [False, None], "exact_several": [None, False]}  # fmt: skip
     several = caption_scores(["a fox", truths[1]["caption"]], truths, RELATIONS)
-    assert (several["exact"], several["exact_several"]) == (0.0, 1.0)
-    assert caption_scores(["a cat on a red background", ""], truths, RELATIONS)["object"] == 0.0
+    assert (several["exact"], several["exact_several"]) == ([False, None], [None, True])
+    assert caption_scores(["a cat on a red background", ""], truths, RELATIONS)["object"] == [False, False]
+    assert "relation" not in caption_scores(["a fox"], truths[:1], RELATIONS)
 
 
 def test_continuation_scores_equal_whole_documents(rng):
@@ -67,5 +70,5 @@ def test_forced_choice():
 
 
 def test_interval():
-    low, high = interval(0.5, 100)
+    low, high = wilson(0.5, 100)
     assert 0.40 < low < 0.41 and 0.59 < high < 0.60

@@ -37,9 +37,10 @@ def blocks(language: str) -> list[str]:
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """The page's files in a new folder, with what the page exports."""
-    (module,), config = blocks("python"), blocks("yaml")[0]
-    assert module.startswith("# file: depth_maps.py")
-    (tmp_path / "depth_maps.py").write_text(module)
+    modules, config = blocks("python"), blocks("yaml")[0]
+    assert [module.partition("\n")[0] for module in modules] == ["# file: depth_maps.py", "# file: depth_judge.py"]
+    for module in modules:
+        (tmp_path / module.partition("\n")[0].removeprefix("# file: ")).write_text(module)
     (tmp_path / "depth.yaml").write_text(config)
     export, *_ = blocks("bash")[0].splitlines()
     for name, value in (pair.split("=") for pair in shlex.split(export)[1:]):
@@ -47,7 +48,8 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    sys.modules.pop("depth_maps", None)
+    for name in ("depth_maps", "depth_judge"):
+        sys.modules.pop(name, None)
 
 
 def write_manifest(folder: Path, count: int) -> None:
@@ -65,10 +67,10 @@ def write_manifest(folder: Path, count: int) -> None:
 
 def test_the_page(folder):
     write_manifest(folder, 40)
-    for command in blocks("bash")[0].strip().splitlines()[1:]:
+    for command in (line for block in blocks("bash") for line in block.strip().splitlines()):
         program, *arguments = shlex.split(command)
-        assert program == "plait"
-        assert main(arguments) == 0
+        assert program in ("plait", "export")
+        assert program == "export" or main(arguments) == 0
     report = json.loads((folder / "runs/depth/data/report.json").read_text())
     broken = (folder / "runs/depth/data/broken.jsonl").read_text()
     assert "none.npy" in broken and report["figures"]
@@ -79,6 +81,12 @@ def test_the_page(folder):
     assert model.config.modalities["depth"].latent_channels == 16
     made = [np.load(p) for p in (folder / "runs/depth/generated/depth").glob("*output*.npy")]
     assert [m.shape for m in made] == [(8, 12)]
+    figures = json.loads((folder / "runs/depth/evaluation.json").read_text())["figures"]
+    assert figures["depth_error_codec"] < 1e-4 < figures["depth_error_shuffled"] and figures["depth_error_count"] == 4
+    assert figures["depth_error_low"] < figures["depth_error"] < figures["depth_error_high"]
+    assert "depth → model" not in (shown := (folder / "runs/depth/report.html").read_text())
+    assert shown.count('<p class="rule">') == 12 and "by error in metres" in shown
+    shutil.rmtree(folder / "runs/depth/samples")
     shutil.copytree(folder / "runs/depth/generated", folder / "runs/depth/samples")
     page = write_report(folder / "runs/depth").read_text()
     assert "depth map 8 x " in page  # as the codec shows it

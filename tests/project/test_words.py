@@ -34,7 +34,7 @@ TEMPLATES = sorted((ROOT / "plait").rglob("templates/*.html"))
 
 KEPT = {
     "plait/prepare/foreign.py": {"picture"},
-    "plait/evaluate/judges.py": {"picture"},
+    "plait/evaluate/reference_classifier.py": {"picture"},
     "plait/config/file.py": {"pictures"},
 }
 """Names of columns that users have, of random draws, which would be others, and of settings of earlier files."""

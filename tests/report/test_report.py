@@ -281,10 +281,10 @@ def test_long_runs_are_averaged_down_and_gaps_stay_gaps():
 NAMES = ["text", "image", "speech"]
 MEASURED = {
     "image_object_accuracy": 0.52, "image_object_chance": 0.0025, "image_object_codec": 0.88,
-    "image_object_trials": 300.0, "image_object_nearest": 0.9,
+    "image_object_accuracy_count": 300.0, "image_object_nearest": 0.9,
     "image_ground_accuracy": 0.97, "image_ground_chance": 0.1, "image_ground_codec": 1.0,
     "image_frechet": 310.4, "image_frechet_codec": 120.2, "image_frechet_blurred": 330.0, "image_frechet_count": 500.0,
-    "speech_recognised": 0.8, "speech_recognised_trials": 240.0, "speech_codec_recognised": 0.9,
+    "speech_recognised": 0.8, "speech_recognised_count": 240.0, "speech_codec_recognised": 0.9,
     "speech_codec_recognised_originals": 0.95, "caption_speech_object_accuracy": 0.91,
     "caption_speech_object_chance": 1 / 64,
 }  # fmt: skip
@@ -292,17 +292,17 @@ MEASURED = {
 
 def test_scores_stand_beside_chance_and_ceiling():
     rows = scores(SUMMARY | MEASURED, NAMES, {"image_object_accuracy": 0.6, "image_ground_accuracy": 0.95})
-    found = {(r.given, r.made, r.label.split(",")[0]): r for r in rows}
+    found = {(*r.path, r.label.split(",")[0]): r for r in rows}
     named = found["text", "image", "shows the right thing"]
     assert (named.value, named.chance, named.ceiling) == ("52.0%", "0.25%", "88.0%")
-    assert named.note == "300 images, nearest training images 90.0%, short of the 60.0% aimed at"
+    assert named.note == "of 300, nearest training images 90.0%, short of the 60.0% aimed at"
     assert named.bar == (0.52, 0.0025, 0.88)
     assert found["text", "image", "right background"].note == ""
     distance = found["text", "image", "Fréchet distance to real images"]
     assert (distance.value, distance.ceiling, distance.bar) == ("310", "120", None)
-    assert distance.note == "blurred images 330, 500 images"
+    assert distance.note == "of 500, blurred images 330"
     heard = found["text", "speech", "understood by a recogniser"]
-    assert (heard.value, heard.ceiling, heard.note) == ("80.0%", "85.5%", "240 clips, originals 95.0%")
+    assert (heard.value, heard.ceiling, heard.note) == ("80.0%", "85.5%", "of 240, originals 95.0%")
     assert found["image", "text", "names the right thing"].value == "6.3%"
     assert found["image", "text", "names the right thing"].ceiling == "100.0%"
     (unjudged,) = scores({"speech_recognised": 0.8}, NAMES, {})
@@ -314,7 +314,7 @@ def test_scores_stand_beside_chance_and_ceiling():
 def test_scores_of_any_modality_are_found_by_its_name():
     """Also of one whose name begins like a figure's own."""
     numbers = {"captions_object_accuracy": 0.3, "captions_frechet": 9.0, "caption_depth_object_accuracy": 0.4}
-    rows = [(r.given, r.made, r.value) for r in scores(numbers, ["text", "captions", "depth"], {})]
+    rows = [(*r.path, r.value) for r in scores(numbers, ["text", "captions", "depth"], {})]
     assert rows == [("text", "captions", "30.0%"), ("text", "captions", "9"), ("depth", "text", "40.0%")]
     assert scores({}, [], {}) == [] and scores({"answer": 1.0}, ["text"], {}) == []
 
@@ -325,13 +325,13 @@ def test_texts_of_anybodys_data_have_rows_of_their_own():
                "caption_in_training": 0.287, "caption_in_training_real": 0.266, "caption_speech_bleu": 30.0,
                "caption_speech_wer": 0.378, "caption_speech_wer_low": 0.34, "caption_speech_wer_high": 0.41,
                "caption_speech_wer_count": 94.0, "image_frechet": 709.02, "image_frechet_count": 60.0}  # fmt: skip
-    rows = {(r.given, r.made, r.label.partition(",")[0]): r for r in scores(numbers, ["text", "image", "speech"], {})}
+    rows = {(*r.path, r.label.partition(",")[0]): r for r in scores(numbers, ["text", "image", "speech"], {})}
     assert rows["image", "text", "BLEU"].value == "84.3"
-    assert rows["image", "text", "BLEU"].note == "79.1 to 89.5, 94 texts"
-    exact = rows["image", "text", "text is the document's own"]
-    assert (
-        exact.value == "71.3%" and "28.7% are a training text to the letter, of the documents' own 26.6%" in exact.note
-    )
+    assert rows["image", "text", "BLEU"].note == "79.1 to 89.5, of 94"
+    exact = rows["image", "text", "text is the document’s own"]
+    assert (exact.value, exact.ceiling, exact.note) == ("71.3%", "100.0%", "60.0% to 80.0%, of 94")
+    remembered = rows["image", "text", "is a training text to the letter"]
+    assert (remembered.value, remembered.note) == ("28.7%", "the documents’ own 26.6%")
     assert rows["speech", "text", "word error rate"].value == "37.8%"
     assert rows["text", "image", "Fréchet distance to real images"].value == "709"
 

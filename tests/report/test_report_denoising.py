@@ -22,9 +22,10 @@ SCALES = (1.0, 2.0, 3.0, 5.0)
 SAMPLING = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "guidance": 3.0, "media_guidance": 1.0, "steps": 50,
             "sampler": "auto"}  # fmt: skip
 FIGURES = {
-    "image_object_accuracy": 0.05, "image_object_chance": 0.0025, "image_object_low": 0.031,
-    "image_object_high": 0.077, "image_object_originals": 0.71, "image_object_codec": 0.55,
-    "image_object_trials": 410.0, "image_frechet": 41.5, "image_frechet_blurred": 85.25, "image_frechet_real": 5.5,
+    "image_object_accuracy": 0.05, "image_object_chance": 0.0025, "image_object_accuracy_low": 0.031,
+    "image_object_accuracy_high": 0.077, "image_object_originals": 0.71, "image_object_codec": 0.55,
+    "image_object_accuracy_count": 410.0, "image_frechet": 41.5, "image_frechet_blurred": 85.25,
+    "image_frechet_real": 5.5,
     "image_frechet_codec": 12.5, "image_frechet_count": 1000.0, "caption_object_accuracy": 0.3,
     "caption_object_chance": 0.0005, "val_loss/text": 1.5, "perplexity/text": 4.48, "val_loss/image": 0.25,
     "image_codec_psnr": 23.1, "image_codec_psnr_thumbnail": 20.6, "image_codec_latent_mean": -0.0125,

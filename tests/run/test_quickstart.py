@@ -35,7 +35,7 @@ TINY = ["--prepare.documents", "192", "--prepare.validation_documents", "64",
         "--train.checkpoint_every", "4", "--train.sample_every", "12",
         "--train.evaluate_every", "12", "--evaluate.captions", "8", "--evaluate.choices", "2", "--train.device", "cpu",
         "--evaluate.batches", "1", "--evaluate.images", "4", "--evaluate.clips",
-        "4"]  # fmt: skip
+        "4", "--evaluate.round_trips", "2", "--evaluate.free", "8"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -195,16 +195,14 @@ def test_runs_beside_one_another(run, tmp_path, capsys):
     assert main(["evaluate", str(run), str(other), "--paired"]) == 0
     said = capsys.readouterr().out
     assert "scores on held-out documents" in said and "CIDEr-D" in said and "weights (checksum)" in said
-    assert re.search(r"caption: text is the document's own, letter by letter +50.0% +12.5% to 87.5% +8 +yes", said), (
-        said
-    )
-    assert re.search(r"caption: ROUGE-L +0.0% +0.0% to 0.0% +8", said)
+    assert re.search(r"image → text +text is the document’s own, letter by letter +50.0% +12.5% to 87.5% +8 +yes", said)
+    assert re.search(r"image → text +ROUGE-L +0.0% +0.0% to 0.0% +8", said)
     assert main(["evaluate", str(run), "--paired"]) == 2
     assert "--paired: True is not allowed, it must be left out with one run" in capsys.readouterr().err
     kept["key"]["data"] = "of others"
     (other / "evaluation.json").write_text(json.dumps(kept))
     with pytest.raises(ConfigError, match="was evaluated on other data than"):
-        paired(str(run), str(other))
+        paired(str(run), str(other), ["text", "image", "speech"])
 
 
 def test_the_page_on_lora(run, tmp_path, monkeypatch, capsys):

@@ -35,8 +35,8 @@ def lines(path: Path) -> list[dict]:
 
 def test_summary_has_the_figures_and_their_references(run):
     summary = json.loads((run / "summary.json").read_text())
-    for name in ("object_accuracy", "object_low", "object_high", "object_originals", "object_codec", "frechet",
-                 "frechet_blurred", "frechet_real", "frechet_codec"):  # fmt: skip
+    for name in ("object_accuracy", "object_accuracy_low", "object_accuracy_high", "object_originals", "object_codec",
+                 "frechet", "frechet_blurred", "frechet_real", "frechet_codec"):  # fmt: skip
         assert np.isfinite(summary[f"image_{name}"]), name
     assert summary["image_object_chance"] == 1 / 400 and summary["image_frechet_count"] == 12
     assert summary["image_frechet_real"] < summary["image_frechet_blurred"]

@@ -1,0 +1,80 @@
+"""What every judge is: it measures items of one kind that a model made, beside those of the held-out documents.
+
+Which one judges what depends on the kind of the codec's media (JUDGES); a codec of any other kind names its own
+(`Codec.judge`), a class in a file of its own.
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from plait.codecs import Codec, Media
+from plait.config.run import EvaluateConfig
+from plait.evaluate.held import Held
+from plait.evaluate.measures import Measure
+
+JUDGES = {
+    "text": "plait.evaluate.text_judge:TextJudge",
+    "image": "plait.evaluate.image_judge:ImageJudge",
+    "audio": "plait.evaluate.speech_judge:SpeechJudge",
+}
+"""By kind of media, as package.module:Class; imported when used."""
+
+
+MEMORY = ("neighbour", "copied", "in_training")
+"""Measures of how near items are to training's."""
+
+
+@dataclass
+class Found:
+    """What a judge found of a set of made items."""
+
+    measures: dict[str, Measure] = field(default_factory=dict)
+    """Scores by name, with their intervals."""
+    beside: dict[str, float] = field(default_factory=dict)
+    """What other items score by the same judge, as NAME_real, NAME_codec, NAME_chance."""
+    ranking: list[float] | None = None
+    """How good each item is, higher is better: examples are chosen by it. None where items cannot be ordered."""
+    ranked_by: str = ""
+    """What the ranking is, for people."""
+
+    def of_items(self) -> "Found":
+        """Return what says how near items are to their documents': not sets, nor what training has to do with them."""
+        kept = {n: m for n, m in self.measures.items() if m.items is not None and n not in MEMORY}
+        begins = (*(name.removesuffix("_accuracy") for name in kept), "codec_")
+        beside = {name: value for name, value in self.beside.items() if name.startswith(begins)}
+        return Found(kept, beside, self.ranking, self.ranked_by)
+
+    def figures(self) -> dict[str, float]:
+        """Return all as flat figures."""
+        flat = {name: value for key, measure in self.measures.items() for name, value in measure.figures(key).items()}
+        return flat | self.beside
+
+
+class Judge(ABC):
+    """Measures made items of one kind of media. Subclass it for media of your own (docs/add_a_modality.md)."""
+
+    setting: ClassVar[str] = "items"
+    """Setting of `evaluate` that says how many items are made."""
+    modules: ClassVar[Sequence[str]] = ()
+    """Modules that it needs, see `plait.evaluate.measures.PACKAGES`."""
+
+    def __init__(self, config: EvaluateConfig):
+        """Load what it judges by. Raises ResourceError where a package is missing, ConfigError for a bad setting."""
+        self.config = config
+
+    @abstractmethod
+    def measure(self, made: Sequence[Media], held: Held) -> Found:
+        """Measure ``made``, an item for each of ``held.documents`` in their order."""
+
+
+def judge_class(codec: Codec) -> type[Judge] | None:
+    """Return the class that judges a codec's media, None where nobody does."""
+    name = codec.judge or JUDGES.get(codec.kind, "")
+    if not name:
+        return None
+    module, _, cls = name.partition(":")
+    found: type[Judge] = getattr(importlib.import_module(module), cls)
+    return found
