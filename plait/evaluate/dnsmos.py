@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from plait.common.cores import num_cores
 from plait.common.errors import ResourceError
-from plait.prepare.encode import num_cores
 
 RATE = 16_000
 SECONDS = 9.01

@@ -22,6 +22,9 @@ from plait.generate.pipeline import Pipeline
 from plait.prepare.raw import BrokenRow, RawSource, Truths, raw_documents
 from plait.prepare.raw_sources import opened, remade
 
+AT_ONCE = 64
+"""Documents whose media are held together."""
+
 
 class Library:
     """The texts and the raw media of a run's prepared data, read or made again when they are asked for."""
@@ -82,12 +85,12 @@ class Library:
         count = min(len(self.train), self.config.evaluate.neighbours)
         return self.texts([self.train.document(i) for i in range(count)])
 
-    def training(self, key: str, count: int) -> list[Media]:
-        """Return the first items of a key of the training split, ``count`` at most, whichever documents have them."""
+    def training(self, key: str, count: int) -> Iterator[Media]:
+        """Yield the first items of a key of the training split, ``count`` at most, whichever documents have them."""
         source = self.only(key)
         rows = source.read("train", 0, source.splits()["train"])
         found = (item for row in rows if not isinstance(row, BrokenRow) for k, item in row.parts if k == key)
-        return list(islice(found, count))
+        return islice(found, count)
 
 
 @dataclass(eq=False)
@@ -146,20 +149,28 @@ class Held:
         ]
 
     @functools.cached_property
-    def nearest(self) -> list[Media] | None:
-        """The training item whose text is nearest to each document's; None where a document has no text."""
-        train, key = self.library.train, self.codec.key
+    def _nearest_numbers(self) -> list[int]:
+        """The training document whose text is nearest to each document's; none where a document has no text."""
+        train, texts = self.library.train, self.library.training_texts
         if self.truths:
-            numbers = self.truths.nearest(self.metas, [train.meta(i) for i in range(len(train))])
-        elif all(self.texts) and any(texts := self.library.training_texts):
-            having = [i for i, text in enumerate(texts) if text and self.made in _modalities(train, i)]
-            if not having:
-                return None
-            numbers = [having[i] for i in nearest_texts(self.texts, [texts[i] for i in having])]
-        else:
-            return None
-        rows = raw_documents(self.library.only(key), "train", numbers, scattered=True)
+            return self.truths.nearest(self.metas, [train.meta(i) for i in range(len(train))])
+        having = [i for i, text in enumerate(texts) if text and self.made in _modalities(train, i)]
+        if not having or not all(self.texts):
+            return []
+        return [having[i] for i in nearest_texts(self.texts, [texts[i] for i in having])]
+
+    def nearest(self, places: Sequence[int]) -> list[Media]:
+        """Return the training items whose texts are nearest to those of some of the documents; [] without texts."""
+        numbers, key = self._nearest_numbers, self.codec.key
+        if not numbers:
+            return []
+        rows = raw_documents(self.library.only(key), "train", [numbers[i] for i in places], scattered=True)
         return [next(item for k, item in row.parts if k == key) for row in rows]
+
+    def batches(self) -> Iterator[list[int]]:
+        """Yield places of documents, AT_ONCE at most: media of all of them may be too large to hold."""
+        for start in range(0, len(self.documents), AT_ONCE):
+            yield list(range(start, min(start + AT_ONCE, len(self.documents))))
 
     def references(
         self, name: str, compute: Callable[[], dict[str, np.ndarray]], **key: Any
@@ -177,7 +188,10 @@ class Held:
         count = self.library.config.evaluate.neighbours
 
         def compute() -> dict[str, np.ndarray]:
-            return {"features": features_of(self.library.training(self.codec.key, count)).numpy()}
+            items, rows = self.library.training(self.codec.key, count), []
+            while some := list(islice(items, AT_ONCE)):
+                rows.append(features_of(some).numpy())
+            return {"features": np.concatenate(rows)}
 
         found = self.cache.get(f"{name}-{self.made}-training", {"made": self.made, "count": count} | key, compute)
         return torch.from_numpy(found["features"])

@@ -24,7 +24,7 @@ from plait.evaluate.measures import mean_of, share_of
 from plait.evaluate.neighbours import cosines, neighbours
 from plait.evaluate.reference_classifier import NUM_CONCEPTS, ReferenceClassifier
 
-Arrays = Mapping[str, np.ndarray]
+Arrays = dict[str, np.ndarray]
 ENDS = {"real": "originals", "codec": "codec", "nearest": "nearest"}
 """Sets of images whose names are judged beside the made ones', and how their figures end."""
 
@@ -43,17 +43,17 @@ class ImageJudge(Judge):
 
     def measure(self, made: Sequence[Media], held: Held) -> Found:
         """Measure images."""
-        beside = {
-            name: held.references(f"images_{name}", functools.partial(self._reference, name, held), **self._key)
-            for name in ("real", "codec", "blurred", "nearest", "random")
-        }
-        beside = {name: arrays for name, arrays in beside.items() if arrays}  # no nearest one without texts
+        beside = self._beside(held)
         own = self._judged(made, held)
         found = Found(ranked_by="likeness to the document's own image")
         self._as_sets(own, beside, held, found)
         self._one_by_one(own, beside, held, found)
-        for name in [n for n in own if n.startswith("hit_")]:
-            self._named(name, own, beside, held, found)
+        if held.truths:
+            names = self._classifier(held, made[0].shape[0])
+            for arrays in (own, *beside.values()):
+                arrays["hit_object"] = names.hits(torch.from_numpy(arrays["features"]))
+            for name in ("hit_object", *(n for n in own if n.startswith("hit_") and n != "hit_object")):
+                self._named(name, own, beside, held, found)
         return found
 
     @property
@@ -71,28 +71,41 @@ class ImageJudge(Judge):
 
         return ReferenceClassifier(held.truths, held.metas, size, features_of)
 
-    def _reference(self, name: str, held: Held) -> dict[str, np.ndarray]:
-        """Return what is judged of a set of images beside the made ones; {} where there is no such set."""
-        if name == "real":
-            return self._judged(held.real, held)
-        if name == "codec":
-            copies = held.codec.decode(held.codec.encode(held.real))
-            return self._judged(copies, held) | {"psnr": _psnr(copies, held.real)}
-        if name == "blurred":
-            return self._judged([blurred(image) for image in held.real], held)
-        if name == "random":
-            return self._judged([noise(image, i) for i, image in enumerate(held.real)], held)
-        return self._judged(held.nearest, held) if held.nearest is not None else {}
+    def _beside(self, held: Held) -> dict[str, Arrays]:
+        """Return what is judged of the sets of images beside the made ones, by their names."""
+        sets: dict[str, dict[str, np.ndarray]] = {}
+        for key, rows in held.references("images", functools.partial(self._references, held), **self._key).items():
+            name, _, figure = key.partition("/")
+            sets.setdefault(name, {})[figure] = rows
+        return dict(sets)
 
-    def _judged(self, images: Sequence[Media], held: Held) -> dict[str, np.ndarray]:
-        """Return features and what is said of each image by itself, as arrays with a row for each."""
-        features = self.extractor.features(images)
-        found = {"features": features.numpy()}
+    def _references(self, held: Held) -> dict[str, np.ndarray]:
+        """Return it as arrays named SET/FIGURE, with a row for each document."""
+        rows: dict[str, list[np.ndarray]] = {}
+        for places in held.batches():
+            real = held.raw(places)
+            copies = held.codec.decode(held.codec.encode(real))
+            sets = {"real": real, "codec": copies, "blurred": [blurred(image) for image in real],
+                    "random": [noise(image, i) for i, image in zip(places, copies, strict=True)],
+                    "nearest": held.nearest(places)}  # fmt: skip
+            judged = {f"{name}/{figure}": values for name, images in sets.items() if images
+                      for figure, values in self._judged(images, held, places).items()}  # fmt: skip
+            judged["codec/psnr"] = np.array([_psnr(*pair) for pair in zip(copies, real, strict=True)])
+            if self.clip and all(held.texts):
+                others = [held.texts[(i + 1) % len(held.texts)] for i in places]
+                judged["real/clip_shuffled"] = np.array(self.clip.scores(real, others))
+            for key, values in judged.items():
+                rows.setdefault(key, []).append(values)
+        return {key: np.concatenate(values) for key, values in rows.items()}
+
+    def _judged(self, images: Sequence[Media], held: Held, places: Sequence[int] = ()) -> dict[str, np.ndarray]:
+        """Return features and what is said of each image by itself; ``places``: of these documents, not of all."""
+        places = places or range(len(held.documents))
+        found = {"features": self.extractor.features(images).numpy()}
         if self.clip and all(held.texts):
-            found["clip"] = np.array(self.clip.scores(images, held.texts))
+            found["clip"] = np.array(self.clip.scores(images, [held.texts[i] for i in places]))
         if held.truths:
-            names = self._classifier(held, images[0].shape[0])
-            hits = {"object": names.hits(features)} | held.truths.image_scores(images, held.metas)
+            hits = held.truths.image_scores(images, [held.documents[i].meta for i in places])
             found |= {f"hit_{name}": np.array([-1 if h is None else int(h) for h in v]) for name, v in hits.items()}
         return found
 
@@ -121,16 +134,16 @@ class ImageJudge(Judge):
         found.ranking = cosines(made, real, mean).tolist()
         found.measures["match"] = mean_of(found.ranking)
         found.beside |= {"match_codec": float(cosines(copies, real, mean).mean()),
-                         "match_shuffled": float(cosines(real.roll(1, 0), real, mean).mean()),
-                         "psnr_codec": float(beside["codec"]["psnr"].mean())}  # fmt: skip
+                         "match_shuffled": float(cosines(real.roll(1, 0), real, mean).mean())}  # fmt: skip
+        if np.isfinite(decibels := beside["codec"]["psnr"]).any():
+            found.beside["psnr_codec"] = float(np.nanmean(decibels))
         measures, figures = neighbours({"": made, "real": real, "codec": copies}, training)
         found.measures |= measures
         found.beside |= figures
         if self.clip and "clip" in own:
             found.measures["clip"] = mean_of(own["clip"].tolist())
             found.beside |= {f"clip_{name}": float(x["clip"].mean()) for name, x in beside.items()}
-            shuffled = self.clip.scores(held.real, [*held.texts[1:], *held.texts[:1]])
-            found.beside["clip_shuffled"] = float(np.mean(shuffled))
+            found.beside["clip_shuffled"] = float(beside["real"]["clip_shuffled"].mean())
 
     def _named(self, name: str, own: Arrays, beside: Mapping[str, Arrays], held: Held, found: Found) -> None:
         """Add how often images are right in something that the source of the data knows."""
@@ -145,11 +158,9 @@ class ImageJudge(Judge):
                 found.beside[f"{said}_{end}"] = float(hits[hits >= 0].mean())
 
 
-def _psnr(images: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> np.ndarray:
-    """Return dB [B] of images against others, of those of one size; nan where a codec changes it."""
-    pairs = zip(images, others, strict=True)
-    found = [psnr(image[None], other[None]) for image, other in pairs if image.shape == other.shape]
-    return np.array(found or [np.nan])
+def _psnr(image: np.ndarray, other: np.ndarray) -> float:
+    """Return dB of an image against another; nan where a codec changes the size."""
+    return psnr(image[None], other[None]) if image.shape == other.shape else float("nan")
 
 
 def noise(image: np.ndarray, number: int) -> np.ndarray:

@@ -23,8 +23,8 @@ JUDGES = {
 """By kind of media, as package.module:Class; imported when used."""
 
 
-MEMORY = ("neighbour", "copied", "in_training")
-"""Measures of how near items are to training's."""
+OF_SETS = ("neighbour", "copied", "in_training", "precision", "recall")
+"""Measures of how near items are to training's, and to other documents'."""
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Found:
 
     def of_items(self) -> "Found":
         """Return what says how near items are to their documents': not sets, nor what training has to do with them."""
-        kept = {n: m for n, m in self.measures.items() if m.items is not None and n not in MEMORY}
+        kept = {n: m for n, m in self.measures.items() if m.items is not None and n not in OF_SETS}
         begins = (*(name.removesuffix("_accuracy") for name in kept), "codec_")
         beside = {name: value for name, value in self.beside.items() if name.startswith(begins)}
         return Found(kept, beside, self.ranking, self.ranked_by)

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
+from plait.common.cores import num_cores
 from plait.common.errors import DataError, ResourceError
 from plait.common.randomness import generator
-from plait.prepare.encode import num_cores
 
 SAMPLE_RATE = 16_000
 """Samples per second of the clips that are judged, unless told otherwise."""

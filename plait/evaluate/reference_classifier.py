@@ -33,15 +33,15 @@ class ReferenceClassifier:
         self.truth = [codes.index(name) for name in names]
         self.references = features_of([truths.reference(code, size) for code in codes])
 
-    def hits(self, features: Tensor) -> list[bool | None]:
-        """Return for the features [B, D] of one image for each document whether it is right; None: left out."""
-        hits: list[bool | None] = [None] * self.count
+    def hits(self, features: Tensor) -> np.ndarray:
+        """Return for the features [B, D] of one image for each document 1 where it is right, 0, or -1: left out."""
+        hits = np.full(self.count, -1)
         if not self.single:
             return hits
         for row, scores in enumerate(similarity(features[self.single], self.references)):
             true, draw = self.truth[row], generator(0, "picture judge: candidates", item=row)
             rivals = draw.permutation(np.delete(np.arange(len(scores)), true))[: NUM_CONCEPTS - 1]
-            hits[self.single[row]] = bool((scores[rivals] < scores[true]).all())
+            hits[self.single[row]] = int((scores[rivals] < scores[true]).all())
         return hits
 
 

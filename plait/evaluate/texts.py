@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from plait.evaluate.measures import Measure, mean_of, package, ratio_of, resampled
+from plait.evaluate.measures import Measure, mean_of, package, ratio_of, resampled, share_of
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
@@ -28,7 +28,7 @@ def text_measures(said: Sequence[str], references: Sequence[str]) -> dict[str, M
     found |= {name: _of_sacrebleu(name, said, references) for name in ("bleu", "chrf")}
     return found | {
         "rouge_l": mean_of(rouge_l(said, references)),
-        "exact": mean_of([float(a.strip() == b.strip()) for a, b in zip(said, references, strict=True)]),
+        "exact": share_of([a.strip() == b.strip() for a, b in zip(said, references, strict=True)]),
     }
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from plait.common.cores import num_cores
 from plait.common.errors import CheckpointError, ResourceError
 from plait.evaluate.recogniser import SAMPLE_RATE, Recogniser
-from plait.prepare.encode import num_cores
 
 if TYPE_CHECKING:
     import torch

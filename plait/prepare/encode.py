@@ -21,6 +21,7 @@ from typing import Any
 from plait.batch.documents import Document, Part
 from plait.codecs import ALLOWED, CODECS, Codec, Encoded, Media, codec_class, load_codec
 from plait.codecs.chat import chat_of
+from plait.common.cores import num_cores
 from plait.common.errors import ConfigError, DataError, ResourceError, require
 from plait.common.files import atomic_folder, clear_disk_errors, write_json
 from plait.common.progress import Bar
@@ -344,10 +345,6 @@ def _end_when_stopped(stop: Any) -> None:
 
 def _advance(rows: int, text: str | None = None) -> None:
     _worker.queue.put((rows, text))
-
-
-def num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _encode_rows(rows: list[RawDocument | BrokenRow]) -> Iterator[Document | BrokenRow]:

@@ -21,6 +21,7 @@ from pathlib import Path
 
 from plait.codecs import Codec, load_codec
 from plait.codecs.chat import chat_of
+from plait.common.cores import num_cores
 from plait.common.errors import CheckpointError, ConfigError, DataError, require
 from plait.common.files import clear_disk_errors, write_json, write_text
 from plait.common.locks import one_writer
@@ -40,7 +41,6 @@ from plait.prepare.encode import (
     finished_shard,
     make_codec,
     measure_quality,
-    num_cores,
     save_codec,
     scan_file,
     table_file,

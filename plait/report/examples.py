@@ -18,7 +18,8 @@ def examples(run: Path, codec_of: Callable[[str], Codec | None]) -> list[dict[st
     groups: dict[tuple[str, ...], dict[str, Any]] = {}
     for record in read_jsonl(folder / FILE) if (folder / FILE).is_file() else []:
         path = tuple(clean(name) for name in record.get("path", []))
-        group = groups.setdefault(path, {"path": path, "by": clean(record.get("by", "")), "rows": []})
+        group = groups.setdefault(path, {"path": path, "by": clean(record.get("by", "")), "rows": [],
+                                         "is_round_trip": len(path) > 2})  # fmt: skip
         views = {part: media.views(record.get(part)) for part in ("prompt", "output", "truth")}
         score = record.get("score")
         said = f"{score:.2f}" if isinstance(score, int | float) else ""

@@ -107,7 +107,21 @@ class Score(NamedTuple):
     """What the same judge makes of the codec's round trip of real items, all for words; "" where it is not known."""
     bar: tuple[float, float, float] | None
     """Value, chance and ceiling between 0 and 1, for a drawing; None where the score is no share."""
+    interval: str = ""
+    """The 95% interval, in words."""
+    items: str = ""
+    """How many items it is of."""
     note: str = ""
+    """What others score, and which aim it falls short of."""
+
+    @property
+    def aside(self) -> str:
+        """All that stands below a score."""
+        return ", ".join(filter(None, (self.interval, self.items and f"of {self.items}", self.note)))
+
+    @property
+    def is_round_trip(self) -> bool:
+        return len(self.path) > 2
 
     @property
     def route(self) -> str:
@@ -172,19 +186,17 @@ def _rows(
         ceiling = 1.0 if kind.ceiling == ALL else numbers.get(f"{prefix}_{kind.ceiling}")
         said, guessed, most = (kind.written(x) if x is not None else "" for x in (value, floor, ceiling))
         bar = (value, floor or 0.0, 1.0 if ceiling is None else ceiling) if kind.is_share else None
-        note = ", ".join(_notes(numbers, prefix, name, kind, aims))
-        yield Score(path, kind.label, said, guessed, most, bar, note)
+        low, high, count = (numbers.get(f"{key}_{end}") for end in ("low", "high", "count"))
+        interval = f"{kind.written(low)} to {kind.written(high)}" if low is not None and high is not None else ""
+        yield Score(path, kind.label, said, guessed, most, bar, interval, plain(count) if count is not None else "",
+                    ", ".join(_notes(numbers, prefix, name, kind, aims)))  # fmt: skip
 
 
 def _notes(
     numbers: Mapping[str, float], prefix: str, name: str, kind: Kind, aims: Mapping[str, float]
 ) -> Iterator[str]:
-    """Yield what stands below a score: its interval, of how many items it is, what other items get."""
+    """Yield what other items score, and how the score falls short."""
     key = f"{prefix}_{name}"
-    if f"{key}_low" in numbers and f"{key}_high" in numbers:
-        yield f"{kind.written(numbers[f'{key}_low'])} to {kind.written(numbers[f'{key}_high'])}"
-    if f"{key}_count" in numbers:
-        yield f"of {plain(numbers[f'{key}_count'])}"
     for figure, whose in kind.beside:
         if f"{prefix}_{figure}" in numbers:
             yield f"{whose} {kind.written(numbers[f'{prefix}_{figure}'])}"

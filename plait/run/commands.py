@@ -38,6 +38,7 @@ def train(chosen) -> None:
 
 def evaluate(chosen) -> None:
     from plait.common.progress import Progress
+    from plait.evaluate.suite import FILE
     from plait.run.load import run_config
     from plait.run.steps import evaluate_step, summarise
 
@@ -48,12 +49,15 @@ def evaluate(chosen) -> None:
     for run, config in configs.items():
         figures = evaluate_step(config, Progress())
         found[run] = summarise(config)
-    if len(runs) == 1:
-        _print_figures("evaluated", figures)
-        return
-    from plait.run.leaderboard import leaderboard, paired
+    from plait.run.leaderboard import leaderboard, losses, paired, scoreboard
 
     modalities = list(dict.fromkeys(name for config in configs.values() for name in config.model.modalities))
+    if len(runs) == 1:
+        for table in (scoreboard(figures, modalities, config.evaluate.aims), losses(figures, modalities)):
+            if table[-1]:
+                _print_table(*table)
+        print(f"all figures: {Path(config.out) / FILE}; plait report {runs[0]} shows them with examples")
+        return
     _print_table(*leaderboard(found, modalities))
     for other in runs[1:] if chosen.paired else []:
         _print_table(*paired(runs[0], other, modalities))

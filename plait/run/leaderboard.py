@@ -27,6 +27,34 @@ def leaderboard(runs: Mapping[str, Mapping[str, Any]], modalities: Sequence[str]
     return "scores on held-out documents", "", [ROUTE, "score", *runs], rows
 
 
+def scoreboard(figures: Mapping[str, Any], modalities: Sequence[str], aims: Mapping[str, float]) -> Table:
+    """Return the scores of one run, each beside its interval, chance, the codec's ceiling, and what others score."""
+    header = [ROUTE, "score", "value", "95% interval", "of", "chance", "codec", "beside"]
+    rows = [
+        [r.route, r.label, r.value, r.interval, r.items, r.chance, r.ceiling, r.note]
+        for r in scores(figures, modalities, aims)
+    ]
+    return "scores on held-out documents", "", header, [_without_repeats(row, before) for row, before in _pairs(rows)]
+
+
+def losses(figures: Mapping[str, Any], modalities: Sequence[str]) -> Table:
+    """Return the losses of each modality, split by split."""
+    names = [name.split("/") for name in figures if name.startswith("val_loss/") and name.count("/") == 2]
+    splits = list(dict.fromkeys(split for _, split, _ in names))
+    found = {name: [figures.get(f"val_loss/{split}/{name}") for split in splits] for name in modalities}
+    rows = [[m, *("–" if v is None else f"{v:.4g}" for v in values)] for m, values in found.items() if any(values)]
+    return "losses", "", ["modality", *splits], rows
+
+
+def _pairs(rows: list[list[str]]) -> list[tuple[list[str], list[str]]]:
+    return list(zip(rows, [[""], *rows], strict=False))
+
+
+def _without_repeats(row: list[str], before: list[str]) -> list[str]:
+    """Return a row without its first cell where the row before has the same."""
+    return ["" if row[0] == before[0] else row[0], *row[1:]]
+
+
 def _checksum(run: str) -> str:
     """Return what tells the weights that were evaluated from any others."""
     weights = read_json(Path(run) / FILE, "evaluation")["key"].get("weights", {})

@@ -64,6 +64,6 @@ def _table(rows: list[Score]) -> str:
         return ""
     lines = [f"| {ROUTE} | score | value | chance | the codec's own |", "|---|---|---|---|---|"]
     for row in rows:
-        label = f"{row.label} ({row.note})" if row.note else row.label
+        label = f"{row.label} ({row.aside})" if row.aside else row.label
         lines.append(f"| {' | '.join((row.route, label, row.value, row.chance, row.ceiling))} |")
     return "\n".join(lines)

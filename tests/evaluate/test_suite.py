@@ -242,6 +242,29 @@ def test_pairs_without_the_host_are_measured_where_they_are_trained(config):
     assert figures["speech_from_image_recognised"] == 1.0 and "image_from_speech_object_accuracy" not in figures
 
 
+class Fits:
+    """Scores 100 for an image of the thing that its text names, as a CLIP would like to."""
+
+    key = "fits"
+
+    def __init__(self, name):
+        assert name == "a/clip"
+
+    def scores(self, images, texts):
+        return [
+            100.0 * bool((image == drawn(text.split()[1])).all()) for image, text in zip(images, texts, strict=True)
+        ]
+
+
+def test_clip_scores_stand_beside_those_of_other_images(config, monkeypatch):
+    monkeypatch.setattr(image_judge, "ClipScore", Fits)
+    config.evaluate.clip = "a/clip"
+    best, worst = figures_of(config, 0), figures_of(config, 1)
+    assert (best["image_clip"], best["image_clip_codec"], best["image_clip_random"]) == (100, 100, 0)
+    assert (worst["image_clip"], worst["image_clip_real"], worst["image_clip_shuffled"]) == (0, 100, 0)
+    assert best["image_clip_nearest"] == 0 and best["image_via_text_clip"] == 100  # another's, by these truths
+
+
 def test_what_no_model_changes_is_computed_once(config, tmp_path, monkeypatch):
     first = suite_of(config, 0, tmp_path / "evaluation")
     figures = first.run()

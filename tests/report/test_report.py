@@ -295,14 +295,14 @@ def test_scores_stand_beside_chance_and_ceiling():
     found = {(*r.path, r.label.split(",")[0]): r for r in rows}
     named = found["text", "image", "shows the right thing"]
     assert (named.value, named.chance, named.ceiling) == ("52.0%", "0.25%", "88.0%")
-    assert named.note == "of 300, nearest training images 90.0%, short of the 60.0% aimed at"
+    assert named.aside == "of 300, nearest training images 90.0%, short of the 60.0% aimed at"
     assert named.bar == (0.52, 0.0025, 0.88)
-    assert found["text", "image", "right background"].note == ""
+    assert found["text", "image", "right background"].aside == ""
     distance = found["text", "image", "Fréchet distance to real images"]
     assert (distance.value, distance.ceiling, distance.bar) == ("310", "120", None)
-    assert distance.note == "of 500, blurred images 330"
+    assert distance.aside == "of 500, blurred images 330"
     heard = found["text", "speech", "understood by a recogniser"]
-    assert (heard.value, heard.ceiling, heard.note) == ("80.0%", "85.5%", "of 240, originals 95.0%")
+    assert (heard.value, heard.ceiling, heard.aside) == ("80.0%", "85.5%", "of 240, originals 95.0%")
     assert found["image", "text", "names the right thing"].value == "6.3%"
     assert found["image", "text", "names the right thing"].ceiling == "100.0%"
     (unjudged,) = scores({"speech_recognised": 0.8}, NAMES, {})
@@ -327,11 +327,11 @@ def test_texts_of_anybodys_data_have_rows_of_their_own():
                "caption_speech_wer_count": 94.0, "image_frechet": 709.02, "image_frechet_count": 60.0}  # fmt: skip
     rows = {(*r.path, r.label.partition(",")[0]): r for r in scores(numbers, ["text", "image", "speech"], {})}
     assert rows["image", "text", "BLEU"].value == "84.3"
-    assert rows["image", "text", "BLEU"].note == "79.1 to 89.5, of 94"
+    assert rows["image", "text", "BLEU"].aside == "79.1 to 89.5, of 94"
     exact = rows["image", "text", "text is the document’s own"]
-    assert (exact.value, exact.ceiling, exact.note) == ("71.3%", "100.0%", "60.0% to 80.0%, of 94")
+    assert (exact.value, exact.ceiling, exact.aside) == ("71.3%", "100.0%", "60.0% to 80.0%, of 94")
     remembered = rows["image", "text", "is a training text to the letter"]
-    assert (remembered.value, remembered.note) == ("28.7%", "the documents’ own 26.6%")
+    assert (remembered.value, remembered.aside) == ("28.7%", "the documents’ own 26.6%")
     assert rows["speech", "text", "word error rate"].value == "37.8%"
     assert rows["text", "image", "Fréchet distance to real images"].value == "709"
 
