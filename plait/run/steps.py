@@ -164,8 +164,8 @@ def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:
 
 def _missing_judges(config: RunConfig) -> list[str]:
     """Return the packages that judges of this run lack: once they are installed, there is more to measure."""
-    classes = {judge_class(codec) for codec in load_codecs(config).values()} - {None}
-    return missing_packages(sorted({module for cls in classes for module in cls.modules}))
+    classes = {judge_class(codec) for codec in load_codecs(config).values()}
+    return missing_packages(sorted({module for cls in classes if cls for module in cls.needed(config.evaluate)}))
 
 
 def sample_step(config: RunConfig, progress: Progress) -> None:

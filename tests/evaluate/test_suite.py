@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from helpers.fake_data import FakeImage, FakeOptions, run_config, write_folder
 
 from plait.batch.assemble import spell, spell_prompt
 from plait.batch.documents import Document, Part
+from plait.common.errors import PlaitError
 from plait.common.progress import QuietProgress
 from plait.config.generation import GenerateConfig, SamplingConfig
 from plait.config.model import ModelConfig
@@ -263,6 +265,22 @@ def test_clip_scores_stand_beside_those_of_other_images(config, monkeypatch):
     assert (best["image_clip"], best["image_clip_codec"], best["image_clip_random"]) == (100, 100, 0)
     assert (worst["image_clip"], worst["image_clip_real"], worst["image_clip_shuffled"]) == (0, 100, 0)
     assert best["image_clip_nearest"] == 0 and best["image_via_text_clip"] == 100  # another's, by these truths
+
+
+def test_a_judge_that_is_not_installed_is_said_and_one_that_was_named_must_be_there(config, monkeypatch):
+    said = []
+    monkeypatch.setattr(QuietProgress, "print", lambda self, line: said.append(line), raising=False)
+    for module in ("pocketsphinx", "torchmetrics.image.kid"):
+        monkeypatch.setitem(sys.modules, module, None)
+    figures = figures_of(config, 0)
+    assert figures["caption_exact"] == 1.0 and not any(name.startswith(("image_", "speech_")) for name in figures)
+    for name, package in (("image", "torchmetrics"), ("speech", "pocketsphinx")):
+        cure = f"package {package!r} is not installed, install it: pip install 'plait[judges]'"
+        assert f"skipping the figures of {name!r}: evaluate: {cure}" in said
+    monkeypatch.undo()
+    config.evaluate.features = "inception:nowhere.pth"
+    with pytest.raises(PlaitError, match=r"^evaluate\.features: "):
+        figures_of(config, 0)
 
 
 def test_what_no_model_changes_is_computed_once(config, tmp_path, monkeypatch):
