@@ -261,6 +261,8 @@ class EvaluateConfig(Checked):
     transformers (DINOv2, CLIP, ...) by folder or Hub name."""
     clip: str = ""
     """Folder or Hub name of the CLIP model for CLIP scores; empty: none."""
+    sentences: str = ""
+    """Folder or Hub name of the sentence embedding model for sentence similarity; empty: none."""
     recogniser: str = ""
     """What transcribes made speech in any words: pocketsphinx (US English), or a speech recognition model of
     transformers by folder or Hub name; empty: a choice among the texts."""

@@ -73,7 +73,7 @@ _NAMES = {
         generate.page_size generate.cache_tokens generate.cuda_graphs generate.speculate
         evaluate.batches evaluate.captions evaluate.choices evaluate.images evaluate.clips evaluate.items
         evaluate.every_split evaluate.pairs evaluate.round_trips evaluate.free evaluate.neighbours
-        evaluate.features evaluate.clip evaluate.recogniser evaluate.dnsmos
+        evaluate.features evaluate.clip evaluate.sentences evaluate.recogniser evaluate.dnsmos
         train.precision diffusion.max_level_first diffusion.logit_mean diffusion.logit_std diffusion.shift""",
     FREE: """
         name out data.path data.num_workers prepare.num_workers prepare.max_broken_share train.device train.log_every

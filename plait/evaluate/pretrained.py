@@ -18,7 +18,7 @@ from plait.common.hub import SHARDS, found
 FILES = (
     "config.json", *SHARDS, "generation_config.json", "preprocessor_config.json", "processor_config.json",
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "normalizer.json",
-    "vocab.json", "vocab.txt", "merges.txt", "spiece.model",
+    "vocab.json", "vocab.txt", "merges.txt", "spiece.model", "1_Pooling/config.json",
 )  # fmt: skip
 """What is fetched of a model on the Hub."""
 

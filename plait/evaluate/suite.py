@@ -52,8 +52,8 @@ class Suite:
     autocast: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
     folder: Path | None = None
     """Where examples go, and what no model changes is kept; None keeps neither."""
-    shows: bool = True
-    """Whether to keep examples."""
+    is_brief: bool = False
+    """While training: the first split alone, and neither round trips, free documents nor examples."""
     items: dict[str, dict[str, list]] = field(default_factory=dict)
     """What figures of the first split are made of, item by item: "documents", "parts" and "wholes" by their names."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class Suite:
         """
         figures: dict[str, float] = {}
         judges = self.judges()
-        for split in self.splits:
+        for split in self.splits[: 1 if self.is_brief else None]:
             source, is_first = open_sources(self.config, split)[0], split == self.splits[0]
             for path in self.paths(is_first=is_first):
                 found = self.measured(path, source, judges[path[-1]]) if path[-1] in judges else None
@@ -100,7 +100,7 @@ class Suite:
                     numbers = {f"{self.prefix(path)}_{name}": value for name, value in found.figures().items()}
                     figures |= {f"{name}/{split}": value for name, value in numbers.items()}
                     figures |= numbers if is_first else {}
-        if self.splits:
+        if self.splits and not self.is_brief:
             figures |= self._free()
         if self.folder and self.examples:
             write_examples(self.examples, self.folder)
@@ -139,7 +139,7 @@ class Suite:
             is_trained = any(other == task[-1] and given in task[:-1] for task in tasks)
             if other in made and (is_trained or not tasks):
                 yield given, other
-        if is_first and self.config.evaluate.round_trips and host in made:
+        if is_first and not self.is_brief and self.config.evaluate.round_trips and host in made:
             for name in (n for n in made if n != host):
                 yield from ((host, name, host), (name, host, name))
 
@@ -182,7 +182,7 @@ class Suite:
                 found.beside |= self.choices(given, documents, library.truths)
         if source.split == self.splits[0]:
             self._keep_items(self.prefix(path), held.numbers, found)
-            self.examples += chosen(held, items, found) if self.folder and self.shows else []
+            self.examples += chosen(held, items, found) if self.folder and not self.is_brief else []
         return found
 
     def follow(self, path: tuple[str, ...], documents: Sequence[Document], title: str) -> list[Media]:

@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
+
 from plait.codecs import Media
+from plait.config.run import EvaluateConfig
 from plait.evaluate.held import Held
 from plait.evaluate.judge import Found, Judge
 from plait.evaluate.measures import mean_of, share_of
+from plait.evaluate.sentences import Sentences
 from plait.evaluate.texts import error_measures, text_likeness, text_measures
 
 
@@ -15,6 +19,10 @@ class TextJudge(Judge):
 
     setting = "captions"
     modules: ClassVar = ("sacrebleu", "pycocoevalcap.cider.cider_scorer", "jiwer", "rapidfuzz.process", "scipy.stats")
+
+    def __init__(self, config: EvaluateConfig):
+        super().__init__(config)
+        self.sentences = Sentences(config.sentences) if config.sentences else None
 
     def measure(self, made: Sequence[Media], held: Held) -> Found:
         """Measure texts; "" where the model said nothing."""
@@ -25,6 +33,10 @@ class TextJudge(Judge):
         found = Found(measures, ranked_by="CIDEr-D" if "cider" in measures else "ROUGE-L")
         best = measures.get("cider") or measures["rouge_l"]
         found.ranking = best.items.parts if best.items else None
+        if self.sentences:
+            found.measures["sentence"] = mean_of(self.sentences.similarities(said, held.texts))
+            shuffled = self.sentences.similarities([*held.texts[1:], *held.texts[:1]], held.texts)
+            found.beside["sentence_shuffled"] = float(np.mean(shuffled))
         self._memory(said, held, found)
         if held.truths:
             hits = held.truths.scores(said, held.metas)

@@ -74,6 +74,7 @@ KINDS: dict[str, Kind] = {
     "bleu": Kind("BLEU", tenths),
     "chrf": Kind("chrF", tenths),
     "rouge_l": Kind("ROUGE-L", percent),
+    "sentence": Kind("sentence similarity to the document’s own text", hundredths, "sentence_shuffled", ALL, (), True),
     "frechet": _distance("Fréchet distance to real images, lower is better", "frechet", whole),
     "kid": _distance("kernel distance to real images (KID x 1,000), lower is better", "kid", tenths),
     "precision": _distance("precision: images that lie among real ones", "precision", percent),

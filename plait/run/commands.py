@@ -49,13 +49,14 @@ def evaluate(chosen) -> None:
     for run, config in configs.items():
         figures = evaluate_step(config, Progress())
         found[run] = summarise(config)
-    from plait.run.leaderboard import leaderboard, losses, paired, scoreboard
+    from plait.run.leaderboard import about, leaderboard, losses, paired, scoreboard
 
     modalities = list(dict.fromkeys(name for config in configs.values() for name in config.model.modalities))
     if len(runs) == 1:
         for table in (scoreboard(figures, modalities, config.evaluate.aims), losses(figures, modalities)):
             if table[-1]:
                 _print_table(*table)
+        print(about(runs[0], found[runs[0]]))
         print(f"all figures: {Path(config.out) / FILE}; plait report {runs[0]} shows them with examples")
         return
     _print_table(*leaderboard(found, modalities))

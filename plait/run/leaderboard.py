@@ -55,6 +55,13 @@ def _without_repeats(row: list[str], before: list[str]) -> list[str]:
     return ["" if row[0] == before[0] else row[0], *row[1:]]
 
 
+def about(run: str, figures: Mapping[str, Any]) -> str:
+    """Return in a line what the scores of a run are of."""
+    facts = {"step": figures.get("steps"), "seed": figures.get("seed"), "commit": str(figures.get("commit", ""))[:12],
+             "weights": _checksum(run)}  # fmt: skip
+    return "of " + ", ".join(f"{name} {value}" for name, value in facts.items() if value not in (None, ""))
+
+
 def _checksum(run: str) -> str:
     """Return what tells the weights that were evaluated from any others."""
     weights = read_json(Path(run) / FILE, "evaluation")["key"].get("weights", {})

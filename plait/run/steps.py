@@ -38,7 +38,7 @@ from plait.train.metrics import hardware, read_jsonl, read_metrics, versions, wr
 from plait.train.parallel import from_first, process_group
 from plait.train.trainer import Trainer, pick_device
 
-COUNTS = ("captions", "images", "clips", "items", "pairs", "round_trips", "free")
+COUNTS = ("captions", "images", "clips", "items", "pairs")
 """Settings of `evaluate` that say how many items are made."""
 SAMPLES_PER_TASK = 12
 FREE_SAMPLES = 8
@@ -140,7 +140,7 @@ def evaluate_while_training(config: RunConfig, model: MixtureOfTransformers) -> 
     few = replace(own, choices=0, **{name: min(getattr(own, name), most) for name in COUNTS})
     pipeline = Pipeline(model, load_codecs(config), config.generate, config.diffusion)
     folder = Path(config.out) / FOLDER
-    figures = Suite(replace(config, evaluate=few), pipeline, QuietProgress(), folder=folder, shows=False).made()
+    figures = Suite(replace(config, evaluate=few), pipeline, QuietProgress(), folder=folder, is_brief=True).made()
     return {f"{MADE}{name}": value for name, value in figures.items() if "/" not in name}
 
 

@@ -19,6 +19,7 @@ from plait.evaluate import extractors, transcription
 from plait.evaluate.clip_score import ClipScore
 from plait.evaluate.dnsmos import dnsmos
 from plait.evaluate.extractors import extractor
+from plait.evaluate.sentences import Sentences
 from plait.evaluate.transcription import transcriber
 from plait.scenes import source
 from plait.scenes.world import World
@@ -160,6 +161,7 @@ HUB = """
 import sys
 from plait.common.errors import PlaitError
 from plait.evaluate.extractors import extractor
+from plait.evaluate.sentences import Sentences
 print(extractor("maria/dino").key, extractor("maria/dino@v1").key)
 for name in sys.argv[1:]:
     try:
@@ -482,3 +484,43 @@ def test_dnsmos_prefers_clean_speech():
     good, bad = dnsmos([clean, clean + noise], source.SAMPLE_RATE)
     assert list(good) == ["sig", "bak", "ovrl"]
     assert 5 > good["ovrl"] > bad["ovrl"] + 0.5 > 1.5 and good["bak"] > bad["bak"] + 1
+
+
+@pytest.fixture(scope="module")
+def bert(saved):
+    """A small sentence model, as sentence-transformers keeps one."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    torch.manual_seed(1)
+    model = transformers.BertModel(transformers.BertConfig(vocab_size=40, max_position_embeddings=12, **sizes))
+    model.save_pretrained(saved / "bert")
+    text_tokenizer(12).save_pretrained(saved / "bert")
+    return saved / "bert"
+
+
+@pytest.mark.parametrize("way", ["mean", "cls"])
+def test_sentence_similarity_by_hand(bert, way):
+    (bert / "1_Pooling").mkdir(exist_ok=True)
+    settings = {"word_embedding_dimension": 16, "pooling_mode_cls_token": way == "cls",
+                "pooling_mode_mean_tokens": way == "mean"}  # fmt: skip
+    (bert / "1_Pooling/config.json").write_text(json.dumps(settings))
+    model, tokenizer = transformers.BertModel.from_pretrained(bert).eval(), text_tokenizer(12)
+
+    def embedded(text: str) -> torch.Tensor:
+        with torch.no_grad():
+            hidden = model(**tokenizer(text, return_tensors="pt", truncation=True)).last_hidden_state[0]
+        return hidden[0] if way == "cls" else hidden.mean(0)
+
+    texts, others = ["w1 w2", "w3 w4 w5", LONG], ["w6", "w3 w4 w5", "w1"]
+    expected = [float(F.cosine_similarity(embedded(a), embedded(b), dim=0)) for a, b in zip(texts, others)]
+    assert Sentences(str(bert)).similarities(texts, others) == pytest.approx(expected, abs=1e-5)
+    assert expected[1] == pytest.approx(1) and Sentences(str(bert)).similarities([], []) == []
+
+
+def test_what_embeds_no_sentences(bert, saved):
+    (bert / "1_Pooling").mkdir(exist_ok=True)
+    (bert / "1_Pooling/config.json").write_text('{"pooling_mode_max_tokens": true}')
+    with pytest.raises(ConfigError, match=r"^evaluate\.sentences: .*bert' pools by 'pooling_mode_max_tokens', it must"):
+        Sentences(str(bert))
+    for name, said in (("nowhere", "is no folder"), ("vit", "holds no tokenizer")):
+        with pytest.raises(CheckpointError, match=rf"^evaluate\.sentences: .*{name}' {said}"):
+            Sentences(str(saved / name))
