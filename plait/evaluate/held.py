@@ -202,12 +202,14 @@ def _modalities(source: ShardSource, number: int) -> set[str]:
 
 
 def known(
-    source: ShardSource, truths: Truths | None, given: str, made: str, count: int, *, in_order: bool = False
-) -> list[Document]:
+    source: ShardSource, truths: Truths | None, given: str, made: str, count: int, *, in_order: bool = False,
+    is_round_trip: bool = False,
+) -> list[Document]:  # fmt: skip
     """Return the split's first documents, ``count`` at most, that give one modality and have the other to be made.
 
     Where their source knows what is true of documents, those alone of which it does. ``in_order``: what is given must
-    stand before what is made.
+    stand before what is made. Round trips are made of documents without given parts: no answer leads back to its
+    question.
     """
 
     def matching_documents() -> Iterator[Document]:
@@ -219,6 +221,8 @@ def known(
             document = source.document(i)
             prompt, part = asked_of(document, given, made)
             if part is None or (given == made and (part is prompt[-1] or any(p.modality != given for p in prompt))):
+                continue
+            if is_round_trip and not all(p.loss for p in document.parts):
                 continue
             order = [p.modality for p in document.parts]
             if not in_order or order.index(given) < order.index(made):

@@ -93,7 +93,12 @@ class Suite:
         figures: dict[str, float] = {}
         judges = self.judges()
         for split in self.splits[: 1 if self.is_brief else None]:
-            source, is_first = open_sources(self.config, split)[0], split == self.splits[0]
+            (source, *others), is_first = open_sources(self.config, split), split == self.splits[0]
+            if others:
+                self.progress.print(
+                    f"evaluate: what is made of {split!r} is measured on documents of {source.folder!r}, the first of "
+                    f"{len(others) + 1} sources that have it (data.sources)"
+                )
             for path in self.paths(is_first=is_first):
                 found = self.measured(path, source, judges[path[-1]]) if path[-1] in judges else None
                 if found is not None:
@@ -162,7 +167,8 @@ class Suite:
         elif host not in path:
             count, asks_order = min(count, settings.pairs), not self.config.data.tasks
         given, made = path[0], path[1]
-        documents = known(source, library.truths, given, made, count, in_order=asks_order)
+        documents = known(source, library.truths, given, made, count, in_order=asks_order,
+                          is_round_trip=len(path) > 2)  # fmt: skip
         if not documents or (path[-1] != host and library.origin is None):
             return None
         title = f"{' → '.join(path)}, {source.split}"

@@ -244,6 +244,20 @@ def test_pairs_without_the_host_are_measured_where_they_are_trained(config):
     assert figures["speech_from_image_recognised"] == 1.0 and "image_from_speech_object_accuracy" not in figures
 
 
+def test_answers_of_conversations_are_held_against_the_documents_own(config, tmp_path, monkeypatch):
+    """Of text alone, with a question that is given; nothing of it is sent there and back."""
+    monkeypatch.setattr(held, "remade", lambda *a: None)
+    said = [[np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in (f"{t}?", f"the {t}")] for t in THINGS]
+    documents = [Document([Part("text", question, loss=0.0), Part("text", answer)]) for question, answer in said]
+    config.data.path = str(write_folder(tmp_path / "chats", {"train": documents, "seen": documents}))
+    suite = suite_of(config, 0)
+    for question, answer in said:
+        suite.pipeline.model._learn(Part("text", question), Part("text", answer))
+    figures = suite.run()
+    assert figures["answer_exact"] == 1.0 and figures["answer_exact_count"] == len(THINGS)
+    assert not any("via" in name or name.startswith("caption") for name in figures)
+
+
 class Fits:
     """Scores 100 for an image of the thing that its text names, as a CLIP would like to."""
 
