@@ -15,7 +15,6 @@ from plait.codecs import Codec, Media
 from plait.common.progress import Progress
 from plait.config.run import RunConfig
 from plait.data.shards import ShardSource
-from plait.data.sources import open_sources
 from plait.evaluate.cache import Cache
 from plait.evaluate.texts import nearest_texts
 from plait.generate.pipeline import Pipeline
@@ -27,32 +26,26 @@ AT_ONCE = 64
 
 
 class Library:
-    """The texts and the raw media of a run's prepared data, read or made again when they are asked for."""
+    """The texts and the raw media of one split of a prepared folder, read or made again when they are asked for."""
 
-    def __init__(self, config: RunConfig, pipeline: Pipeline, progress: Progress):
-        self.config, self.pipeline, self.progress = config, pipeline, progress
+    def __init__(self, config: RunConfig, pipeline: Pipeline, progress: Progress, source: ShardSource):
+        self.config, self.pipeline, self.progress, self.source = config, pipeline, progress, source
         self.layout = pipeline.model.config.layout
-
-    @functools.cached_property
-    def train(self) -> ShardSource:
-        """The training split."""
-        return open_sources(self.config, "train")[0]
 
     @functools.cached_property
     def made(self) -> RawSource | None:
         """The source that makes the documents; None where they are a user's own."""
-        return remade(self.train.folder, self.config.prepare, self.pipeline.codecs)
+        return remade(self.source.folder, self.config.prepare, self.pipeline.codecs)
 
     @functools.cached_property
     def origin(self) -> RawSource | None:
         """The raw documents; None where a user's files are not there, or not those that were prepared."""
         if self.made is not None:
             return self.made
-        origin = opened(self.train.folder, self.config.prepare, self.pipeline.codecs)
-        counts = {name: record["documents"] for name, record in self.train.index["splits"].items()}
-        if origin is None or any(origin.splits().get(name, 0) != count for name, count in counts.items()):
+        origin = opened(self.source.folder, self.config.prepare, self.pipeline.codecs)
+        if origin is None or origin.splits().get(self.source.split, 0) != len(self.source):
             self.progress.print(
-                f"evaluate: the files that {self.train.folder!r} was prepared from (prepare.source) are not there as "
+                f"evaluate: the files that {self.source.folder!r} was prepared from (prepare.source) are not there as "
                 "they were, so that made images and speech are held against nothing"
             )
             return None
@@ -66,7 +59,12 @@ class Library:
     def only(self, key: str) -> RawSource:
         """Return the raw documents with parts of one key alone where that is cheaper: all others need not be made."""
         assert self.origin is not None, "whoever asks for media has looked whether they are there"
-        return remade(self.train.folder, self.config.prepare, self.pipeline.codecs, [key]) or self.origin
+        return remade(self.source.folder, self.config.prepare, self.pipeline.codecs, [key]) or self.origin
+
+    def raw(self, numbers: Sequence[int], key: str, *, scattered: bool = False) -> list[list[Media]]:
+        """Return the raw items of a key of each of some documents; `scattered` ones have others between them."""
+        rows = raw_documents(self.only(key), self.source.split, numbers, scattered=scattered)
+        return [[item for k, item in row.parts if k == key] for row in rows]
 
     def texts(self, documents: Sequence[Document], given: str = "") -> list[str]:
         """Return the text of each document that follows what it gives (`asked_of`), or else its first; "" for none."""
@@ -80,15 +78,14 @@ class Library:
         return [said.get(i, "") for i in range(len(documents))]
 
     @functools.cached_property
-    def training_texts(self) -> list[str]:
-        """The texts of the first `evaluate.neighbours` training documents; "" of those that have none."""
-        count = min(len(self.train), self.config.evaluate.neighbours)
-        return self.texts([self.train.document(i) for i in range(count)])
+    def first_texts(self) -> list[str]:
+        """The texts of the first `evaluate.neighbours` documents; "" of those that have none."""
+        count = min(len(self.source), self.config.evaluate.neighbours)
+        return self.texts([self.source.document(i) for i in range(count)])
 
-    def training(self, key: str, count: int) -> Iterator[Media]:
-        """Yield the first items of a key of the training split, ``count`` at most, whichever documents have them."""
-        source = self.only(key)
-        rows = source.read("train", 0, source.splits()["train"])
+    def first(self, key: str) -> Iterator[Media]:
+        """Yield the first items of a key, `evaluate.neighbours` at most, whichever documents have them."""
+        rows, count = self.only(key).read(self.source.split, 0, len(self.source)), self.config.evaluate.neighbours
         found = (item for row in rows if not isinstance(row, BrokenRow) for k, item in row.parts if k == key)
         return islice(found, count)
 
@@ -106,9 +103,10 @@ class Held:
     texts: list[str]
     """The text of each document, which an image shows and speech says; "" where it has none."""
     library: Library
+    """The split."""
+    training: Library
+    """What the model was trained on."""
     cache: Cache
-    truths: Truths | None = None
-    """What the source of the data knows to be true; None for a user's own."""
     advance: Callable[[float, str], None] = field(default=lambda share, text: None)
     """Called with the share that is done."""
 
@@ -119,6 +117,11 @@ class Held:
     @property
     def made(self) -> str:
         return self.path[-1]
+
+    @property
+    def truths(self) -> Truths | None:
+        """What the source of the data knows to be true; None for a user's own."""
+        return self.library.truths
 
     @property
     def metas(self) -> list[dict[str, Any]]:
@@ -141,17 +144,14 @@ class Held:
 
     def raw(self, places: Sequence[int]) -> list[Media]:
         """Return the raw items, of the part that is asked for, of some of the documents, given by place."""
-        documents, key = [self.documents[i] for i in places], self.codec.key
-        rows = raw_documents(self.library.only(key), self.split, [d.index for d in documents])
-        return [
-            [item for k, item in row.parts if k == key][place_of(document, self.path)]
-            for row, document in zip(rows, documents, strict=True)
-        ]
+        documents = [self.documents[i] for i in places]
+        rows = self.library.raw([d.index for d in documents], self.codec.key)
+        return [items[place_of(document, self.path)] for items, document in zip(rows, documents, strict=True)]
 
     @functools.cached_property
     def _nearest_numbers(self) -> list[int]:
         """The training document whose text is nearest to each document's; none where a document has no text."""
-        train, texts = self.library.train, self.library.training_texts
+        train, texts = self.training.source, self.training.first_texts
         if self.truths:
             return self.truths.nearest(self.metas, [train.meta(i) for i in range(len(train))])
         having = [i for i, text in enumerate(texts) if text and self.made in _modalities(train, i)]
@@ -161,11 +161,10 @@ class Held:
 
     def nearest(self, places: Sequence[int]) -> list[Media]:
         """Return the training items whose texts are nearest to those of some of the documents; [] without texts."""
-        numbers, key = self._nearest_numbers, self.codec.key
-        if not numbers:
+        if not self._nearest_numbers:
             return []
-        rows = raw_documents(self.library.only(key), "train", [numbers[i] for i in places], scattered=True)
-        return [next(item for k, item in row.parts if k == key) for row in rows]
+        numbers = [self._nearest_numbers[i] for i in places]
+        return [items[0] for items in self.training.raw(numbers, self.codec.key, scattered=True)]
 
     def batches(self) -> Iterator[list[int]]:
         """Yield places of documents, AT_ONCE at most: media of all of them may be too large to hold."""
@@ -185,10 +184,10 @@ class Held:
 
     def training_features(self, name: str, features_of: Callable[[list[Media]], Tensor], **key: Any) -> Tensor:
         """Return features [N, D] of the first `evaluate.neighbours` training items of what was made; kept too."""
-        count = self.library.config.evaluate.neighbours
+        count = self.training.config.evaluate.neighbours
 
         def compute() -> dict[str, np.ndarray]:
-            items, rows = self.library.training(self.codec.key, count), []
+            items, rows = self.training.first(self.codec.key), []
             while some := list(islice(items, AT_ONCE)):
                 rows.append(features_of(some).numpy())
             return {"features": np.concatenate(rows)}

@@ -60,6 +60,7 @@ class Suite:
     """By part of the evaluation: the seconds that it took, and of how many items."""
     examples: list[Example] = field(default_factory=list)
     """Items of the first split, to be shown."""
+    _libraries: dict[tuple[str, str], Library] = field(default_factory=dict)
 
     def run(self) -> dict[str, float]:
         """Measure losses, and what the model makes of held-out documents."""
@@ -160,7 +161,7 @@ class Suite:
 
     def measured(self, path: tuple[str, ...], source: ShardSource, judge: Judge) -> Found | None:
         """Let the model make what a path asks for, and its judge say how good it is; None where there is nothing."""
-        host, settings, library = self.pipeline.model.config.layout.host, self.config.evaluate, self.library
+        host, settings, library = self.pipeline.model.config.layout.host, self.config.evaluate, self.library(source)
         count, asks_order = getattr(settings, judge.setting), False
         if len(path) > 2:
             count = min(count, settings.round_trips)
@@ -169,11 +170,11 @@ class Suite:
         given, made = path[0], path[1]
         documents = known(source, library.truths, given, made, count, in_order=asks_order,
                           is_round_trip=len(path) > 2)  # fmt: skip
-        if not documents or (path[-1] != host and library.origin is None):
+        if not documents or (path[-1] != host and not (library.origin and self.training.origin)):
             return None
         title = f"{' → '.join(path)}, {source.split}"
         held = Held(path, source.split, self.pipeline.codecs[path[-1]], documents,
-                    library.texts(documents, given), library, self.cache, library.truths)  # fmt: skip
+                    library.texts(documents, given), library, self.training, self.cache)  # fmt: skip
         with self._timed(f"make {' > '.join(path)}", len(documents)):
             items = self.follow(path, documents, title)
         with (
@@ -259,7 +260,7 @@ class Suite:
         if not count or self.pipeline.model.config.layout.bos is None:
             return {}
         with self.progress.stage("free documents", total=count) as bar, self._timed("free documents", count):
-            found = free_figures(self.pipeline, self.config, self.library.train, count, lambda: bar.advance(1))
+            found = free_figures(self.pipeline, self.config, self.training.source, count, lambda: bar.advance(1))
         self._keep_items("free", list(range(count)), found)
         return {f"free_{name}": value for name, value in found.figures().items()}
 
@@ -274,10 +275,15 @@ class Suite:
         """The validation splits; what is shown, and compared in pairs, is of the first."""
         return validation_splits(self.config)
 
+    def library(self, source: ShardSource) -> Library:
+        """Return the texts and raw media of a split."""
+        made = Library(self.config, self.pipeline, self.progress, source)
+        return self._libraries.setdefault((source.folder, source.split), made)
+
     @functools.cached_property
-    def library(self) -> Library:
-        """The data's texts and raw media."""
-        return Library(self.config, self.pipeline, self.progress)
+    def training(self) -> Library:
+        """The texts and raw media that the model was trained on."""
+        return self.library(open_sources(self.config, "train")[0])
 
     @functools.cached_property
     def cache(self) -> Cache:

@@ -46,7 +46,7 @@ class TextJudge(Judge):
 
     def _memory(self, said: Sequence[str], held: Held, found: Found) -> None:
         """Add how near texts are to the nearest training text, beside what the documents' own are."""
-        known = [text for text in held.library.training_texts if text]
+        known = [text for text in held.training.first_texts if text]
         if not known:
             return
         exact = set(known)

@@ -348,7 +348,8 @@ def test_a_mark_that_ends_an_answer_is_no_word_of_it(config):
     pipeline = Pipeline(MixtureOfTransformers(config.model), CODECS, config.generate, config.diffusion)
     said = np.frombuffer(b"yes", np.uint8).astype(np.int32)
     documents = [Document([Part("text", said)]), Document([Part("text", np.append(said, 7))])]
-    assert Suite(config, pipeline, QuietProgress()).library.texts(documents) == ["yes", "yes"]
+    suite = Suite(config, pipeline, QuietProgress())
+    assert suite.training.texts(documents) == ["yes", "yes"]
 
 
 class Own(Origin):
