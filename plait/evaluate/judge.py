@@ -49,7 +49,8 @@ class Found:
 
     def figures(self) -> dict[str, float]:
         """Return all as flat figures."""
-        flat = {name: value for key, measure in self.measures.items() for name, value in measure.figures(key).items()}
+        tried = {name: measure for name, measure in self.measures.items() if measure.count}  # else there is no score
+        flat = {name: value for key, measure in tried.items() for name, value in measure.figures(key).items()}
         return flat | self.beside
 
 

@@ -267,7 +267,7 @@ class Suite:
     def _keep_items(self, prefix: str, numbers: list[int], found: Found) -> None:
         """Keep what paired comparisons need."""
         for name, measure in found.measures.items():
-            if measure.items and len(measure.items.parts) == len(numbers):
+            if measure.count and measure.items and len(measure.items.parts) == len(numbers):
                 self.items[f"{prefix}_{name}"] = {"documents": numbers, **asdict(measure.items)}
 
     @functools.cached_property

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from plait.common.errors import ResourceError
-from plait.evaluate.measures import Measure, difference, mean_of, ratio_of
+from plait.evaluate.judge import Found
+from plait.evaluate.measures import Measure, difference, mean_of, ratio_of, share_of, wilson
 from plait.evaluate.texts import cider, error_measures, nearest_texts, rouge_l, text_measures, words
 
 pytest.importorskip("sacrebleu")
@@ -94,6 +95,21 @@ def test_intervals():
     # about 95 of 100 intervals hold the truth
     held = [m.low <= 2.0 <= m.high for m in (mean_of(rng.normal(2.0, 1.0, 60)) for _ in range(100))]
     assert 88 <= sum(held) <= 100
+
+
+def test_shares():
+    """None counts for nothing; where all agree the interval is Wilson's; of nothing there is no score."""
+    found = share_of([True, None, False, True, None])
+    assert (found.value, found.count) == (2 / 3, 3) and found.low < found.value < found.high
+    everywhere = share_of([True] * 20)
+    assert everywhere.high == everywhere.value == 1.0 and everywhere.low == pytest.approx(wilson(1.0, 20)[0]) < 0.9
+    nothing = Found({"right": share_of([None, None]), "left": everywhere}, {"right_real": 1.0})
+    assert nothing.figures().keys() == {"left", "left_low", "left_high", "left_count", "right_real"}
+    errors = ratio_of([1, 0, 2], [4, 5, 6])
+    whole = Found(
+        {"wer": errors, "copied": everywhere, "kid": Measure(1.0, 0.0, 2.0, 3)}, {"wer_real": 0.1, "kid_real": 0}
+    )
+    assert whole.of_items().figures().keys() == {"wer", "wer_low", "wer_high", "wer_count", "wer_real"}
 
 
 def test_what_two_differ_by():
