@@ -31,6 +31,7 @@ CODECS = {
     "speech_latents": "plait.codecs.speech_latents:SpeechLatentCodec",
     "speech_tokens_pretrained": "plait.codecs.speech_pretrained:PretrainedSpeechCodec",
     "speech_features": "plait.codecs.speech_features:SpeechFeatureCodec",
+    "voxels": "plait.codecs.voxels:VoxelCodec",
 }
 
 

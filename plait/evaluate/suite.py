@@ -12,7 +12,7 @@ import numpy as np
 
 from plait.batch.documents import Document, Part
 from plait.codecs import Media
-from plait.codecs.base import alike
+from plait.codecs.base import alike, ids_of
 from plait.common.errors import ConfigError, ResourceError
 from plait.common.progress import Progress
 from plait.config.generation import SamplingConfig
@@ -68,7 +68,8 @@ class Suite:
 
     def losses(self) -> dict[str, float]:
         """Return val_loss/<split>/<modality>, task_loss/<split>/<task>/<modality>, and means over splits as seen."""
-        figures, splits = {}, self.splits
+        figures: dict[str, float] = {}
+        splits = self.splits
         with self.progress.stage("validation losses", total=len(splits)) as bar, self._timed("losses", len(splits)):
             for split in splits:
                 losses, tasks = split_losses(
@@ -245,7 +246,7 @@ class Suite:
             return {}
         phrases, truth = truths.openings([d.meta for d in single], NUM_CONCEPTS, self.config.seed)
         model = self.pipeline.model
-        ids = [e.ids for e in self.pipeline.codecs[model.config.layout.host].encode(phrases)]
+        ids = [ids_of(e) for e in self.pipeline.codecs[model.config.layout.host].encode(phrases)]
         scores = []
         with self.progress.stage(f"forced choice of {len(phrases)} by {modality}", total=len(single)) as bar:
             for document in single:

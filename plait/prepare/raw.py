@@ -16,6 +16,7 @@ _NAMES = {
     "text": ("txt", "text", "caption"),
     "image": ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm", "ico"),
     "audio": ("wav", "flac", "ogg", "oga", "mp3", "opus", "aif", "aiff"),
+    "scene3d": ("glb", "ply", "stl"),
 }
 KEY_OF = {name: key for key, names in _NAMES.items() for name in names}
 """The manifest key of a file by its suffix, and of a column that is called so; other names may be keys themselves."""
