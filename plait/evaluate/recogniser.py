@@ -73,7 +73,7 @@ class Recogniser:
         """Return the words heard in one clip; ``index`` chooses the noise that is laid under it."""
         wave = np.asarray(clip, np.float32)
         if self.sample_rate != SAMPLE_RATE:
-            import soxr
+            import soxr  # not by plait.codecs, whose import takes each process longer than its clips
 
             wave = soxr.resample(wave, self.sample_rate, SAMPLE_RATE)
         wave = np.pad(wave, round(_PADDING * SAMPLE_RATE))

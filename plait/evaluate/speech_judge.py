@@ -16,12 +16,13 @@ from torch import Tensor
 
 from plait.codecs import Media
 from plait.codecs.mel import HOP, RATE, LogMel
+from plait.codecs.sounds import resample
 from plait.config.run import EvaluateConfig
 from plait.evaluate.dnsmos import check_packages, dnsmos
 from plait.evaluate.held import Held
 from plait.evaluate.judge import Found, Judge
-from plait.evaluate.measures import mean_of, package, ratio_of, share_of
-from plait.evaluate.neighbours import cosines, neighbours
+from plait.evaluate.measures import hits_array, hits_list, hits_share, mean_of, ratio_of, share_of
+from plait.evaluate.neighbours import likeness
 from plait.evaluate.recogniser import recognise_all
 from plait.evaluate.texts import text_errors
 from plait.evaluate.transcription import Transcriber, transcriber
@@ -73,7 +74,7 @@ class SpeechJudge(Judge):
         if not all(held.texts):
             return found
         hits, heard = recognise_all(clips, held.texts, rate, held.advance)
-        found["hits"] = np.array([-1 if hit is None else int(hit) for hit in hits])
+        found["hits"] = hits_array(hits)
         if self.transcriber:
             heard = self.transcriber.transcribe(clips, rate)
         errors = text_errors(heard, held.texts)
@@ -83,8 +84,8 @@ class SpeechJudge(Judge):
 
     def _understood(self, own: dict[str, np.ndarray], beside: dict[str, Any], found: Found) -> None:
         """Add what recognisers understand."""
-        found.measures["recognised"] = share_of([None if hit < 0 else bool(hit) for hit in own["hits"]])
-        originals, copies = (share(beside[name]["hits"]) for name in ("real", "codec"))
+        found.measures["recognised"] = share_of(hits_list(own["hits"]))
+        originals, copies = (hits_share(beside[name]["hits"]) for name in ("real", "codec"))
         found.beside |= {"codec_recognised_originals": originals,
                          "codec_recognised": copies / originals if originals else 0.0}  # fmt: skip
         for name in ("wer", "cer"):
@@ -98,30 +99,16 @@ class SpeechJudge(Judge):
         made, real, copies = (torch.from_numpy(x["mel"]) for x in (own, beside["real"], beside["codec"]))
         rate = held.codec.sample_rate
         training = held.training_features("speech", lambda clips: mel_features(clips, rate))
-        mean = training.mean(0)
-        match = cosines(made, real, mean).tolist()
-        found.ranking = match
-        found.measures["match"] = mean_of(match)
-        found.beside |= {"match_codec": float(cosines(copies, real, mean).mean()),
-                         "match_shuffled": float(cosines(real.roll(1, 0), real, mean).mean())}  # fmt: skip
-        measures, others = neighbours({"": made, "real": real, "codec": copies}, training)
+        measures, others, found.ranking = likeness(made, real, copies, training)
         found.measures |= measures
         found.beside |= others
 
 
-def share(hits: np.ndarray) -> float:
-    """Return the share of hits among those that are not -1."""
-    tried = hits[hits >= 0]
-    return float(tried.mean()) if len(tried) else 0.0
-
-
 def mel_features(clips: Sequence[Media], sample_rate: int) -> Tensor:
     """Return float32 [B, FRAMES * mel bins]: log-mel spectrograms, stretched to one length."""
-    soxr, mel = package("soxr"), LogMel()
-    rows = []
+    mel, rows = LogMel(), []
     for clip in clips:
-        wave = np.asarray(clip, np.float32)
-        wave = wave if sample_rate == RATE else soxr.resample(wave, sample_rate, RATE)
+        wave = resample(np.asarray(clip, np.float32), sample_rate, RATE)
         whole = np.pad(wave, (0, -len(wave) % HOP if len(wave) else HOP))
         with torch.no_grad():
             rows.append(F.adaptive_avg_pool1d(mel(torch.from_numpy(whole)[None]), FRAMES).flatten(1))

@@ -27,6 +27,7 @@ from plait.evaluate.held import Held, Library, asked_of, known, part_of
 from plait.evaluate.judge import Found, Judge, judge_class
 from plait.evaluate.losses import perplexity, split_losses
 from plait.evaluate.measures import package
+from plait.evaluate.paths import prefix_of
 from plait.evaluate.reference_classifier import NUM_CONCEPTS
 from plait.generate.pipeline import Pipeline
 from plait.generate.request import Result
@@ -152,17 +153,13 @@ class Suite:
 
     def prefix(self, path: Sequence[str]) -> str:
         """Return how the names of a path's figures begin."""
-        host, given, made = self.pipeline.model.config.layout.host, path[0], path[-1]
-        if len(path) > 2:
-            return f"{made}_via_{path[1]}"
-        if made == host:
-            images = [name for name, codec in self.pipeline.codecs.items() if codec.kind == "image" and not codec.reads]
-            return "answer" if given == host else "caption" if given in images[:1] else f"caption_{given}"
-        return made if given == host else f"{made}_from_{given}"
+        images = [name for name, codec in self.pipeline.codecs.items() if codec.kind == "image" and not codec.reads]
+        return prefix_of(path, self.pipeline.model.config.layout.host, images[:1])
 
     def measured(self, path: tuple[str, ...], source: ShardSource, judge: Judge) -> Found | None:
         """Let the model make what a path asks for, and its judge say how good it is; None where there is nothing."""
         host, settings, library = self.pipeline.model.config.layout.host, self.config.evaluate, self.library(source)
+        is_first = source.split == self.splits[0]
         count, asks_order = getattr(settings, judge.setting), False
         if len(path) > 2:
             count = min(count, settings.round_trips)
@@ -186,9 +183,9 @@ class Suite:
             found = judge.measure(items, held)
             if len(path) > 2:
                 found = found.of_items()
-            elif path[-1] == host and library.truths and source.split == self.splits[0]:
+            elif path[-1] == host and library.truths and is_first:
                 found.beside |= self.choices(given, documents, library.truths)
-        if source.split == self.splits[0]:
+        if is_first:
             self._keep_items(self.prefix(path), held.numbers, found)
             self.examples += chosen(held, items, found) if self.folder and not self.is_brief else []
         return found

@@ -124,13 +124,11 @@ class PretrainedTranscriber:
             return [self._transcribed(clip, sample_rate) for clip in clips]
 
     def _transcribed(self, clip: np.ndarray, sample_rate: int) -> str:
-        wave = np.asarray(clip, np.float32)
-        if sample_rate != self.sample_rate:
-            import soxr
+        from plait.codecs.sounds import resample
 
-            wave = soxr.resample(wave, sample_rate, self.sample_rate)
+        wave = resample(np.asarray(clip, np.float32), sample_rate, self.sample_rate)
         wave = np.pad(wave, (0, max(0, self.sample_rate // 10 - len(wave))))  # convolutions need some samples
         options: dict[str, Any] = {"generate_kwargs": {"num_beams": 1, "do_sample": False}} if self._generates else {}
         if self._is_whisper and len(wave) > self.pipeline.feature_extractor.n_samples:
-            options["return_timestamps"] = True  # it hears half a minute at once, and goes on from where that ended
+            options["return_timestamps"] = True  # half a minute at a time
         return str(self.pipeline(wave, **options)["text"]).strip()

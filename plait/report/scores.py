@@ -5,8 +5,10 @@ has: of each path from what was given to what was made (`paths`), those of KINDS
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import permutations
 from typing import NamedTuple
 
+from plait.evaluate.paths import prefix_of
 from plait.report.numbers import percent, plain
 
 ROUTE = "given → made"
@@ -147,13 +149,12 @@ def paths(numbers: Mapping[str, float], modalities: Sequence[str]) -> Iterator[t
     if not modalities:
         return
     host, others = modalities[0], modalities[1:]
-    yield from ((name, (host, name)) for name in others)
     bare = [m for m in others if not any(f"caption_{m}_{score}" in numbers for score in ("object_accuracy", "bleu"))]
-    yield from (("caption" if name in bare[:1] else f"caption_{name}", (name, host)) for name in others)
-    yield "answer", (host, host)
-    yield from ((f"{made}_from_{given}", (given, made)) for given in others for made in others if given != made)
-    yield from ((f"{host}_via_{name}", (host, name, host)) for name in others)
-    yield from ((f"{name}_via_{host}", (name, host, name)) for name in others)
+    known: list[tuple[str, ...]] = [
+        *((host, name) for name in others), *((name, host) for name in (*others, host)), *permutations(others, 2),
+        *((host, name, host) for name in others), *((name, host, name) for name in others),
+    ]  # fmt: skip
+    yield from ((prefix_of(path, host, bare[:1]), path) for path in known)
     yield "free", ()
 
 

@@ -1,6 +1,7 @@
 """Runs beside one another: their scores, and by how much one is better than another on the same documents."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,12 @@ def scoreboard(figures: Mapping[str, Any], modalities: Sequence[str], aims: Mapp
         [r.route, r.label, r.value, r.interval, r.items, r.chance, r.ceiling, r.note]
         for r in scores(figures, modalities, aims)
     ]
-    return "scores on held-out documents", "", header, [_without_repeats(row, before) for row, before in _pairs(rows)]
+    return (
+        "scores on held-out documents",
+        "",
+        header,
+        [["" if row[0] == before[0] else row[0], *row[1:]] for before, row in pairwise([[""], *rows])],
+    )
 
 
 def losses(figures: Mapping[str, Any], modalities: Sequence[str]) -> Table:
@@ -44,15 +50,6 @@ def losses(figures: Mapping[str, Any], modalities: Sequence[str]) -> Table:
     found = {name: [figures.get(f"val_loss/{split}/{name}") for split in splits] for name in modalities}
     rows = [[m, *("–" if v is None else f"{v:.4g}" for v in values)] for m, values in found.items() if any(values)]
     return "losses", "", ["modality", *splits], rows
-
-
-def _pairs(rows: list[list[str]]) -> list[tuple[list[str], list[str]]]:
-    return list(zip(rows, [[""], *rows], strict=False))
-
-
-def _without_repeats(row: list[str], before: list[str]) -> list[str]:
-    """Return a row without its first cell where the row before has the same."""
-    return ["" if row[0] == before[0] else row[0], *row[1:]]
 
 
 def about(run: str, figures: Mapping[str, Any]) -> str:
