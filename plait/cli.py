@@ -125,12 +125,13 @@ def _parser() -> Parser:
         return command
 
     quick = add("quickstart", commands.quickstart,
-                "the whole path on the embedded scenes: data, codecs, training, report",
+                "the whole path in a small world: data, codecs, training, report",
                 settings=True, epilog=QUICKSTART_EXAMPLES)  # fmt: skip
     which = quick.add_mutually_exclusive_group()
     which.add_argument("--setting", default="mixed", metavar="NAME",
                        help="mixed (text and speech as tokens, images by flow; the default), chameleon-speech (all "
-                       "three as tokens) or transfusion (text as tokens, images by flow)")  # fmt: skip
+                       "three as tokens), transfusion (text as tokens, images by flow) or worlds (text as tokens; scenes in three "
+                       "dimensions, their images and motions by flow)")  # fmt: skip
     which.add_argument("--config", default="", help="in place of a setting: a shipped config's name, or a YAML file")
     quick.add_argument("--restart", action="store_true", help="delete the run's folder and start from scratch")
 
@@ -233,6 +234,7 @@ def _parser() -> Parser:
 QUICKSTART_EXAMPLES = """examples:
   plait quickstart                           (into runs/quickstart; draws, speaks and captions)
   plait quickstart --setting transfusion     (into runs/quickstart-transfusion)
+  plait quickstart --setting worlds          (real furniture in three dimensions, standing and moving)
   plait quickstart --out runs/longer --train.minutes 60"""
 
 PREPARE_EXAMPLES = """examples:

@@ -32,6 +32,7 @@ CODECS = {
     "speech_tokens_pretrained": "plait.codecs.speech_pretrained:PretrainedSpeechCodec",
     "speech_features": "plait.codecs.speech_features:SpeechFeatureCodec",
     "voxels": "plait.codecs.voxels:VoxelCodec",
+    "motion": "plait.codecs.motions:MotionCodec",
 }
 
 

@@ -86,6 +86,8 @@ class Codec(ABC):
     """What its media are: text, image, audio, or a word of your own."""
     suffix: ClassVar[str]
     """Suffix of the files that `write` makes, such as ".png"."""
+    formats: ClassVar[tuple[str, ...]] = ()
+    """Suffixes that `write` can make beside `suffix`."""
     reads_only: ClassVar[bool] = False
     """Whether it cannot decode, as an encoder alone: what it made is read, and `decode` returns it as it is."""
     reads: str = ""
@@ -176,6 +178,10 @@ class Codec(ABC):
     def write(self, media: Media, path: Path) -> None:
         """Write one item to a file."""
 
+    def write_among(self, media: Media, path: Path, others: Sequence[tuple[str, Media]]) -> None:
+        """Write an item among the other parts of its document, each its kind and the item."""
+        self.write(media, path)
+
     def taken_from(self, media: Media, other: "Codec") -> Media:
         """Return an item as this codec reads it, given as another codec of its kind did."""
         return media
@@ -183,6 +189,18 @@ class Codec(ABC):
     @abstractmethod
     def to_html(self, media: Media) -> str:
         """Return self-contained HTML that shows or plays one item."""
+
+    def to_html_among(self, media: Media, others: Sequence[tuple[str, Media]]) -> str:
+        """Return HTML of an item among the other parts of its document, each its kind and the item."""
+        return self.to_html(media)
+
+    @classmethod
+    def page_scripts(cls) -> Sequence[str]:
+        """Return JavaScript sources that a page with such items runs once, where `to_html` alone does not do.
+
+        They look after the items that are there, and after those that come later.
+        """
+        return ()
 
     def quality(self, media: Sequence[Media]) -> dict[str, float]:
         """Return figures of the round trip on held-out media, name to number."""

@@ -15,6 +15,8 @@ SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".npz")
 """Files of scenes."""
 Y_UP = (".glb", ".gltf", ".obj")
 """Of these y points up, by their specification or by custom."""
+Z_TO_Y = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
+"""Turns what has z up to y up."""
 MOST_TRIANGLES = 500_000
 POINTS = 60_000
 """Points on the surface that a mesh is turned into cells by, about."""
@@ -75,7 +77,7 @@ def surface(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _parts(path: Path) -> list[Any]:
     """Return the meshes of a file, each where the scene puts it."""
-    trimesh = _trimesh()
+    trimesh = trimesh_package()
 
     class Resolver(trimesh.resolvers.FilePathResolver):  # type: ignore[name-defined]
         """Finds materials and textures beside the file, and remembers those that are not there."""
@@ -109,10 +111,10 @@ def _sampled(part: Any, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
         simple = material.to_simple() if hasattr(material, "to_simple") else material
         if part.visual.uv is None or getattr(simple, "image", None) is None:
             colours = np.tile(simple.main_color, (len(part.faces), 1))
-            part.visual = _trimesh().visual.ColorVisuals(part, face_colors=colours)
+            part.visual = trimesh_package().visual.ColorVisuals(part, face_colors=colours)
         else:
             part.visual.material = simple
-    points, faces, colours = _trimesh().sample.sample_surface(part, count, sample_color=True, seed=0)
+    points, faces, colours = trimesh_package().sample.sample_surface(part, count, sample_color=True, seed=0)
     return np.asarray(points, float), np.asarray(part.face_normals[faces]), np.asarray(colours)[:, :3].astype(np.uint8)
 
 
@@ -122,8 +124,12 @@ def voxelised(points: np.ndarray, normals: np.ndarray, colours: np.ndarray, size
     scale = size / max(float((high - low).max()), 1e-9)
     # whole cells on the left and in front, so that cells that were written come back as they were
     around = np.floor((size - (high - low) * scale) / 2 + 1e-6) * (1, 1, 0)
-    placed = (points - low) * scale + around - INWARD * normals
-    places = np.clip(placed.astype(int), 0, size - 1)
+    return filled_by((points - low) * scale + around - INWARD * normals, colours, size)
+
+
+def filled_by(points: np.ndarray, colours: np.ndarray, size: int) -> np.ndarray:
+    """Return the cells uint8 [size, size, size, 4] that points [N, 3], in cells, lie in, each of their mean colour."""
+    places = np.clip(np.floor(points).astype(int), 0, size - 1)
     numbers = np.ravel_multi_index(places.T, (size, size, size))
     counts = np.bincount(numbers, minlength=size**3)
     cells = np.zeros((size**3, 4), np.uint8)
@@ -164,24 +170,54 @@ def faces_of(cells: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def write_scene(cells: np.ndarray, path: Path) -> None:
-    """Write cells as GLB, OBJ, PLY or STL, by the file's suffix, or as .npz."""
+    """Write cells as GLB, OBJ, PLY or STL, by the file's suffix, as .npz, or as a model for MuJoCo (.xml)."""
     if path.suffix == ".npz":
         np.savez_compressed(path, cells=cells)
         return
-    mesh_of(cells, y_up=path.suffix in Y_UP).export(path)
+    if path.suffix == ".xml":
+        from plait.codecs.mjcf import write_mjcf  # which takes from this file
+
+        return write_mjcf(cells, path)
+    mesh_of(cells, y_up=path.suffix in Y_UP, painted=path.suffix == ".glb").export(path)
 
 
-def mesh_of(cells: np.ndarray, *, y_up: bool) -> Any:
-    """Return the trimesh of cells' outer faces, as large as a cube of side 1 that stands on the floor."""
+def mesh_of(cells: np.ndarray, *, y_up: bool, painted: bool = False) -> Any:
+    """Return the trimesh of cells' outer faces, as large as a cube of side 1 that stands on the floor.
+
+    ``painted`` gives it a texture, whose colours every viewer of glTF shows as they are, in place of colours of faces.
+    """
     vertices, quads, colours = faces_of(cells)
     size = cells.shape[0]
     points = (vertices - (size / 2, size / 2, 0)) / size
-    points = points[:, [0, 2, 1]] * (1, 1, -1) if y_up else points
+    points = points @ Z_TO_Y.T if y_up else points
     triangles = np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
-    return _trimesh().Trimesh(points, triangles, face_colors=np.concatenate([colours, colours]), process=False)
+    trimesh = trimesh_package()
+    if painted and len(quads):
+        return trimesh.Trimesh(points, triangles, visual=_texture(colours), process=False)
+    return trimesh.Trimesh(points, triangles, face_colors=np.concatenate([colours, colours]), process=False)
 
 
-def _trimesh() -> Any:
+def _texture(colours: np.ndarray) -> Any:
+    """Return a matt texture of four pixels for each colour, and where in it each corner of the quads [Q, 4] is.
+
+    Between four pixels of a colour every reader finds that colour, however it mixes neighbours.
+    """
+    from PIL import Image
+
+    visual = trimesh_package().visual
+    palette, numbers = np.unique(colours[:, :3], axis=0, return_inverse=True)
+    side = int(np.ceil(np.sqrt(len(palette))))
+    pixels = np.zeros((side * side, 3), np.uint8)
+    pixels[: len(palette)] = palette
+    rows, columns = np.divmod(numbers.ravel(), side)
+    uv = np.stack([(columns + 0.5) / side, 1 - (rows + 0.5) / side], axis=1)
+    image = Image.fromarray(pixels.reshape(side, side, 3).repeat(2, axis=0).repeat(2, axis=1))
+    material = visual.material.PBRMaterial(baseColorTexture=image, metallicFactor=0.0, roughnessFactor=0.9)
+    return visual.TextureVisuals(uv=np.repeat(uv, 4, axis=0), material=material)
+
+
+def trimesh_package() -> Any:
+    """Return the module trimesh; raises ResourceError where it is not installed."""
     try:
         import trimesh
     except ImportError:

@@ -1,8 +1,9 @@
 """Things in three dimensions as latents of a small autoencoder: which cells of a cube are filled, and their colours.
 
 Media are uint8 [S, S, S, 4]: cells along x, y and z (up), each with red, green, blue, and 255 where it is filled (0).
-A token is a cube of patch_size^3 latents. Cells are folded into channels first, so that no convolution runs at full
-resolution. The latents are the posterior's mean, of mean 0 and deviation 1 per channel as measured on training media.
+A token is a cube of cells, encoded by itself: what lies around it is the model's to know, and most cubes of a scene are
+empty, so that the network sees the others alone and learns in minutes (docs/experiments.md). The latents are the
+posterior's mean, of mean 0 and deviation 1 per channel as measured on training media.
 """
 
 import math
@@ -21,9 +22,11 @@ from plait.codecs.base import Codec, Encoded, Progress
 from plait.codecs.fitting import Schedule, best_device, fit_model, fitting_key
 from plait.codecs.latents import Scaling, checked_latents, divergence, measured_places
 from plait.codecs.meshes import FILLED, read_scene, write_scene
+from plait.codecs.viewer import scene_html, viewer_scripts
 from plait.common.errors import DataError, require
 
-_BATCH = 32
+_SCENES = 32
+"""Scenes that go through the network together."""
 
 
 @dataclass
@@ -32,36 +35,33 @@ class VoxelOptions:
 
     size: int = 32
     """Cells along each side of the cube."""
-    downsample: int = 4
-    """Cells per latent along one side."""
-    latent_channels: int = 8
-    """Numbers in one latent."""
-    patch_size: int = 2
-    """Latents along each side of a token, so that a token has patch_size^3 * latent_channels numbers."""
-    width: int = 96
-    """Channels of the network at the latents' resolution."""
+    token_size: int = 8
+    """Cells along each side of a token's cube."""
+    latent_channels: int = 64
+    """Numbers in a token."""
+    width: int = 384
+    """Width of the network."""
     depth: int = 2
-    """Residual blocks of the encoder, and of the decoder."""
-    filled_weight: float = 4.0
+    """Residual layers of the encoder, and of the decoder."""
+    filled_weight: float = 3.0
     """Weight of filled cells in the error of what is filled, beside 1 for empty ones."""
     colour_weight: float = 4.0
     """Weight of the squared error of colours (0 to 1), over filled cells."""
     kl_weight: float = 1e-4
     """Weight of the mean KL divergence of a latent's number from a standard Gaussian."""
-    batch_size: int = 16
-    """Scenes in one training step."""
+    batch_size: int = 512
+    """Tokens in one training step."""
     learning_rate: float = 2e-3
     """Peak learning rate."""
     steps: int = 0
     """Training steps; 0 trains for the given minutes."""
 
     def __post_init__(self):
-        where, token = "codec_options", self.downsample * self.patch_size
-        for name in ("downsample", "latent_channels", "patch_size", "depth", "batch_size"):
+        where = "codec_options"
+        for name in ("token_size", "latent_channels", "width", "depth", "batch_size"):
             require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "at least 1")
-        require(self.size >= token and self.size % token == 0, f"{where}.size", self.size,
-                f"a multiple of downsample * patch_size ({token})")  # fmt: skip
-        require(self.width >= 8 and self.width % 8 == 0, f"{where}.width", self.width, "a multiple of 8")
+        require(self.size >= self.token_size and self.size % self.token_size == 0, f"{where}.size", self.size,
+                f"a multiple of token_size ({self.token_size})")  # fmt: skip
         for name in ("filled_weight", "colour_weight", "kl_weight"):
             require(getattr(self, name) >= 0, f"{where}.{name}", getattr(self, name), "0 or more")
 
@@ -72,12 +72,13 @@ class VoxelCodec(Codec):
     name: ClassVar[str] = "voxels"
     kind: ClassVar[str] = "scene3d"
     suffix: ClassVar[str] = ".glb"
+    formats: ClassVar[tuple[str, ...]] = (".ply", ".obj", ".stl", ".npz", ".xml")
+    judge: ClassVar[str] = "plait.worlds.shape_judge:ShapeJudge"
     options_class: ClassVar[type] = VoxelOptions
 
     def __init__(self, options: VoxelOptions):
         super().__init__(options)
-        self.latent_channels = options.latent_channels * options.patch_size**3
-        self.patch_size = options.patch_size
+        self.latent_channels = options.latent_channels
         self.model = VoxelVAE(options)
         self.scaling: Scaling | None = None
         """Mean and scale of the latents, per channel; None until fitted."""
@@ -93,57 +94,63 @@ class VoxelCodec(Codec):
 
     @property
     def default_grid(self) -> tuple[int, ...]:
-        return (self.options.size // (self.options.downsample * self.options.patch_size),) * 3
+        return (self.options.size // self.options.token_size,) * 3
 
     def fit(self, media: Sequence[np.ndarray], *, minutes: float, seed: int, folder: Path, progress: Progress) -> None:
         """Train the network, then measure mean and scale of its latents."""
-        if not len(media):
-            raise DataError("voxel codec: there are no scenes to train on")
-        options, stack = self.options, torch.from_numpy(np.stack(media))
+        filled = [tokens[(tokens[..., 3] >= FILLED).any((1, 2, 3))] for tokens in map(self._cubes, media)]
+        if not sum(map(len, filled)):
+            raise DataError("voxel codec: there are no scenes to train on, or all of them are empty")
+        options, stack = self.options, torch.from_numpy(np.concatenate(filled))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = VoxelVAE(options)
 
         def loss_of(model: Any, rng: np.random.Generator, device: torch.device) -> Tensor:
             batch = stack[torch.from_numpy(rng.integers(len(stack), size=options.batch_size))]
-            return voxel_loss(model, unit(batch).to(device), options)
+            return voxel_loss(model, unit(turned(batch, rng)).to(device), options)
 
         schedule = Schedule(minutes, options.steps, options.learning_rate)
         key = fitting_key(options, stack, seed, schedule)
         fit_model(self.model, loss_of, schedule=schedule, seed=seed, folder=folder, key=key, progress=progress)
         self.model.requires_grad_(False).to(best_device())
         chosen = [media[i] for i in measured_places(len(media))]
-        batches = (chosen[start : start + _BATCH] for start in range(0, len(chosen), _BATCH))
-        self.scaling = Scaling.measure(self.model.latents(unit(torch.from_numpy(np.stack(some)))) for some in batches)
+        self.scaling = Scaling.measure(
+            self._latents(chosen[start : start + _SCENES]) for start in range(0, len(chosen), _SCENES)
+        )
         self.model.to("cpu")
         progress(1.0, "latents measured")
 
     def encode(self, media: Sequence[np.ndarray]) -> list[Encoded]:
         """Encode voxels [S, S, S, 4]: latents [tokens, latent_channels]. Raises DataError for another size."""
         encoded = []
-        for start in range(0, len(media), _BATCH):
-            some = np.stack([self._checked(item) for item in media[start : start + _BATCH]])
-            latents = self._fitted.normalize(self.model.latents(unit(torch.from_numpy(some))))
-            encoded += [
-                Encoded(latents=row, grid=self.default_grid) for row in folded(latents, self.patch_size).numpy()
-            ]
+        for start in range(0, len(media), _SCENES):
+            some = media[start : start + _SCENES]
+            latents = self._fitted.normalize(self._latents(some)).unflatten(0, (len(some), -1))
+            encoded += [Encoded(latents=row, grid=self.default_grid) for row in latents.numpy()]
         return encoded
 
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """Decode tokens into voxels."""
         decoded = []
-        for start in range(0, len(encoded), _BATCH):
-            some = np.stack([self._tokens(item) for item in encoded[start : start + _BATCH]])
-            latents = unfolded(torch.from_numpy(some), self.default_grid, self.patch_size)
-            decoded += list(cells(self.model.decode(self._fitted.restore(latents))))
+        for start in range(0, len(encoded), _SCENES):
+            some = np.concatenate([self._tokens(item) for item in encoded[start : start + _SCENES]])
+            cubes = cells(self.model.decode(self._fitted.restore(torch.from_numpy(some))))
+            per_scene = math.prod(self.default_grid)
+            decoded += [joined(cubes[k : k + per_scene]) for k in range(0, len(cubes), per_scene)]
         return decoded
 
-    def _checked(self, item: np.ndarray) -> np.ndarray:
+    def _latents(self, media: Sequence[np.ndarray]) -> Tensor:
+        """Return the posterior's means [scenes * tokens, latent_channels]."""
+        return self.model.latents(unit(torch.from_numpy(np.concatenate([self._cubes(item) for item in media]))))
+
+    def _cubes(self, item: np.ndarray) -> np.ndarray:
+        """Return the tokens' cells uint8 [tokens, t, t, t, 4] of a scene. Raises DataError for another size."""
         if item.shape != (self.options.size,) * 3 + (4,):
             raise DataError(
                 f"voxel codec: cells {list(item.shape)} are not allowed, they must be {[self.options.size] * 3 + [4]}"
             )
-        return item
+        return cut(item, self.options.token_size)
 
     def _tokens(self, item: Encoded) -> np.ndarray:
         tokens = checked_latents(item, self.latent_channels, "voxel")
@@ -158,8 +165,11 @@ class VoxelCodec(Codec):
         write_scene(media, path)
 
     def to_html(self, media: np.ndarray) -> str:
-        filled = int((media[..., 3] >= FILLED).sum())
-        return f"{media.shape[0]} × {media.shape[1]} × {media.shape[2]} cells, {filled:,} filled"
+        return scene_html(media)
+
+    @classmethod
+    def page_scripts(cls) -> Sequence[str]:
+        return viewer_scripts()
 
     def quality(self, media: Sequence[np.ndarray]) -> dict[str, float]:
         """Return ``iou`` of filled cells, ``colour_psnr`` (dB where both are), ``latent_mean`` and ``latent_std``."""
@@ -186,116 +196,102 @@ class VoxelCodec(Codec):
 
 
 class VoxelVAE(nn.Module):
-    """A Gaussian posterior between two small convolutional networks at the latents' resolution."""
+    """A Gaussian posterior between two small networks of a token's cells."""
 
     def __init__(self, options: VoxelOptions):
         super().__init__()
-        self.fold, numbers = options.downsample, 4 * options.downsample**3
-        self.encoder = nn.Sequential(
-            nn.Conv3d(numbers, options.width, 1), *(ResidualBlock(options.width) for _ in range(options.depth)),
-            nn.GroupNorm(8, options.width), nn.SiLU(), nn.Conv3d(options.width, 2 * options.latent_channels, 1),
-        )  # fmt: skip
-        self.decoder = nn.Sequential(
-            nn.Conv3d(options.latent_channels, options.width, 1),
-            *(ResidualBlock(options.width) for _ in range(options.depth)),
-            nn.GroupNorm(8, options.width), nn.SiLU(), nn.Conv3d(options.width, numbers, 1),
-        )  # fmt: skip
+        self.token_size, numbers = options.token_size, 4 * options.token_size**3
+        width, latents = options.width, options.latent_channels
 
-    def forward(self, cells_BCXYZ: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits and colours [B, 4, X, Y, Z] of drawn latents, and their mean and log-variance."""
-        mean, log_variance = self.posterior(cells_BCXYZ)
+        def network(given: int, made: int) -> nn.Sequential:
+            layers = (ResidualLayer(width) for _ in range(options.depth))
+            return nn.Sequential(nn.Linear(given, width), *layers, nn.LayerNorm(width), nn.Linear(width, made))
+
+        self.encoder, self.decoder = network(numbers, 2 * latents), network(latents, numbers)
+
+    def forward(self, cells_NXYZC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return colours and logits [N, t, t, t, 4] of drawn latents, and their mean and log-variance [N, C]."""
+        mean, log_variance = self.posterior(cells_NXYZC)
         return self.rebuilt(mean + (log_variance / 2).exp() * torch.randn_like(mean)), mean, log_variance
 
-    def posterior(self, cells_BCXYZ: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance [B, C, x, y, z] of the latents."""
-        mean, log_variance = self.encoder(space_to_depth(cells_BCXYZ, self.fold)).float().chunk(2, dim=1)
+    def posterior(self, cells_NXYZC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance [N, C] of the latents."""
+        mean, log_variance = self.encoder(cells_NXYZC.flatten(1)).float().chunk(2, dim=1)
         return mean, log_variance.clamp(-20, 10)
 
-    def rebuilt(self, latents_BCXYZ: Tensor) -> Tensor:
-        """Return [B, 4, X, Y, Z]: three colours, and the logit of being filled."""
-        return depth_to_space(self.decoder(latents_BCXYZ), self.fold)
+    def rebuilt(self, latents_NC: Tensor) -> Tensor:
+        """Return [N, t, t, t, 4]: three colours, and the logit of being filled."""
+        return self.decoder(latents_NC).unflatten(1, (*(self.token_size,) * 3, 4))
 
     @torch.no_grad()
-    def latents(self, cells_BCXYZ: Tensor) -> Tensor:
+    def latents(self, cells_NXYZC: Tensor) -> Tensor:
         """Return the means on the CPU."""
-        return self.eval().posterior(cells_BCXYZ.to(self.device))[0].cpu()
+        return self.eval().posterior(cells_NXYZC.to(self.device))[0].cpu()
 
     @torch.no_grad()
-    def decode(self, latents_BCXYZ: Tensor) -> Tensor:
+    def decode(self, latents_NC: Tensor) -> Tensor:
         """Return three colours and the logit of being filled, on the CPU."""
-        return self.eval().rebuilt(latents_BCXYZ.to(self.device)).float().cpu()
+        return self.eval().rebuilt(latents_NC.to(self.device)).float().cpu()
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
 
-class ResidualBlock(nn.Module):
-    """Two 3-D convolutions beside the identity."""
+class ResidualLayer(nn.Module):
+    """A small perceptron beside the identity."""
 
     def __init__(self, width: int):
         super().__init__()
         self.body = nn.Sequential(
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv3d(width, width, 3, padding=1),
-            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv3d(width, width, 3, padding=1),
-        )  # fmt: skip
+            nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
 
 
-def voxel_loss(model: VoxelVAE, cells_BCXYZ: Tensor, options: VoxelOptions) -> Tensor:
+def voxel_loss(model: VoxelVAE, cells_NXYZC: Tensor, options: VoxelOptions) -> Tensor:
     """Return the weighted errors of what is filled and of its colours, and the KL divergence."""
-    output, mean, log_variance = model(cells_BCXYZ)
-    filled, rebuilt = cells_BCXYZ[:, 3], output.float()
+    output, mean, log_variance = model(cells_NXYZC)
+    filled, rebuilt = cells_NXYZC[..., 3], output.float()
     weights = 1 + (options.filled_weight - 1) * filled
-    occupancy = F.binary_cross_entropy_with_logits(rebuilt[:, 3], filled, weight=weights)
-    squares = (rebuilt[:, :3] - cells_BCXYZ[:, :3]).square().mean(1)
+    occupancy = F.binary_cross_entropy_with_logits(rebuilt[..., 3], filled, weight=weights)
+    squares = (rebuilt[..., :3] - cells_NXYZC[..., :3]).square().mean(-1)
     colour = (squares * filled).sum() / filled.sum().clamp(min=1)
     return occupancy + options.colour_weight * colour + options.kl_weight * divergence(mean, log_variance)
 
 
-def unit(media_BXYZC: Tensor) -> Tensor:
-    """Return float32 [B, 4, X, Y, Z]: colours from 0 to 1 (0 where empty), and 1 where a cell is filled."""
-    filled = (media_BXYZC[..., 3:] >= FILLED).float()
-    return torch.cat([media_BXYZC[..., :3].float() / 255 * filled, filled], dim=-1).permute(0, 4, 1, 2, 3)
+def unit(media_NXYZC: Tensor) -> Tensor:
+    """Return float32 [..., 4]: colours from -0.5 to 0.5 (0 where empty), and 1 where a cell is filled."""
+    filled = (media_NXYZC[..., 3:] >= FILLED).float()
+    return torch.cat([(media_NXYZC[..., :3].float() / 255 - 0.5) * filled, filled], dim=-1)
 
 
-def cells(output_BCXYZ: Tensor) -> np.ndarray:
-    """Return uint8 [B, X, Y, Z, 4] of colours and logits."""
-    filled = (output_BCXYZ[:, 3:] > 0).to(torch.uint8) * 255
-    colours = (output_BCXYZ[:, :3].clamp(0, 1) * 255).round().to(torch.uint8) * (filled > 0)
-    return torch.cat([colours, filled], dim=1).permute(0, 2, 3, 4, 1).contiguous().numpy()
+def cells(output_NXYZC: Tensor) -> np.ndarray:
+    """Return uint8 [..., 4] of colours and logits."""
+    filled = (output_NXYZC[..., 3:] > 0).to(torch.uint8) * 255
+    colours = ((output_NXYZC[..., :3] + 0.5).clamp(0, 1) * 255).round().to(torch.uint8) * (filled > 0)
+    return torch.cat([colours, filled], dim=-1).numpy()
 
 
-def space_to_depth(x: Tensor, fold: int) -> Tensor:
-    """Fold [B, C, X f, Y f, Z f] into [B, C f^3, X, Y, Z]."""
-    b, c, *sides = x.shape
-    i, j, k = (side // fold for side in sides)
-    x = x.reshape(b, c, i, fold, j, fold, k, fold)
-    return x.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(b, c * fold**3, i, j, k)
+def turned(cubes: Tensor, rng: np.random.Generator) -> Tensor:
+    """Mirror a batch [N, t, t, t, 4] along axes, and exchange the two level ones, as ``rng`` draws: more to learn of."""
+    axes = [axis for axis in (1, 2, 3) if rng.random() < 0.5]
+    cubes = cubes.transpose(1, 2) if rng.random() < 0.5 else cubes
+    return cubes.flip(axes) if axes else cubes
 
 
-def depth_to_space(x: Tensor, fold: int) -> Tensor:
-    """Undo `space_to_depth`."""
-    b, c, i, j, k = x.shape
-    x = x.reshape(b, c // fold**3, fold, fold, fold, i, j, k)
-    return x.permute(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, c // fold**3, i * fold, j * fold, k * fold)
+def cut(scene: np.ndarray, token_size: int) -> np.ndarray:
+    """Return the cubes [tokens, t, t, t, 4] of cells [S, S, S, 4], row by row."""
+    n, t = len(scene) // token_size, token_size
+    return scene.reshape(n, t, n, t, n, t, 4).transpose(0, 2, 4, 1, 3, 5, 6).reshape(-1, t, t, t, 4)
 
 
-def folded(latents_BCXYZ: Tensor, patch_size: int) -> Tensor:
-    """Return tokens [B, n, patch_size^3 C] of latents, row by row, each latent with all its channels together."""
-    b, c, x, y, z = latents_BCXYZ.shape
-    p = patch_size
-    tokens = latents_BCXYZ.reshape(b, c, x // p, p, y // p, p, z // p, p).permute(0, 2, 4, 6, 3, 5, 7, 1)
-    return tokens.reshape(b, -1, p**3 * c)
-
-
-def unfolded(tokens_BND: Tensor, grid: Sequence[int], patch_size: int) -> Tensor:
-    """Undo `folded` for tokens of a grid of (x, y, z) tokens."""
-    (x, y, z), p, b = grid, patch_size, len(tokens_BND)
-    latents = tokens_BND.reshape(b, x, y, z, p, p, p, -1).permute(0, 7, 1, 4, 2, 5, 3, 6)
-    return latents.reshape(b, -1, x * p, y * p, z * p)
+def joined(cubes: np.ndarray) -> np.ndarray:
+    """Undo `cut`."""
+    n, t = round(len(cubes) ** (1 / 3)), cubes.shape[1]
+    return cubes.reshape(n, n, n, t, t, t, 4).transpose(0, 3, 1, 4, 2, 5, 6).reshape(n * t, n * t, n * t, 4)
 
 
 def iou(item: np.ndarray, other: np.ndarray) -> float:

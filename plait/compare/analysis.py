@@ -12,7 +12,8 @@ from plait.batch.batch import Batch
 from plait.common.files import read_json, write_json
 from plait.compare.probes import attention_mass, components, gradient_conflict
 from plait.compare.runner import StudyRun
-from plait.config.run import AS_WRITTEN_TASK, RunConfig
+from plait.config.run import RunConfig
+from plait.config.tasks import AS_WRITTEN_TASK
 from plait.data.loader import validation_batches
 from plait.data.sources import resolve_vocabulary, validation_splits
 from plait.evaluate.losses import VALIDATION_SEED

@@ -8,12 +8,16 @@ from plait.config.bounds import Checked, bounded
 from plait.config.generation import DiffusionConfig, GenerateConfig, check_sampler
 from plait.config.model import ModelConfig
 from plait.config.run_records import ModalitySettings, TowerSettings, fixed_towers, records_of
+from plait.config.tasks import AS_WRITTEN_TASK, lacking, mentions_of
 
 SCHEMA_VERSION = 1
 
 
-AS_WRITTEN_TASK = "as_written"
 """The task that keeps a document's parts in their order."""
+
+
+WORLDS = ("scenes", "worlds")
+"""Values of `prepare.source` for documents that plait makes."""
 
 
 @dataclass
@@ -23,29 +27,31 @@ class PrepareConfig(Checked):
     SECTION: ClassVar[str] = "prepare"
 
     source: str | list[str] = "scenes"
-    """"scenes" (drawn from OpenMoji and spoken by eSpeak), or manifests: JSONL, Parquet or WebDataset tars, as a path,
-    an address (s3://, gs://, https://), a glob, or a list of such."""
+    """"scenes" (drawn from OpenMoji and spoken by eSpeak), "worlds" (real furniture in three dimensions, some of it
+    moving), or manifests: JSONL, Parquet or WebDataset tars, as a path, an address (s3://, gs://, https://), a glob, or
+    a list of such."""
     columns: dict[str, str] = field(default_factory=dict)
     """Parquet columns, or suffixes in a tar, that are parts, with the manifest key of each, such as {jpg: image, txt:
     text}. Empty: those with well-known names."""
     allow_outside: bool = False
     """Let manifests name media outside of their own folder: absolute paths, "..", links that lead out, addresses."""
     documents: int = bounded(16000, at_least=1)
-    """Training documents to draw (scenes)."""
+    """Training documents to make (scenes, worlds)."""
     validation_documents: int = bounded(400, at_least=0)
-    """Documents in each validation split (scenes); 0: empty splits, so nothing is validated."""
+    """Documents in each validation split (scenes, worlds); 0: empty splits, so nothing is validated."""
     validation_share: float = bounded(0.02, at_least=0, below=1)
     """Share of documents held out for validation (manifest), chosen by a hash of their content."""
     concepts: int | Literal["all"] = bounded("all", at_least=2)
-    """Concepts that scenes show: so many everyday ones, chosen by rule (plait/scenes/drawings.py), each with three
-    grounds on which training never shows it; or all of OpenMoji that can be named (scenes)."""
+    """Concepts that scenes show: so many everyday ones, chosen by rule (plait/scenes/drawings.py,
+    plait/worlds/world.py), some of whose combinations training never shows; or all: of OpenMoji those that can be named
+    (scenes), and 80 pieces of furniture (worlds)."""
     passages: float = bounded(0.0, at_least=0, below=1)
     """Share of the training documents that are passages of Python's own library, text alone, in place of scenes."""
     drawings: str = ""
     """Folder of an Iconify package (icons.json, chars.json), such as Twemoji's: the same things drawn in its style.
     Empty: OpenMoji's drawings (scenes)."""
     image_size: int = bounded(32, at_least=1)
-    """Side of a drawn scene, in pixels (scenes)."""
+    """Side of a scene's image, in pixels (scenes, worlds)."""
     codecs_from: str = ""
     """A prepared folder whose codecs are used, so that both can be mixed. Empty: codecs are made here."""
     codec_documents: int = bounded(3000, at_least=1)
@@ -92,8 +98,8 @@ class DataConfig(Checked):
     too_long: Literal["split", "truncate", "skip"] = "split"
     """What happens to a longer document; counted in either case."""
     tasks: dict[str, float] = bounded(dict, at_least=0)
-    """Weights of part orders, such as "text,image": the modalities given first, the last one predicted from them.
-    "as_written" is all parts in their order, each predicted from those before but for those that carry no loss; empty:
+    """Weights of part orders, such as "text,image": the modalities given first, the last one predicted from them; or
+    "image,text without speech", for documents that have no part of another. "as_written" is all parts in their order, each predicted from those before but for those that carry no loss; empty:
     that alone."""
     drop_condition: float = bounded(0.1, at_least=0, below=1)
     """Rate at which all parts before the last are dropped, for classifier-free guidance."""
@@ -360,7 +366,7 @@ class RunConfig(Checked):
                     f"left out beside reads: its parts are those of {m.reads!r}")  # fmt: skip
             self.modalities[name] = replace(settings, loss_weight=0.0)
         for where, task in ((w, t) for w, tasks in self._named_tasks() for t in tasks):
-            mentions = task.split(",")
+            mentions = mentions_of(task)
             for name in mentions:
                 read = inputs[name].reads if name in inputs else ""
                 require(not read, f"{where} ({task!r})", name, f"{read!r}, whose given parts {name!r} reads")
@@ -374,7 +380,7 @@ class RunConfig(Checked):
 
     def _check_tasks(self, where: str, tasks: dict[str, float]) -> None:
         for task in tasks:
-            for name in task.split(",") if task != AS_WRITTEN_TASK else []:
+            for name in [*mentions_of(task), *lacking(task)] if task != AS_WRITTEN_TASK else []:
                 if name not in self.model.modalities:
                     raise ConfigError(unknown(f"{where} ({task!r})", name, [*self.model.modalities, AS_WRITTEN_TASK]))
         require(not tasks or any(tasks.values()), where, tasks, "weights of which one at least is above 0")

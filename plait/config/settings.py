@@ -12,7 +12,7 @@ from typing import Any
 
 from plait.common.errors import ConfigError
 from plait.config.file import to_dict
-from plait.config.run import RunConfig
+from plait.config.run import WORLDS, RunConfig
 
 FIXED = "fixed for the run"
 """What the weights and the optimizer's state are."""
@@ -134,11 +134,12 @@ def identity(config: RunConfig | dict[str, Any], kinds: Iterable[str]) -> dict[s
     values = {name: v for name, v in flat(config).items() if _pattern(name) in KINDS}
     kinds = set(kinds)
     settings = {name: v for name, v in values.items() if kinds.intersection(kinds_of(name))}
-    is_scenes = values.get("prepare.source", "scenes") == "scenes"
-    unused = MANIFESTS if is_scenes else SCENES
+    source = values.get("prepare.source", "scenes")
+    is_made = source in WORLDS
+    unused = MANIFESTS if is_made else SCENES
     settings = {name: v for name, v in settings.items() if kinds_of(name) != (unused,)}
     if "prepare.source" in settings:  # a manifest may move; `plait prepare` compares its contents
-        settings["prepare.source"] = "scenes" if is_scenes else "manifests"
+        settings["prepare.source"] = source if is_made else "manifests"
     if "model.towers" in settings:
         settings["model.towers"] = sorted(settings["model.towers"])
     if "data.tasks" in settings:

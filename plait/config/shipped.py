@@ -28,6 +28,7 @@ QUICKSTARTS = {
     "mixed": "quickstart",
     "chameleon-speech": "quickstart_chameleon_speech",
     "transfusion": "quickstart_transfusion",
+    "worlds": "quickstart_worlds",
 }
 """The config of each setting's quickstart; the first is the default."""
 

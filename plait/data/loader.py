@@ -15,6 +15,7 @@ from plait.batch.documents import Document
 from plait.common.errors import ConfigError, DataError, require, unknown
 from plait.config.run import RunConfig
 from plait.config.settings import STREAM, check_same, identity
+from plait.config.tasks import lacking, mentions_of
 from plait.data.mixing import MixedOrder
 from plait.data.packing import EDGES, PartSize, cut_document, plan_bins
 from plait.data.recent import RecentDocuments
@@ -293,7 +294,7 @@ def validation_batches(
     ``limit`` is the number of batches over all ranks; 0 means all. Rank r takes every world_size-th one.
     """
     config = resolve_vocabulary(config)
-    for name in task.split(",") if task else []:
+    for name in [*mentions_of(task), *lacking(task)] if task else []:
         if name not in config.model.modalities:
             raise ConfigError(unknown(f"task {task!r}", name, config.model.modalities))
     sources = open_task_sources(config, split, {task: 1.0} if task else {})

@@ -15,7 +15,8 @@ from plait.common.files import read_json
 from plait.common.randomness import uniforms
 from plait.config.modality import ModalityConfig
 from plait.config.model import ModelConfig
-from plait.config.run import AS_WRITTEN_TASK, RunConfig, SourceConfig
+from plait.config.run import RunConfig, SourceConfig
+from plait.config.tasks import AS_WRITTEN_TASK, lacking, mentions_of
 from plait.data.document_table import PartTable
 from plait.data.packing import EDGES, PartSize
 from plait.data.shards import SETTINGS_NAME, ShardSource, digest_of, read_index, table_name
@@ -184,7 +185,8 @@ class TaskSource:
     """A source whose documents have a task drawn for each epoch.
 
     A task such as ``text,image`` orders the parts by modality: the k-th mention of a modality takes its k-th part, the
-    last mention all that are left; parts of modalities not mentioned are no part of the task. Documents that cannot
+    last mention all that are left; parts of modalities not mentioned are no part of the task. "image,text without
+    speech" is served by documents that have no speech. Documents that cannot
     serve any task stay as written. The last mention is predicted, those before it are given; at rate
     ``drop_condition`` all given parts are dropped, at rate ``drop_host`` only those of the host modality, where others
     are given with them. Without ``given_loss`` what is given carries no loss. A draw depends on (seed, source,
@@ -204,7 +206,8 @@ class TaskSource:
         given_loss: bool = True,
     ):
         self.source, self.given_loss = source, given_loss
-        self.tasks = [task.split(",") for task in tasks if task != AS_WRITTEN_TASK]
+        self.tasks = [mentions_of(task) for task in tasks if task != AS_WRITTEN_TASK]
+        self.lacking = [lacking(task) for task in tasks if task != AS_WRITTEN_TASK]
         self.weights = np.array([weight for task, weight in tasks.items() if task != AS_WRITTEN_TASK], float)
         self.weight_as_written = tasks.get(AS_WRITTEN_TASK, 0.0)
         self.drop_condition, self.drop_host = drop_condition, drop_host
@@ -345,13 +348,16 @@ class TaskSource:
     def eligible(self, table: PartTable) -> np.ndarray:
         """Return for each document [n] the bits of the tasks that it has the parts for."""
         have = {
-            name: table.sum(table.modality == self._places.get(name, -1)) for name in {n for t in self.tasks for n in t}
+            name: table.sum(table.modality == self._places.get(name, -1))
+            for name in {n for t in (*self.tasks, *self.lacking) for n in t}
         }
         bits = np.zeros(len(table.starts) - 1, np.int64)
         for t, mentions in enumerate(self.tasks):
             fits = np.ones(len(bits), bool)
             for name in set(mentions):
                 fits &= have[name] >= mentions.count(name)
+            for name in self.lacking[t]:
+                fits &= have[name] == 0
             bits |= fits.astype(np.int64) << t
         return bits
 

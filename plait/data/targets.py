@@ -10,7 +10,8 @@ import numpy as np
 
 from plait.common.errors import DataError
 from plait.config.model import ModelConfig
-from plait.config.run import AS_WRITTEN_TASK, RunConfig
+from plait.config.run import RunConfig
+from plait.config.tasks import AS_WRITTEN_TASK, mentions_of
 from plait.data.loader import document_limit, open_task_sources
 from plait.data.packing import EDGES, PartSize, cut_document
 from plait.data.sources import AS_WRITTEN, TaskSource, folders
@@ -45,7 +46,7 @@ def _is_predicted(name: str, config: RunConfig) -> bool:
     """Say whether a task could give a modality a target."""
     learns_given = config.data.given_loss and _learns_given(name, config.model)
     for task in _all_tasks(config):
-        mentions = task.split(",")
+        mentions = mentions_of(task)
         if task == AS_WRITTEN_TASK or name == mentions[-1] or (learns_given and name in mentions):
             return True
     return False

@@ -35,7 +35,7 @@ class Example:
         """Write its media below ``folder`` and return its record."""
         held, pipeline = self.held, self.held.library.pipeline
         document = held.documents[self.place]
-        given = pipeline.decode(asked_of(document, held.given, held.path[1])[0])
+        given = pipeline.decode(asked_of(document, held.given, held.path[1], held.together)[0])
         is_text = held.codec.kind == "text"
         true = held.texts[self.place] if is_text else held.raw([self.place])[0]
 

@@ -6,7 +6,8 @@ or of a training document do. valid: both. has_NAME: the share that has an item 
 
 from collections.abc import Callable
 
-from plait.config.run import AS_WRITTEN_TASK, RunConfig
+from plait.config.run import RunConfig
+from plait.config.tasks import AS_WRITTEN_TASK, mentions_of
 from plait.data.shards import ShardSource
 from plait.evaluate.judge import Found
 from plait.evaluate.measures import share_of
@@ -33,8 +34,8 @@ def free_figures(
 
 def known_orders(config: RunConfig, train: ShardSource) -> set[tuple[str, ...]]:
     """Return the orders of modalities of documents as training arranges them."""
-    tasks = [task.replace(" ", "") for task in config.data.tasks]
-    orders = {tuple(task.split(",")) for task in tasks if task != AS_WRITTEN_TASK}
+    tasks = list(config.data.tasks)
+    orders = {tuple(mentions_of(task)) for task in tasks if task != AS_WRITTEN_TASK}
     if not tasks or AS_WRITTEN_TASK in tasks:
         for i in range(min(len(train), LOOKED_AT)):
             orders.add(tuple(train.names[m] for m in train.parts([i]).modality))

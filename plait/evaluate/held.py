@@ -1,7 +1,7 @@
 """Held-out documents as evaluation uses them: what each gives, what is asked of it, and the media it was made of."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -109,6 +109,8 @@ class Held:
     cache: Cache
     advance: Callable[[float, str], None] = field(default=lambda share, text: None)
     """Called with the share that is done."""
+    together: tuple[str, ...] = ()
+    """Modalities that a task of training gives together to make the first of what was made; () for `given` alone."""
 
     @property
     def given(self) -> str:
@@ -151,10 +153,15 @@ class Held:
     @functools.cached_property
     def _nearest_numbers(self) -> list[int]:
         """The training document whose text is nearest to each document's; none where a document has no text."""
-        train, texts = self.training.source, self.training.first_texts
-        if self.truths:
-            return self.truths.nearest(self.metas, [train.meta(i) for i in range(len(train))])
-        having = [i for i, text in enumerate(texts) if text and self.made in _modalities(train, i)]
+        train = self.training.source
+        if self.made not in train.names:
+            return []
+        table = train.parts(np.arange(len(train)))
+        having = np.flatnonzero(table.sum(table.modality == train.names.index(self.made))).tolist()
+        if self.truths and having:
+            return [having[i] for i in self.truths.nearest(self.metas, [train.meta(i) for i in having])]
+        texts = self.training.first_texts
+        having = [i for i in having if i < len(texts) and texts[i]]
         if not having or not all(self.texts):
             return []
         return [having[i] for i in nearest_texts(self.texts, [texts[i] for i in having])]
@@ -202,18 +209,19 @@ def _modalities(source: ShardSource, number: int) -> set[str]:
 
 def known(
     source: ShardSource, truths: Truths | None, given: str, made: str, count: int, *, in_order: bool = False,
-    is_round_trip: bool = False,
+    is_round_trip: bool = False, needed: Collection[str] = (), without: Collection[str] = (),
 ) -> list[Document]:  # fmt: skip
     """Return the split's first documents, ``count`` at most, that give one modality and have the other to be made.
 
     Where their source knows what is true of documents, those alone of which it does. ``in_order``: what is given must
-    stand before what is made. Round trips are made of documents without given parts: no answer leads back to its
-    question.
+    stand before what is made. ``needed``, ``without``: more modalities that they must have, and must not have. Round
+    trips are made of documents without given parts: no answer leads back to its question.
     """
 
     def matching_documents() -> Iterator[Document]:
         for i in range(len(source)):
-            if not _modalities(source, i).issuperset((given, made)):
+            modalities = _modalities(source, i)
+            if not modalities.issuperset((given, made, *needed)) or modalities & set(without):
                 continue
             if truths is not None and not truths.caption(source.meta(i)):
                 continue
@@ -230,16 +238,17 @@ def known(
     return list(islice(matching_documents(), count))
 
 
-def asked_of(document: Document, given: str, made: str) -> tuple[list[Part], Part | None]:
+def asked_of(document: Document, given: str, made: str, together: Sequence[str] = ()) -> tuple[list[Part], Part | None]:
     """Return what a document gives, and the part of ``made`` that is to follow; None where it has none.
 
     Where parts are given (``loss: false``), as a question is, that is all before the first learned part of ``made``;
-    else the document's first part of ``given``.
+    else the document's first part of ``given``, or of each modality that is given ``together``, in their order.
     """
     learned = [i for i, part in enumerate(document.parts) if part.modality == made and part.loss > 0]
     if learned and learned[0] > 0 and not all(part.loss for part in document.parts[: learned[0]]):
         return document.parts[: learned[0]], document.parts[learned[0]]
-    return [part_of(document, given)], next((p for p in document.parts if p.modality == made), None)
+    prompt = [part_of(document, name) for name in together or (given,)]
+    return prompt, next((p for p in document.parts if p.modality == made), None)
 
 
 def place_of(document: Document, path: Sequence[str]) -> int:

@@ -114,7 +114,7 @@ class ImageJudge(Judge):
         if self.clip and all(held.texts):
             found["clip"] = np.array(self.clip.scores(images, [held.texts[i] for i in places]))
         if held.truths:
-            hits = held.truths.image_scores(images, [held.documents[i].meta for i in places])
+            hits = held.truths.item_scores("image", images, [held.documents[i].meta for i in places])
             found |= {f"hit_{name}": hits_array(values) for name, values in hits.items()}
         return found
 

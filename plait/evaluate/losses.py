@@ -9,7 +9,8 @@ import torch
 from plait.batch.batch import Batch
 from plait.batch.share import share_of
 from plait.config.generation import DiffusionConfig
-from plait.config.run import AS_WRITTEN_TASK, RunConfig
+from plait.config.run import RunConfig
+from plait.config.tasks import AS_WRITTEN_TASK, mentions_of
 from plait.data.loader import validation_batches
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import Ranks
@@ -81,7 +82,7 @@ def split_losses(
     by_task = by_task or {("", name): loss for name, loss in losses_of("").items()}
     by_modality: dict[str, list[float]] = {}
     for (task, name), value in by_task.items():
-        if task in ("", AS_WRITTEN_TASK) or name == task.split(",")[-1]:
+        if task in ("", AS_WRITTEN_TASK) or name == mentions_of(task)[-1]:
             by_modality.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in by_modality.items()}, by_task
 

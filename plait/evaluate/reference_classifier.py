@@ -31,7 +31,7 @@ class ReferenceClassifier:
         order = generator(0, "picture judge: other concepts").permutation(len(others))
         codes += [others[i] for i in order[: max(0, NUM_CONCEPTS - len(codes))]]
         self.truth = [codes.index(name) for name in names]
-        self.references = features_of([truths.reference(code, size) for code in codes])
+        self.references = features_of([truths.reference("image", code, size) for code in codes])
 
     def hits(self, features: Tensor) -> np.ndarray:
         """Return for the features [B, D] of one image for each document 1 where it is right, 0, or -1: left out."""

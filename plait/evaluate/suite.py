@@ -16,7 +16,8 @@ from plait.codecs.base import alike, ids_of
 from plait.common.errors import ConfigError, ResourceError
 from plait.common.progress import Progress
 from plait.config.generation import SamplingConfig
-from plait.config.run import AS_WRITTEN_TASK, RunConfig
+from plait.config.run import RunConfig
+from plait.config.tasks import AS_WRITTEN_TASK, lacking, mentions_of
 from plait.data.shards import ShardSource
 from plait.data.sources import data_fingerprint, open_sources, validation_splits
 from plait.evaluate.cache import Cache
@@ -37,7 +38,7 @@ FILE = "evaluation.json"
 """Where a run's folder keeps the figures."""
 FOLDER = "evaluation"
 """Where it keeps examples, and what was made of the data alone."""
-VERSION = 4
+VERSION = 5
 """What is measured; figures of another version are measured again."""
 
 GREEDY = SamplingConfig(temperature=0.0)
@@ -56,7 +57,7 @@ class Suite:
     is_brief: bool = False
     """While training: the first split alone, and neither round trips, free documents nor examples."""
     items: dict[str, dict[str, list]] = field(default_factory=dict)
-    """What figures of the first split are made of, item by item: "documents", "parts" and "wholes" by their names."""
+    """What figures without a split in their names are made of, item by item: "documents", "parts" and "wholes"."""
     seconds: dict[str, list[float]] = field(default_factory=dict)
     """By part of the evaluation: the seconds that it took, and of how many items."""
     examples: list[Example] = field(default_factory=list)
@@ -79,10 +80,9 @@ class Suite:
                 figures |= {f"val_loss/{split}/{name}": value for name, value in losses.items()}
                 figures |= {f"task_loss/{split}/{t.replace(',', '>')}/{n}": v for (t, n), v in tasks.items() if t}
                 bar.advance(1, split)
-        first = splits[0] if splits else ""
         for name in self.config.model.modalities:
-            value = figures.get(f"val_loss/{first}/{name}")
-            if value is not None:
+            values = (figures.get(f"val_loss/{split}/{name}") for split in splits)
+            if (value := next((value for value in values if value is not None), None)) is not None:
                 figures[f"val_loss/{name}"] = value
                 if self.config.model.modalities[name].objective == "next_token":
                     figures[f"perplexity/{name}"] = perplexity(value)
@@ -91,23 +91,28 @@ class Suite:
     def made(self) -> dict[str, float]:
         """Measure what the model makes of held-out documents, modality by modality, there and back, and freely.
 
-        It is held against the documents; and against what their source knows to be true of them, where it does.
+        It is held against the documents; and against what their source knows to be true of them, where it does. Figures
+        without a split in their names, examples and items are of the first split that has such documents.
         """
         figures: dict[str, float] = {}
-        judges = self.judges()
+        judges, measured = self.judges(), set()
         for split in self.splits[: 1 if self.is_brief else None]:
-            (source, *others), is_first = open_sources(self.config, split), split == self.splits[0]
+            source, *others = open_sources(self.config, split)
             if others:
                 self.progress.print(
                     f"evaluate: what is made of {split!r} is measured on documents of {source.folder!r}, the first of "
                     f"{len(others) + 1} sources that have it (data.sources)"
                 )
-            for path in self.paths(is_first=is_first):
-                found = self.measured(path, source, judges[path[-1]]) if path[-1] in judges else None
+            for path in self.paths():
+                is_known = path in measured
+                if path[-1] not in judges or (is_known and self._is_of_one_split(path)):
+                    continue
+                found = self.measured(path, source, judges[path[-1]], is_first=not is_known)
                 if found is not None:
+                    measured.add(path)
                     numbers = {f"{self.prefix(path)}_{name}": value for name, value in found.figures().items()}
                     figures |= {f"{name}/{split}": value for name, value in numbers.items()}
-                    figures |= numbers if is_first else {}
+                    figures |= {} if is_known else numbers
         if self.splits and not self.is_brief:
             figures |= self._free()
         if self.folder and self.examples:
@@ -133,46 +138,80 @@ class Suite:
             made[cls] = judges[name] = made.get(cls) or cls(self.config.evaluate)
         return judges
 
-    def paths(self, *, is_first: bool) -> Iterator[tuple[str, ...]]:
-        """Yield what is measured of a split: (given, made), and of round trips (given, made on the way, made)."""
+    def _is_of_one_split(self, path: tuple[str, ...]) -> bool:
+        """Say whether a path is measured of the first split alone that has such documents."""
+        is_text = path[-1] == self.pipeline.model.config.layout.host
+        return len(path) > 2 or not (is_text or self.config.evaluate.every_split)
+
+    def paths(self) -> Iterator[tuple[str, ...]]:
+        """Yield what is measured: (given, made), and of round trips (given, made on the way, made)."""
         host, records = self.pipeline.model.config.layout.host, self.config.model.modalities
         names = [name for name, record in records.items() if not record.reads]
         made = [name for name in names if records[name].objective != "input"]
-        yield from ((name, host) for name in names if host in made)  # of the host itself: answers
-        if not is_first and not self.config.evaluate.every_split:
-            return
+        captions = [(name, host) for name in names if host in made and self.names_what_it_gives(name, host)]
+        yield from captions  # of the host itself: answers
         yield from ((host, name) for name in made if name != host)
-        tasks = [task.replace(" ", "").split(",") for task in self.config.data.tasks if task != AS_WRITTEN_TASK]
         for given, other in permutations((n for n in names if n != host), 2):
+            tasks = map(mentions_of, self.tasks)
             is_trained = any(other == task[-1] and given in task[:-1] for task in tasks)
-            if other in made and (is_trained or not tasks):
+            if other in made and (is_trained or not self.tasks) and self.names_what_it_gives(given, other):
                 yield given, other
-        if is_first and not self.is_brief and self.config.evaluate.round_trips and host in made:
-            for name in (n for n in made if n != host):
+        if not self.is_brief and self.config.evaluate.round_trips:
+            for name in (n for n in made if n != host and (n, host) in captions):
                 yield from ((host, name, host), (name, host, name))
+
+    @functools.cached_property
+    def tasks(self) -> list[str]:
+        """The tasks of training; documents as written are none."""
+        return [task for task in self.config.data.tasks if task != AS_WRITTEN_TASK]
+
+    def task_of(self, given: str, made: str) -> str:
+        """Return the task that makes ``made`` of the fewest modalities, ``given`` among them; "" where none does."""
+        fitting: dict[int, str] = {}
+        for task in self.tasks:
+            *before, last = mentions_of(task)
+            if last == made and given in before and len({*before, last}) == len(before) + 1:
+                fitting.setdefault(len(before), task)
+        return fitting[min(fitting)] if fitting else ""
+
+    def together(self, given: str, made: str) -> tuple[str, ...]:
+        """Return all that is given with ``given`` to make ``made``, in order: what stands before it in the task, as the
+        model was trained with nothing less; ``given`` alone where there is no task."""
+        return tuple(mentions_of(self.task_of(given, made))[:-1]) or (given,)
+
+    def names_what_it_gives(self, given: str, made: str) -> bool:
+        """Say whether a path is called by ``given``: of what is given together by the host, else by the last."""
+        together = self.together(given, made)
+        names = [name for name in (self.pipeline.model.config.layout.host, *reversed(together)) if name in together]
+        return given == next(n for n in names if set(self.together(n, made)) == set(together))
 
     def prefix(self, path: Sequence[str]) -> str:
         """Return how the names of a path's figures begin."""
         images = [name for name, codec in self.pipeline.codecs.items() if codec.kind == "image" and not codec.reads]
         return prefix_of(path, self.pipeline.model.config.layout.host, images[:1])
 
-    def measured(self, path: tuple[str, ...], source: ShardSource, judge: Judge) -> Found | None:
-        """Let the model make what a path asks for, and its judge say how good it is; None where there is nothing."""
+    def measured(self, path: tuple[str, ...], source: ShardSource, judge: Judge, *, is_first: bool) -> Found | None:
+        """Let the model make what a path asks for, and its judge say how good it is; None where there is nothing.
+
+        ``is_first``: of the first split that has such documents, of which examples and items are kept.
+        """
         host, settings, library = self.pipeline.model.config.layout.host, self.config.evaluate, self.library(source)
-        is_first = source.split == self.splits[0]
         count, asks_order = getattr(settings, judge.setting), False
         if len(path) > 2:
             count = min(count, settings.round_trips)
         elif host not in path:
             count, asks_order = min(count, settings.pairs), not self.config.data.tasks
         given, made = path[0], path[1]
+        needed = {name for step in pairwise(path) for name in self.together(*step)}
+        without = {name for step in pairwise(path) for name in lacking(self.task_of(*step))}
         documents = known(source, library.truths, given, made, count, in_order=asks_order,
-                          is_round_trip=len(path) > 2)  # fmt: skip
+                          is_round_trip=len(path) > 2, needed=needed, without=without)  # fmt: skip
         if not documents or (path[-1] != host and not (library.origin and self.training.origin)):
             return None
         title = f"{' → '.join(path)}, {source.split}"
         held = Held(path, source.split, self.pipeline.codecs[path[-1]], documents,
-                    library.texts(documents, given), library, self.training, self.cache)  # fmt: skip
+                    library.texts(documents, given), library, self.training, self.cache,
+                    together=self.together(given, made))  # fmt: skip
         with self._timed(f"make {' > '.join(path)}", len(documents)):
             items = self.follow(path, documents, title)
         with (
@@ -199,7 +238,8 @@ class Suite:
 
         made = self.complete(documents, path[0], path[1], title, sampling(path[1]))
         for before, name in pairwise(path[1:]):
-            prompts = [self.pipeline.encode([(before, "" if item is None else item)]) for item in made]
+            prompts = [self._prompt(document, before, "" if item is None else item, name)
+                       for document, item in zip(documents, made, strict=True)]  # fmt: skip
             made = self._complete(prompts, name, title, sampling(name), self._grids(documents, path[0], name))
         if path[-1] != host and any(item is None for item in made):
             raise ConfigError(
@@ -208,10 +248,17 @@ class Suite:
             )
         return ["" if item is None else item for item in made]
 
+    def _prompt(self, document: Document, modality: str, item: Media, output: str) -> list[Part]:
+        """Return an item that was made, with what else of its document is given together with it."""
+        made = self.pipeline.encode([(modality, item)])
+        others = self.together(modality, output)
+        return [part for n in others for part in (made if n == modality else [part_of(document, n)])]
+
     def complete(self, documents: Sequence[Document], prompt_modality: str, output: str, title: str,
                  sampling: dict[str, SamplingConfig] | None = None) -> list[Media | None]:  # fmt: skip
         """Generate ``output`` after what each document gives (`asked_of`), decoded; None where none came."""
-        prompts = [asked_of(d, prompt_modality, output)[0] for d in documents]
+        together = self.together(prompt_modality, output)
+        prompts = [asked_of(d, prompt_modality, output, together)[0] for d in documents]
         return self._complete(prompts, output, title, sampling, self._grids(documents, prompt_modality, output))
 
     def _grids(self, documents: Sequence[Document], given: str, output: str) -> list[tuple[int, ...]]:
@@ -247,7 +294,8 @@ class Suite:
         scores = []
         with self.progress.stage(f"forced choice of {len(phrases)} by {modality}", total=len(single)) as bar:
             for document in single:
-                scores.append(continuation_scores(model, [part_of(document, modality)], ids))
+                prompt = [part_of(document, name) for name in self.together(modality, model.config.layout.host)]
+                scores.append(continuation_scores(model, prompt, ids))
                 bar.advance(1)
         shares = forced_choice(np.array(scores), truth)
         return {f"choice_{k}": v for k, v in shares.items()}

@@ -14,6 +14,7 @@ from plait.common.errors import require
 from plait.common.files import atomic_file
 from plait.config.generation import DiffusionConfig, GenerateConfig, SamplingConfig
 from plait.config.model import ModelConfig
+from plait.config.tasks import mentions_of
 from plait.generate.engine import generate
 from plait.generate.prompts import MediaPart, Prompt, read_chat, read_prompt
 from plait.generate.request import Request, Result
@@ -55,14 +56,19 @@ class Sample:
     def _html(self, name: str, media: Media) -> str:
         return html.escape(read_only(media)) if isinstance(media, Encoded) else self.codecs[name].to_html(media)
 
-    def save(self, folder: Path, name: str, truth: Sequence[MediaPart] = ()) -> dict[str, Any]:
-        """Write the media as files below ``folder`` and return the sample's record."""
+    def save(
+        self, folder: Path, name: str, truth: Sequence[MediaPart] = (), *, also: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Write the media as files below ``folder`` and return the sample's record.
+
+        What was made is written in the formats ``also`` too, such as ".ply", where its codec has them.
+        """
         request = self.result.request
         record = {
             "id": name,
             "task": self.task,
             "prompt": [self._save_part(folder, f"{name}-prompt{i}", p) for i, p in enumerate(self.prompt)],
-            "output": [self._save_part(folder, f"{name}-output{i}", p) for i, p in enumerate(self.output)],
+            "output": [self._save_part(folder, f"{name}-output{i}", p, also) for i, p in enumerate(self.output)],
             "stopped": self.result.stopped,
             "seed": request.seed,
             "number": request.number,
@@ -74,23 +80,43 @@ class Sample:
             record["truth"] = [self._save_part(folder, f"{name}-truth{i}", p) for i, p in enumerate(truth)]
         return record
 
-    def _save_part(self, folder: Path, name: str, part: MediaPart) -> dict[str, str]:
-        return save_media(self.codecs[part[0]], part, folder, name)
+    def _save_part(self, folder: Path, name: str, part: MediaPart, also: Sequence[str] = ()) -> dict[str, Any]:
+        parts = [(self.codecs[m].kind, item) for m, item in (*self.prompt, *self.output) if item is not part[1]]
+        others = [(kind, item) for kind, item in parts if not isinstance(item, Encoded)]
+        return save_media(self.codecs[part[0]], part, folder, name, also=also, others=others)
 
 
-def save_media(codec: Codec, part: MediaPart, folder: Path, name: str) -> dict[str, str]:
-    """Write one item below ``folder`` (text stays in the record) and return its entry for a JSON record."""
+def save_media(
+    codec: Codec, part: MediaPart, folder: Path, name: str, *, also: Sequence[str] = (),
+    others: Sequence[tuple[str, Media]] = (),
+) -> dict[str, Any]:  # fmt: skip
+    """Write one item below ``folder`` (text stays in the record) and return its entry for a JSON record.
+
+    ``also`` are suffixes of more files, of those that the codec has; ``others`` the other parts of the item's document,
+    each its kind and the item.
+    """
     modality, media = part
     if codec.kind == "text":
         return {"modality": modality, "text": media}
     if isinstance(media, Encoded):
         return {"modality": modality, "text": read_only(media)}
-    path = folder / modality / f"{name}{codec.suffix}"
-    with atomic_file(path) as temporary:
-        renamed = temporary.with_suffix(codec.suffix)  # writers look at the suffix
-        codec.write(media, renamed)
-        renamed.replace(temporary)
-    return {"modality": modality, "file": str(path.relative_to(folder))}
+    made = [folder / modality / f"{name}{suffix}" for suffix in dict.fromkeys((codec.suffix, *also))
+            if suffix in (codec.suffix, *codec.formats)]  # fmt: skip
+    for path in made:
+        with atomic_file(path) as temporary:
+            renamed = temporary.with_suffix(path.suffix)  # writers look at the suffix
+            codec.write_among(media, renamed, others)
+            renamed.replace(temporary)
+    first, *more = (str(path.relative_to(folder)) for path in made)
+    return {"modality": modality, "file": first} | ({"also": more} if more else {})
+
+
+def check_formats(codec: Codec, also: Sequence[str], where: str) -> None:
+    """Raise a ConfigError that names ``where`` for a suffix that a codec does not write."""
+    for suffix in also:
+        allowed = [name.lstrip(".") for name in (codec.suffix, *codec.formats)] if codec.kind != "text" else []
+        text = f"one of {', '.join(allowed)}, for {codec.kind}" if allowed else f"left out: {codec.kind} has no files"
+        require(suffix.lstrip(".") in allowed, where, suffix.lstrip("."), text)
 
 
 def encode_media(media: Sequence[MediaPart], codecs: Mapping[str, Codec], config: ModelConfig) -> list[Part]:
@@ -150,7 +176,7 @@ class Pipeline:
     def makes_edits(self) -> bool:
         """Whether it may make images from images: not where its tasks have none such."""
         images = [name for name, codec in self.codecs.items() if codec.kind == "image" and not codec.reads]
-        tasks = [task.replace(" ", "").split(",") for task in self.tasks]
+        tasks = [mentions_of(task) for task in self.tasks]
         return not tasks or any(sum(name in images for name in task) > 1 for task in tasks)
 
     @property

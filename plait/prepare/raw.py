@@ -98,11 +98,14 @@ class Truths(Protocol):
     def things(self) -> list[str]:
         """Return all things that there are."""
 
-    def reference(self, thing: str, size: int) -> np.ndarray:
-        """Return an image of a thing, uint8 [size, size, 3]."""
+    def reference(self, kind: str, thing: str, size: int) -> Media:
+        """Return an item of a kind that shows a thing alone: an image uint8 [size, size, 3], or what else there is."""
 
-    def image_scores(self, images: Sequence[Media], metas: Sequence[dict[str, Any]]) -> dict[str, list[bool | None]]:
-        """Return for each image, uint8 [H, W, 3], whether it is right in what needs no judge, such as "ground"."""
+    def item_scores(
+        self, kind: str, items: Sequence[Media], metas: Sequence[dict[str, Any]]
+    ) -> dict[str, list[bool | None]]:
+        """Return for each item of a kind, such as "image", whether it is right in what needs no judge, such as
+        "ground"; None where its document has no such thing."""
 
     def nearest(self, metas: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> list[int]:
         """Return for each document the place, among ``others``, of the one that shows most of the same."""

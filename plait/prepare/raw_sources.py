@@ -14,7 +14,7 @@ from pathlib import Path
 from plait.codecs import ALLOWED, CODECS, Codec
 from plait.common.errors import PlaitError
 from plait.common.files import read_json
-from plait.config.run import PrepareConfig
+from plait.config.run import WORLDS, PrepareConfig
 from plait.config.run_records import ModalitySettings
 from plait.data.shards import SETTINGS_NAME
 from plait.prepare.claim import BROKEN_NAME
@@ -23,7 +23,7 @@ from plait.prepare.raw import RawSource
 from plait.prepare.remote import expand
 from plait.prepare.row_index import RowIndex, sources_of
 
-MADE = {"scenes": "plait.scenes.source:open_scenes"}
+MADE = {name: f"plait.{name}.source:open_{name}" for name in WORLDS}
 """Sources that make their documents: name in `prepare.source`, and the function that opens it; imported when used. All
 others are manifests."""
 

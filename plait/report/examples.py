@@ -11,16 +11,23 @@ from plait.report.media import Media, clean
 from plait.train.metrics import read_jsonl
 
 
-def examples(run: Path, codec_of: Callable[[str], Codec | None]) -> list[dict[str, Any]]:
-    """Return groups with ``path``, ``by`` and ``rows``; each row has its rule, score, prompt, output and truth."""
+def examples(
+    run: Path, codec_of: Callable[[str], Codec | None], scripts: dict[str, None] | None = None
+) -> list[dict[str, Any]]:
+    """Return groups with ``path``, ``by`` and ``rows``; each row has its rule, score, prompt, output and truth.
+
+    What the page needs to show them is added to ``scripts`` (`Media`).
+    """
     folder = run / EVALUATION / FOLDER
-    media = Media(folder, codec_of)
+    media = Media(folder, codec_of, scripts)
     groups: dict[tuple[str, ...], dict[str, Any]] = {}
     for record in read_jsonl(folder / FILE) if (folder / FILE).is_file() else []:
         path = tuple(clean(name) for name in record.get("path", []))
         group = groups.setdefault(path, {"path": path, "by": clean(record.get("by", "")), "rows": [],
                                          "is_round_trip": len(path) > 2})  # fmt: skip
-        views = {part: media.views(record.get(part)) for part in ("prompt", "output", "truth")}
+        prompt = record.get("prompt")
+        views = {"prompt": media.views(prompt)}
+        views |= {part: media.views(record.get(part), prompt) for part in ("output", "truth")}
         score = record.get("score")
         said = f"{score:.2f}" if isinstance(score, int | float) else ""
         group["rows"].append({"rule": clean(record.get("rule", "")), "score": said, **views})

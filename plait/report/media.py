@@ -1,12 +1,12 @@
 """Parts of samples as something a page can show: the view is chosen by what a file is, never by its modality.
 
-The page shows images and sound by itself, and any other file as its codec's `to_html` does.
+The page shows images and sound by itself, and any other file as its codec's `to_html_among` does.
 """
 
 import base64
 import io
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,30 +28,44 @@ CLIPS = {".wav", ".flac", ".ogg", ".mp3"}
 class Media:
     """Turns parts ({"modality", "text"} or {"modality", "file"}) into views, with files relative to ``folder``.
 
-    A view is a mapping with ``kind`` (text, image, clip, html, file, or missing with its ``reason``) and ``modality``.
-    ``codec_of`` returns the codec of a modality, None where there is none.
+    A view is a mapping with ``kind`` (text, image, clip, html, live: HTML that needs a script, file, or missing with
+    its ``reason``) and ``modality``. ``codec_of`` returns the codec of a modality, None where there is none. What live
+    views need is added to ``scripts``, whose keys are sources.
     """
 
-    def __init__(self, folder: Path, codec_of: Callable[[str], Codec | None] = lambda modality: None):
-        self.folder, self.codec_of = folder, codec_of
-        self._views: dict[str, dict] = {}
+    def __init__(
+        self,
+        folder: Path,
+        codec_of: Callable[[str], Codec | None] = lambda modality: None,
+        scripts: dict[str, None] | None = None,
+    ):
+        self.folder, self.codec_of, self.scripts = folder, codec_of, {} if scripts is None else scripts
+        self._views: dict[tuple[str, ...], dict] = {}
+        self._items: dict[str, tuple[str, Any] | None] = {}
 
-    def views(self, parts: Any) -> list[dict]:
-        """Return the views of a list of parts; one part alone or none is accepted too."""
-        parts = [parts] if isinstance(parts, dict) else parts or []
-        return [self.view(part) for part in parts if isinstance(part, dict)]
+    def views(self, parts: Any, before: Any = ()) -> list[dict]:
+        """Return the views of a list of parts; one part alone or none is accepted too. ``before`` are the parts that
+        stand before them in their document."""
+        parts, before = _listed(parts), _listed(before)
+        return [self.view(part, [*before, *(p for p in parts if p is not part)]) for part in parts]
 
-    def view(self, part: dict) -> dict:
-        """Return the view of one part."""
+    def view(self, part: dict, others: Sequence[dict] = ()) -> dict:
+        """Return the view of one part among the other parts of its document."""
         modality = str(part.get("modality", ""))
         if "text" in part:
             return {"kind": "text", "modality": modality, "text": clean(part["text"])}
         name = str(part.get("file", ""))
-        if name not in self._views:
-            self._views[name] = self._view_file(name, modality)
-        return self._views[name] | {"modality": modality, "name": name}
+        key = (name, *(str(other.get("file", "")) for other in others)) if self._looks_around(modality) else (name,)
+        if key not in self._views:
+            self._views[key] = self._view_file(name, modality, others)
+        return self._views[key] | {"modality": modality, "name": name}
 
-    def _view_file(self, name: str, modality: str) -> dict:
+    def _looks_around(self, modality: str) -> bool:
+        """Say whether a modality's codec shows an item otherwise among others: else these need not be read."""
+        codec = self.codec_of(modality)
+        return codec is not None and type(codec).to_html_among is not Codec.to_html_among
+
+    def _view_file(self, name: str, modality: str, others: Sequence[dict]) -> dict:
         path = (self.folder / name).resolve()
         if not path.is_relative_to(self.folder.resolve()):
             return _missing("it lies outside the samples")
@@ -62,15 +76,36 @@ class Media:
             return _image(path)
         if suffix in CLIPS:
             return _clip(path)
-        return self._by_codec(path, modality) or {"kind": "file", "bytes": path.stat().st_size}
+        return self._by_codec(name, modality, others) or {"kind": "file", "bytes": path.stat().st_size}
 
-    def _by_codec(self, path: Path, modality: str) -> dict | None:
+    def _by_codec(self, name: str, modality: str, others: Sequence[dict]) -> dict | None:
         """Return what the codec of a modality makes of a file, None where it cannot."""
-        codec = self.codec_of(modality)
-        try:
-            return codec and {"kind": "html", "html": codec.to_html(codec.read(path.name, path.parent))}
-        except (PlaitError, OSError, ValueError):
+        codec, item = self.codec_of(modality), self._item({"modality": modality, "file": name})
+        if codec is None or item is None:
             return None  # of another codec, or cut short: its name and size say so
+        read = map(self._item, others) if self._looks_around(modality) else ()
+        scripts = codec.page_scripts()
+        self.scripts.update(dict.fromkeys(scripts))
+        return {"kind": "live" if scripts else "html", "html": codec.to_html_among(item[1], [x for x in read if x])}
+
+    def _item(self, part: dict) -> tuple[str, Any] | None:
+        """Return kind and item of a part as its codec reads it, None where it cannot."""
+        codec = self.codec_of(str(part.get("modality", "")))
+        if codec is None or "text" in part:
+            return codec and (codec.kind, part["text"])
+        name = str(part.get("file", ""))
+        if name not in self._items:
+            path = (self.folder / name).resolve()
+            try:
+                inside = path.is_relative_to(self.folder.resolve())
+                self._items[name] = (codec.kind, codec.read(path.name, path.parent)) if inside else None
+            except (PlaitError, OSError, ValueError):
+                self._items[name] = None
+        return self._items[name]
+
+
+def _listed(parts: Any) -> list[dict]:
+    return [part for part in ([parts] if isinstance(parts, dict) else parts or []) if isinstance(part, dict)]
 
 
 def clean(text: Any) -> str:

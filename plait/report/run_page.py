@@ -36,7 +36,8 @@ NEUTRAL_SETTINGS = (("media_guidance", 1), ("sampler", "auto"))
 """Sampling settings that are not worth a word."""
 FIRST_STRIPS = 6
 """Denoising strips, and prompts at several scales of guidance, that are open from the start."""
-LAYOUTS = {"image": "images", "text": "captions", "clip": "clips", "html": "document", "file": "", "missing": ""}
+LAYOUTS = {"image": "images", "text": "captions", "clip": "clips", "live": "live", "html": "document", "file": "",
+           "missing": ""}  # fmt: skip
 """How samples of one part are laid out, by its kind; "" goes with the rest of its task."""
 
 
@@ -57,7 +58,8 @@ def write_report(run_folder: str | Path, *, samples_per_task: int = 48) -> Path:
             f"report: the package {error.name!r} is not installed, run `pip install plait[media]`"
         ) from None
     shown = gather(run, samples_per_task)
-    return write_page(run / "report.html", TEMPLATE, styles=("report.css",), scripts=("players.js",), **shown)
+    styles = ("report.css", "live.css") if shown["sources"] else ("report.css",)
+    return write_page(run / "report.html", TEMPLATE, styles=styles, scripts=("players.js",), **shown)
 
 
 def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
@@ -68,7 +70,8 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
     data = _data_folder(run, config)
     data_report = _mapping(data / "report.json")
     codec_of = functools.cache(functools.partial(_codec_of, data, config))
-    media = Media(run / "samples", codec_of)
+    scripts: dict[str, None] = {}
+    media = Media(run / "samples", codec_of, scripts)
     denoised = _denoised(config)
 
     def records(name: str, key: str, *, varied: str = "") -> list[dict]:
@@ -95,7 +98,7 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
         "units": units,
         "shown": showcase.shown(samples),
         "scores": scores(numbers, modalities, aims),
-        "examples": examples(run, codec_of),
+        "examples": examples(run, codec_of, scripts),
         "took": numbers_module.run_facts(summary),
         "curves": run_charts(rows, modalities, units),
         "tasks": _tasks(samples, counts),
@@ -114,6 +117,7 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
         "first_shown": FIRST_SHOWN,
         "first_strips": FIRST_STRIPS,
         "duration": numbers_module.duration,
+        "sources": tuple(scripts),
         "empty": not (rows or samples or strips or guided or codecs or summary),
     }
 
@@ -212,7 +216,8 @@ def _modalities(config: dict, rows: list[dict], samples: list[dict], others: lis
 
 
 def _sample(record: dict, media: Media) -> dict:
-    prompt, output, truth = (media.views(record.get(part)) for part in ("prompt", "output", "truth"))
+    prompt = media.views(record.get("prompt"))
+    output, truth = (media.views(record.get(part), record.get("prompt")) for part in ("output", "truth"))
     alone = len(output) == 1
     if alone and output[0]["kind"] == "text" and len(truth) == 1 and truth[0]["kind"] == "text":
         output[0]["words"] = _compare(output[0]["text"], truth[0]["text"])
@@ -289,14 +294,14 @@ def _tasks(samples: list[dict], counts: dict[str, int]) -> list[dict]:
                 "same_settings": same_settings,
             }
         )
-    order = ("images", "captions", "clips", "document")
+    order = ("images", "live", "captions", "clips", "document")
     return sorted(tasks, key=lambda task: order.index(task["layout"]))
 
 
 def _pair(record: dict, media: Media) -> dict:
     original, made = (media.views(record.get(part)) for part in ("original", "reconstruction"))
     kinds = {view["kind"] for view in (*original, *made)}
-    layout = "images" if "image" in kinds else "clips"
+    layout = "images" if "image" in kinds else "live" if "live" in kinds else "clips"
     return {"modality": clean(record.get("modality", "")), "original": original, "made": made, "layout": layout}
 
 

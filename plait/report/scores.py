@@ -17,6 +17,10 @@ ALL = "all"
 """As a ceiling: everything right."""
 
 
+def thousandths(value: float) -> str:
+    return f"{value:.3f}"
+
+
 def hundredths(value: float) -> str:
     return f"{value:.2f}"
 
@@ -46,7 +50,7 @@ class Kind(NamedTuple):
 
 def _named(label: str, name: str) -> Kind:
     """Return a share of items that are right in something, by figures that begin with its name."""
-    beside = ((f"{name}_originals", "real ones"), (f"{name}_nearest", "nearest training images"))
+    beside = ((f"{name}_originals", "real ones"), (f"{name}_nearest", "nearest training items"))
     return Kind(label, percent, f"{name}_chance", f"{name}_codec", beside, True)
 
 
@@ -57,18 +61,59 @@ def _distance(label: str, name: str, written: Callable[[float], str]) -> Kind:
     return Kind(label, written, "", f"{name}_codec", beside)
 
 
+def _of_scenes(distance: str, said: str) -> dict[str, Kind]:
+    """Return the figures of sets of scenes by a distance."""
+
+    def kind(label: str, name: str, written: Callable[[float], str]) -> tuple[str, Kind]:
+        figure = f"{name}_{distance}"
+        return figure, Kind(label, written, "", f"{figure}_codec", ((f"{figure}_training", "training scenes"),))
+
+    return dict([
+        kind(f"distance of a real scene to the nearest made one (MMD, {said}), lower is better", "mmd", thousandths),
+        kind(f"real scenes that are nearest to a made one (COV, {said})", "coverage", percent),
+        kind(f"told from real scenes by the nearest one (1-NNA, {said}), 50% is best", "one_nna", percent),
+    ])  # fmt: skip
+
+
+def _apart(label: str, name: str) -> Kind:
+    """Return a distance of motions from the documents' own, beside guesses."""
+    others = {
+        "nearest": "nearest training motions",
+        "still": "all stays as at first",
+        "constant": "first velocity kept",
+    }
+    return Kind(f"{label}, lower is better", thousandths, f"{name}_shuffled", f"{name}_codec",
+                tuple((f"{name}_{end}", said) for end, said in others.items()))  # fmt: skip
+
+
+def _physical(label: str, name: str, written: Callable[[float], str], *, is_share: bool = False) -> Kind:
+    """Return what a simulation or the cells alone say."""
+    return Kind(label, written, "", f"{name}_codec", ((f"{name}_real", "real ones"),), is_share)
+
+
 KINDS: dict[str, Kind] = {
     "object_accuracy": _named("shows the right thing, by a reference classifier", "object"),
     "ground_accuracy": _named("right background", "ground"),
     "exact_accuracy": Kind("whole caption right, one thing", percent, "exact_chance", ALL, (), True),
     "exact_several_accuracy": Kind("whole caption right, several things", percent, "", ALL, (), True),
     "relation_accuracy": Kind("right relation of two things", percent, "relation_chance", ALL, (), True),
-    "colour_accuracy": Kind("right background", percent, "colour_chance", ALL, (), True),
+    "colour_accuracy": _named("right colour", "colour"),
+    "event_accuracy": Kind("what happens is what the caption says", percent, "event_chance", "event_codec",
+                           (("event_originals", "real ones"), ("event_nearest", "nearest training motions"),
+                            ("event_shuffled", "another document’s")), True),
+    "error": _apart("distance from the document’s own", "error"),
+    "error_second": _apart("distance of the body that is hit from the document’s own", "error_second"),
+    "ends": _apart("distance from the document’s own at the last step", "ends"),
+    "penetration": _physical("deepest overlap of bodies, lower is better", "penetration", thousandths),
+    "again": _physical("distance from a simulation of the same start, lower is better", "again", thousandths),
+    "stands": _physical("stands in a simulation", "stands", percent, is_share=True),
+    "loose_voxels": _physical("loose cells, lower is better", "loose_voxels", percent),
     "recognised": Kind("understood by a recogniser", percent, "recognised_chance", "recognised_ceiling",
                        (("codec_recognised_originals", "originals"),), True),
     "clip": Kind("CLIP score", tenths, "clip_shuffled", "clip_codec",
                  (("clip_real", "real images"), ("clip_nearest", "nearest training images"))),
-    "match": Kind("likeness to the document’s own", hundredths, "match_shuffled", "match_codec", (), True),
+    "match": Kind("likeness to the document’s own", hundredths, "match_shuffled", "match_codec",
+                  (("match_nearest", "nearest training items"),), True),
     "wer": Kind("word error rate, lower is better", percent, "", "wer_codec", (("wer_real", "real speech"),)),
     "cer": Kind("character error rate, lower is better", percent, "", "cer_codec", (("cer_real", "real speech"),)),
     "exact": Kind("text is the document’s own, letter by letter", percent, "", ALL, (), True),
@@ -81,6 +126,8 @@ KINDS: dict[str, Kind] = {
     "kid": _distance("kernel distance to real images (KID x 1,000), lower is better", "kid", tenths),
     "precision": _distance("precision: images that lie among real ones", "precision", percent),
     "recall": _distance("recall: real images that lie among them", "recall", percent),
+    **_of_scenes("chamfer", "Chamfer"),
+    **_of_scenes("iou", "IoU"),
     "seconds": Kind("length in seconds", hundredths, "", "", (("seconds_real", "real speech"),)),
     "mos": Kind("naturalness by DNSMOS, 1 to 5", hundredths, "", "mos_codec", (("mos_real", "real speech"),)),
     "neighbour": Kind("likeness to the nearest training item", hundredths, "",
@@ -93,7 +140,13 @@ KINDS: dict[str, Kind] = {
 }  # fmt: skip
 """Scores in the order of the page, by the names of their figures."""
 
-CAPTIONS = {"object_accuracy": Kind("names the right thing", percent, "object_chance", ALL, (), True)}
+CAPTIONS = {
+    "object_accuracy": Kind("names the right thing", percent, "object_chance", ALL, (), True),
+    "colour_accuracy": Kind("says the right colour", percent, "colour_chance", ALL, (), True),
+    "size_accuracy": Kind("says the right size, one thing", percent, "size_chance", ALL, (), True),
+    "event_accuracy": Kind("says what happens", percent, "event_chance", ALL, (), True),
+    "exact_event_accuracy": Kind("whole caption right, of what happens", percent, "", ALL, (), True),
+}
 """What is called otherwise where it is said of a text."""
 
 

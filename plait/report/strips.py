@@ -39,20 +39,21 @@ def guided(records: list[dict], media: Media) -> list[dict]:
 
 
 def _strip(record: dict, media: Media) -> dict:
-    output = media.views(record.get("output"))[:1]
+    prompt = record.get("prompt")
+    output = media.views(record.get("output"), prompt)[:1]
     raw_steps = [(_number(step.get("level")), step.get("part")) for step in _mappings(record.get("steps"))]
     if output:  # at level 0 stands the output itself
         raw_steps = [step for step in raw_steps if step[0] != 0]
     shown = min(MOST_STEPS, len(raw_steps))
     raw_steps = [raw_steps[i * len(raw_steps) // shown] for i in range(shown)]
-    steps = [(_level(level), view) for level, part in raw_steps for view in media.views(part)[:1]]
+    steps = [(_level(level), view) for level, part in raw_steps for view in media.views(part, prompt)[:1]]
     return _row(record, media, [view for _, view in steps] + output) | {"steps": steps, "output": output}
 
 
 def _guided(record: dict, media: Media) -> dict:
     made = {}
     for output in _mappings(record.get("outputs")):
-        scale, views = _number(output.get("guidance")), media.views(output.get("part"))
+        scale, views = _number(output.get("guidance")), media.views(output.get("part"), record.get("prompt"))
         if scale is not None and views:
             made[scale] = views[0]
     return _row(record, media, list(made.values())) | {"made": made}
@@ -62,7 +63,7 @@ def _row(record: dict, media: Media, made: list[dict]) -> dict:
     """Return what strips and guided samples share, given the views of what was made."""
     return {
         "prompt": media.views(record.get("prompt")),
-        "truth": media.views(record.get("truth")),
+        "truth": media.views(record.get("truth"), record.get("prompt")),
         "sampling": record.get("sampling"),
         "modality": made[-1]["modality"] if made else "",
         "clip": any(view["kind"] == "clip" for view in made),

@@ -157,16 +157,22 @@ def quickstart(chosen) -> None:
 def generate(chosen) -> None:
     from plait.common.hub import found, is_name
     from plait.config.shipped import SAMPLING, grids_from, sampling_from
+    from plait.generate.pipeline import check_formats
     from plait.run.load import load
     from plait.run.steps import save_generated
 
     if chosen.chat is not None and chosen.count != 1:
         raise ConfigError("command line: --chat gives one answer, leave out --count")
+    if chosen.also:
+        require(bool(chosen.output), "--also", _formats(chosen.also), "given with --output")
+        require(not chosen.prompts, "--also", _formats(chosen.also), "left out with --prompts")
     prompts = _prompts_of(chosen) if chosen.prompts else []
     folder = found(chosen.run_folder, "model")
     pipeline = load(folder, device=chosen.device, weights=chosen.weights, adapter=chosen.adapter)
     options = {name: getattr(chosen, name) for name in SAMPLING if getattr(chosen, name) is not None}
     sampling = sampling_from(pipeline.config.sampling, pipeline.model.config, options, _option)
+    if chosen.output in pipeline.codecs:
+        check_formats(pipeline.codecs[chosen.output], chosen.also, "--also")
     longest = {} if chosen.max_tokens is None else dict.fromkeys(pipeline.codecs, chosen.max_tokens)
     grids = grids_from(chosen.grid, chosen.output, pipeline.model.config)
     settings = {"seed": chosen.seed, "sampling": sampling, "max_tokens": longest, "grids": grids}
@@ -179,11 +185,12 @@ def generate(chosen) -> None:
         from plait.run.chat import chat
 
         host = pipeline.model.config.layout.host
-        chat(pipeline, chosen.chat, parts, chosen.output or host, functools.partial(_show_answer, out=out), **settings)
+        show = functools.partial(_show_answer, out=out, also=chosen.also)
+        chat(pipeline, chosen.chat, parts, chosen.output or host, show, **settings)
         return
     media = pipeline.read(parts)
     samples = pipeline.generate_from_media([media] * chosen.count, [chosen.output] * chosen.count, **settings)
-    save_generated(samples, out)
+    save_generated(samples, out, also=chosen.also)
 
 
 def _prompts_of(chosen) -> list:
@@ -210,18 +217,22 @@ def _answer_file(pipeline, chosen, prompts, settings) -> None:
     print(f"{len(prompts)} prompts: {chosen.out}" + (f" ({before} were there)" if before else ""))
 
 
+def _formats(suffixes: Sequence[str]) -> str:
+    return ",".join(suffix.lstrip(".") for suffix in suffixes)
+
+
 def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _show_answer(sample, out: str) -> None:
+def _show_answer(sample, out: str, also: Sequence[str] = ()) -> None:
     """Print an answer of text alone; one with media is saved, and its files are named."""
     from plait.run.steps import save_generated
 
     if all(sample.codecs[name].kind == "text" for name, _ in sample.output):
         print(sample.text, flush=True)
     else:
-        save_generated([sample], out)
+        save_generated([sample], out, also=also)
 
 
 def serve(chosen, *, browse: bool = False) -> None:

@@ -22,6 +22,11 @@ class _PromptPart(argparse.Action):
         namespace.prompt = [*parts, {key: value}]
 
 
+def _suffixes(text: str) -> list[str]:
+    """Return the suffixes of formats as they are listed: ".ply" and ".xml" of "ply,xml"."""
+    return [f".{word.strip().lstrip('.').lower()}" for word in text.split(",") if word.strip()]
+
+
 def serve_arguments(step: argparse.ArgumentParser, *, several: bool) -> None:
     """Add the options of `plait serve` and `plait playground`."""
     step.add_argument("models", metavar="model", nargs="+" if several else 1, help=MODEL)
@@ -58,6 +63,9 @@ def generate_arguments(step: argparse.ArgumentParser) -> None:
                       "--out; rerun the same command to go on (docs/evaluation.md)")  # fmt: skip
     step.add_argument("--output", default=None,
                       help="modality to generate (default: the model chooses; with --chat, text)")  # fmt: skip
+    step.add_argument("--also", type=_suffixes, default=[], metavar="FORMAT,...",
+                      help="write what is made in these formats too, with --output: ply, obj, stl, npz and xml "
+                      "(MuJoCo) of a scene, glb and gif of a motion")  # fmt: skip
     step.add_argument("--count", type=whole(at_least=1), default=1, help="samples (default: 1)")
     step.add_argument("--seed", type=whole(), default=0, help="the same seed gives the same samples (default: 0)")
     step.add_argument("--temperature", type=like(SamplingConfig, "temperature"), help="0 is greedy")

@@ -20,6 +20,7 @@ from plait.common.files import write_text
 from plait.common.progress import Progress, QuietProgress
 from plait.config.generation import SamplingConfig
 from plait.config.run import RunConfig
+from plait.config.tasks import mentions_of
 from plait.data.sources import TaskSource, open_sources, validation_splits
 from plait.prepare.raw import RawSource, raw_documents
 from plait.prepare.raw_sources import remade
@@ -156,7 +157,7 @@ class SampleSet:
         """Yield every modality that a task makes from the host alone, with what is asked for."""
         host = self.config.model.layout.host
         for task, asked in self._asked.items():
-            names = task.split(",")
+            names = mentions_of(task)
             if asked and names[:-1] == [host] and names[-1] != host:
                 yield names[-1], asked[:count]
 

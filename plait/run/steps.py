@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -183,12 +183,12 @@ def sample_step(config: RunConfig, progress: Progress) -> None:
             write_json(temporary / "key.json", key)
 
 
-def save_generated(samples: list[Sample], folder: str) -> None:
-    """Write samples as PNG, WAV and samples.jsonl into ``folder``, and show them on the screen."""
+def save_generated(samples: list[Sample], folder: str, *, also: Sequence[str] = ()) -> None:
+    """Write samples as files and samples.jsonl into ``folder``, and show them; ``also`` are suffixes of more files."""
     out = Path(folder)
     with one_writer(out, "--out"):
         start = len(read_jsonl(out / "samples.jsonl")) if (out / "samples.jsonl").exists() else 0
-        records = [s.save(out, f"{start + i:04d}") for i, s in enumerate(samples)]
+        records = [s.save(out, f"{start + i:04d}", also=also) for i, s in enumerate(samples)]
         before = (out / "samples.jsonl").read_text(encoding="utf-8") if start else ""
         lines = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
         write_text(out / "samples.jsonl", before + lines)

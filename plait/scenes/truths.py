@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from plait.common.randomness import generator
-from plait.scenes.articles import with_article
+from plait.common.articles import with_article
 from plait.scenes.drawings import Concept, all_concepts, placed, rasterize
 from plait.scenes.restyle import Drawings
 from plait.scenes.world import BACKGROUNDS, GROUND_COLORS, RELATIONS, World
@@ -105,11 +105,15 @@ class SceneTruths:
         missing = set(self.drawings.missing(known)) if self.drawings else set()
         return [concept.code for concept in known if concept.name not in missing]
 
-    def reference(self, thing: str, size: int) -> np.ndarray:
+    def reference(self, kind: str, thing: str, size: int) -> np.ndarray:
         return reference(thing, size, self.drawings)
 
-    def image_scores(self, images: Sequence[np.ndarray], metas: Sequence[dict]) -> dict[str, list[bool | None]]:
-        return {"ground": [ground_of(image) == meta["background"] for image, meta in zip(images, metas, strict=True)]}
+    def item_scores(
+        self, kind: str, items: Sequence[np.ndarray], metas: Sequence[dict]
+    ) -> dict[str, list[bool | None]]:
+        if kind != "image":
+            return {}
+        return {"ground": [ground_of(image) == meta["background"] for image, meta in zip(items, metas, strict=True)]}
 
     def nearest(self, metas: Sequence[dict], others: Sequence[dict]) -> list[int]:
         by_thing: dict[str, list[int]] = {}

@@ -20,7 +20,7 @@ import numpy as np
 
 from plait.common.errors import ConfigError
 from plait.common.randomness import generator
-from plait.scenes.articles import with_article
+from plait.common.articles import with_article
 from plait.scenes.drawings import Concept, everyday, split_concepts
 
 ALL = 0

@@ -19,7 +19,7 @@ from plait.serve import media_api
 from plait.serve.chat_api import start_chat, stream_chat, whole_chat
 from plait.serve.gate import Gate, refused
 from plait.serve.metrics import Metrics
-from plait.serve.page import FILES, add_page
+from plait.serve.page import PAGES, add_page
 from plait.serve.protocol import ChatRequest, EditFields, ImageRequest, Sampling, SpeechRequest, TranscriptionFields
 from plait.serve.refusals import Refused, error_of, sentence_of
 from plait.serve.service import Answers, Limits, Service
@@ -45,11 +45,6 @@ class Loaded:
         if not self.is_ready:
             raise Refused(503, "the model is loading, try again in a moment", code="loading")
         return self.services
-
-    def kinds(self) -> dict[str, str]:
-        """Return the kind of each modality of the first model."""
-        service = next(iter(self.now().values()))
-        return {name: codec.kind for name, codec in service.pipeline.codecs.items()}
 
     def for_model(self, name: str) -> Service:
         """Return the service of the model that a request names; "" is the first."""
@@ -101,11 +96,11 @@ def create_app(
 
     app = FastAPI(title="plait", description=__doc__, lifespan=lifespan, docs_url="/docs", redoc_url=None)
     app.state.loaded = loaded
-    app.add_middleware(Gate, key=key, max_body=limits.max_body, metrics=metrics, pages=tuple(FILES))
+    app.add_middleware(Gate, key=key, max_body=limits.max_body, metrics=metrics, pages=PAGES)
     _add_handlers(app)
     _add_state(app, loaded, metrics)
     _add_endpoints(app, loaded)
-    add_page(app, loaded.kinds, run)
+    add_page(app, loaded.now, run)
     return app
 
 

@@ -9,7 +9,9 @@ from typing import Any
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from plait.codecs import Encoded
 from plait.common.errors import require
+from plait.generate.prompts import MediaPart
 from plait.generate.request import Score
 from plait.serve.jobs import Ended, Item, Preview, TextPiece
 from plait.serve.media import content_part
@@ -28,17 +30,20 @@ async def start_chat(service: Service, fields: ChatRequest) -> Answers:
     require(fields.top_logprobs is None or bool(fields.logprobs), "top_logprobs", fields.top_logprobs,
             "left out unless logprobs is true")  # fmt: skip
     require(fields.stream or fields.stream_options is None, "stream_options", {}, "left out unless stream is true")
-    prompt = await service.read_chat(fields.messages)
+    given, prompt = await service.read_chat(fields.messages)
     stops = [fields.stop] if isinstance(fields.stop, str) else fields.stop or []
-    return service.start(prompt, output, fields, n=fields.n, stops=stops, streams=fields.stream,
-                         max_tokens=fields.max_completion_tokens or fields.max_tokens,
-                         previews=fields.previews,
-                         logprobs=(fields.top_logprobs or 0) if fields.logprobs else None)  # fmt: skip
+    answers = service.start(prompt, output, fields, n=fields.n, stops=stops, streams=fields.stream,
+                            max_tokens=fields.max_completion_tokens or fields.max_tokens,
+                            previews=fields.previews,
+                            logprobs=(fields.top_logprobs or 0) if fields.logprobs else None)  # fmt: skip
+    answers.given = given
+    return answers
 
 
 async def whole_chat(service: Service, fields: ChatRequest, answers: Answers) -> Response:
     """Return the answers once all of them are there."""
     contents: list[list[dict[str, Any]]] = [[] for _ in range(fields.n)]
+    made = _Items(service, fields, answers)
     ends: dict[int, Ended] = {}
     scores: list[list[Score]] = [[] for _ in range(fields.n)]
     async for index, event in answers:
@@ -49,7 +54,7 @@ async def whole_chat(service: Service, fields: ChatRequest, answers: Answers) ->
                 content.append({"type": "text", "text": ""})
             content[-1]["text"] += event.text
         elif isinstance(event, Item):
-            content.append(await _item(service, fields, event.part))
+            content.append(await made.item(index, event))
         elif isinstance(event, Ended):
             ends[index] = event
     choices = [
@@ -65,10 +70,39 @@ async def whole_chat(service: Service, fields: ChatRequest, answers: Answers) ->
     return JSONResponse(head | {"choices": choices, "usage": _usage(answers, ends)})
 
 
-async def _item(service: Service, fields: ChatRequest, part: Any) -> dict[str, Any]:
-    ((name, media),) = await service.decoded([part])
-    sound = fields.audio.format if fields.audio else "wav"
-    return await service.with_codecs(lambda: content_part(service.pipeline.codecs[name], media, sound=sound))
+class _Items:
+    """Turns what answers make into parts of messages, each among those of its own document."""
+
+    def __init__(self, service: Service, fields: ChatRequest, answers: Answers):
+        self.service, self.html = service, fields.html
+        self.sound = fields.audio.format if fields.audio else "wav"
+        self.documents: list[list[MediaPart]] = [list(answers.given) for _ in range(fields.n)]
+
+    async def item(self, index: int, event: Item | Preview) -> dict[str, Any]:
+        """Return a part of the content of one answer."""
+        ((name, media),) = await self.service.decoded([event.part])
+        codecs = self.service.pipeline.codecs
+        others = [(codecs[n].kind, item) for n, item in self.documents[index] if not isinstance(item, Encoded)]
+        if isinstance(event, Item):
+            self.documents[index].append((name, media))
+        return await self.service.with_codecs(
+            lambda: content_part(codecs[name], media, sound=self.sound, others=others, html=self.html)
+        )
+
+    async def segment(self, index: int, event: Item | Preview) -> dict[str, Any]:
+        """Return an item as a stream has it: its kind, its data in base64 and their format."""
+        item = await self.item(index, event)
+        more = {"preview": True, "level": round(event.level, 4)} if isinstance(event, Preview) else {}
+        if item["type"] == "image_url":
+            data = item["image_url"]["url"].partition(",")[2]
+            return {"kind": "image", "format": "png", "data": data} | more
+        if item["type"] == "audio":
+            return {"kind": "audio"} | item["audio"] | more
+        if item["type"] == "file":
+            kind, _, suffix = item["file"]["filename"].rpartition(".")
+            data = item["file"]["file_data"].partition(",")[2]
+            return {"kind": kind, "format": suffix, "data": data} | {k: item[k] for k in ("html",) if k in item} | more
+        return {"kind": "text", "data": item["text"]} | more
 
 
 def _message(content: list[dict[str, Any]]) -> dict[str, Any]:
@@ -86,8 +120,8 @@ def _message(content: list[dict[str, Any]]) -> dict[str, Any]:
 def stream_chat(service: Service, fields: ChatRequest, answers: Answers) -> Response:
     """Return the answers piece by piece, as server-sent events.
 
-    Text comes as `delta.content`. An item comes whole as `delta.segment` ({index, kind, data, format}), and on its way
-    from noise as one with `preview` and its `level`.
+    Text comes as `delta.content`. An item comes whole as `delta.segment` ({index, kind, data, format}, and html where
+    it is asked for), and on its way from noise as one with `preview` and its `level`.
     """
     return _Stream(answers, _events(service, fields, answers))
 
@@ -107,6 +141,7 @@ class _Stream(StreamingResponse):
 async def _events(service: Service, fields: ChatRequest, answers: Answers) -> AsyncIterator[bytes]:
     head = _head(service, answers, "chat.completion.chunk")
     numbers = [0] * fields.n
+    made = _Items(service, fields, answers)
     ends: dict[int, Ended] = {}
     for index in range(fields.n):
         yield _chunk(head, index, {"role": "assistant", "content": ""})
@@ -116,7 +151,7 @@ async def _events(service: Service, fields: ChatRequest, answers: Answers) -> As
                 logprobs = _logprobs(service, fields, event.scores)
                 yield _chunk(head, index, {"content": event.text}, logprobs=logprobs)
             elif isinstance(event, Item | Preview):
-                segment = await _segment(service, fields, event)
+                segment = await made.segment(index, event)
                 yield _chunk(head, index, {"segment": segment | {"index": numbers[index]}})
                 numbers[index] += isinstance(event, Item)
             else:
@@ -129,17 +164,6 @@ async def _events(service: Service, fields: ChatRequest, answers: Answers) -> As
     if fields.stream_options and fields.stream_options.include_usage:
         yield _event(head | {"choices": [], "usage": _usage(answers, ends)})
     yield b"data: [DONE]\n\n"
-
-
-async def _segment(service: Service, fields: ChatRequest, event: Item | Preview) -> dict[str, Any]:
-    item = await _item(service, fields, event.part)
-    more = {"preview": True, "level": round(event.level, 4)} if isinstance(event, Preview) else {}
-    if item["type"] == "image_url":
-        data = item["image_url"]["url"].partition(",")[2]
-        return {"kind": "image", "format": "png", "data": data} | more
-    if item["type"] == "audio":
-        return {"kind": "audio"} | item["audio"] | more
-    return {"kind": "text", "data": item["text"]} | more
 
 
 def _head(service: Service, answers: Answers, kind: str) -> dict[str, Any]:

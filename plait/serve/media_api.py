@@ -8,9 +8,9 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import JSONResponse, Response
 
 from plait.common.errors import ConfigError, DataError, require, unknown
-from plait.serve.media import SOUND_FORMATS, base64_of, image_bytes, sound_bytes
+from plait.serve.media import SOUND_FORMATS, base64_of, file_of, image_bytes, sound_bytes
 from plait.serve.protocol import EditFields, ImageRequest, SpeechRequest, Strict, TranscriptionFields
-from plait.serve.service import Answers, Service, file_of
+from plait.serve.service import Answers, Service
 
 F = TypeVar("F", bound=Strict)
 

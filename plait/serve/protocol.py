@@ -42,7 +42,19 @@ class AudioItem(Strict):
     input_audio: InputAudio
 
 
-ContentItem = Annotated[TextItem | ImageItem | AudioItem, Field(discriminator="type")]
+class FileData(Strict):
+    file_data: str = Field(description="base64, or data:model/gltf-binary;base64,...")
+    filename: str = Field("", max_length=255, description="its suffix says how it is read, such as chair.glb")
+
+
+class FileItem(Strict):
+    """A file of any kind that the model reads, such as a scene."""
+
+    type: Literal["file"]
+    file: FileData
+
+
+ContentItem = Annotated[TextItem | ImageItem | AudioItem | FileItem, Field(discriminator="type")]
 
 
 class Message(Strict):
@@ -86,6 +98,7 @@ class ChatRequest(Sampling):
     stream_options: StreamOptions | None = None
     previews: int = Field(0, ge=0, le=100, description="looks at an image on its way from noise, in a stream")
     audio: AudioOptions | None = None
+    html: bool = Field(False, description="beside files that are no image and no sound, HTML that shows them")
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
     logprobs: bool | None = Field(None, description="log-probabilities of the text's tokens, before temperature")

@@ -15,14 +15,14 @@ import torch
 from plait.batch.documents import Part
 from plait.codecs import Encoded
 from plait.codecs.chat_messages import read_conversation
-from plait.common.errors import ConfigError, DataError, require, unknown
+from plait.common.errors import ConfigError, DataError, PlaitError, ResourceError, require, unknown
 from plait.config.shipped import sampling_from
 from plait.generate.engine import Generator
 from plait.generate.pipeline import Pipeline
 from plait.generate.prompts import MediaPart, read_messages
 from plait.generate.request import Request, Score
 from plait.serve.jobs import Ended, Event, Failed, Job
-from plait.serve.media import check_size
+from plait.serve.media import check_size, sent_file
 from plait.serve.metrics import Metrics
 from plait.serve.protocol import CALLED, Message, Sampling, sampling_options
 from plait.serve.scheduler import Scheduler
@@ -128,19 +128,48 @@ class Service:
 
         return await asyncio.get_running_loop().run_in_executor(self._codecs, call)
 
-    async def read_chat(self, messages: Sequence[Message]) -> list[Part]:
-        """Read a conversation as the model's chat template writes it; without one, the one message is the prompt."""
+    async def read_chat(self, messages: Sequence[Message]) -> tuple[list[MediaPart], list[Part]]:
+        """Read a conversation as the model's chat template writes it; without one, the one message is the prompt.
+
+        Returns the media, and the same encoded.
+        """
         rows = [m.model_dump(exclude_none=True) for m in messages]
-        return await self.with_codecs(lambda: self.pipeline.encode(self._media_of_chat(rows)))
+
+        def read() -> tuple[list[MediaPart], list[Part]]:
+            media = self._media_of_chat(rows)
+            return media, self.pipeline.encode(media)
+
+        return await self.with_codecs(read)
 
     def _media_of_chat(self, rows: list[dict[str, Any]]) -> list[MediaPart]:
-        words = {"image": "image", "audio": "audio"}
+        for row in rows:
+            if isinstance(row["content"], list):
+                row["content"] = [self._by_its_kind(i) if i["type"] == "file" else i for i in row["content"]]
+        words = {codec.key: codec.key for codec in self.pipeline.codecs.values()} | {"image": "image", "audio": "audio"}
         conversation = read_conversation(rows, words)  # refuses what is no data: address by a sentence
         for message in conversation.messages:
             for item in message.content:
                 if not isinstance(item, str):
                     self._check_data(item.key, item.value)
         return read_messages(rows, self.pipeline.codecs, self.host)
+
+    def _by_its_kind(self, item: dict[str, Any]) -> dict[str, Any]:
+        """Return a file as an item of the first modality that can read it. Raises DataError where none can."""
+        file, reasons = sent_file(item["file"]), []
+        for codec in self.pipeline.codecs.values():
+            if codec.reads or not codec.names_files:
+                continue
+            self.check_file(codec.kind, file["bytes"])
+            try:
+                codec.read_bytes(file["bytes"], file["path"])
+            except ResourceError:
+                raise  # a missing package is no fault of the file
+            except PlaitError as error:
+                reasons.append(str(error))
+                continue
+            return {"type": codec.key, codec.key: file}
+        why = "; ".join(reasons) or "it reads text alone"
+        raise DataError(f"file: {file['path']!r} is nothing that this model reads ({why})")
 
     def _check_data(self, kind: str, value: Any) -> None:
         """Refuse media that are no data of the request itself, or too large."""
@@ -228,6 +257,8 @@ class Answers:
         self._jobs: list[Job] = []
         self._left: set[int] = set()
         self.prompt_tokens = 0
+        self.given: list[MediaPart] = []
+        """The prompt as media, where items of the answer are shown among them."""
 
     def deliver_to(self, index: int) -> Callable[[Event], None]:
         """Return what the engine's thread calls with the events of one answer."""
@@ -267,8 +298,3 @@ class Answers:
         """Return how all answers ended."""
         ended = {index: event async for index, event in self if isinstance(event, Ended)}
         return [ended[i] for i in range(len(self._jobs))]
-
-
-def file_of(data: bytes, name: str = "") -> dict[str, Any]:
-    """Return a file's bytes as prompts take them."""
-    return {"bytes": data, "path": name}

@@ -22,12 +22,14 @@ NUMBER = re.compile(r"(≥ )?[-−]?[\d,]*\.?\d+(e[-+]?\d+)?|–")
 
 
 def write_page(
-    path: Path, template: Path, *, styles: tuple[str, ...] = (), scripts: tuple[str, ...] = (), **shown: Any
-) -> Path:
+    path: Path, template: Path, *, styles: tuple[str, ...] = (), scripts: tuple[str, ...] = (),
+    sources: tuple[str, ...] = (), **shown: Any,
+) -> Path:  # fmt: skip
     """Write the page that a template makes of ``shown``, and return its path.
 
     The template extends ``base.html``, and may import ``charts.html`` and whatever stands beside it. ``styles`` and
-    ``scripts`` are files beside either, taken after style.css and those that draw charts.
+    ``scripts`` are files beside either, taken after style.css and those that draw charts; ``sources`` is more
+    JavaScript, such as `Codec.page_scripts` returns.
     """
     loader = jinja2.FileSystemLoader([template.parent, TEMPLATES])
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -37,7 +39,8 @@ def write_page(
     def joined(names: tuple[str, ...]) -> str:
         return "\n".join(loader.get_source(environment, name)[0] for name in names)
 
-    script = joined((*CHARTS, *scripts))
+    script = "\n".join((joined((*CHARTS, *scripts)), *sources))
+    assert "</script" not in script.lower(), "a script cannot hold the end of its own element"
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     page = environment.get_template(template.name).render(
         **shown,

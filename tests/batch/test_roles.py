@@ -19,6 +19,7 @@ from plait.config.generation import SamplingConfig
 from plait.config.model import ModalityConfig
 from plait.config.run import RunConfig
 from plait.config.shipped import config_path
+from plait.config.tasks import mentions_of
 from plait.data.sources import AS_WRITTEN, TaskSource, open_sources, resolve_vocabulary
 from plait.evaluate import forced_choice as evaluate_text
 from plait.evaluate.suite import Suite
@@ -147,7 +148,7 @@ def cases(config: RunConfig, source):
     """Yield what is given, as it is stored, and the document as it is trained on; for every task, and as written."""
     tasks = [t for t in config.data.tasks if "," in t] or ["text,image", "image,text"]
     arranged = TaskSource(source, config.model, dict.fromkeys(tasks, 1.0))
-    asked = [(int(len({*t.split(",")}) == len(t.split(","))), k) for k, t in enumerate(tasks)]
+    asked = [(int(len({*mentions_of(t)}) == len(mentions_of(t))), k) for k, t in enumerate(tasks)]
     for number, task in [*asked, (2, AS_WRITTEN)]:
         written, document = source.document(number), arranged.document(number, task, 0)
         places = [p for p, _ in arranged.choose([p.modality for p in written.parts], task, 0)]

@@ -540,4 +540,5 @@ def test_weights_of_another_size_are_refused(image_codec, tmp_path):
 @pytest.mark.parametrize("name", CODECS)
 def test_registered_codecs_have_the_promised_form(name):
     cls = codec_class(name)
-    assert cls.name == name and cls.kind in ("text", "image", "audio", "scene3d") and cls.suffix.startswith(".")
+    assert cls.name == name and cls.suffix.startswith(".")
+    assert cls.kind in ("text", "image", "audio", "scene3d", "motion")

@@ -18,18 +18,16 @@ from plait.codecs.voxels import (
     VoxelOptions,
     cells,
     colour_psnr,
-    depth_to_space,
-    folded,
+    cut,
     iou,
-    space_to_depth,
-    unfolded,
+    joined,
     unit,
 )
 from plait.common.errors import ConfigError, DataError
 
 trimesh = pytest.importorskip("trimesh")
 SIZE = 16
-SMALL = VoxelOptions(size=SIZE, width=16, depth=1, steps=200, batch_size=8, learning_rate=5e-3)
+SMALL = VoxelOptions(size=SIZE, width=64, depth=1, steps=200, batch_size=64, learning_rate=5e-3)
 
 
 def box(rng: np.random.Generator) -> np.ndarray:
@@ -127,15 +125,13 @@ def test_textures_and_materials_give_the_colours(tmp_path):
         read_scene("board.obj", tmp_path, SIZE)
 
 
-def test_folding_and_back():
-    rng = np.random.default_rng(0)
-    x = torch.from_numpy(rng.standard_normal((2, 4, 8, 4, 12)))
-    assert torch.equal(depth_to_space(space_to_depth(x, 4), 4), x)
-    tokens = folded(x, 2)
-    assert tokens.shape == (2, 4 * 2 * 6, 32) and torch.equal(unfolded(tokens, (4, 2, 6), 2), x)
-    assert torch.equal(tokens[0, 0].view(2, 2, 2, 4)[1, 0, 1], x[0, :, 1, 0, 1])
-    scenes = np.stack(boxes(2))
-    logits = unit(torch.from_numpy(scenes)) - torch.tensor([0, 0, 0, 0.5]).view(4, 1, 1, 1)
+def test_cutting_and_back():
+    scenes = np.stack(boxes(3))
+    for scene in scenes:
+        cubes = cut(scene, 4)
+        assert cubes.shape == (64, 4, 4, 4, 4) and np.array_equal(joined(cubes), scene)
+        assert np.array_equal(cubes[16 + 2 * 4 + 3], scene[4:8, 8:12, 12:16])
+    logits = unit(torch.from_numpy(scenes)) - torch.tensor([0, 0, 0, 0.5])
     assert np.array_equal(cells(logits), scenes)
 
 
@@ -169,7 +165,7 @@ def test_it_learns_and_is_saved(tmp_path):
 
 
 def test_settings_that_do_not_fit():
-    for values, said in (({"size": 20}, "size: 20 .* a multiple of downsample"), ({"width": 12}, "width: 12"),
+    for values, said in (({"size": 20}, "size: 20 .* a multiple of token_size"), ({"width": 0}, "width: 0"),
                          ({"kl_weight": -1.0}, "kl_weight: -1"), ({"depth": 0}, "depth: 0")):  # fmt: skip
         with pytest.raises(ConfigError, match=rf"^codec_options\.{said}"):
             VoxelCodec.from_options(values)

@@ -233,6 +233,23 @@ def test_what_is_left_without_the_host(tmp_path):
     assert parts_left("text,speech") == ("text>speech", [(0, False), (2, False), (5, False), (4, True)])
 
 
+def test_documents_without_a_modality(tmp_path):
+    """Of a task that says so: documents that have the modality serve the other tasks alone."""
+    spoken = [scene_like(i) for i in range(40)]
+    silent = [Document(document.parts[:2], document.meta) for document in spoken[:20]]
+    path = write_folder(tmp_path / "data", {"train": silent + spoken[20:], "seen": silent})
+    tasks = {"image,text without speech": 1.0, "text,speech": 1.0}
+    (source,) = open_task_sources(run_config(path, tasks=tasks), "train", tasks)
+    assert source.draw(np.arange(40)).task.tolist() == [0] * 20 + [1] * 20
+    (source,) = open_task_sources(run_config(path), "train", {"image,text without speech": 1.0})
+    assert source.serves(np.arange(40))[:, 0].tolist() == [True] * 20 + [False] * 20
+    config = run_config(path, tasks=tasks)
+    losses = split_losses(MixtureOfTransformers(resolve_vocabulary(config).model), config, "seen")[1]
+    assert ("image,text without speech", "text") in losses
+    with pytest.raises(ConfigError, match=r"data\.tasks \('image,text without sound'\): unknown name 'sound'"):
+        run_config(path, tasks={"image,text without sound": 1.0})
+
+
 def test_without_tasks_parts_stay_as_written(folder):
     batch, _ = take(Loader(run_config(folder)), 1)[0]
     assert {d.task for d in batch.documents} == {"text>image>speech"}

@@ -47,15 +47,15 @@ class Truths:
     def things(self):
         return THINGS
 
-    def reference(self, thing, size):
+    def reference(self, kind, thing, size):
         return drawn(thing)
 
-    def image_scores(self, images, metas):
+    def item_scores(self, kind, images, metas):
         return {"ground": [bool((i == drawn(m["shows"])).all()) for i, m in zip(images, metas, strict=True)]}
 
     def nearest(self, metas, others):
         shown = [other.get("shows") for other in others]
-        return [(shown.index(m["shows"]) + 1) % len(THINGS) for m in metas]
+        return [shown.index(THINGS[(THINGS.index(m["shows"]) + 1) % len(THINGS)]) for m in metas]
 
     def openings(self, metas, count, seed):
         return [f"a {thing} on" for thing in THINGS], np.array([THINGS.index(m["shows"]) for m in metas])
@@ -84,13 +84,13 @@ class Planted(MixtureOfTransformers):
         for i in range(len(THINGS)):
             for given in document(i).parts:
                 for made in document((i + turn) % len(THINGS)).parts:
-                    self._learn(given, made)
+                    self._learn([given], made)
         with torch.no_grad():
             weight = self.head["shared"].weight
             weight.copy_(torch.eye(*weight.shape))
 
-    def _learn(self, given: Part, made: Part) -> None:
-        before = [int(i) for run in spell_prompt([given], self.config) for i in run.ids]
+    def _learn(self, given: list[Part], made: Part) -> None:
+        before = [int(i) for run in spell_prompt(given, self.config) for i in run.ids]
         after = [int(i) for run in spell(Document([made]), self.config)[1:] for i in run.ids]
         for n, token in enumerate(after):
             if token not in self.config.layout.opening.values():  # which span opens is what is asked for
@@ -141,8 +141,7 @@ class Spelled:
 
 def documents_of(origin, split, numbers, *, scattered=False):
     documents = list(origin.read(split, 0, 99))
-    if split == "seen":  # two rows more than the origin has, see below
-        documents[2:2] = [None, None]
+    documents[2:2] = [None, None]  # two rows more than the origin has, see below
     return [documents[n] for n in numbers]
 
 
@@ -244,6 +243,26 @@ def test_pairs_without_the_host_are_measured_where_they_are_trained(config):
     assert figures["speech_from_image_recognised"] == 1.0 and "image_from_speech_object_accuracy" not in figures
 
 
+def test_all_that_a_task_gives_is_given(config):
+    """Also there and back; what is always given together is measured once, and called by the text or the last."""
+    config.data.tasks = {"image,text,speech": 1.0, "text,image,speech": 1.0, "speech,image,text": 1.0}
+    suite = suite_of(config, 0)
+    model = suite.pipeline.model
+    model.follows.clear()
+    for text, image, speech in (document(i).parts for i in range(len(THINGS))):
+        model._learn([text], image)
+        model._learn([image, text], speech)
+        model._learn([speech, image], text)
+    figures = suite.run()
+    sure = ["caption_exact", "caption_choice_accuracy", "image_object_accuracy", "speech_recognised",
+            "text_via_image_exact", "image_via_text_object_accuracy"]  # fmt: skip
+    assert {name: figures[name] for name in sure} == dict.fromkeys(sure, 1.0)
+    assert not any(name.startswith(("caption_speech", "speech_from", "text_via_speech")) for name in figures)
+    config.data.tasks |= {"speech,text": 1.0}  # which needs no image
+    assert suite_of(config, 0).together("speech", "text") == ("speech",)
+    assert figures_of(config, 0)["caption_speech_exact"] == 1.0
+
+
 def test_answers_of_conversations_are_held_against_the_documents_own(config, tmp_path, monkeypatch):
     """Of text alone, with a question that is given; nothing of it is sent there and back."""
     monkeypatch.setattr(held, "remade", lambda *a: None)
@@ -252,7 +271,7 @@ def test_answers_of_conversations_are_held_against_the_documents_own(config, tmp
     config.data.path = str(write_folder(tmp_path / "chats", {"train": documents, "seen": documents}))
     suite = suite_of(config, 0)
     for question, answer in said:
-        suite.pipeline.model._learn(Part("text", question), Part("text", answer))
+        suite.pipeline.model._learn([Part("text", question)], Part("text", answer))
     figures = suite.run()
     assert figures["answer_exact"] == 1.0 and figures["answer_exact_count"] == len(THINGS)
     assert not any("via" in name or name.startswith("caption") for name in figures)

@@ -4,18 +4,26 @@ import base64
 import contextlib
 import json
 import os
+import shutil
 import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
+
+SOFTWARE_WEBGL = "--enable-unsafe-swiftshader --use-angle=swiftshader"
 
 
 class Browser:
     """A headless Chromium, spoken to over its debugging pipe (file descriptors 3 and 4)."""
 
-    def __init__(self, program: str, folder: Path):
+    def __init__(self, program: str, folder: Path, *, webgl: bool = False):
         to_child, self.write = os.pipe()
         self.read, from_child = os.pipe()
         flags = (
-            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+            f"--headless --no-sandbox {SOFTWARE_WEBGL if webgl else '--disable-gpu'} --disable-quic --no-first-run "
             "--disable-background-networking --disable-component-update --disable-sync --disable-dev-shm-usage "
             "--hide-scrollbars --remote-debugging-pipe "
             # a microphone that beeps, and that pages may hear
@@ -61,16 +69,35 @@ class Browser:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def open(self, page: Path | str, width: int = 1280, dark: bool = False):
-        """Open a file, or an address."""
+    def open(self, page: Path | str, width: int = 1280, dark: bool = False, calm: bool = False):
+        """Open a file, or an address. ``calm`` asks for no movement."""
         self.events.clear()
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        motion = {"name": "prefers-reduced-motion", "value": "reduce" if calm else "no-preference"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme, motion])
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
         self.call("Page.navigate", url=page if isinstance(page, str) else page.as_uri())
         self.run(
             """new Promise(done => document.readyState === "complete" ? done() : addEventListener("load", done))"""
         )
+
+    def until(self, condition: str, seconds: float = 30.0):
+        """Wait for a condition of the page, and return its value."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if value := self.run(condition):
+                return value
+            time.sleep(0.03)
+        raise AssertionError(f"never true: {condition}; the page says {self.run('document.body.innerText')[:2000]}")
+
+    def drag(self, selector: str, across: int, down: int = 0):
+        """Drag an element with the mouse, from its middle, by some pixels."""
+        x, y = self.run(f"""(() => {{ const node = document.querySelector({json.dumps(selector)});
+            node.scrollIntoView({{block: "center", behavior: "instant"}}); const b = node.getBoundingClientRect();
+            return [b.left + b.width / 2, b.top + b.height / 2]; }})()""")
+        for kind, move in (("mousePressed", 0), ("mouseMoved", 0.5), ("mouseMoved", 1), ("mouseReleased", 1)):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x + move * across, y=y + move * down, button="left",
+                      buttons=1, clickCount=1)  # fmt: skip
 
     def choose(self, selector: str, file: Path):
         """Choose a file in an input."""
@@ -109,3 +136,15 @@ class Browser:
         os.close(self.write)
         os.close(self.read)
         self.process.wait(timeout=30)
+
+
+@contextlib.contextmanager
+def webgl_browser() -> Iterator[Browser]:
+    """Give a headless Chromium that draws WebGL without a graphics card; skip the test where there is no Chromium."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if program is None:
+        pytest.skip("no Chromium on this machine (for example: apt-get install chromium)")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        browser = Browser(program, Path(folder), webgl=True)
+        yield browser
+        browser.close()

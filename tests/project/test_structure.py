@@ -12,11 +12,12 @@ import pytest
 from helpers import ROOT
 
 import plait
+from plait.config.run import WORLDS
 from plait.prepare.raw_sources import MADE
 
 PACKAGE = ROOT / "plait"
 ORDER = ["common", "config", "batch", "model", "objectives", "codecs", "upcycle", "data", "prepare", "scenes", "plan",
-         "generate", "hf", "evaluate", "train", "web", "compare", "serve", "report", "run", "cli"]  # fmt: skip
+         "generate", "hf", "evaluate", "worlds", "train", "web", "compare", "serve", "report", "run", "cli"]  # fmt: skip
 """A file imports only from its own package and from what stands before it."""
 
 NEVER = {"data": {"model", "objectives"}, "model": {"data", "codecs", "train"}, "objectives": {"data", "codecs"}}
@@ -70,9 +71,9 @@ def test_the_design_page_lists_every_file():
 
 def test_one_place_knows_the_kinds_of_sources():
     """Judges and truths come with the source of the data: it is opened by its name, and nothing imports a scene."""
-    assert {module.split(".")[1] for module in MADE.values()} == {"scenes"}
+    assert {module.split(".")[1] for module in MADE.values()} == {*WORLDS}
     for path in FILES:
-        assert path.parent.name == "scenes" or "scenes" not in imports(path), path
+        assert not {*WORLDS} & imports(path) - {path.parent.name}, path
 
 
 def test_no_test_takes_from_another():
@@ -128,7 +129,6 @@ READS_FILES = {
     ("train/checkpoint.py", "restore"): "{kind}/{name} in a file",
     ("train/checkpoint.py", "_restore_random"): "{rank}/{name} in a file",
     ("train/export.py", "_checkpoint"): "names of folders",
-    ("generate/pipeline.py", "makes_edits"): "modalities of a task",
     ("model/pretrained.py", "_bytes_of"): "a size",
     ("model/adapters.py", "_of_module"): "peft's patterns",
     ("train/diagnostics.py", "progress_text"): "names of a log's columns",

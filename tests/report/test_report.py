@@ -295,7 +295,7 @@ def test_scores_stand_beside_chance_and_ceiling():
     found = {(*r.path, r.label.split(",")[0]): r for r in rows}
     named = found["text", "image", "shows the right thing"]
     assert (named.value, named.chance, named.ceiling) == ("52.0%", "0.25%", "88.0%")
-    assert named.aside == "of 300, nearest training images 90.0%, short of the 60.0% aimed at"
+    assert named.aside == "of 300, nearest training items 90.0%, short of the 60.0% aimed at"
     assert named.bar == (0.52, 0.0025, 0.88)
     assert found["text", "image", "right background"].aside == ""
     distance = found["text", "image", "Fréchet distance to real images"]
@@ -317,6 +317,27 @@ def test_scores_of_any_modality_are_found_by_its_name():
     rows = [(*r.path, r.value) for r in scores(numbers, ["text", "captions", "depth"], {})]
     assert rows == [("text", "captions", "30.0%"), ("text", "captions", "9"), ("depth", "text", "40.0%")]
     assert scores({}, [], {}) == [] and scores({"answer": 1.0}, ["text"], {}) == []
+
+
+def test_scores_of_scenes_and_motions():
+    numbers = {"scene3d_object_accuracy": 0.4, "scene3d_object_chance": 0.01, "scene3d_object_codec": 0.95,
+               "scene3d_colour_accuracy": 0.9, "caption_scene3d_colour_accuracy": 0.8, "scene3d_stands": 0.97,
+               "scene3d_stands_real": 0.96, "scene3d_one_nna_chamfer": 0.7, "scene3d_one_nna_chamfer_training": 0.52,
+               "motion_event_accuracy": 0.75, "motion_event_chance": 1 / 19, "motion_event_shuffled": 0.2,
+               "motion_error": 0.0294, "motion_error_still": 0.142, "motion_error_constant": 0.276,
+               "motion_error_second": 0.05, "motion_error_second_still": 0.2}  # fmt: skip
+    modalities = ["text", "view", "scene3d", "motion"]
+    rows = {(*r.path, r.label.partition(",")[0]): r for r in scores(numbers, modalities, {})}
+    assert rows["text", "scene3d", "shows the right thing"].bar == (0.4, 0.01, 0.95)
+    assert rows["text", "scene3d", "right colour"].value == "90.0%"
+    assert rows["scene3d", "text", "says the right colour"].value == "80.0%"
+    assert rows["text", "scene3d", "stands in a simulation"].aside == "real ones 96.0%"
+    told = next(r for r in rows.values() if r.label.startswith("told from real scenes"))
+    assert (told.value, told.aside, told.bar) == ("70.0%", "training scenes 52.0%", None)
+    assert rows["text", "motion", "what happens is what the caption says"].aside == "another document’s 20.0%"
+    errors = [r for r in rows.values() if r.label.startswith("distance ") and "own" in r.label]
+    assert [r.value for r in errors] == ["0.029", "0.050"]
+    assert errors[0].aside == "all stays as at first 0.142, first velocity kept 0.276"
 
 
 def test_texts_of_anybodys_data_have_rows_of_their_own():

@@ -98,7 +98,7 @@ def test_a_file_of_messages(pipeline, tmp_path, capsys):
 
 def test_an_answer_with_media_is_saved(pipeline, tmp_path, monkeypatch):
     saved = []
-    monkeypatch.setattr("plait.run.steps.save_generated", lambda samples, out: saved.append((samples, out)))
+    monkeypatch.setattr("plait.run.steps.save_generated", lambda samples, out, also: saved.append((samples, out)))
     pipeline.chat = lambda messages, output, **settings: SimpleNamespace(
         output=[("camera", 7)], codecs=CODECS, message={}, text=""
     )

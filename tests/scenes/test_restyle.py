@@ -42,7 +42,7 @@ def test_what_is_placed_and_compared_is_the_new_drawing(folder):
     np.testing.assert_allclose([left, top, width, height], [12, 24, 48, 24], atol=3)
     truths = source(folder).truths
     assert set(truths.things()) == {c.code for c in everyday(64)}
-    reference, before = (t.reference(thing.code, 32) for t in (truths, source().truths))
+    reference, before = (t.reference("image", thing.code, 32) for t in (truths, source().truths))
     assert (reference[16, 16] == [27, 128, 228]).all() and not np.array_equal(reference, before)
 
 

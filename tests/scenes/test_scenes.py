@@ -9,7 +9,7 @@ from plait.common.errors import ConfigError, ResourceError
 from plait.config.run import PrepareConfig
 from plait.scenes import drawings, speaker
 from plait.scenes import source as source_module
-from plait.scenes.articles import with_article
+from plait.common.articles import with_article
 from plait.scenes.truths import SceneTruths, ground_of
 from plait.scenes.world import ALL, BACKGROUNDS, NUM_HELD_OUT, VOICES, Scene, World, visible_on
 
@@ -236,10 +236,10 @@ def test_a_small_world_is_a_source_of_scenes():
     documents = list(source.read("unseen_grounds", 0, 40))
     images = [dict(d.parts)["image"] for d in documents]
     truths = source.truths
-    assert truths.image_scores(images, [d.meta for d in documents]) == {"ground": [True] * 40}
+    assert truths.item_scores("image", images, [d.meta for d in documents]) == {"ground": [True] * 40}
     assert truths.chances["object"] == 1 / SMALL and len(truths.things()) > 1000
     wrong = [{**d.meta, "background": "none"} for d in documents]
-    assert truths.image_scores(images, wrong) == {"ground": [False] * 40}
+    assert truths.item_scores("image", images, wrong) == {"ground": [False] * 40}
 
 
 @pytest.mark.parametrize("count", [1, 5000])

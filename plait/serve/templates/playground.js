@@ -3,7 +3,9 @@
 
 const $ = (id) => document.getElementById(id);
 const PREVIEWS = 8;
-const WORDS = {text: "text", image: "image", audio: "speech"}, PLURALS = {text: "text", image: "images", audio: "speech"};
+const WORDS = {text: "text", image: "image", audio: "speech", scene3d: "scene"};
+const PLURALS = {text: "text", image: "images", audio: "speech", scene3d: "scenes", motion: "motions"};
+const PLAIN = ["text", "image", "audio"];  // what this page shows by itself; items of other kinds come with their HTML
 let models = [], parts = [], running = null, key = sessionStorage.getItem("plait-key") || "";
 
 function element(tag, properties = {}, ...children) {
@@ -59,7 +61,8 @@ async function connect() {
   const list = (words) => words.length > 1 ? `${words.slice(0, -1).join(", ")} and ${words.at(-1)}` : words[0];
   $("about").textContent = `${list(models.map((m) => m.id))} ${models.length > 1 ? "read" : "reads"} ` +
     `${list(reads.map((w) => PLURALS[w] || w))}, and ${models.length > 1 ? "make" : "makes"} ${list(makes.map((w) => PLURALS[w] || w))}.`;
-  const choices = [...["image", "audio", "text"].filter((w) => makes.includes(w)), ...(makes.length > 1 ? ["you choose"] : [])];
+  const others = makes.filter((w) => !PLAIN.includes(w));
+  const choices = [...["image", "audio", ...others, "text"].filter((w) => makes.includes(w)), ...(makes.length > 1 ? ["you choose"] : [])];
   choices.forEach((word, i) => $("make").append(element("label", {},
     element("input", {type: "radio", name: "make", value: word, checked: i === 0}), WORDS[word] || word)));
   $("add").hidden = !reads.some((w) => w !== "text");
@@ -72,9 +75,10 @@ async function connect() {
 // -- the prompt ---------------------------------------------------------------------------------------------------
 
 function addFile(file) {
-  const kind = file.type.split("/")[0];
-  if (!["image", "audio"].includes(kind) || !models[0]?.input_modalities.includes(kind)) {
-    return say(`${file.name || "what was dropped"}: this model reads ${models[0]?.input_modalities.join(", ")} alone`);
+  const type = file.type.split("/")[0], reads = models[0]?.input_modalities || [];
+  const kind = ["image", "audio"].includes(type) && reads.includes(type) ? type : "file";
+  if (kind === "file" && !reads.some((w) => !PLAIN.includes(w))) {
+    return say(`${file.name || "what was dropped"}: this model reads ${reads.join(", ")} alone`);
   }
   const reader = new FileReader();
   reader.onload = () => { keepText(); parts.push({kind, url: reader.result, name: file.name}); showParts(); };
@@ -98,12 +102,14 @@ function showParts() {
 function media(part) {
   if (part.kind === "image") return element("img", {src: part.url, alt: part.name || "image"});
   if (part.kind === "audio") return element("audio", {src: part.url, controls: true});
-  return element("span", {className: "said", textContent: part.text});
+  if (part.html) return element("div", {className: "own", innerHTML: part.html});
+  return element("span", {className: "said", textContent: part.text ?? part.name});
 }
 
 function itemOf(part) {
   if (part.kind === "text") return {type: "text", text: part.text};
   if (part.kind === "image") return {type: "image_url", image_url: {url: part.url}};
+  if (part.kind !== "audio") return {type: "file", file: {filename: part.name, file_data: part.url}};
   const [head, data] = part.url.split(",");
   const format = {mpeg: "mp3", "x-wav": "wav", wave: "wav"}[head.match(/audio\/([\w-]+)/)[1]] || head.match(/audio\/([\w-]+)/)[1];
   return {type: "input_audio", input_audio: {data, format: format.replace("x-", "")}};
@@ -161,7 +167,7 @@ async function stream(body, side, signal) {
   side.append(waiting);
   const answers = [];
   try {
-    const answer = await call("v1/chat/completions", {...body, stream: true, previews: PREVIEWS, stream_options: {include_usage: true}}, signal);
+    const answer = await call("v1/chat/completions", {...body, stream: true, previews: PREVIEWS, html: true, stream_options: {include_usage: true}}, signal);
     waiting.replaceWith(list);
     let usage = null;
     for await (const event of eventsOf(answer)) {
@@ -191,10 +197,14 @@ function show(shown, segment) {
   if (segment.kind === "text") return write(shown, segment.data);
   let figure = shown.querySelector("figure.forming");
   if (!figure) {
-    const inner = segment.kind === "image" ? element("img", {alt: "what was made"}) : element("audio", {controls: true});
+    const inner = segment.kind === "image" ? element("img", {alt: "what was made"}) :
+      segment.kind === "audio" ? element("audio", {controls: true}) : element("div", {className: "own"});
     figure = shown.appendChild(element("figure", {className: "forming"}, inner, element("figcaption")));
   }
-  figure.firstElementChild.src = `data:${segment.kind}/${segment.format};base64,${segment.data}`;
+  figure.file = `data:${PLAIN.includes(segment.kind) ? segment.kind : "application"}/${segment.format};base64,${segment.data}`;
+  figure.suffix = segment.format;
+  if (segment.html) figure.firstElementChild.innerHTML = segment.html;
+  else figure.firstElementChild.src = figure.file;
   figure.lastElementChild.textContent = segment.preview ? `noise ${Math.round(100 * segment.level)}%` : "";
   if (!segment.preview) figure.classList.remove("forming");
 }
@@ -220,10 +230,9 @@ function showFoot(foot, asked, seconds, done, sides) {
     button("Copy as curl", (event) => copied(event.target, curlOf(asked.body))),
     button("Copy as Python", (event) => copied(event.target, pythonOf(asked.body))),
   );
-  const files = sides.flatMap((side) => [...side.querySelectorAll("figure:not(.forming) > :first-child")]);
-  if (files.length) foot.append(button(files.length > 1 ? `Download ${files.length} files` : "Download", () => files.forEach((file, i) => {
-    const suffix = file.tagName === "IMG" ? "png" : "wav";
-    element("a", {href: file.src, download: `plait-${asked.body.seed}-${i}.${suffix}`}).click();
+  const files = sides.flatMap((side) => [...side.querySelectorAll("figure:not(.forming)")]).filter((figure) => figure.file);
+  if (files.length) foot.append(button(files.length > 1 ? `Download ${files.length} files` : "Download", () => files.forEach((figure, i) => {
+    element("a", {href: figure.file, download: `plait-${asked.body.seed}-${i}.${figure.suffix}`}).click();
   })));
 }
 
@@ -250,13 +259,14 @@ const literal = (value) => JSON.stringify(value);
 
 async function showGallery() {
   const answer = await call("samples").catch(() => null);
-  const samples = answer ? (await answer.json()).samples : [];
+  const {samples, script} = answer ? await answer.json() : {samples: [], script: null};
+  if (script) document.head.append(element("script", {src: script}));
   $("gallery").hidden = !samples.length;
   const example = samples.flatMap((sample) => sample.prompt).find((part) => part.text);
   if (example) $("text").placeholder = `Say what to make, such as “${example.text}”`;
   $("samples").replaceChildren(...samples.map((sample) => {
     const [prompt, made] = [sample.prompt, sample.output];
-    const card = (part, name) => part.url ? media({...part, name: "sample"}) : element("span", {className: name, textContent: part.text});
+    const card = (part, name) => part.url ? media({name: "sample", ...part}) : element("span", {className: name, textContent: part.text});
     const tried = element("button", {type: "button", textContent: "Try it", onclick: () => {
       parts = prompt.filter((part) => part.url);
       $("text").value = prompt.filter((part) => !part.url).map((part) => part.text).join("\n");
