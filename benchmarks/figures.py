@@ -31,6 +31,7 @@ from plans import table as plan_table
 from quickstart_table import kept
 from quickstart_table import table as quickstart_table
 from table import shown
+from worlds_table import worlds as worlds_table
 
 LOG, VERDICTS = ROOT / "docs" / "experiments.md", ROOT / "docs" / "results.md"
 """A log, whose figures stay as they were measured; and a page that `make verdicts` writes."""
@@ -76,6 +77,19 @@ SMALL_WORLD_SCORE = (
     ("caption_object_chance", "(chance {:.1%})"),
 )
 """How well a quickstart's model does: figures of its summary and what is said of each; "" is said always."""
+WORLDS_SCORE = (
+    ("", "On combinations and things that training never showed:"),
+    ("scene3d_object_accuracy", "{:.0%} of the scenes made from captions show the right thing"),
+    ("scene3d_object_chance", "(among 100 shapes: chance {:.0%},"),
+    ("scene3d_object_codec", "the codec's round trip {:.0%}),"),
+    ("scene3d_colour_accuracy", "{:.0%} in the right colour,"),
+    ("scene3d_stands", "{:.0%} stand;"),
+    ("caption_scene3d_object_accuracy", "captions name the right thing in {:.0%};"),
+    ("motion_event_accuracy", "{:.0%} of the motions are the event asked for"),
+    ("motion_event_chance", "(chance {:.0%}),"),
+    ("motion_error", "{:.3f} sides of the cube off"),
+    ("motion_error_still", "(nothing moves: {:.3f})"),
+)
 ALL_CONCEPTS_SCORE = (
     ("caption_object_accuracy", "captions name the right one of 1,532 objects in {:.1%}"),
     ("caption_object_chance", "(chance {:.2%})"),
@@ -83,6 +97,7 @@ ALL_CONCEPTS_SCORE = (
 SCORES = {"quickstart": ("mixed", SMALL_WORLD_SCORE), "transfusion": ("transfusion", SMALL_WORLD_SCORE),
           "chameleon-speech": ("chameleon_speech", SMALL_WORLD_SCORE),
           "smollm2-images": ("smollm2_images", SMALL_WORLD_SCORE),
+          "worlds": ("worlds", WORLDS_SCORE),
           "all-concepts": ("all_concepts", ALL_CONCEPTS_SCORE)}  # fmt: skip
 """Name of a run's two figures within sentences, its results file, and what is said of it."""
 
@@ -90,6 +105,11 @@ SCORES = {"quickstart": ("mixed", SMALL_WORLD_SCORE), "transfusion": ("transfusi
 def quickstart(summary: Mapping[str, Any]) -> str:
     """Return what the quickstart took and reached."""
     return f"{cost(summary)}. {score(summary, SMALL_WORLD_SCORE)}. {source('plait quickstart', summary)}"
+
+
+def worlds_block(summary: Mapping[str, Any]) -> str:
+    """Return what the quickstart of worlds took and reached."""
+    return f"{cost(summary)}. {source('plait quickstart --setting worlds', summary)}\n\n{worlds_table(summary)}"
 
 
 def score(summary: Mapping[str, Any], said: Sequence[tuple[str, str]]) -> str:
@@ -188,6 +208,7 @@ def rows_of(titles: Sequence[tuple[str, str]], part: str) -> Callable[[Mapping[s
 BLOCKS: dict[str, tuple[Path, Callable[[Mapping[str, Any]], str]]] = {
     "quickstart": (QUICKSTARTS / "mixed.json", quickstart),
     "quickstart-runs": (QUICKSTART_RUNS, quickstart_table),
+    "worlds": (QUICKSTARTS / "worlds.json", worlds_block),
     "studies": (STUDIES, studies),
     "speed": (SPEED, speed),
     "checkpoint": (SPEED, rows_of(CHECKPOINT, "checkpoint")),

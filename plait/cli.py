@@ -130,8 +130,8 @@ def _parser() -> Parser:
     which = quick.add_mutually_exclusive_group()
     which.add_argument("--setting", default="mixed", metavar="NAME",
                        help="mixed (text and speech as tokens, images by flow; the default), chameleon-speech (all "
-                       "three as tokens), transfusion (text as tokens, images by flow) or worlds (text as tokens; scenes in three "
-                       "dimensions, their images and motions by flow)")  # fmt: skip
+                       "three as tokens), transfusion (text as tokens, images by flow) or worlds (scenes in three "
+                       "dimensions, their images and motions, all by flow)")  # fmt: skip
     which.add_argument("--config", default="", help="in place of a setting: a shipped config's name, or a YAML file")
     quick.add_argument("--restart", action="store_true", help="delete the run's folder and start from scratch")
 
@@ -255,6 +255,7 @@ GENERATE_EXAMPLES = """examples:
   plait generate runs/quickstart --image teapot.png --output text
   plait generate runs/quickstart --text "a teapot on a blue background" --output speech
   plait generate runs/robot --part front=now.png --part rear=back.png --output text   (modalities of your own)
+  plait generate runs/worlds --text "a large red chair" --output scene3d --also ply,xml     (MeshLab, MuJoCo)
   plait generate runs/quickstart --prompts geneval.jsonl --output image --count 4 --out geneval
   plait generate runs/quickstart                     (free: the model chooses the modalities itself)
   plait generate runs/chat --chat "What is the capital of France?"     (prints the answer alone)

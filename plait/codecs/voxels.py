@@ -276,7 +276,7 @@ def cells(output_NXYZC: Tensor) -> np.ndarray:
 
 
 def turned(cubes: Tensor, rng: np.random.Generator) -> Tensor:
-    """Mirror a batch [N, t, t, t, 4] along axes, and exchange the two level ones, as ``rng`` draws: more to learn of."""
+    """Mirror a batch [N, t, t, t, 4] along axes, and exchange the two level ones, as ``rng`` draws."""
     axes = [axis for axis in (1, 2, 3) if rng.random() < 0.5]
     cubes = cubes.transpose(1, 2) if rng.random() < 0.5 else cubes
     return cubes.flip(axes) if axes else cubes

@@ -99,8 +99,8 @@ class DataConfig(Checked):
     """What happens to a longer document; counted in either case."""
     tasks: dict[str, float] = bounded(dict, at_least=0)
     """Weights of part orders, such as "text,image": the modalities given first, the last one predicted from them; or
-    "image,text without speech", for documents that have no part of another. "as_written" is all parts in their order, each predicted from those before but for those that carry no loss; empty:
-    that alone."""
+    "image,text without speech", for documents that have no part of another. "as_written" is all parts in their order,
+    each predicted from those before but for those that carry no loss; empty: that alone."""
     drop_condition: float = bounded(0.1, at_least=0, below=1)
     """Rate at which all parts before the last are dropped, for classifier-free guidance."""
     drop_host: float = bounded(0.0, at_least=0, below=1)

@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from plait.common.articles import is_countable
 from plait.common.errors import ResourceError
 from plait.common.randomness import generator
-from plait.common.articles import is_countable
 
 CREDIT = (
     "Drawings by OpenMoji (https://openmoji.org), the open-source emoji and icon project, licence CC BY-SA 4.0 "

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from plait.common.randomness import generator
 from plait.common.articles import with_article
+from plait.common.randomness import generator
 from plait.scenes.drawings import Concept, all_concepts, placed, rasterize
 from plait.scenes.restyle import Drawings
 from plait.scenes.world import BACKGROUNDS, GROUND_COLORS, RELATIONS, World

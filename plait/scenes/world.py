@@ -18,9 +18,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from plait.common.articles import with_article
 from plait.common.errors import ConfigError
 from plait.common.randomness import generator
-from plait.common.articles import with_article
 from plait.scenes.drawings import Concept, everyday, split_concepts
 
 ALL = 0

@@ -89,8 +89,9 @@ def _model(values: dict[str, str], number: str, library: str) -> Model:
 
     size = (float(of("width")), float(of("depth")), float(of("height")))
     rotation = tuple(float(x) for x in of("modelRotation", "1 0 0 0 1 0 0 0 1").split())
-    return Model(of("id"), of("name").lower(), of("category"), of("creator"), of("license") or values.get("license", ""),
-                 library, of("model").lstrip("/"), size, rotation)  # fmt: skip
+    licence = of("license") or values.get("license", "")
+    return Model(of("id"), of("name").lower(), of("category"), of("creator"), licence, library, of("model").lstrip("/"),
+                 size, rotation)  # fmt: skip
 
 
 @functools.lru_cache(maxsize=256)
@@ -104,10 +105,10 @@ def surface_of(model: Model) -> Surface:
         kept = _read_surface(model)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, **kept)
+            np.savez(file, points=kept["points"], normals=kept["normals"], colours=kept["colours"])
     points = kept["points"].astype(np.float32)
-    extents = tuple(float(x) for x in np.ptp(points, axis=0))
-    return Surface(points, kept["normals"].astype(np.float32), kept["colours"], extents)
+    x, y, z = np.ptp(points, axis=0).tolist()
+    return Surface(points, kept["normals"].astype(np.float32), kept["colours"], (x, y, z))
 
 
 def is_readable(model: Model) -> bool:
@@ -181,7 +182,8 @@ def _downloaded(into: Path) -> Path:
         found = list(into.glob("*.deb"))
         if done.returncode == 0 and found:
             return found[0]
-        said = f"apt-get download failed: {first_line(done.stderr.strip() or done.stdout.strip() or 'no reason given')}"
+        reason = next(iter(done.stderr.strip().splitlines()), "no reason given")
+        said = f"apt-get download failed: {reason}"
     raise ResourceError(
         f"furniture: the Debian package {PACKAGE!r} (120 MB) cannot be fetched ({said}); install it, or download "
         f"its .deb from https://packages.debian.org/{PACKAGE} and set {FILE} to that file"

@@ -64,9 +64,7 @@ class WorldSource:
             yield RawDocument([(part, media[part]) for part in self.parts if part in media], scene.meta())
 
 
-def open_worlds(
-    prepare: PrepareConfig, seed: int, codecs: dict[str, Codec], keys: Sequence[str] | None
-) -> WorldSource:
+def open_worlds(prepare: PrepareConfig, seed: int, codecs: dict[str, Codec], keys: Sequence[str] | None) -> WorldSource:
     """Open the world for ``codecs``; ``keys`` names the parts that are wanted (all that the codecs read, if None)."""
     for name, codec in codecs.items():
         if codec.key not in PARTS:

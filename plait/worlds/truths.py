@@ -1,4 +1,4 @@
-"""What is true of the furniture's world: names, references and the grammar of captions; a `plait.prepare.raw.Truths`."""
+"""What is true of the furniture's world: names, references, the grammar of captions; a `plait.prepare.raw.Truths`."""
 
 import re
 from collections.abc import Sequence
@@ -126,12 +126,11 @@ class WorldTruths:
         self, kind: str, items: Sequence[Media], metas: Sequence[dict[str, Any]]
     ) -> dict[str, list[bool | None]]:
         if kind == "scene3d":
-            colours = [meta["objects"][0]["colour"] if self.thing(meta) else None for meta in metas]
-            pairs = zip(items, colours, strict=True)
-            return {"colour": [colour and colour_of(item) == colour for item, colour in pairs]}
+            return {"colour": [colour_of(item) == meta["objects"][0]["colour"] if self.thing(meta) else None
+                               for item, meta in zip(items, metas, strict=True)]}  # fmt: skip
         if kind == "motion":
-            pairs = zip(items, metas, strict=True)
-            return {"event": [meta["event"] and event_of(happening(item)) == meta["event"] for item, meta in pairs]}
+            return {"event": [event_of(happening(item)) == meta["event"] if meta["event"] else None
+                              for item, meta in zip(items, metas, strict=True)]}  # fmt: skip
         return {}
 
     def nearest(self, metas: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> list[int]:
@@ -160,5 +159,3 @@ class WorldTruths:
             phrases.setdefault(pool[i].name, with_article(f"large red {pool[i].name}"))
         places = {name: i for i, name in enumerate(phrases)}
         return list(phrases.values()), np.array([places[name] for name in names])
-
-

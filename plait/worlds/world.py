@@ -130,8 +130,8 @@ def things() -> tuple[Model, ...]:
 
     The rule: names of one or two words of letters that can be counted, of all categories but windows, doors and stairs,
     of boxes that are not flat, and whose files are all there; of those whose names end in the same word the shortest
-    name, and of those of one name the first model. The categories take turns, each with names of one word before names of two, in an order drawn from
-    seed 0.
+    name, and of those of one name the first model. The categories take turns, each with names of one word before names
+    of two, in an order drawn from seed 0.
     """
     by_word: dict[str, Model] = {}
     for model in sorted(catalogue(), key=lambda m: len(m.name)):  # stable: the first of a name stays before others

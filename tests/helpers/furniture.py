@@ -1,14 +1,37 @@
 """A small furniture package: catalogues of boxes on legs, as those of Sweet Home 3D are written."""
 
+import contextlib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-NAMES = """
+from plait.worlds import furniture, world
+
+_NAMES = """
 anvil basket candle drum easel ferry globe hat ink jug kettle ladder mast nest oven pump quilt rake sled tub
-""".split()
+"""
+NAMES = _NAMES.split()
 CATEGORIES = ("Kitchen", "Living room", "Office")
+
+
+@contextlib.contextmanager
+def small_package(folder: Path) -> Iterator[None]:
+    """Let the world be that of the small package within, and its cache lie in ``folder``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(furniture.FILE, str(write_package(folder / "package")))
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        _forget()
+        yield
+    _forget()
+
+
+def _forget() -> None:
+    for cached in (furniture.catalogue, furniture.folder, furniture.surface_of, world.things, world.can_carry,
+                   world._order):  # fmt: skip
+        cached.cache_clear()
 
 
 def write_package(folder: Path, names: list[str] = NAMES) -> Path:
@@ -39,11 +62,13 @@ def _mesh(rng: np.random.Generator) -> tuple[str, np.ndarray]:
 
     width, depth, height = rng.uniform(0.5, 1.0, 3)
     top = height * rng.uniform(0.2, 0.6)
-    board = trimesh.creation.box((width, top, depth), trimesh.transformations.translation_matrix((0, height - top / 2, 0)))
-    column = trimesh.creation.box(
-        (width * rng.uniform(0.3, 0.9), height - top, depth * rng.uniform(0.3, 0.9)),
-        trimesh.transformations.translation_matrix((0, (height - top) / 2, 0)),
+    thinner = rng.uniform(0.3, 0.9, 2)
+    board, column = (
+        trimesh.creation.box((width, top, depth)),
+        trimesh.creation.box((width * thinner[0], height - top, depth * thinner[1])),
     )
+    board.apply_translation((0, height - top / 2, 0))
+    column.apply_translation((0, (height - top) / 2, 0))
     mesh = trimesh.util.concatenate([board, column])
     vertices = "\n".join("v " + " ".join(f"{x:.4f}" for x in v) for v in mesh.vertices)
     uvs = "vt 0 0\nvt 1 0\nvt 1 1"

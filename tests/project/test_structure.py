@@ -17,7 +17,8 @@ from plait.prepare.raw_sources import MADE
 
 PACKAGE = ROOT / "plait"
 ORDER = ["common", "config", "batch", "model", "objectives", "codecs", "upcycle", "data", "prepare", "scenes", "plan",
-         "generate", "hf", "evaluate", "worlds", "train", "web", "compare", "serve", "report", "run", "cli"]  # fmt: skip
+         "generate", "hf", "evaluate", "worlds", "train", "web", "compare", "serve", "report", "run",
+         "cli"]  # fmt: skip
 """A file imports only from its own package and from what stands before it."""
 
 NEVER = {"data": {"model", "objectives"}, "model": {"data", "codecs", "train"}, "objectives": {"data", "codecs"}}

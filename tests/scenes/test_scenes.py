@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from plait.common.articles import with_article
 from plait.common.errors import ConfigError, ResourceError
 from plait.config.run import PrepareConfig
 from plait.scenes import drawings, speaker
 from plait.scenes import source as source_module
-from plait.common.articles import with_article
 from plait.scenes.truths import SceneTruths, ground_of
 from plait.scenes.world import ALL, BACKGROUNDS, NUM_HELD_OUT, VOICES, Scene, World, visible_on
 

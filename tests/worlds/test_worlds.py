@@ -6,7 +6,7 @@ import subprocess
 
 import numpy as np
 import pytest
-from helpers.furniture import NAMES, write_package
+from helpers.furniture import NAMES, small_package
 
 from plait.common.errors import ConfigError, ResourceError
 from plait.config.run import PrepareConfig
@@ -18,26 +18,16 @@ pytest.importorskip("trimesh")
 pytest.importorskip("mujoco")
 
 
-def forget():
-    for cached in (furniture.catalogue, furniture.folder, furniture.surface_of, world.things, world.can_carry,
-                   world._order):  # fmt: skip
-        cached.cache_clear()
-
-
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
     """The small package, and a cache of its own."""
     folder = tmp_path_factory.mktemp("furniture")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(furniture.FILE, str(write_package(folder / "package")))
-        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-        forget()
+    with small_package(folder):
         yield folder
-    forget()
 
 
 def source(count=14, documents=200, **more):
-    prepare = PrepareConfig(source="worlds", concepts=count, documents=documents, validation_documents=60, image_size=32)
+    prepare = PrepareConfig("worlds", concepts=count, documents=documents, validation_documents=60, image_size=32)
     return WorldSource(prepare, 3, parts=("text", "scene3d", "image", "motion"), moving=True, **more)
 
 
