@@ -256,6 +256,7 @@ GENERATE_EXAMPLES = """examples:
   plait generate runs/quickstart --text "a teapot on a blue background" --output speech
   plait generate runs/robot --part front=now.png --part rear=back.png --output text   (modalities of your own)
   plait generate runs/worlds --text "a large red chair" --output scene3d --also ply,xml     (MeshLab, MuJoCo)
+  plait generate runs/worlds --text "a red chair falls to the floor" --output scene3d,motion --also gif
   plait generate runs/quickstart --prompts geneval.jsonl --output image --count 4 --out geneval
   plait generate runs/quickstart                     (free: the model chooses the modalities itself)
   plait generate runs/chat --chat "What is the capital of France?"     (prints the answer alone)

@@ -30,8 +30,8 @@ LEAST_EXTENT = 0.05
 """A body whose mean extent is less is not there: half of the least extent that furniture has."""
 
 # Constants, not the data's own deviations: one that is nearly constant would be blown up. About mean 0 and deviation 1.
-_SHIFT = np.array([0, 0, 0.2, 0.85, 0, 0, 0, 0.85, 0, 0.26, 0.26, 0.26], np.float32)
-_SCALE = np.array([0.25, 0.25, 0.17, 0.45, 0.3, 0.3, 0.3, 0.45, 0.3, 0.12, 0.12, 0.12], np.float32)
+_MOVED = np.array([[0, 0, 0, 0.85, 0, 0, 0, 0.85, 0], [0.15, 0.15, 0.15, 0.45, 0.3, 0.3, 0.3, 0.45, 0.3]], np.float32)
+_FIXED = np.array([[0, 0, 0.2, 0.26, 0.26, 0.26], [0.25, 0.25, 0.17, 0.12, 0.12, 0.12]], np.float32)
 
 _SIGNS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
 EDGES = tuple((i, i | bit) for bit in (1, 2, 4) for i in range(8) if not i & bit)
@@ -58,7 +58,12 @@ class MotionOptions:
 
 
 class MotionCodec(Codec):
-    """The numbers of a motion as they are, scaled by constants: a token holds all bodies at ``per_token`` steps."""
+    """The numbers of a motion, scaled by constants: a token holds all bodies at ``per_token`` steps.
+
+    Of each body that is how far it has come and its rotation at each of these steps; and, the same in every token, its
+    place at the first step and its extents. So what happens can be told without knowing where, and what stays the same
+    is said several times.
+    """
 
     name: ClassVar[str] = "motion"
     kind: ClassVar[str] = "motion"
@@ -69,8 +74,7 @@ class MotionCodec(Codec):
 
     def __init__(self, options: MotionOptions):
         super().__init__(options)
-        self.latent_channels = options.per_token * options.bodies * NUMBERS
-        self.patch_size = options.per_token
+        self.latent_channels = options.bodies * (options.per_token * _MOVED.shape[1] + _FIXED.shape[1])
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -89,13 +93,31 @@ class MotionCodec(Codec):
         """Encode motions: latents [tokens, latent_channels]. Raises DataError for another shape, or NaN."""
         encoded = []
         for item in media:
-            scaled = (check_motion(item, self.shape) - _SHIFT) / _SCALE
-            encoded.append(Encoded(latents=scaled.reshape(-1, self.latent_channels), grid=self.default_grid))
+            motion, (tokens,) = check_motion(item, self.shape), self.default_grid
+            start = motion[0, :, POSITION]
+            moved = np.concatenate(
+                [motion[..., POSITION] - start, motion[..., COLUMN_1.start : EXTENTS.start]], axis=-1
+            )
+            moved = (moved - _MOVED[0]) / _MOVED[1]
+            moved = moved.reshape(tokens, -1, *moved.shape[1:]).swapaxes(1, 2).reshape(tokens, self.options.bodies, -1)
+            fixed = (np.concatenate([start, motion[0, :, EXTENTS]], axis=-1) - _FIXED[0]) / _FIXED[1]
+            latents = np.concatenate([moved, np.broadcast_to(fixed, (tokens, *fixed.shape))], axis=-1)
+            encoded.append(Encoded(latents=latents.reshape(tokens, -1), grid=self.default_grid))
         return encoded
 
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
-        """Decode tokens into motions of rigid bodies: see `rigid`."""
-        return [rigid(self._checked(item).reshape(self.shape) * _SCALE + _SHIFT) for item in encoded]
+        """Decode tokens into motions of rigid bodies: see `rigid`. What is said several times is its median."""
+        return [rigid(self._numbers(self._checked(item))) for item in encoded]
+
+    def _numbers(self, latents: np.ndarray) -> np.ndarray:
+        """Return the numbers [steps, bodies, 12] that latents say."""
+        (tokens,), (steps, bodies, _) = self.default_grid, self.shape
+        moved, fixed = np.split(latents.reshape(tokens, bodies, -1), [-_FIXED.shape[1]], axis=-1)
+        moved = moved.reshape(tokens, bodies, -1, _MOVED.shape[1]).swapaxes(1, 2).reshape(steps, bodies, -1)
+        moved = moved * _MOVED[1] + _MOVED[0]
+        start, extents = np.split(np.median(fixed, axis=0) * _FIXED[1] + _FIXED[0], 2, axis=-1)
+        extents = np.broadcast_to(extents, (steps, *extents.shape))
+        return np.concatenate([moved[..., :3] + start, moved[..., 3:], extents], axis=-1)
 
     def _checked(self, item: Encoded) -> np.ndarray:
         latents = checked_latents(item, self.latent_channels, "motion")

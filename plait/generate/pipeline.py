@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 from plait.batch.documents import Part, as_given
 from plait.codecs import Codec, Encoded, Media, fixed_grids
 from plait.codecs.base import alike, read_only
-from plait.common.errors import require
+from plait.common.errors import ConfigError, require, unknown
 from plait.common.files import atomic_file
 from plait.config.generation import DiffusionConfig, GenerateConfig, SamplingConfig
 from plait.config.model import ModelConfig
@@ -32,8 +32,10 @@ class Sample:
 
     @property
     def task(self) -> str:
-        """What was given and asked for, such as ``text>image``; ``free`` where the model chose."""
-        return ">".join([*(m for m, _ in self.prompt), self.result.request.output or "free"])
+        """What was given and asked for, such as ``text>image``, or ``text>scene3d+motion`` of what was made in turn;
+        ``free`` where the model chose."""
+        made = "+".join(m for m, _ in self.output) or self.result.request.output
+        return ">".join([*(m for m, _ in self.prompt), made if self.result.request.output and made else "free"])
 
     @property
     def text(self) -> str:
@@ -111,11 +113,13 @@ def save_media(
     return {"modality": modality, "file": first} | ({"also": more} if more else {})
 
 
-def check_formats(codec: Codec, also: Sequence[str], where: str) -> None:
-    """Raise a ConfigError that names ``where`` for a suffix that a codec does not write."""
-    for suffix in also:
-        allowed = [name.lstrip(".") for name in (codec.suffix, *codec.formats)] if codec.kind != "text" else []
-        text = f"one of {', '.join(allowed)}, for {codec.kind}" if allowed else f"left out: {codec.kind} has no files"
+def check_formats(codecs: Sequence[Codec], also: Sequence[str], where: str) -> None:
+    """Raise a ConfigError that names ``where`` for a suffix that none of the codecs writes."""
+    kinds = " and ".join(codec.kind for codec in codecs)
+    files = [codec for codec in codecs if codec.kind != "text"]
+    allowed = list(dict.fromkeys(name.lstrip(".") for codec in files for name in (codec.suffix, *codec.formats)))
+    text = f"one of {', '.join(allowed)}, for {kinds}" if allowed else f"left out: {kinds} has no files"
+    for suffix in also if codecs else ():
         require(suffix.lstrip(".") in allowed, where, suffix.lstrip("."), text)
 
 
@@ -204,7 +208,7 @@ class Pipeline:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt] = "",
-        output: str | None = None,
+        output: str | Sequence[str] | None = None,
         *,
         seed: int = 0,
         sampling: dict[str, SamplingConfig] | None = None,
@@ -216,7 +220,8 @@ class Pipeline:
         A prompt is a text, a `Path` (of an image, a recording or a text, whatever the file is), a PIL image, an array
         (image: uint8 [H, W, 3], [H, W, 4] or grey [H, W]; sound: float32 [samples] at the speech codec's
         ``sample_rate``), a part such as ``{"image": "fox.png"}``, or a list of such. ``output`` is the modality that
-        shall follow; None lets the model open and close spans itself. ``grids`` sets the extent of latents, in tokens.
+        shall follow, or several in turn, each made from all before it; None lets the model open and close spans itself.
+        ``grids`` sets the extent of latents, in tokens.
         Raises ConfigError and DataError.
         """
         prompts = list(prompts) if isinstance(prompts, list | tuple) else [prompts]
@@ -240,10 +245,21 @@ class Pipeline:
         return self.generate_from_media([media], [chosen], **settings)[0]
 
     def generate_from_media(
-        self, media: Sequence[Sequence[MediaPart]], outputs: Sequence[str | None], **settings: Any
+        self, media: Sequence[Sequence[MediaPart]], outputs: Sequence[str | Sequence[str] | None], **settings: Any
     ) -> list[Sample]:
-        """Generate one sample for each list of media, with its output; ``settings`` are those of `complete`."""
-        results = self.complete([self.encode(m) for m in media], outputs, **settings)
+        """Generate one sample for each list of media, with its output, or with several in turn; ``settings`` are those
+        of `complete`."""
+        prompts, wanted = [self.encode(m) for m in media], [_in_turn(output) for output in outputs]
+        for name in (name for names in wanted for name in names[1:]):  # said before the first one is made
+            if name not in self.codecs:
+                raise ConfigError(unknown("generate", name, self.codecs))
+        results = self.complete(prompts, [names[0] for names in wanted], **settings)
+        for turn in range(1, max(map(len, wanted), default=0)):
+            places = [i for i, names in enumerate(wanted) if turn < len(names) and len(results[i].parts) == turn]
+            before = [[*prompts[i], *results[i].parts] for i in places]
+            made = self.complete(before, [wanted[i][turn] for i in places], **settings | {"numbers": places})
+            for i, result in zip(places, made, strict=True):
+                results[i] = replace(result, parts=[*results[i].parts, *result.parts])
         decoded = iter(self.decode([part for r in results for part in r.parts]))
         modalities = self.model.config.modalities
         return [
@@ -287,6 +303,11 @@ class Pipeline:
             "page_size": config.page_size if config.cache == "paged" else 0, "cache_tokens": config.cache_tokens,
             "cuda_graphs": config.cuda_graphs, "speculate": config.speculate,
         }  # fmt: skip
+
+
+def _in_turn(output: str | Sequence[str] | None) -> Sequence[str | None]:
+    """Return what is to be made, in order."""
+    return [output] if output is None or isinstance(output, str) else list(output) or [None]
 
 
 def _mapping(name: str, value: dict[str, Any] | None) -> dict[str, Any]:

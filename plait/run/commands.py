@@ -171,8 +171,8 @@ def generate(chosen) -> None:
     pipeline = load(folder, device=chosen.device, weights=chosen.weights, adapter=chosen.adapter)
     options = {name: getattr(chosen, name) for name in SAMPLING if getattr(chosen, name) is not None}
     sampling = sampling_from(pipeline.config.sampling, pipeline.model.config, options, _option)
-    if chosen.output in pipeline.codecs:
-        check_formats(pipeline.codecs[chosen.output], chosen.also, "--also")
+    outputs = chosen.output.split(",") if chosen.output else []
+    check_formats([pipeline.codecs[name] for name in outputs if name in pipeline.codecs], chosen.also, "--also")
     longest = {} if chosen.max_tokens is None else dict.fromkeys(pipeline.codecs, chosen.max_tokens)
     grids = grids_from(chosen.grid, chosen.output, pipeline.model.config)
     settings = {"seed": chosen.seed, "sampling": sampling, "max_tokens": longest, "grids": grids}
@@ -189,7 +189,7 @@ def generate(chosen) -> None:
         chat(pipeline, chosen.chat, parts, chosen.output or host, show, **settings)
         return
     media = pipeline.read(parts)
-    samples = pipeline.generate_from_media([media] * chosen.count, [chosen.output] * chosen.count, **settings)
+    samples = pipeline.generate_from_media([media] * chosen.count, [outputs or None] * chosen.count, **settings)
     save_generated(samples, out, also=chosen.also)
 
 

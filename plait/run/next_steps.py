@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from plait.config.run import RunConfig
+from plait.data.sources import codec_records
+from plait.run.options import KEYS
 from plait.run.samples import FOLDER
 from plait.train.metrics import read_jsonl
 
@@ -16,17 +18,18 @@ def next_steps(config: RunConfig, report: Path, command: str) -> list[str]:
     """Return lines that say what can be done and how; ``command`` is the one that made the run ("quickstart")."""
     program, python = how_called()
     samples, out = Path(config.out) / "samples", shlex.quote(config.out)
+    keys = {name: record["key"] for name, (_, record) in codec_records(config).items()}
     steps = [("open the report", f"{python} -m webbrowser {shlex.quote(str(report))}")]
     for record in _examples(samples):
         prompt_part, output = record["prompt"][0], record["truth"][0]["modality"]
         if "text" in prompt_part:
             prompt, many = f"--text {shlex.quote(prompt_part['text'])}", " --count 4" if output == "image" else ""
             steps.append((f"make {output} from text", f"{program} generate {out} {prompt} --output {output}{many}"))
-        elif prompt_part["file"].endswith(".png"):
-            prompt = f"--image {shlex.quote(str(samples / prompt_part['file']))}"
-            steps.append(
-                (f"describe an {prompt_part['modality']}", f"{program} generate {out} {prompt} --output {output}")
-            )
+        else:
+            given, file = prompt_part["modality"], str(samples / prompt_part["file"])
+            key = keys.get(given, given)
+            prompt = f"--{key} {shlex.quote(file)}" if key in KEYS else f"--part {shlex.quote(f'{key}={file}')}"
+            steps.append((f"make {output} from {given}", f"{program} generate {out} {prompt} --output {output}"))
     if (samples / FOLDER).is_dir():
         source = shlex.quote(str(samples / FOLDER))
         steps.append(("train on a folder", f"{program} {command} --out runs/mine --prepare.source {source}"))

@@ -9,6 +9,10 @@ from plait.run.arguments import like, real, whole
 MODEL = "the folder of a run or of a saved model, or a model's name on the Hugging Face Hub (owner/name)"
 
 
+KEYS = {"text": "TEXT", "image": "FILE", "audio": "FILE"}
+"""Keys of parts that have an option of their own in `plait generate`, with what it takes."""
+
+
 class _PromptPart(argparse.Action):
     """Collects --text, --image, --audio and --part in the order they are given."""
 
@@ -49,7 +53,7 @@ def serve_arguments(step: argparse.ArgumentParser, *, several: bool) -> None:
 def generate_arguments(step: argparse.ArgumentParser) -> None:
     """Add the options of `plait generate`."""
     step.add_argument("run_folder", metavar="model", help=MODEL)
-    for key, text in (("text", "TEXT"), ("image", "FILE"), ("audio", "FILE")):
+    for key, text in KEYS.items():
         step.add_argument(
             f"--{key}", action=_PromptPart, metavar=text, help=f"prompt part: {key}; repeat and mix parts in any order"
         )
@@ -62,7 +66,8 @@ def generate_arguments(step: argparse.ArgumentParser) -> None:
                       help="answer each line of a file, a text or JSON with a prompt (as GenEval's), in folders below "
                       "--out; rerun the same command to go on (docs/evaluation.md)")  # fmt: skip
     step.add_argument("--output", default=None,
-                      help="modality to generate (default: the model chooses; with --chat, text)")  # fmt: skip
+                      help="modality to generate, or several in turn, such as scene3d,motion: each from all before it "
+                      "(default: the model chooses; with --chat, text)")  # fmt: skip
     step.add_argument("--also", type=_suffixes, default=[], metavar="FORMAT,...",
                       help="write what is made in these formats too, with --output: ply, obj, stl, npz and xml "
                       "(MuJoCo) of a scene, glb and gif of a motion")  # fmt: skip

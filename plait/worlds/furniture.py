@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -178,6 +179,7 @@ def _downloaded(into: Path) -> Path:
     apt = shutil.which("apt-get")
     said = "apt is not on this machine"
     if apt:
+        print(f"furniture: fetching the Debian package {PACKAGE} (120 MB), once", file=sys.stderr, flush=True)
         done = subprocess.run([apt, "download", PACKAGE], cwd=into, capture_output=True, text=True, check=False)
         found = list(into.glob("*.deb"))
         if done.returncode == 0 and found:

@@ -65,8 +65,10 @@ _TOP = (0.95, 0.7)
 """A thing may be stood on where its surface is above this share of its height, over this share of its box."""
 _TWO = 0.4
 """Share of documents that stand still and show two things."""
-_MOVE = 0.4
+_MOVE = 0.5
 """Share of training's documents that move, where motions are wanted."""
+_MORE_MOVERS = 0.6
+"""Share of the things beside the world's that move in training too: what moves is learned of many shapes."""
 NUM_HELD_OUT = 2
 """Colours that training never gives a thing."""
 _APART = 0.1
@@ -161,9 +163,14 @@ class World:
         return things()[: self.count]
 
     @property
+    def movers(self) -> tuple[Model, ...]:
+        """What training moves: what it shows, and more things, which it shows moving alone."""
+        return things()[: self.count + int(_MORE_MOVERS * (len(things()) - self.count))]
+
+    @property
     def unseen(self) -> tuple[Model, ...]:
         """What training sees nothing of."""
-        return things()[self.count :]
+        return things()[len(self.movers) :]
 
     def splits(self, *, moving: bool) -> list[str]:
         """Return the held-out splits, that of motions only where they are wanted."""
@@ -190,13 +197,14 @@ class World:
     def _pool(self, split: str) -> tuple[Model, ...]:
         return self.unseen if split in ("unseen_models", "unseen_motions") else self.train
 
-    def _colour(self, split: str, model: Model, rng: np.random.Generator) -> str:
+    def _colour(self, split: str, model: Model, rng: np.random.Generator, *, other: str = "") -> str:
+        """Return a colour that a split gives a thing, but for that of the ``other`` one."""
         held = self.held_out_colours(model)
-        allowed = [c for c in COLOURS if c not in held]
+        allowed = [c for c in COLOURS if c not in held and c != other]
         if split == "one_unseen":
             allowed = sorted(held)
         elif split in ("unseen_models", "unseen_motions"):
-            allowed = list(COLOURS)
+            allowed = [c for c in COLOURS if c != other]
         return allowed[rng.integers(len(allowed))]
 
     def _still(self, split: str, index: int, rng: np.random.Generator) -> Scene:
@@ -218,17 +226,19 @@ class World:
         return Scene((middle(first, colour, SIZES[size]),), size=size)
 
     def _moving(self, split: str, rng: np.random.Generator) -> Scene:
-        pool = self._pool(split)
+        """Draw things that move. They differ in colour, so that a sentence says which one is which."""
+        pool = self.unseen if split == "unseen_motions" else self.movers
         chosen = [pool[i] for i in rng.permutation(len(pool))[:2]]
         longest = [int(n) for n in rng.integers(*MOVING, size=2, endpoint=True)]
         boxes = [extents_of(model, n) for model, n in zip(chosen, longest, strict=True)]
         _, motion, happening = draw(rng, [tuple(n / SIZE for n in box) for box in boxes])
-        placed = []
+        placed: list[Placed] = []
         for k in range(motion.shape[1]):
             if motion[0, k, 9:].any():
                 low = (motion[0, k, :3] - motion[0, k, 9:] / 2 + (0.5, 0.5, 0)) * SIZE
                 x, y, z = (int(n) for n in low.round())
-                placed.append(Placed(chosen[k], self._colour(split, chosen[k], rng), longest[k], (x, y, z)))
+                colour = self._colour(split, chosen[k], rng, other=placed[0].colour if placed else "")
+                placed.append(Placed(chosen[k], colour, longest[k], (x, y, z)))
         return Scene(tuple(placed), motion=motion, happening=happening)
 
     def check(self) -> None:

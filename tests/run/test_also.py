@@ -11,10 +11,12 @@ from plait.cli import main
 from plait.codecs.motions import MotionCodec
 from plait.codecs.text import BytePairCodec, BytePairOptions
 from plait.codecs.voxels import VoxelCodec
+from plait.common.errors import ConfigError
 from plait.config.generation import GenerateConfig, SamplingConfig
 from plait.config.model import ModalityConfig, ModelConfig
 from plait.generate.pipeline import Pipeline
 from plait.model.mot import MixtureOfTransformers
+from plait.run.load import load
 
 trimesh = pytest.importorskip("trimesh")
 SIZE = 16
@@ -115,3 +117,23 @@ def test_a_motion_of_the_prompts_scene(model, tmp_path, monkeypatch):
 def test_what_is_refused(model, tmp_path, capsys, words, said):
     assert generate(model, tmp_path, "--text", "a", *words) == 2
     assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_several_outputs_in_turn(model, tmp_path):
+    """A scene and then its motion are what each is when it is asked for by itself, given what was before it."""
+    assert (
+        generate(model, tmp_path, "--text", "a", "--output", "scene3d,motion", "--also", "gif,npz", "--count", "2") == 0
+    )
+    records = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [r["task"] for r in records] == ["text>scene3d+motion"] * 2
+    scene, motion = records[1]["output"]
+    assert [scene["file"], motion["file"]] == ["scene3d/0001-output0.glb", "motion/0001-output1.npz"]
+    assert scene["also"] == ["scene3d/0001-output0.npz"] and motion["also"] == ["motion/0001-output1.gif"]
+    pipeline = load(model)
+    first, second = (pipeline.generate(["a", "a"], output)[1] for output in ("scene3d", ["scene3d", "motion"]))
+    assert np.array_equal(first.output[0][1], second.output[0][1])
+    given = [*pipeline.encode([("text", "a")]), first.result.parts[0]]
+    alone = pipeline.complete([given], ["motion"], numbers=[1])[0].parts[0]
+    assert np.array_equal(alone.latents, second.result.parts[1].latents)
+    with pytest.raises(ConfigError, match="unknown name 'sound'"):
+        pipeline.generate("a", ["scene3d", "sound"])

@@ -138,10 +138,10 @@ def test_evaluate_and_report_again(run, capsys):
 
 
 def test_what_is_printed_at_the_end_works(run, tmp_path, monkeypatch):
-    """Each of the five lines, as a shell runs it; the last one trains, so that it is given less to do."""
+    """Each of the six lines, as a shell runs it; the last one trains, so that it is given less to do."""
     monkeypatch.setenv("BROWSER", "true")
     steps = next_steps(run_config(run), run / "report.html", "quickstart")
-    assert len(steps) == 5
+    assert len(steps) == 6
     for line in steps:
         words = shlex.split(line[line.index("  ", 3) :])
         if "--prepare.source" in words:
