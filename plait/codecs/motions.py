@@ -9,6 +9,7 @@ Media are float32 [T, B, 12], `STEPS_PER_SECOND` time steps a second. The twelve
 A body that is not there is all zeros. There is nothing to train: numbers are shifted and scaled by constants.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,8 @@ NUMBERS = 12
 """Of a body at one step."""
 POSITION, COLUMN_1, COLUMN_2, EXTENTS = slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 12)
 """Where they are."""
+SUNK = 0.002
+"""How deep a box may be in the floor: what lands softly is, by about so much."""
 LEAST_EXTENT = 0.05
 """A body whose mean extent is less is not there: half of the least extent that furniture has."""
 
@@ -58,9 +61,9 @@ class MotionOptions:
 
 
 class MotionCodec(Codec):
-    """The numbers of a motion, scaled by constants: a token holds all bodies at ``per_token`` steps.
+    """The numbers of a motion, scaled by constants: a token holds one body at ``per_token`` steps.
 
-    Of each body that is how far it has come and its rotation at each of these steps; and, the same in every token, its
+    That is how far it has come and its rotation at each of these steps; and, the same in all tokens of the body, its
     place at the first step and its extents. So what happens can be told without knowing where, and what stays the same
     is said several times.
     """
@@ -74,7 +77,7 @@ class MotionCodec(Codec):
 
     def __init__(self, options: MotionOptions):
         super().__init__(options)
-        self.latent_channels = options.bodies * (options.per_token * _MOVED.shape[1] + _FIXED.shape[1])
+        self.latent_channels = options.per_token * _MOVED.shape[1] + _FIXED.shape[1]
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -83,7 +86,7 @@ class MotionCodec(Codec):
 
     @property
     def default_grid(self) -> tuple[int, ...]:
-        return (self.options.steps // self.options.per_token,)
+        return (self.options.steps // self.options.per_token, self.options.bodies)
 
     def fit(self, media: Sequence[np.ndarray], *, minutes: float, seed: int, folder: Path, progress: Progress) -> None:
         """Return at once: there is nothing to train."""
@@ -93,16 +96,15 @@ class MotionCodec(Codec):
         """Encode motions: latents [tokens, latent_channels]. Raises DataError for another shape, or NaN."""
         encoded = []
         for item in media:
-            motion, (tokens,) = check_motion(item, self.shape), self.default_grid
+            motion, (times, bodies) = check_motion(item, self.shape), self.default_grid
             start = motion[0, :, POSITION]
-            moved = np.concatenate(
-                [motion[..., POSITION] - start, motion[..., COLUMN_1.start : EXTENTS.start]], axis=-1
-            )
-            moved = (moved - _MOVED[0]) / _MOVED[1]
-            moved = moved.reshape(tokens, -1, *moved.shape[1:]).swapaxes(1, 2).reshape(tokens, self.options.bodies, -1)
+            columns = motion[..., COLUMN_1.start : EXTENTS.start]
+            moved = np.concatenate([motion[..., POSITION] - start, columns], axis=-1)
+            moved = ((moved - _MOVED[0]) / _MOVED[1]).reshape(times, -1, bodies, _MOVED.shape[1])
             fixed = (np.concatenate([start, motion[0, :, EXTENTS]], axis=-1) - _FIXED[0]) / _FIXED[1]
-            latents = np.concatenate([moved, np.broadcast_to(fixed, (tokens, *fixed.shape))], axis=-1)
-            encoded.append(Encoded(latents=latents.reshape(tokens, -1), grid=self.default_grid))
+            fixed = np.broadcast_to(fixed, (times, *fixed.shape))
+            latents = np.concatenate([moved.swapaxes(1, 2).reshape(times, bodies, -1), fixed], axis=-1)
+            encoded.append(Encoded(latents=latents.reshape(times * bodies, -1), grid=self.default_grid))
         return encoded
 
     def decode(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
@@ -111,9 +113,9 @@ class MotionCodec(Codec):
 
     def _numbers(self, latents: np.ndarray) -> np.ndarray:
         """Return the numbers [steps, bodies, 12] that latents say."""
-        (tokens,), (steps, bodies, _) = self.default_grid, self.shape
-        moved, fixed = np.split(latents.reshape(tokens, bodies, -1), [-_FIXED.shape[1]], axis=-1)
-        moved = moved.reshape(tokens, bodies, -1, _MOVED.shape[1]).swapaxes(1, 2).reshape(steps, bodies, -1)
+        (times, bodies), (steps, _, _) = self.default_grid, self.shape
+        moved, fixed = np.split(latents.reshape(times, bodies, -1), [-_FIXED.shape[1]], axis=-1)
+        moved = moved.reshape(times, bodies, -1, _MOVED.shape[1]).swapaxes(1, 2).reshape(steps, bodies, -1)
         moved = moved * _MOVED[1] + _MOVED[0]
         start, extents = np.split(np.median(fixed, axis=0) * _FIXED[1] + _FIXED[0], 2, axis=-1)
         extents = np.broadcast_to(extents, (steps, *extents.shape))
@@ -121,7 +123,7 @@ class MotionCodec(Codec):
 
     def _checked(self, item: Encoded) -> np.ndarray:
         latents = checked_latents(item, self.latent_channels, "motion")
-        if tuple(item.grid) != self.default_grid or len(latents) != self.default_grid[0]:
+        if tuple(item.grid) != self.default_grid or len(latents) != math.prod(self.default_grid):
             raise DataError(
                 f"motion codec: the grid {tuple(item.grid)} of {len(latents)} tokens is not allowed, "
                 f"it must be {self.default_grid}"
@@ -225,15 +227,16 @@ def check_rigid(motion: np.ndarray) -> None:
 
 
 def rigid(numbers: np.ndarray) -> np.ndarray:
-    """Return the motion float32 [T, B, 12] of rigid bodies that is nearest to any numbers [T, B, 12].
+    """Return the motion float32 [T, B, 12] of rigid bodies above the floor that any numbers [T, B, 12] are near to.
 
-    Extents become their median over time, columns those of a rotation (Gram-Schmidt), and what is smaller than
-    `LEAST_EXTENT` becomes zeros.
+    Extents become their median over time, columns those of a rotation (Gram-Schmidt), what is smaller than
+    `LEAST_EXTENT` becomes zeros, and what is deeper in the floor than `SUNK` is lifted.
     """
     motion = np.array(numbers, np.float32)
     motion[..., EXTENTS] = np.median(motion[..., EXTENTS], axis=0).clip(min=0)
     motion[..., 3:9] = rotations(motion)[..., :2].swapaxes(-1, -2).reshape(*motion.shape[:2], 6)
     motion[:, np.setdiff1d(np.arange(motion.shape[1]), present(motion))] = 0
+    motion[..., 2] += (-corners(motion)[..., 2].min(-1) - SUNK).clip(min=0)
     return motion
 
 

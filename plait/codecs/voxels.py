@@ -47,6 +47,8 @@ class VoxelOptions:
     """Weight of filled cells in the error of what is filled, beside 1 for empty ones."""
     colour_weight: float = 4.0
     """Weight of the squared error of colours (0 to 1), over filled cells."""
+    linear_weight: float = 0.3
+    """Weight of the errors of what a linear map reads of a latent: which slices are filled, and the mean colour."""
     kl_weight: float = 1e-4
     """Weight of the mean KL divergence of a latent's number from a standard Gaussian."""
     batch_size: int = 512
@@ -62,7 +64,7 @@ class VoxelOptions:
             require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "at least 1")
         require(self.size >= self.token_size and self.size % self.token_size == 0, f"{where}.size", self.size,
                 f"a multiple of token_size ({self.token_size})")  # fmt: skip
-        for name in ("filled_weight", "colour_weight", "kl_weight"):
+        for name in ("filled_weight", "colour_weight", "linear_weight", "kl_weight"):
             require(getattr(self, name) >= 0, f"{where}.{name}", getattr(self, name), "0 or more")
 
 
@@ -208,11 +210,14 @@ class VoxelVAE(nn.Module):
             return nn.Sequential(nn.Linear(given, width), *layers, nn.LayerNorm(width), nn.Linear(width, made))
 
         self.encoder, self.decoder = network(numbers, 2 * latents), network(latents, numbers)
+        self.linear = nn.Linear(latents, 3 + 3 * options.token_size)
 
-    def forward(self, cells_NXYZC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return colours and logits [N, t, t, t, 4] of drawn latents, and their mean and log-variance [N, C]."""
+    def forward(self, cells_NXYZC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return of drawn latents: colours and logits [N, t, t, t, 4] and what is read linearly [N, 3 + 3 t] (mean
+        colour, logits of slices along x, y and z); and their mean and log-variance [N, C]."""
         mean, log_variance = self.posterior(cells_NXYZC)
-        return self.rebuilt(mean + (log_variance / 2).exp() * torch.randn_like(mean)), mean, log_variance
+        drawn = mean + (log_variance / 2).exp() * torch.randn_like(mean)
+        return self.rebuilt(drawn), self.linear(drawn), mean, log_variance
 
     def posterior(self, cells_NXYZC: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and log-variance [N, C] of the latents."""
@@ -252,14 +257,27 @@ class ResidualLayer(nn.Module):
 
 
 def voxel_loss(model: VoxelVAE, cells_NXYZC: Tensor, options: VoxelOptions) -> Tensor:
-    """Return the weighted errors of what is filled and of its colours, and the KL divergence."""
-    output, mean, log_variance = model(cells_NXYZC)
+    """Return the weighted errors of what is filled and of its colours, of what is read linearly, and the KL divergence.
+
+    The towers that read the latents find things by their colour and say where they are: without the linear map both
+    were hidden in a cube's latents, and two things were told apart by nothing (docs/experiments.md).
+    """
+    output, linear, mean, log_variance = model(cells_NXYZC)
     filled, rebuilt = cells_NXYZC[..., 3], output.float()
     weights = 1 + (options.filled_weight - 1) * filled
     occupancy = F.binary_cross_entropy_with_logits(rebuilt[..., 3], filled, weight=weights)
     squares = (rebuilt[..., :3] - cells_NXYZC[..., :3]).square().mean(-1)
     colour = (squares * filled).sum() / filled.sum().clamp(min=1)
-    return occupancy + options.colour_weight * colour + options.kl_weight * divergence(mean, log_variance)
+    read = options.linear_weight * _linear_loss(linear.float(), cells_NXYZC)
+    return occupancy + options.colour_weight * colour + read + options.kl_weight * divergence(mean, log_variance)
+
+
+def _linear_loss(linear: Tensor, cells_NXYZC: Tensor) -> Tensor:
+    filled = cells_NXYZC[..., 3]
+    slices = torch.cat([filled.amax(axes) for axes in ((2, 3), (1, 3), (1, 2))], dim=1)
+    counts = filled.sum((1, 2, 3)).clamp(min=1)
+    colour = (cells_NXYZC[..., :3] * filled[..., None]).sum((1, 2, 3)) / counts[:, None]
+    return F.mse_loss(linear[:, :3], colour) + F.binary_cross_entropy_with_logits(linear[:, 3:], slices)
 
 
 def unit(media_NXYZC: Tensor) -> Tensor:

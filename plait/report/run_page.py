@@ -280,12 +280,12 @@ def _tasks(samples: list[dict], counts: dict[str, int]) -> list[dict]:
         layouts = {s["layout"] for s in task_samples if s["layout"]} or {"clips"}
         settings = {s["settings"] for s in task_samples}
         same_settings = len(settings) == 1
-        inputs, arrow, outputs = name.partition(">")
+        inputs, arrow, outputs = name.rpartition(">")
         tasks.append(
             {
                 "anchor": f"task-{i + 1}",
                 "name": name,
-                "given": inputs.replace("+", ",").split(",") if arrow else [],
+                "given": re.split("[>+,]", inputs) if arrow else [],
                 "made": outputs.replace("+", ",").split(",") if arrow else [],
                 "layout": layouts.pop() if len(layouts) == 1 else "document",
                 "samples": task_samples,

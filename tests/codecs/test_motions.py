@@ -9,6 +9,7 @@ from plait.codecs.motions import (
     EDGES,
     EXTENTS,
     POSITION,
+    SUNK,
     MotionCodec,
     corners,
     gaps,
@@ -31,7 +32,7 @@ def motion(seed: int, bodies: int = 2, steps: int = 24) -> np.ndarray:
     rng = np.random.default_rng(seed)
     numbers = np.zeros((steps, 2, 12), np.float32)
     for body in range(bodies):
-        numbers[:, body, POSITION] = rng.uniform(-0.7, 0.7, (steps, 3))
+        numbers[:, body, POSITION] = rng.uniform((-0.7, -0.7, 0.4), 0.7, (steps, 3))  # above the floor, however turned
         numbers[:, body, 3:9] = [turned(rng)[:, :2].T.ravel() for _ in range(steps)]
         numbers[:, body, EXTENTS] = rng.uniform(0.1, 0.45, 3)
     return numbers
@@ -41,8 +42,8 @@ def test_the_round_trip_is_exact():
     codec = MotionCodec.from_options({})
     media = [motion(seed, bodies=seed % 3) for seed in range(30)]
     encoded = codec.encode(media)
-    assert codec.is_fitted and codec.latent_channels == 48 and codec.default_grid == (12,)
-    assert all(e.latents.shape == (12, 48) and e.latents.dtype == np.float32 and e.grid == (12,) for e in encoded)
+    assert codec.is_fitted and codec.latent_channels == 24 and codec.default_grid == (12, 2)
+    assert all(e.latents.shape == (24, 24) and e.latents.dtype == np.float32 and e.grid == (12, 2) for e in encoded)
     for a, b in zip(media, codec.decode(encoded), strict=True):
         assert b.dtype == np.float32 and abs(a - b).max() < 1e-5
         assert not b[:, len(present(a)) :].any()
@@ -50,23 +51,23 @@ def test_the_round_trip_is_exact():
     assert quality["error"] < 1e-6 and 0.3 < quality["latent_std"] < 3
 
 
-def test_a_token_is_two_steps_in_order():
+def test_a_token_is_two_steps_of_a_body_in_order():
     codec, item = MotionCodec.from_options({}), motion(1)
     changed = item.copy()
     changed[5, 1, 0] += 0.25
     difference = codec.encode([changed])[0].latents - codec.encode([item])[0].latents
-    assert np.argwhere(abs(difference) > 1e-4).tolist() == [[2, 24 + 9]]
-    assert difference[2, 33] == pytest.approx(0.25 / 0.15)
+    assert np.argwhere(abs(difference) > 1e-4).tolist() == [[2 * 2 + 1, 9]]
+    assert difference[5, 9] == pytest.approx(0.25 / 0.15)
 
 
 def test_any_numbers_become_rigid_bodies():
     codec, rng = MotionCodec.from_options({}), np.random.default_rng(0)
-    noise = [rng.standard_normal((12, 48)).astype(np.float32) * scale for scale in (0, 1, 1, 30)]
-    for item in codec.decode([Encoded(latents=n, grid=(12,)) for n in noise]):
+    noise = [rng.standard_normal((24, 24)).astype(np.float32) * scale for scale in (0, 1, 1, 30)]
+    for item in codec.decode([Encoded(latents=n, grid=(12, 2)) for n in noise]):
         r = rotations(item)
         assert np.allclose(r @ r.swapaxes(-1, -2), np.eye(3), atol=1e-6) and np.allclose(np.linalg.det(r), 1)
         assert np.ptp(item[..., EXTENTS], axis=0).max() == 0
-        assert np.allclose(rigid(item), item, atol=1e-6)
+        assert np.allclose(rigid(item), item, atol=1e-6) and corners(item)[..., 2].min() > -SUNK - 1e-5
         side = corners(item)[:, :, [b for _, b in EDGES]] - corners(item)[:, :, [a for a, _ in EDGES]]
         lengths = np.linalg.norm(side, axis=-1).reshape(24, 2, 3, 4)
         assert np.allclose(lengths[..., ::-1, :], item[:, :, EXTENTS, None], atol=1e-5)
@@ -95,7 +96,7 @@ def test_files_come_back_and_so_does_the_codec(tmp_path):
     assert np.array_equal(codec.read_bytes((tmp_path / "a.npz").read_bytes(), "a.npz"), item)
     codec.save_pretrained(tmp_path / "codec")
     again = load_codec(tmp_path / "codec")
-    assert isinstance(again, MotionCodec) and again.key == "motion" and again.default_grid == (4,)
+    assert isinstance(again, MotionCodec) and again.key == "motion" and again.default_grid == (4, 2)
     assert np.array_equal(again.encode([item])[0].latents, codec.encode([item])[0].latents)
     (tmp_path / "codec" / "codec.json").write_text('{"codec": "motion", "options": {"steps": 5}}')
     with pytest.raises(CheckpointError, match=r"codec_options\.steps: 5"):
@@ -165,12 +166,12 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_tokens_that_are_none():
-    codec, good = MotionCodec.from_options({}), np.zeros((12, 48), np.float32)
+    codec, good = MotionCodec.from_options({}), np.zeros((24, 24), np.float32)
     for item, message in [
         (Encoded(ids=np.zeros(3, np.int32)), "it must hold latents"),
-        (Encoded(latents=good[:, :40], grid=(12,)), r"must be \[tokens, 48\]"),
-        (Encoded(latents=good[:6], grid=(6,)), r"the grid \(6,\) of 6 tokens is not allowed, it must be \(12,\)"),
-        (Encoded(latents=good + np.inf, grid=(12,)), "not numbers"),
+        (Encoded(latents=good[:, :20], grid=(12, 2)), r"must be \[tokens, 24\]"),
+        (Encoded(latents=good[:6], grid=(6,)), r"the grid \(6,\) of 6 tokens is not allowed, it must be \(12, 2\)"),
+        (Encoded(latents=good + np.inf, grid=(12, 2)), "not numbers"),
     ]:
         with pytest.raises(DataError, match=message):
             codec.decode([item])

@@ -91,7 +91,7 @@ def test_motions_that_are_the_truth_reach_the_ceiling(best):
     assert {name: best[name] for name in sure} == dict.fromkeys(sure, 1.0)
     assert best["event_shuffled"] == 0 and best["event_chance"] == 1 / len(EVENTS)
     for name in ("error", "ends", "error_second"):
-        assert best[name] == 0 and best[f"{name}_codec"] < 1e-6 and best[f"{name}_nearest"] == 0
+        assert best[name] == 0 and best[f"{name}_codec"] < 1e-3 and best[f"{name}_nearest"] == 0
         assert min(best[f"{name}_{guess}"] for guess in ("still", "constant", "shuffled")) > 0.02
         assert f"{name}_real" not in best
     assert best["error_second_count"] == 1 and best["error_count"] == len(REAL)  # one of them is hit

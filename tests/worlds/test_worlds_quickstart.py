@@ -41,7 +41,7 @@ def test_the_summary_has_every_figure(run):
                  "scene3d_from_view_match", "view_from_scene3d_match"):  # fmt: skip
         assert np.isfinite(summary[name]), name
     assert summary["motion_event_originals"] == 1 and summary["scene3d_object_originals"] > 0.5
-    assert summary["motion_error_codec"] < 1e-5 < summary["motion_error_still"]
+    assert summary["motion_error_codec"] < 1e-2 < summary["motion_error_still"]
     assert "motion_error/unseen_motions" in summary and "motion_error/unseen_combinations" not in summary
 
 
