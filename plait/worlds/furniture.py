@@ -78,9 +78,14 @@ def catalogue() -> tuple[Model, ...]:
     properties = _package("javaproperties")
     models = []
     for path in sorted(folder().glob("*.sh3f")):
-        with zipfile.ZipFile(path) as file:
-            values = properties.loads(file.read("PluginFurnitureCatalog.properties"))
-        models += [_model(values, name.partition("#")[2], path.name) for name in values if name.startswith("id#")]
+        try:
+            with zipfile.ZipFile(path) as file:
+                values = properties.loads(file.read("PluginFurnitureCatalog.properties"))
+            numbers = [name.partition("#")[2] for name in values if name.startswith("id#")]
+            models += [_model(values, number, path.name) for number in numbers]
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            what = f"{str(path)!r} cannot be read as a catalogue ({first_line(error)})"
+            raise ResourceError(f"furniture: {what}") from None
     return tuple(models)
 
 
@@ -121,8 +126,14 @@ def is_readable(model: Model) -> bool:
 
 
 def _kept(model: Model) -> Path:
-    """Return the file in the cache that keeps a model's surface."""
-    return _cache() / "surfaces" / (re.sub(r"\W+", "-", model.key) + ".npz")
+    """Return the file in the cache that keeps a model's surface; another package has other ones."""
+    library = f"{Path(model.library).stem}-{_size_of(model.library)}"
+    return _cache() / "surfaces" / library / (re.sub(r"\W+", "-", model.key) + ".npz")
+
+
+@functools.cache
+def _size_of(library: str) -> int:
+    return (folder() / library).stat().st_size
 
 
 def _read_surface(model: Model) -> dict[str, np.ndarray]:

@@ -29,8 +29,8 @@ def small_package(folder: Path) -> Iterator[None]:
 
 
 def _forget() -> None:
-    for cached in (furniture.catalogue, furniture.folder, furniture.surface_of, world.things, world.can_carry,
-                   world._order):  # fmt: skip
+    for cached in (furniture.catalogue, furniture.folder, furniture.surface_of, furniture._size_of, world.things,
+                   world.can_carry, world._order):  # fmt: skip
         cached.cache_clear()
 
 

@@ -43,7 +43,7 @@ def test_models_are_read_once_and_stand_upright(package):
         assert np.allclose(np.linalg.norm(surface.normals, axis=1), 1, atol=0.01)
         top = surface.points[surface.normals[:, 2] > 0.9, 2].max()
         assert top == pytest.approx(extents[2], abs=0.01)
-    kept = next((package / "cache").rglob("surfaces/*.npz"))
+    kept = next((package / "cache").rglob("surfaces/*/*.npz"))
     furniture.surface_of.cache_clear()
     before = furniture.surface_of(whole[0])
     kept_of_it = furniture._kept(whole[0])
@@ -65,6 +65,16 @@ def test_a_package_that_cannot_be_had(package, tmp_path, monkeypatch, given, sai
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ResourceError, match=r"'sweethome3d-furniture' \(120 MB\) cannot be fetched .* set PLAIT_FURN"):
         furniture.folder()
+    furniture.folder.cache_clear()
+
+
+def test_a_catalogue_that_is_damaged(package, tmp_path, monkeypatch):
+    (tmp_path / "Broken.sh3f").write_bytes(b"no zip at all")
+    monkeypatch.setenv(furniture.FILE, str(tmp_path))
+    furniture.folder.cache_clear()
+    furniture.catalogue.cache_clear()
+    with pytest.raises(ResourceError, match=r"^furniture: '.*Broken.sh3f' cannot be read as a catalogue \(File is not"):
+        furniture.catalogue()
     furniture.folder.cache_clear()
 
 
