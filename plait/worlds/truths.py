@@ -13,7 +13,7 @@ from plait.codecs.views import view_cells
 from plait.common.articles import with_article
 from plait.common.randomness import generator
 from plait.worlds.events import EVENTS, event_of, happening, read_sentence
-from plait.worlds.world import COLOURS, RELATIONS, SIZES, Scene, World, cells_of, middle, things
+from plait.worlds.world import COLOURS, RELATIONS, SIZES, THING, Scene, World, cells_of, middle, things
 
 _ALONE = re.compile(rf"^an? (?P<size>{'|'.join(SIZES)}) (?P<what>.+)$")
 _ARTICLE = re.compile(r"^(an?|the) ")
@@ -67,7 +67,7 @@ def caption_scores(captions: Sequence[str], truths: Sequence[str]) -> dict[str, 
         said, true = read_caption(caption), read_caption(truth)
         whole = "exact_event" if true.event else "exact_several" if true.relation else "exact"
         right: dict[str, bool | None] = {
-            "object": true.names[0] in said.names,
+            "object": true.names[0] in said.names if true.names[0] != THING else None,
             "colour": said.colours[0] == true.colours[0],
             "size": said.size == true.size if true.size else None,
             "relation": said.relation == true.relation if true.relation else None,

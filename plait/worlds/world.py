@@ -65,8 +65,11 @@ _TOP = (0.95, 0.7)
 """A thing may be stood on where its surface is above this share of its height, over this share of its box."""
 _TWO = 0.4
 """Share of documents that stand still and show two things."""
-_MOVE = 0.5
+_MOVE = 0.55
 """Share of training's documents that move, where motions are wanted."""
+_UNNAMED = 0.5
+"""Share of the documents that move whose things are called `THING`: their colours tell them apart."""
+THING = "thing"
 _MORE_MOVERS = 0.6
 """Share of the things beside the world's that move in training too: what moves is learned of many shapes."""
 NUM_HELD_OUT = 2
@@ -85,11 +88,13 @@ class Placed:
     """Cells along its longest side."""
     low: tuple[int, int, int]
     """First cell of its box along x, y and z."""
+    called: str = ""
+    """What a caption calls it; "": by its name."""
 
     @property
     def named(self) -> str:
-        """Its name with colour and article."""
-        return with_article(f"{self.colour} {self.model.name}")
+        """What it is called, with colour and article."""
+        return with_article(f"{self.colour} {self.called or self.model.name}")
 
 
 @dataclass(frozen=True)
@@ -226,19 +231,21 @@ class World:
         return Scene((middle(first, colour, SIZES[size]),), size=size)
 
     def _moving(self, split: str, rng: np.random.Generator) -> Scene:
-        """Draw things that move. They differ in colour, so that a sentence says which one is which."""
+        """Draw things that move. They differ in colour, so that a sentence says which one is which, and half of the
+        sentences name nothing: a model that knows things by name alone is lost among those that it never saw."""
         pool = self.unseen if split == "unseen_motions" else self.movers
         chosen = [pool[i] for i in rng.permutation(len(pool))[:2]]
         longest = [int(n) for n in rng.integers(*MOVING, size=2, endpoint=True)]
         boxes = [extents_of(model, n) for model, n in zip(chosen, longest, strict=True)]
         _, motion, happening = draw(rng, [tuple(n / SIZE for n in box) for box in boxes])
         placed: list[Placed] = []
+        called = THING if rng.random() < _UNNAMED else ""
         for k in range(motion.shape[1]):
             if motion[0, k, 9:].any():
                 low = (motion[0, k, :3] - motion[0, k, 9:] / 2 + (0.5, 0.5, 0)) * SIZE
                 x, y, z = (int(n) for n in low.round())
                 colour = self._colour(split, chosen[k], rng, other=placed[0].colour if placed else "")
-                placed.append(Placed(chosen[k], colour, longest[k], (x, y, z)))
+                placed.append(Placed(chosen[k], colour, longest[k], (x, y, z), called))
         return Scene(tuple(placed), motion=motion, happening=happening)
 
     def check(self) -> None:

@@ -129,7 +129,9 @@ def test_what_is_held_out_never_occurs_in_training(package):
             assert not its.meets_in_training(s.things[0].model, s.things[1].model)
         else:
             assert s.things[0].colour in its.held_out_colours(s.things[0].model)
-    moving = [its.scene("unseen_motions", i, moving=True) for i in range(5)]
+    moving = [its.scene("unseen_motions", i, moving=True) for i in range(8)]
+    assert {bool(t.called) for s in moving for t in s.things} == {True, False}
+    assert all(len({t.colour for t in s.things}) == len(s.things) for s in moving)
     assert all(s.motion is not None and {t.model for t in s.things} <= {*its.unseen} for s in moving)
 
 
@@ -141,7 +143,7 @@ def test_what_a_scene_says_is_what_it_shows(package):
         filled = cells[..., 3] > 0
         assert filled[:, :, 0].any() or scene.motion is not None  # it stands on the floor
         said = read_caption(scene.caption)
-        assert said.names == tuple(t.model.name for t in scene.things)
+        assert said.names == tuple(t.called or t.model.name for t in scene.things)
         assert said.colours == tuple(t.colour for t in scene.things)
         assert (said.size, said.relation) == (scene.size, scene.relation)
         for thing in scene.things:
@@ -158,6 +160,8 @@ def test_captions_are_scored_by_what_they_say():
     truths = ["a large red jug", "a red jug on a blue oven", "a red jug falls to the floor"]
     right = caption_scores(truths, truths)
     assert all(hit is not False for hits in right.values() for hit in hits)
+    assert caption_scores(["a blue thing jumps"], ["a red thing jumps"])["colour"] == [False]
+    assert "object" not in caption_scores(["a blue thing jumps"], ["a red thing jumps"])
     wrong = caption_scores(["a small red jug", "a green jug behind a blue oven", "a jug"], truths)
     assert wrong["object"] == [True, True, True] and wrong["colour"] == [True, False, False]
     assert wrong["size"] == [False, None, None] and wrong["relation"] == [None, False, None]
