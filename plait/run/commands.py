@@ -172,7 +172,8 @@ def generate(chosen) -> None:
     options = {name: getattr(chosen, name) for name in SAMPLING if getattr(chosen, name) is not None}
     sampling = sampling_from(pipeline.config.sampling, pipeline.model.config, options, _option)
     outputs = chosen.output.split(",") if chosen.output else []
-    check_formats([pipeline.codecs[name] for name in outputs if name in pipeline.codecs], chosen.also, "--also")
+    if chosen.also:
+        check_formats([pipeline.codecs[name] for name in outputs if name in pipeline.codecs], chosen.also, "--also")
     longest = {} if chosen.max_tokens is None else dict.fromkeys(pipeline.codecs, chosen.max_tokens)
     grids = grids_from(chosen.grid, chosen.output, pipeline.model.config)
     settings = {"seed": chosen.seed, "sampling": sampling, "max_tokens": longest, "grids": grids}

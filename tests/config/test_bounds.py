@@ -177,7 +177,9 @@ def options() -> list:
         pytest.param(command, action.option_strings[0], id=f"{command} {action.option_strings[0]}")
         for command, its in parser.commands.items()
         for action in its._actions
-        if action.option_strings and action.type is not None and action.option_strings[0] not in ("--also", "--arms", "--towers")
+        if action.option_strings
+        and action.type is not None
+        and action.option_strings[0] not in ("--also", "--arms", "--towers")
     ]
 
 

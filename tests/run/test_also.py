@@ -119,8 +119,9 @@ def test_what_is_refused(model, tmp_path, capsys, words, said):
     assert said in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-def test_several_outputs_in_turn(model, tmp_path):
+def test_several_outputs_in_turn(model, tmp_path, monkeypatch):
     """A scene and then its motion are what each is when it is asked for by itself, given what was before it."""
+    monkeypatch.setattr("plait.codecs.animation.frames_of", lambda *_: [np.zeros((8, 8, 3), np.uint8)] * 2)
     assert (
         generate(model, tmp_path, "--text", "a", "--output", "scene3d,motion", "--also", "gif,npz", "--count", "2") == 0
     )
