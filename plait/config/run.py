@@ -12,10 +12,6 @@ from plait.config.tasks import AS_WRITTEN_TASK, lacking, mentions_of
 
 SCHEMA_VERSION = 1
 
-
-"""The task that keeps a document's parts in their order."""
-
-
 WORLDS = ("scenes", "worlds")
 """Values of `prepare.source` for documents that plait makes."""
 

@@ -185,11 +185,10 @@ class TaskSource:
     """A source whose documents have a task drawn for each epoch.
 
     A task such as ``text,image`` orders the parts by modality: the k-th mention of a modality takes its k-th part, the
-    last mention all that are left; parts of modalities not mentioned are no part of the task. "image,text without
-    speech" is served by documents that have no speech. Documents that cannot
-    serve any task stay as written. The last mention is predicted, those before it are given; at rate
-    ``drop_condition`` all given parts are dropped, at rate ``drop_host`` only those of the host modality, where others
-    are given with them. Without ``given_loss`` what is given carries no loss. A draw depends on (seed, source,
+    last mention all that are left; parts of modalities not mentioned are no part of the task. ``image,text without
+    speech`` is served by documents that have no speech. Documents that cannot serve any task stay as written. The last
+    mention is predicted, those before it are given; at rate ``drop_condition`` all given parts are dropped, at rate
+    ``drop_host`` only those of the host modality, where others are given with them. Without ``given_loss`` what is given carries no loss. A draw depends on (seed, source,
     document, epoch) alone, and is made when it is asked for.
     """
 
