@@ -188,8 +188,8 @@ class TaskSource:
     last mention all that are left; parts of modalities not mentioned are no part of the task. ``image,text without
     speech`` is served by documents that have no speech. Documents that cannot serve any task stay as written. The last
     mention is predicted, those before it are given; at rate ``drop_condition`` all given parts are dropped, at rate
-    ``drop_host`` only those of the host modality, where others are given with them. Without ``given_loss`` what is given
-    carries no loss. A draw depends on (seed, source, document, epoch) alone, and is made when it is asked for.
+    ``drop_host`` only those of the host modality, where others are given with them. Without ``given_loss`` what is
+    given carries no loss. A draw depends on (seed, source, document, epoch) alone, and is made when it is asked for.
     """
 
     def __init__(
