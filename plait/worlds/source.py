@@ -9,15 +9,19 @@ from typing import Any
 
 from plait.codecs import Codec
 from plait.codecs.views import view_cells
-from plait.common.errors import ConfigError
+from plait.common.errors import ConfigError, require
 from plait.config.run import PrepareConfig
 from plait.prepare.raw import RawDocument, Truths
 from plait.worlds.furniture import CREDIT
+from plait.worlds.physics import MOST_BODIES, STEPS
 from plait.worlds.truths import WorldTruths
 from plait.worlds.world import SIZE, World, cells_of
 
 PARTS = ("text", "scene3d", "image", "motion")
 """Keys of the parts of documents."""
+
+ONLY = {"scene3d": {"size": SIZE}, "motion": {"steps": STEPS, "bodies": MOST_BODIES}}
+"""What options of codecs have to be, by the key of their parts."""
 
 THINGS = 80
 """Things of the world where `prepare.concepts` is "all"."""
@@ -72,10 +76,9 @@ def open_worlds(prepare: PrepareConfig, seed: int, codecs: dict[str, Codec], key
                 f"model.modalities.{name}.codec: {codec.name!r} reads the parts {codec.key!r}, "
                 f"the furniture's world has {', '.join(PARTS)}"
             )
-        size = getattr(codec.options, "size", SIZE)
-        if codec.key == "scene3d" and size != SIZE:
-            raise ConfigError(
-                f"model.modalities.{name}.codec_options.size: {size} is not allowed, scenes have {SIZE} cells"
-            )
+        for setting, only in ONLY.get(codec.key, {}).items():
+            value = getattr(codec.options, setting, only)
+            require(value == only, f"model.modalities.{name}.codec_options.{setting}", value,
+                    f"{only}, as in the furniture's world")  # fmt: skip
     read = [codec.key for codec in codecs.values()]
     return WorldSource(prepare, seed, parts=read if keys is None else keys, moving="motion" in read)

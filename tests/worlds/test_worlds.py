@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from helpers.furniture import NAMES, small_package
 
+from plait.codecs.motions import MotionCodec
+from plait.codecs.voxels import VoxelCodec
 from plait.common.errors import ConfigError, ResourceError
 from plait.config.run import PrepareConfig
 from plait.worlds import furniture, world
@@ -196,3 +198,15 @@ def test_codecs_of_other_parts(package):
 
     with pytest.raises(ConfigError, match=r"reads the parts 'audio', the furniture's world has text, scene3d, image"):
         open_worlds(PrepareConfig(source="worlds"), 0, {"speech": Other()}, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [("voxels", {"size": 16}, r"size: 16 is not allowed, it must be 32, as in the furniture's world"),
+     ("motion", {"steps": 12}, "steps: 12 is not allowed, it must be 24"),
+     ("motion", {"bodies": 3}, "bodies: 3 is not allowed, it must be 2")],
+)  # fmt: skip
+def test_codecs_of_other_shapes(package, name, options, said):
+    codec = (VoxelCodec if name == "voxels" else MotionCodec).from_options(options)
+    with pytest.raises(ConfigError, match=rf"^model\.modalities\.mine\.codec_options\.{said}"):
+        open_worlds(PrepareConfig(source="worlds"), 0, {"mine": codec}, None)
