@@ -192,7 +192,9 @@ def mesh_of(cells: np.ndarray, *, y_up: bool, painted: bool = False) -> Any:
     points = points @ Z_TO_Y.T if y_up else points
     triangles = np.concatenate([quads[:, [0, 1, 2]], quads[:, [0, 2, 3]]])
     trimesh = trimesh_package()
-    if painted and len(quads):
+    if not len(quads):  # nothing has no colours either, which some formats would ask for
+        return trimesh.Trimesh(points, triangles, process=False)
+    if painted:
         return trimesh.Trimesh(points, triangles, visual=_texture(colours), process=False)
     return trimesh.Trimesh(points, triangles, face_colors=np.concatenate([colours, colours]), process=False)
 

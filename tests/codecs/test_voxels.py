@@ -64,6 +64,12 @@ def test_what_is_written_comes_back(tmp_path, suffix):
             assert colour_psnr(again, expected) > 40
 
 
+@pytest.mark.parametrize("suffix", [".glb", *VoxelCodec.formats])
+def test_an_empty_scene_is_written(tmp_path, suffix):
+    VoxelCodec(SMALL).write(np.zeros((SIZE, SIZE, SIZE, 4), np.uint8), tmp_path / f"empty{suffix}")
+    assert (tmp_path / f"empty{suffix}").is_file()
+
+
 def test_faces_look_outward():
     """A closed surface of outward faces has the volume of its cells."""
     for scene in boxes(4):
