@@ -33,7 +33,7 @@ from plait.generate.pipeline import Pipeline
 from plait.prepare.raw import RawDocument, raw_documents
 from plait.prepare.raw_sources import opened, remade
 from plait.run.load import run_config
-from plait.worlds.standing import mujoco_package
+from plait.worlds.physics import mujoco_package
 
 PER_ROOM = 10
 COLUMNS, ROWS = 4, 3

@@ -134,7 +134,7 @@ def _simulated(first: np.ndarray, velocities: Sequence, spins: Sequence, steps: 
     motion = np.zeros((steps, *first.shape[1:]), np.float32)
     if not there:
         return motion
-    mujoco = _mujoco()
+    mujoco = mujoco_package()
     extents, turned = first[0, there, EXTENTS], rotations(first[:, there])
     model, data = _world(extents)
     data.qpos[:] = np.concatenate([first[0, there, POSITION], _quaternions(turned)[0]], axis=-1).ravel()
@@ -156,8 +156,8 @@ def _simulated(first: np.ndarray, velocities: Sequence, spins: Sequence, steps: 
 
 
 def _world(extents: np.ndarray) -> tuple[Any, Any]:
-    """Return MuJoCo's model and data of boxes [n, 3] on the floor. Compiling takes .3 ms: a tenth of a simulation."""
-    mujoco = _mujoco()
+    """Return MuJoCo's model and data of boxes [n, 3] on the floor. Compiling takes 0.3 ms: a tenth of a simulation."""
+    mujoco = mujoco_package()
     bodies = "".join(_BODY.format(" ".join(f"{max(e, _THINNEST) / 2:.9g}" for e in box)) for box in extents)
     step = 1 / (STEPS_PER_SECOND * _FINE)
     text = _WORLD.format(step=step, gravity=GRAVITY, friction=FRICTION, density=DENSITY, bodies=bodies)
@@ -175,7 +175,7 @@ def _quaternions(matrices: np.ndarray) -> np.ndarray:
 
 def _rotation_vectors(matrices: np.ndarray) -> np.ndarray:
     """Return axis times angle [..., 3], the angle from 0 to pi, of rotation matrices [..., 3, 3]."""
-    mujoco = _mujoco()
+    mujoco = mujoco_package()
     flat, vectors, quaternion = matrices.reshape(-1, 9), np.empty((matrices[..., 0, 0].size, 3)), np.empty(4)
     for matrix, vector in zip(flat, vectors, strict=True):
         mujoco.mju_mat2Quat(quaternion, matrix)
@@ -183,7 +183,8 @@ def _rotation_vectors(matrices: np.ndarray) -> np.ndarray:
     return vectors.reshape(*matrices.shape[:-2], 3)
 
 
-def _mujoco() -> Any:
+def mujoco_package() -> Any:
+    """Return the module mujoco; raises ResourceError where it is not installed."""
     try:
         import mujoco
     except ImportError:

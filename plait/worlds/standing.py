@@ -1,13 +1,11 @@
 """Whether the objects of a scene stand, by a second of MuJoCo, and how much of a scene is loose."""
 
-from typing import Any
-
 import numpy as np
 
 from plait.codecs.boxes import parts_of
 from plait.codecs.meshes import FILLED
 from plait.codecs.mjcf import TIMESTEP, mjcf_of
-from plait.common.errors import ResourceError
+from plait.worlds.physics import mujoco_package
 
 SECONDS = 1.0
 """Simulated time."""
@@ -50,14 +48,3 @@ def loose(cells: np.ndarray) -> float:
     is_loose = counts < LARGE * counts.sum()
     is_loose[np.unique(parts[:, :, 0])] = False
     return float(counts[is_loose].sum() / max(counts.sum(), 1))
-
-
-def mujoco_package() -> Any:
-    """Return the module mujoco; raises ResourceError where it is not installed."""
-    try:
-        import mujoco
-    except ImportError:
-        raise ResourceError(
-            "worlds: package 'mujoco' is not installed, install it: pip install 'plait[worlds]'"
-        ) from None
-    return mujoco

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from plait.codecs.meshes import INWARD, filled_by
 from plait.common.articles import is_countable, with_article
 from plait.common.errors import require
 from plait.common.randomness import generator
@@ -317,8 +318,6 @@ def tinted(colours: np.ndarray, tint: tuple[int, int, int]) -> np.ndarray:
 
 def cells_of(scene: Scene) -> np.ndarray:
     """Return the cells uint8 [SIZE, SIZE, SIZE, 4] of a scene."""
-    from plait.codecs.meshes import INWARD, filled_by
-
     cells = np.zeros((SIZE, SIZE, SIZE, 4), np.uint8)
     for thing in reversed(scene.things):
         points, normals, colours = surface_cells(thing)
