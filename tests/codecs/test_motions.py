@@ -42,8 +42,8 @@ def test_the_round_trip_is_exact():
     codec = MotionCodec.from_options({})
     media = [motion(seed, bodies=seed % 3) for seed in range(30)]
     encoded = codec.encode(media)
-    assert codec.is_fitted and codec.latent_channels == 24 and codec.default_grid == (12, 2)
-    assert all(e.latents.shape == (24, 24) and e.latents.dtype == np.float32 and e.grid == (12, 2) for e in encoded)
+    assert codec.is_fitted and codec.latent_channels == 25 and codec.default_grid == (12, 2)
+    assert all(e.latents.shape == (24, 25) and e.latents.dtype == np.float32 and e.grid == (12, 2) for e in encoded)
     for a, b in zip(media, codec.decode(encoded), strict=True):
         assert b.dtype == np.float32 and abs(a - b).max() < 1e-5
         assert not b[:, len(present(a)) :].any()
@@ -51,8 +51,24 @@ def test_the_round_trip_is_exact():
     assert quality["error"] < 1e-6 and 0.3 < quality["latent_std"] < 3
 
 
-def test_a_token_is_two_steps_of_a_body_in_order():
+def test_tokens_are_in_the_order_of_places_and_bodies_come_back_in_their_own():
+    """Media that differ in which body is which have the same tokens but for the number that says it."""
+    codec = MotionCodec.from_options({"bodies": 4})
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        item = np.concatenate([motion(seed), motion(seed + 100, bodies=rng.integers(3))], axis=1)
+        order = rng.permutation(4)
+        (a, b), exchanged = codec.encode([item, item[:, order]]), item[:, order]
+        assert np.array_equal(a.latents[:, :-1], b.latents[:, :-1])
+        assert abs(codec.decode([b])[0] - exchanged).max() < 1e-5
+        tokens = a.latents.reshape(12, 4, -1)[0]
+        places = tokens[: len(present(item)), -7:-4] * (0.125, 0.125, 0.085) + (0, 0, 0.2)
+        assert np.all(np.diff(places @ (1, 0.6, 0.4)) > -1e-5)
+
+
+def test_a_token_is_two_steps_of_a_body():
     codec, item = MotionCodec.from_options({}), motion(1)
+    item[0, :, 0] = (-0.3, 0.3)
     changed = item.copy()
     changed[5, 1, 0] += 0.25
     difference = codec.encode([changed])[0].latents - codec.encode([item])[0].latents
@@ -62,7 +78,7 @@ def test_a_token_is_two_steps_of_a_body_in_order():
 
 def test_any_numbers_become_rigid_bodies():
     codec, rng = MotionCodec.from_options({}), np.random.default_rng(0)
-    noise = [rng.standard_normal((24, 24)).astype(np.float32) * scale for scale in (0, 1, 1, 30)]
+    noise = [rng.standard_normal((24, 25)).astype(np.float32) * scale for scale in (0, 1, 1, 30)]
     for item in codec.decode([Encoded(latents=n, grid=(12, 2)) for n in noise]):
         r = rotations(item)
         assert np.allclose(r @ r.swapaxes(-1, -2), np.eye(3), atol=1e-6) and np.allclose(np.linalg.det(r), 1)
@@ -79,6 +95,25 @@ def test_what_is_small_is_not_there():
     assert (
         present(item) == [0] and not rigid(item)[:, 1].any() and np.allclose(rigid(item)[:, 0], item[:, 0], atol=1e-6)
     )
+
+
+def test_solid_bodies_are_moved_apart_and_no_further():
+    """Random boxes that overlap: apart by what was decoded, on the floor as before; those that do not stay."""
+    codec = MotionCodec.from_options({"solid": True})
+    for seed in range(20):
+        item = motion(seed)
+        item[..., :2] *= 0.3
+        (made,) = codec.decode(codec.encode([item]))
+        before, after = gaps(item), gaps(made)
+        assert after.min() > -SUNK - 1e-5 and (before < -0.05).any()
+        moved = np.linalg.norm((made - item)[..., POSITION], axis=-1).max(axis=1)
+        assert np.all(moved <= 2 * (-before - SUNK).clip(min=0) + 1e-5)
+        assert corners(made)[..., 2].min() >= min(corners(item)[..., 2].min(), -SUNK) - 1e-5
+    stacked = np.zeros((24, 2, 12), np.float32)
+    stacked[:] = (0, 0, 0.1, 1, 0, 0, 0, 1, 0, 0.2, 0.2, 0.2)
+    stacked[:, 0, 2] = 0.25
+    (made,) = codec.decode(codec.encode([stacked]))
+    assert made[0, 0, 2] == pytest.approx(0.3 - SUNK, abs=1e-5) and made[0, 1, 2] == pytest.approx(0.1, abs=1e-5)
 
 
 def test_corners_by_hand():
@@ -166,10 +201,10 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_tokens_that_are_none():
-    codec, good = MotionCodec.from_options({}), np.zeros((24, 24), np.float32)
+    codec, good = MotionCodec.from_options({}), np.zeros((24, 25), np.float32)
     for item, message in [
         (Encoded(ids=np.zeros(3, np.int32)), "it must hold latents"),
-        (Encoded(latents=good[:, :20], grid=(12, 2)), r"must be \[tokens, 24\]"),
+        (Encoded(latents=good[:, :20], grid=(12, 2)), r"must be \[tokens, 25\]"),
         (Encoded(latents=good[:6], grid=(6,)), r"the grid \(6,\) of 6 tokens is not allowed, it must be \(12, 2\)"),
         (Encoded(latents=good + np.inf, grid=(12, 2)), "not numbers"),
     ]:
