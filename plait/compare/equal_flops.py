@@ -50,13 +50,14 @@ def step_flops(config: RunConfig, batches: list[Batch]) -> Flops:
 def forward_flops(config: ModelConfig, batch: Batch) -> dict[str, float]:
     """Return the operations of a forward pass by part (`plait.plan.flops.total_operations`).
 
-    Raises ConfigError for U-Nets between latents and tokens, which are counted by torch alone.
+    Raises ConfigError for other networks than matrices between latents and tokens: those torch alone counts.
     """
     for name in batch.latents:
-        if config.modalities[name].patch_network != "linear":
+        network = config.modalities[name].patch_network
+        if network != "linear":
             raise ConfigError(
-                f"model.modalities.{name}.patch_network: 'unet' is not allowed in a comparison, it must be linear, as "
-                "operations are also counted by formula"
+                f"model.modalities.{name}.patch_network: {network!r} is not allowed in a comparison, it must be linear, "
+                "as operations are also counted by formula"
             )
     return total_operations(config, batch)
 

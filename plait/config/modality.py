@@ -61,9 +61,10 @@ class ModalityConfig(Fixed):
     """Numbers per token (continuous). Training takes the codec's own where this is 0."""
     patch_size: int = bounded(0, at_least=0)
     """Latents folded into one token along each side (continuous). Training takes the codec's own where this is 0."""
-    patch_network: Literal["linear", "unet", "mlp"] = "linear"
-    """How latents enter and leave the tower: one matrix, U-Net down and up blocks on the grid of latents (diffusion),
-    or two matrices with a GELU between, as in BAGEL (input)."""
+    patch_network: Literal["linear", "unet", "conv", "mlp"] = "linear"
+    """How latents enter and leave the tower: one matrix; U-Net down and up blocks on the grid of latents (diffusion);
+    convolutions that halve log2(patch_size) times, and a matrix out (arXiv 2106.14881); or two matrices with a GELU
+    between, as in BAGEL (input)."""
     predicts: Literal["target", "clean"] = "target"
     """What the latent head predicts (continuous): the objective's target, or the clean latents, from which flow's
     velocity follows; better for tokens of many numbers, such as patches of pixels (JiT, arXiv 2511.13720)."""
@@ -110,13 +111,14 @@ class ModalityConfig(Fixed):
     def _check_network(self, where: str) -> None:
         network, patch = self.patch_network, self.patch_size
         require(network != "unet" or self.objective == "diffusion", f"{where}.patch_network", network,
-                "linear or mlp where the objective is input")  # fmt: skip
+                "linear, conv or mlp where the objective is input")  # fmt: skip
         require(network != "mlp" or self.objective == "input", f"{where}.patch_network", network,
-                "linear or unet where the objective is diffusion")  # fmt: skip
-        if network == "unet" and patch and self.latent_channels:
-            require(patch in (2, 4, 8), f"{where}.patch_size", patch, "2, 4 or 8 with a U-Net")
+                "linear, unet or conv where the objective is diffusion")  # fmt: skip
+        if network in ("unet", "conv") and patch and self.latent_channels:
+            with_it = "with a U-Net" if network == "unet" else "with convolutions"
+            require(patch in (2, 4, 8), f"{where}.patch_size", patch, f"2, 4 or 8 {with_it}")
             require(self.latent_channels % patch**2 == 0, f"{where}.latent_channels", self.latent_channels,
-                    f"a multiple of {patch**2} (patch_size squared) with a U-Net")  # fmt: skip
+                    f"a multiple of {patch**2} (patch_size squared) {with_it}")  # fmt: skip
 
     def _check_random(self, where: str) -> None:
         dealt = list(self.tower_at_random)

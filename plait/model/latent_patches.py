@@ -54,8 +54,8 @@ def place_embedding(grid: Grid, width: int, device: torch.device) -> Tensor:
 class LatentIn(nn.Module):
     """Latents [n, C] to the stream [n, D]; noised ones carry their timestep (Transfusion, section 3.2).
 
-    ``network`` is linear (one matrix), unet (`Fold`) or mlp (`Connector`); without ``is_noised`` there are no
-    timesteps, as nothing is ever noised. With no tokens, all parameters get zero gradients.
+    ``network`` is linear (one matrix), unet (`Fold`), conv (`Stem`) or mlp (`Connector`); without ``is_noised`` there
+    are no timesteps, as nothing is ever noised. With no tokens, all parameters get zero gradients.
     """
 
     def __init__(
@@ -66,7 +66,9 @@ class LatentIn(nn.Module):
         self.places, self.width = places, width
         self.timestep = TimestepEmbedding(width) if is_noised else None
         self.fold = Fold(channels, width, patch_size) if network == "unet" else None
-        self.project = {"linear": Linear, "mlp": Connector}[network](channels, width) if network != "unet" else None
+        self.stem = Stem(channels, width, patch_size) if network == "conv" else None
+        matrices = {"linear": Linear, "mlp": Connector}.get(network)
+        self.project = matrices(channels, width) if matrices else None
 
     def forward(self, latents: Tensor, timesteps: Tensor | None, grids: Sequence[Grid]) -> Tensor:
         """Return the tokens [n, D]; ``timesteps`` [n] are noise levels (None: clean), ``grids`` the items' extents."""
@@ -76,6 +78,10 @@ class LatentIn(nn.Module):
         if self.project is not None:
             x = self.project(latents)
             x = x if self.timestep is None else x + self.timestep(timesteps)
+        elif (stem := self.stem) is not None:
+            levels = _first_of_each(timesteps, grids)
+            times = levels[:, None].expand(-1, self.width) * 0 if self.timestep is None else self.timestep(levels)
+            x = _per_grid(lambda x, t, grid: stem(x, grid) + t[:, None], grids, [latents], times)
         else:
             fold = self.fold
             assert fold is not None and self.timestep is not None, "latents enter by matrices, or noised by a U-Net"
@@ -103,8 +109,8 @@ class Connector(nn.Module):
 class LatentOut(nn.Module):
     """The stream [n, D] to predictions [n, C].
 
-    ``network`` is linear (one matrix, which sees the stream only) or unet (`Unfold`, which sees the noised latents and
-    their timestep again). With no tokens, all parameters get zero gradients.
+    ``network`` unet is `Unfold`, which sees the noised latents and their timestep again; otherwise it is one matrix,
+    which sees the stream only. With no tokens, all parameters get zero gradients.
     """
 
     def __init__(self, channels: int, width: int, *, patch_size: int = 1, network: str = "linear"):
@@ -112,7 +118,7 @@ class LatentOut(nn.Module):
         self.channels = channels
         self.timestep = TimestepEmbedding(width) if network == "unet" else None
         self.unfold = Unfold(channels, width, patch_size) if network == "unet" else None
-        self.last = Linear(width, channels, std=SMALL) if network == "linear" else None
+        self.last = Linear(width, channels, std=SMALL) if network != "unet" else None
 
     def forward(self, hidden: Tensor, latents: Tensor, timesteps: Tensor | None, grids: Sequence[Grid]) -> Tensor:
         """Return predictions [n, C] for the noised ``latents`` [n, C]; the rest as in `LatentIn`."""
@@ -143,6 +149,28 @@ class Fold(nn.Module):
         x = self.blocks[0](self.first(to_images(latents, grid, self.patch_size)), times)
         for shrink, block in zip(self.shrink, self.blocks[1:], strict=True):
             x = block(shrink(x), times)
+        return self.project(from_images(x, 1))
+
+
+class Stem(nn.Module):
+    """Convolutions that halve log2(P) times: images to one vector per patch, whose edges its neighbours see.
+
+    Such stems train faster than one matrix a patch (arXiv 2106.14881). Half as many channels as `Fold`, and no time.
+    """
+
+    def __init__(self, channels: int, width: int, patch_size: int):
+        super().__init__()
+        self.patch_size = patch_size
+        sizes = [channels // patch_size**2, *_channels(width // 2, patch_size)[1:]]
+        self.shrink = nn.ModuleList(Conv2d(a, b, 3, stride=2, padding=1) for a, b in itertools.pairwise(sizes))
+        self.norms = nn.ModuleList(group_norm(size) for size in sizes[1:])
+        self.project = Linear(sizes[-1], width)
+
+    def forward(self, latents: Tensor, grid: Grid) -> Tensor:
+        """Return tokens [B, h w, D] of latents [B, h w, C]."""
+        x = to_images(latents, grid, self.patch_size)
+        for shrink, norm in zip(self.shrink, self.norms, strict=True):
+            x = nn.functional.silu(norm(shrink(x)))
         return self.project(from_images(x, 1))
 
 
@@ -222,7 +250,7 @@ def _per_grid(network: Callable[..., Tensor], grids: Sequence[Grid], tokens: lis
     The network takes each tensor of ``tokens`` as [B, h w, ...], then the times [B, D] and the grid.
     """
     for grid in grids:
-        require(len(grid) == 2, "model.modalities.patch_network", "unet",
+        require(len(grid) == 2, "model.modalities.patch_network", "unet or conv",
                 f"linear where items have other extents than rows and columns (here {grid})")  # fmt: skip
     pieces = [x.split([h * w for h, w in grids]) for x in tokens]
     out = [times[:0]] * len(grids)

@@ -7,6 +7,7 @@ activation functions and padding are left out, and so is what checkpointing comp
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,9 +63,10 @@ def _latent_operations(config: ModelConfig, batch: Batch) -> Iterator[tuple[str,
         modality, channels = config.modalities[name], group.values.shape[1]
         for tower, place in group.places.items():
             width, n, predicts = config.towers[tower].width, len(place.tokens), tower in modality.noised_towers
-            if modality.patch_network == "unet":
+            if modality.patch_network in ("unet", "conv"):
                 shape = {"channels": channels, "width": width, "patch_size": modality.patch_size}
-                yield tower, sum(_unet_operations(grid, predicts=predicts, **shape) for grid in place.grids)
+                shape |= {"network": modality.patch_network, "is_noised": modality.objective == "diffusion"}
+                yield tower, sum(_network_operations(grid, predicts=predicts, **shape) for grid in place.grids)
             elif modality.objective == "input":
                 yield tower, 2 * n * (channels * width + (modality.patch_network == "mlp") * width * width)
             else:  # in, out where the tower has a head, and the noise level's network
@@ -72,16 +74,17 @@ def _latent_operations(config: ModelConfig, batch: Batch) -> Iterator[tuple[str,
 
 
 @functools.lru_cache(maxsize=256)
-def _unet_operations(grid: tuple[int, ...], *, channels: int, width: int, patch_size: int, predicts: bool) -> float:
+def _network_operations(
+    grid: tuple[int, ...], *, channels: int, width: int, patch_size: int, network: str, is_noised: bool, predicts: bool
+) -> float:
     """Return torch's count for one item of an extent, on tensors without values."""
     n = int(np.prod(grid))
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         latents, times = torch.empty(n, channels), torch.empty(n)
-        LatentIn(channels, width, patch_size=patch_size, network="unet")(latents, times, [grid])
+        shape: dict[str, Any] = {"patch_size": patch_size, "network": network}
+        LatentIn(channels, width, is_noised=is_noised, **shape)(latents, times, [grid])
         if predicts:
-            LatentOut(channels, width, patch_size=patch_size, network="unet")(
-                torch.empty(n, width), latents, times, [grid]
-            )
+            LatentOut(channels, width, **shape)(torch.empty(n, width), latents, times, [grid])
     return float(counter.get_total_flops())
 
 

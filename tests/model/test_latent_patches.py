@@ -1,4 +1,4 @@
-"""Latents into the towers and out of them: one matrix, or U-Net blocks on the grid of latents."""
+"""Latents into the towers and out of them: one matrix, U-Net blocks on the grid of latents, or convolutions."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ from plait.objectives.diffusion import corrupt
 
 GRIDS = [(2, 3), (1, 1), (3, 2), (2, 3)]
 SIZES = [h * w for h, w in GRIDS]
-CASES = [("linear", 1), ("linear", 2), ("unet", 2), ("unet", 4)]
+CASES = [("linear", 1), ("linear", 2), ("unet", 2), ("unet", 4), ("conv", 2), ("conv", 8)]
 
 
 @pytest.fixture(params=CASES, ids=lambda c: f"{c[0]}-{c[1]}")
@@ -103,21 +103,32 @@ def test_patches_lie_row_by_row_with_their_channels_together():
     assert torch.equal(from_images(to_images(tokens, (h, w), p), p), tokens)
 
 
-def test_a_neighbouring_patch_matters_to_the_unet_only():
+def test_a_neighbouring_patch_matters_where_there_are_convolutions():
     torch.manual_seed(0)
     x = torch.randn(4, 12, dtype=torch.float64)
     moved = x.clone()
     moved[1] += 1.0
-    for network in ("linear", "unet"):
+    for network in ("linear", "unet", "conv"):
         latent_in = LatentIn(12, 24, patch_size=2, network=network).double()
         change = (latent_in(moved, None, [(2, 2)]) - latent_in(x, None, [(2, 2)]))[0].abs().max()
-        assert (change > 0) == (network == "unet")
+        assert (change > 0) == (network != "linear")
 
 
-def test_a_unet_needs_rows_and_columns():
-    latent_in = LatentIn(12, 24, patch_size=2, network="unet")
-    with pytest.raises(ConfigError, match=r"patch_network: 'unet' is not allowed.*linear.*\(4,\)"):
+@pytest.mark.parametrize("network", ["unet", "conv"])
+def test_convolutions_need_rows_and_columns(network):
+    latent_in = LatentIn(12, 24, patch_size=2, network=network)
+    with pytest.raises(ConfigError, match=r"patch_network: 'unet or conv' is not allowed.*linear.*\(4,\)"):
         latent_in(torch.zeros(4, 12), None, [(4,)])
+
+
+def test_a_stem_of_what_is_only_read_knows_no_level():
+    """As images are that a policy is given (objective: input)."""
+    torch.manual_seed(0)
+    stem = LatentIn(12, 24, patch_size=2, network="conv", is_noised=False)
+    tokens = stem(torch.randn(6, 12), None, [(2, 3)])
+    assert tokens.shape == (6, 24) and not any("timestep" in name for name, _ in stem.named_parameters())
+    tokens.square().sum().backward()
+    assert all(p.grad.abs().max() > 0 for p in stem.parameters())
 
 
 @pytest.fixture

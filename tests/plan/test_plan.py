@@ -65,9 +65,10 @@ def test_attention_counts_for_the_tower_that_asks():
     assert pairs_by_tower(config, batch) == {"text": 1 + 2 + 3 + 4 + 8 + 9, "image": 5 + 6 + 7}
 
 
-def test_a_unets_operations_are_counted():
+@pytest.mark.parametrize("network", ["unet", "conv"])
+def test_operations_of_convolutions_are_counted(network):
     record = ModalityConfig(
-        objective="diffusion", attention="bidirectional", latent_channels=16, patch_size=2, patch_network="unet"
+        objective="diffusion", attention="bidirectional", latent_channels=16, patch_size=2, patch_network=network
     )
     config = ModelConfig({"text": ModalityConfig(vocab_size=9), "image": record}, width=32, num_layers=1, num_heads=2)
     found = []
