@@ -22,6 +22,7 @@ _PUBLIC = {
     "Request": "plait.generate",
     "Generator": "plait.generate",
     "Pipeline": "plait.run.load",
+    "Policy": "plait.run.policy",
     "load": "plait.run.load",
 }
 __all__ = [*_PUBLIC, "__version__"]

@@ -241,6 +241,7 @@ PREPARE_EXAMPLES = """examples:
   plait prepare my.yaml --prepare.source photos/manifest.jsonl
   plait prepare my.yaml --prepare.source "tars/part-*.tar"             (WebDataset)
   plait prepare my.yaml --prepare.source "[a.parquet, s3://bucket/b.jsonl]" --prepare.columns "{caption: text}"
+  plait prepare my.yaml --prepare.source lerobot:datasets/pusht        (a LeRobotDataset v3)
 
 Broken rows are left out and listed with their reasons. docs/data.md: every form of input, limits, mixing, resuming."""
 
@@ -290,7 +291,8 @@ The tokenizer becomes the text codec; its own ids open and end documents."""
 EXPORT_EXAMPLES = """examples:
   plait export runs/quickstart
   plait export runs/big --step 20000 --ema --out big-20000
-  plait export runs/style --adapter --out style      (what LoRA learned: plait generate MODEL --adapter style)"""
+  plait export runs/style --adapter --out style      (what LoRA learned: plait generate MODEL --adapter style)
+  plait export runs/robot --to lerobot --out demos   (the episodes that it was trained on, for LeRobot)"""
 
 COMPARE_EXAMPLES = """examples:
   plait compare chameleon --plan

@@ -33,6 +33,9 @@ CODECS = {
     "speech_features": "plait.codecs.speech_features:SpeechFeatureCodec",
     "voxels": "plait.codecs.voxels:VoxelCodec",
     "motion": "plait.codecs.motions:MotionCodec",
+    "traffic": "plait.codecs.traffic:TrafficCodec",
+    "actions": "plait.codecs.actions:ActionsCodec",
+    "action_ids": "plait.codecs.action_ids:ActionIdsCodec",
 }
 
 

@@ -97,6 +97,8 @@ class Codec(ABC):
     their kind (text, image, audio), and items of any other kind are not measured."""
     names_files: ClassVar[bool] = True
     """Whether text in a manifest is the path of a file (an image's, a recording's), rather than the item itself."""
+    reads_values: ClassVar[bool] = False
+    """Whether lists of numbers and arrays are items of its, beside files."""
     options_class: ClassVar[type]
     """Dataclass of the codec's settings (`codec_options` in a config)."""
     vocab_size: int = 0

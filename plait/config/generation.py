@@ -26,10 +26,15 @@ class DiffusionConfig(Checked):
     max_level_first: float = bounded(0.5, above=0, at_most=1)
     """Highest noise level of an item that comes before the text about it, which could not be told from noise
     (Transfusion, arXiv 2408.11039, section 4)."""
+    levels: Literal["logit_normal", "beta"] = "logit_normal"
+    """How t is drawn (flow). logit_normal: logit t is normal. beta: t = 0.001 + 0.999 u, u ~ Beta, towards noise, as
+    pi0 draws it for actions (arXiv 2410.24164, appendix B)."""
+    beta: list[float] = bounded(lambda: [1.5, 1.0], above=0)
+    """The two parameters of the Beta distribution (beta): the first above the second favours noise."""
     logit_mean: float = 0.0
-    """Mean of logit t (flow)."""
+    """Mean of logit t (logit_normal)."""
     logit_std: float = bounded(1.0, above=0)
-    """Standard deviation of logit t (flow)."""
+    """Standard deviation of logit t (logit_normal)."""
     shift: float = bounded(1.0, above=0)
     """Shift of t towards noise (flow)."""
     by_modality: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -37,6 +42,9 @@ class DiffusionConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        fits = self.levels == "logit_normal" or (self.levels == "beta" and self.process == "flow")
+        require(fits, f"{self.SECTION}.levels", self.levels, "logit_normal, or beta where process is flow")
+        require(len(self.beta) == 2, f"{self.SECTION}.beta", self.beta, "two numbers such as [1.5, 1]")
         for name in self.by_modality:
             self.of(name)
 

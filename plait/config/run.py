@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 
 from plait.common.errors import ConfigError, require, unknown
 from plait.config.bounds import Checked, bounded
+from plait.config.episodes import EpisodesConfig
 from plait.config.generation import DiffusionConfig, GenerateConfig, check_sampler
 from plait.config.model import ModelConfig
 from plait.config.run_records import ModalitySettings, TowerSettings, fixed_towers, records_of
@@ -12,7 +13,7 @@ from plait.config.tasks import AS_WRITTEN_TASK, lacking, mentions_of
 
 SCHEMA_VERSION = 1
 
-WORLDS = ("scenes", "worlds")
+WORLDS = ("scenes", "worlds", "metaworld", "driving")
 """Values of `prepare.source` for documents that plait makes."""
 
 
@@ -24,8 +25,9 @@ class PrepareConfig(Checked):
 
     source: str | list[str] = "scenes"
     """"scenes" (drawn from OpenMoji and spoken by eSpeak), "worlds" (real furniture in three dimensions, some of it
-    moving), or manifests: JSONL, Parquet or WebDataset tars, as a path, an address (s3://, gs://, https://), a glob, or
-    a list of such."""
+    moving), "metaworld" (simulated robots at Meta-World's tasks), "driving" (simulated traffic), lerobot:FOLDER (a
+    LeRobotDataset v3, episodes of robots), or manifests: JSONL, Parquet or WebDataset tars, as a path, an address
+    (s3://, gs://, https://), a glob, or a list of such."""
     columns: dict[str, str] = field(default_factory=dict)
     """Parquet columns, or suffixes in a tar, that are parts, with the manifest key of each, such as {jpg: image, txt:
     text}. Empty: those with well-known names."""
@@ -36,7 +38,8 @@ class PrepareConfig(Checked):
     validation_documents: int = bounded(400, at_least=0)
     """Documents in each validation split (scenes, worlds); 0: empty splits, so nothing is validated."""
     validation_share: float = bounded(0.02, at_least=0, below=1)
-    """Share of documents held out for validation (manifest), chosen by a hash of their content."""
+    """Share of documents held out for validation (manifest), chosen by a hash of their content; of a LeRobotDataset
+    whole episodes, chosen by a hash of their number."""
     concepts: int | Literal["all"] = bounded("all", at_least=2)
     """Concepts that scenes show: so many everyday ones, chosen by rule (plait/scenes/drawings.py,
     plait/worlds/world.py), some of whose combinations training never shows; or all: of OpenMoji those that can be named
@@ -60,6 +63,7 @@ class PrepareConfig(Checked):
     """Worker processes; 0 means one for each core. The result does not depend on it."""
     shard_documents: int = bounded(2048, at_least=1)
     """Documents in one shard."""
+    episodes: EpisodesConfig = field(default_factory=EpisodesConfig)
 
 
 @dataclass
@@ -256,6 +260,8 @@ class EvaluateConfig(Checked):
     """Documents to generate from nothing; 0 skips it."""
     every_split: bool = True
     """Whether images, speech and other media are made of every validation split, as texts are; else of the first."""
+    trials: int = bounded(100, at_least=0)
+    """Episodes in which a model that acts is tried, where its data come from environments; 0 skips it."""
     neighbours: int = bounded(2000, at_least=1)
     """Training items, the first ones, among which the nearest to each made item is sought."""
     features: str = "efficientnet-lite0"

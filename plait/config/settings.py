@@ -51,7 +51,8 @@ _NAMES = {
     DATA: """
         seed model.modalities model.modalities.*.codec model.modalities.*.codec_options model.modalities.*.key
         model.modalities.*.reads
-        prepare.source prepare.codecs_from prepare.codec_documents prepare.codec_minutes prepare.shard_documents""",
+        prepare.source prepare.codecs_from prepare.codec_documents prepare.codec_minutes prepare.shard_documents
+        prepare.episodes.chunk prepare.episodes.stride prepare.episodes.history prepare.episodes.next_share""",
     SCENES: """
         prepare.documents prepare.validation_documents prepare.concepts prepare.passages prepare.image_size
         prepare.drawings""",
@@ -66,15 +67,17 @@ _NAMES = {
         train.final_learning_rate train.warmup_steps train.schedule train.betas train.eps train.weight_decay train.clip
         train.z_loss train.normalize train.precision train.compile train.ema train.checkpoint_activations
         train.validate_every train.validation_batches train.max_bad_steps
-        diffusion.max_level_first diffusion.logit_mean diffusion.logit_std diffusion.shift
+        diffusion.max_level_first diffusion.levels diffusion.beta diffusion.logit_mean diffusion.logit_std
+        diffusion.shift
         data.pad_rows_to parallel.shard parallel.replicate parallel.context parallel.tensor""",
     MEASURED: """
         generate.sampling generate.max_tokens generate.grids generate.batch_size generate.precision generate.cache
         generate.page_size generate.cache_tokens generate.cuda_graphs generate.speculate
         evaluate.batches evaluate.captions evaluate.choices evaluate.images evaluate.clips evaluate.items
-        evaluate.every_split evaluate.pairs evaluate.round_trips evaluate.free evaluate.neighbours
+        evaluate.every_split evaluate.pairs evaluate.trials evaluate.round_trips evaluate.free evaluate.neighbours
         evaluate.features evaluate.clip evaluate.sentences evaluate.recogniser evaluate.dnsmos
-        train.precision diffusion.max_level_first diffusion.logit_mean diffusion.logit_std diffusion.shift""",
+        train.precision diffusion.max_level_first diffusion.levels diffusion.beta diffusion.logit_mean
+        diffusion.logit_std diffusion.shift""",
     FREE: """
         name out data.path data.num_workers prepare.num_workers prepare.max_broken_share train.device train.log_every
         train.sample_every train.evaluate_every train.evaluate_items train.checkpoint_every train.checkpoint_seconds

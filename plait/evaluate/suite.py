@@ -30,6 +30,7 @@ from plait.evaluate.losses import perplexity, split_losses
 from plait.evaluate.measures import package
 from plait.evaluate.paths import prefix_of
 from plait.evaluate.reference_classifier import NUM_CONCEPTS
+from plait.generate.actor import Actor
 from plait.generate.pipeline import Pipeline
 from plait.generate.request import Result
 from plait.prepare.raw import Truths
@@ -38,6 +39,8 @@ FILE = "evaluation.json"
 """Where a run's folder keeps the figures."""
 FOLDER = "evaluation"
 """Where it keeps examples, and what was made of the data alone."""
+TRIED = "trials"
+"""Where, below that, episodes are shown in which the model acts."""
 VERSION = 5
 """What is measured; figures of another version are measured again."""
 
@@ -65,8 +68,8 @@ class Suite:
     _libraries: dict[tuple[str, str], Library] = field(default_factory=dict)
 
     def run(self) -> dict[str, float]:
-        """Measure losses, and what the model makes of held-out documents."""
-        return self.losses() | self.made()
+        """Measure losses, what the model makes of held-out documents, and what becomes of what it does."""
+        return self.losses() | self.made() | self.tried()
 
     def losses(self) -> dict[str, float]:
         """Return val_loss/<split>/<modality>, task_loss/<split>/<task>/<modality>, and means over splits as seen."""
@@ -118,6 +121,18 @@ class Suite:
         if self.folder and self.examples:
             write_examples(self.examples, self.folder)
         return figures
+
+    def tried(self) -> dict[str, float]:
+        """Measure what becomes of the model's actions, where the source of its data has something to try it in."""
+        count = self.config.evaluate.trials
+        source = open_sources(self.config, self.splits[0])[0] if self.splits and count else None
+        made = self.library(source).made if source else None
+        if made is None or made.trials is None:
+            return {}
+        seed, folder = self.config.seed, self.folder / TRIED if self.folder else None
+        act = functools.partial(Actor(self.pipeline).chunks, seed=seed)
+        with self._timed("trials", count):
+            return made.trials.figures(act, count, seed=seed, folder=folder, progress=self.progress)
 
     def judges(self) -> dict[str, Judge]:
         """Return the judge of each modality that has one; one whose packages are missing is said, and left out."""

@@ -119,6 +119,8 @@ def _read_by(codec: Codec, name: str, key: str, value: Any, base: Path) -> Media
         return codec.read_bytes(*_image_bytes(value))
     if isinstance(value, bytes):
         return codec.read_bytes(value)
+    if codec.reads_values and isinstance(value, list | np.ndarray):
+        return codec.read(value, base)
     if isinstance(value, Path):
         require(codec.names_files, f"prompt ({key})", value, "the item itself, or a Path without a key")
         value = str(value)

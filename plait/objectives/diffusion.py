@@ -4,7 +4,8 @@ The direction of noise is defined here and nowhere else: t = 0 is clean, t = 1 i
 
 - ``ddpm``: epsilon-prediction with the cosine schedule (arXiv 2102.09672, eq. 17), as Transfusion (arXiv 2408.11039).
 - ``flow``: rectified flow, x_t = (1 - t) x_0 + t noise, target noise - x_0, t logit-normal and shifted
-  (arXiv 2403.03206).
+  (arXiv 2403.03206). Or t as pi0 draws it (arXiv 2410.24164, appendix B): its tau = 1 - t is 1 where it is clean, and
+  (s - tau) / s ~ Beta(1.5, 1) with s = 0.999, so that t = (1 - s) + s u with u ~ Beta(1.5, 1): towards noise.
 """
 
 import math
@@ -21,6 +22,8 @@ from plait.config.generation import DiffusionConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.ranks import local
 
+BETA_SCALE = 0.999
+"""pi0's s: t drawn by a Beta distribution is at least 1 - s."""
 LOWEST_LEVEL = 0.05
 """Least noise level that a predicted velocity is divided by (JiT, arXiv 2511.13720, appendix A)."""
 
@@ -121,11 +124,15 @@ def _comes_first(document: Document, name: str, order: int, host: str) -> bool:
 
 
 def _level(draw: np.random.Generator, config: DiffusionConfig, limit: float) -> float:
-    """Draw a noise level in (0, limit]: one of T (ddpm), or a shifted logit-normal one, scaled (flow)."""
+    """Draw a noise level in (0, limit]: one of T (ddpm), or a logit-normal or Beta one, shifted and scaled (flow)."""
     if config.process == "ddpm":
         highest = max(1, math.floor(limit * config.num_timesteps + 1e-9))
         return float(draw.integers(1, highest + 1)) / config.num_timesteps
-    t = 1 / (1 + math.exp(-draw.normal(config.logit_mean, config.logit_std)))
+    if config.levels == "beta":
+        first, second = config.beta
+        t = 1 - BETA_SCALE + BETA_SCALE * draw.beta(first, second)
+    else:
+        t = 1 / (1 + math.exp(-draw.normal(config.logit_mean, config.logit_std)))
     return limit * config.shift * t / (1 + (config.shift - 1) * t)
 
 

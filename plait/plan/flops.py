@@ -64,7 +64,7 @@ def _latent_operations(config: ModelConfig, batch: Batch) -> Iterator[tuple[str,
         for tower, place in group.places.items():
             width, n, predicts = config.towers[tower].width, len(place.tokens), tower in modality.noised_towers
             if modality.patch_network in ("unet", "conv"):
-                shape = {"channels": channels, "width": width, "patch_size": modality.patch_size}
+                shape: dict[str, Any] = {"channels": channels, "width": width, "patch_size": modality.patch_size}
                 shape |= {"network": modality.patch_network, "is_noised": modality.objective == "diffusion"}
                 yield tower, sum(_network_operations(grid, predicts=predicts, **shape) for grid in place.grids)
             elif modality.objective == "input":

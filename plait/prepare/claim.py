@@ -8,6 +8,7 @@ from pathlib import Path
 
 from plait.common.errors import ConfigError, DataError
 from plait.common.files import recover_all, write_json
+from plait.config.file import dotted
 from plait.config.run import PrepareConfig, RunConfig
 from plait.config.settings import PREPARED, check_same, identity
 from plait.data.shards import INDEX_NAME, SETTINGS_NAME, SHARD_SCHEMA_VERSION
@@ -20,12 +21,17 @@ _OURS = (INDEX_NAME, REPORT_NAME, BROKEN_NAME, "codecs", "rows", "shards", "tabl
 """What --restart removes: first what says that the folder is whole, last what says whose it is."""
 
 
-def prepared_settings(config: RunConfig, files: list[str]) -> dict:
-    """Return every setting that the prepared data follows from, flat; ``files`` are the manifests, if any."""
+def prepared_settings(config: RunConfig, files: list[str], kind: str = "manifest") -> dict:
+    """Return every setting that the prepared data follows from, flat; ``files`` are those that are read, if any."""
     settings = identity(config, PREPARED)
     if files:  # by content, so that a manifest may move together with its media
-        settings["prepare.source"] = f"manifest {fingerprint(files)}"
+        settings["prepare.source"] = read_from(kind, files)
     return settings | {"schema_version": SHARD_SCHEMA_VERSION}
+
+
+def read_from(kind: str, files: list[str]) -> str:
+    """Return what a prepared folder says of the files that it was made from: their kind, and what tells them apart."""
+    return f"{kind} {fingerprint(files)}"
 
 
 def check_folder(folder: str, now: dict, restart: bool) -> None:
@@ -38,7 +44,7 @@ def check_folder(folder: str, now: dict, restart: bool) -> None:
             raise ConfigError(f"data.path: {what}, it must be a new or an empty folder")
     elif not restart:
         # a setting that came after the folder was begun had its default
-        before = {f"prepare.{n}": v for n, v in dataclasses.asdict(PrepareConfig()).items()} | read_if_there(path)
+        before = dotted({"prepare": dataclasses.asdict(PrepareConfig())}) | read_if_there(path)
         before |= {
             name: "" for name in now if name.startswith("model.") and name.endswith(".key") and name not in before
         }

@@ -403,7 +403,5 @@ def _part(name: str, encoded: Encoded) -> Part | str:
 
 def _located(reason: str, split: str, index: int) -> BrokenRow:
     """Return a row that read well but could not be encoded, with its line."""
-    source = _worker.source_for(None)
-    if isinstance(source, ManifestSource):
-        return source.broken(split, index, reason)
-    return BrokenRow(index + 1, reason)
+    locate = getattr(_worker.source_for(None), "broken", None)  # a user's own rows lie somewhere
+    return locate(split, index, reason) if locate else BrokenRow(index + 1, reason)

@@ -109,6 +109,8 @@ def about_folder(folder: str) -> str:
         names = sorted(name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name)))
     except OSError:
         return ""
+    if os.path.isfile(os.path.join(folder, "meta", "info.json")):
+        return f"; if it is a LeRobotDataset, name it as {f'lerobot:{folder}'!r}"
     by_suffix: dict[str, int] = {}
     for name in names:
         suffix = name.rsplit(".", 1)[-1].lower() if "." in name else ""

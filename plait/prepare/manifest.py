@@ -13,7 +13,7 @@ import functools
 import json
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -25,7 +25,7 @@ from plait.config.run import PrepareConfig
 from plait.data.document_table import MAX_PARTS
 from plait.prepare.foreign import about_row
 from plait.prepare.formats import Rows, open_rows
-from plait.prepare.raw import FIELDS, BadRow, Blob, BrokenRow, RawDocument
+from plait.prepare.raw import FIELDS, BadRow, Blob, BrokenRow, RawDocument, RawSource
 from plait.prepare.remote import fetch, is_remote, reason_of
 from plait.prepare.row_index import RowIndex
 
@@ -59,7 +59,7 @@ class ManifestSource:
         """Return the number of rows of each split."""
         return self._index.splits()
 
-    credit = ""
+    credit, trials = "", None
 
     @property
     def truths(self) -> None:
@@ -186,15 +186,22 @@ def known_keys(codecs: dict[str, Codec]) -> list[str]:
     return [*keys, *sorted(registered_keys() - set(keys))]
 
 
+class Located(RawSource, Protocol):
+    """A source of a user's own rows, which say where they lie: some may be broken."""
+
+    def kept(self, split: str, broken: Collection[tuple[str, int]]) -> np.ndarray:
+        """Return the numbers of a split's rows but for broken ones, given by the name of their file and their line."""
+
+
 class Documents:
-    """The rows of manifests that became documents, by the documents' numbers; a `plait.prepare.raw.RawSource`.
+    """A user's rows that became documents, by the documents' numbers; a `plait.prepare.raw.RawSource`.
 
     ``broken`` are the name of the file, where there are several, and the line of each row that did not.
     """
 
-    credit, truths = "", None
+    credit, truths, trials = "", None, None
 
-    def __init__(self, rows: ManifestSource, broken: Collection[tuple[str, int]]):
+    def __init__(self, rows: Located, broken: Collection[tuple[str, int]]):
         self._rows, self._kept = rows, {split: rows.kept(split, broken) for split in rows.splits()}
 
     def splits(self) -> dict[str, int]:

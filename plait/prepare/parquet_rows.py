@@ -137,7 +137,8 @@ class Parquet:
         parts = []
         for name, key in self._columns.items():
             values = row.pop(name)
-            values = values if isinstance(values, list) else [values]
+            is_one = not isinstance(values, list) or any(isinstance(v, int | float | list) for v in values[:1])
+            values = [values] if is_one else values  # numbers are one item: a list of parts holds texts or files
             parts += [{key: v} for v in values if v is not None]
             self._empty += sum(v is None for v in values)
         return {"parts": parts, "meta": {name: _as_json(v) for name, v in row.items() if v is not None}}

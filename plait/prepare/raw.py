@@ -1,13 +1,15 @@
 """Raw documents, before encoding: what every source yields to `plait prepare`, and what it knows to be true of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from plait.codecs.base import Media
 from plait.common.errors import DataError
+from plait.common.progress import Progress
 
 FIELDS = ("parts", "meta")
 """What a row has."""
@@ -75,6 +77,29 @@ class RawSource(Protocol):
     @property
     def truths(self) -> "Truths | None":
         """What the source knows to be true of its documents; None where it knows nothing."""
+
+    @property
+    def trials(self) -> "Trials | None":
+        """What a model that acts is tried in; None where nothing acts."""
+
+
+Act = Callable[[Sequence[Sequence[Mapping[str, Any]]]], Sequence[np.ndarray]]
+"""A model that acts: observations, each after those of the steps before it as far as they are seen, and each its parts
+by their keys, to chunks of actions [steps, dimensions]."""
+
+
+class Trials(Protocol):
+    """Environments in which a model acts, such as a robot's: what becomes of its actions."""
+
+    def figures(self, act: Act, count: int, *, seed: int, folder: Path | None, progress: Progress) -> dict[str, float]:
+        """Return figures of ``count`` episodes by name, such as "success".
+
+        Some episodes are shown in ``folder``: files, and `TRIALS`, one record {"title", "said", "file", "success"} to a
+        line. What no model changes is kept there too.
+        """
+
+
+TRIALS = "trials.jsonl"
 
 
 class Truths(Protocol):

@@ -48,8 +48,7 @@ from plait.prepare.encode import (
 from plait.prepare.formats import open_rows
 from plait.prepare.manifest import known_keys
 from plait.prepare.raw import ROWS_AT_ONCE, BrokenRow, RawSource
-from plait.prepare.raw_sources import MADE, Setup, is_made, open_source, rows_folder
-from plait.prepare.remote import expand
+from plait.prepare.raw_sources import MADE, READ, folder_of, is_made, kind_of, open_source, rows_folder, setup_of
 from plait.prepare.row_index import FILES_NAME, join, scanned, scans_of, sources_of
 
 QUALITY_DOCUMENTS = 256
@@ -83,16 +82,9 @@ def check_prepare(config: RunConfig, progress: Progress | None = None) -> "_Prep
 
 
 def raw_source(config: RunConfig) -> RawSource:
-    """Open the run's raw documents: the scenes, or the manifests of a folder that is prepared."""
-    setup = dataclasses.replace(_setup(config), seed=data_seed(config))
+    """Open the run's raw documents: what makes them, a dataset, or the manifests of a folder that is prepared."""
+    setup = dataclasses.replace(setup_of(config), seed=data_seed(config))
     return open_source(setup, build_codecs(setup.modalities, setup.reads))
-
-
-def _setup(config: RunConfig) -> Setup:
-    modalities = dict(config.modalities)
-    files = [] if is_made(config.prepare.source) else expand(sources_of(config.prepare.source))
-    reads = {name: m.reads for name, m in config.model.modalities.items() if m.reads}
-    return Setup(Path(config.data.path).absolute(), config.prepare, config.seed, modalities, files, reads=reads)
 
 
 class _Bars:
@@ -114,14 +106,15 @@ class _Preparation:
         self.config = config
         self.options = config.prepare
         self.progress = progress
-        self.setup = _setup(config)
+        self.setup = setup_of(config)
         self.folder = self.setup.folder
         self.codecs = build_codecs(self.setup.modalities, self.setup.reads)
         for name, codec in self.codecs.items():
             _check_vocabulary(name, config.model.modalities[name], codec)
-        self.credit = ""
-        if not self.setup.files:  # refuse codecs that the scenes cannot serve
-            self.credit = open_source(self.setup, self.codecs).credit
+        self.source: RawSource | None = None
+        """What makes its documents, or reads a folder of a form of its own; None where there are manifests."""
+        if not self.setup.files:  # refuse codecs that it cannot serve
+            self.source = open_source(self.setup, self.codecs)
         else:  # refuse at once what is no manifest; the other files are opened by the workers
             open_rows(self.setup.files[0], self.options.columns, known_keys(self.codecs), chat_of(self.codecs))
         self._said: list[str] = []
@@ -133,7 +126,8 @@ class _Preparation:
 
     def run(self, restart: bool, on_accepted: Callable[[], None]) -> dict[str, float]:
         """Run all stages that are not done yet and return the report's figures."""
-        now = prepared_settings(self.config, self.setup.files)
+        files = self.setup.files or getattr(self.source, "files", [])
+        now = prepared_settings(self.config, files, kind_of(self.options.source) or "manifest")
         check_folder(self.config.data.path, now, restart)
         on_accepted()
         claim_folder(self.folder, now, restart)
@@ -148,9 +142,9 @@ class _Preparation:
             notes = self._encode()
             self._judge_broken([row for note in notes.values() for row in note["broken"]])
             quality = self._measure_quality()
-        scans = scans_of(rows_folder(self.folder)) if self.setup.files else []
-        account = account_of(self.setup.files, scans, list(notes.values()))
-        report = report_of(self.rows, notes, self.records, quality, self.seconds, account, self.credit)
+        account = self._account(list(notes.values()))
+        credit = self.source.credit if self.source else ""
+        report = report_of(self.rows, notes, self.records, quality, self.seconds, account, credit)
         write_json(self.folder / REPORT_NAME, report)
         for line in account_lines(account, {name: codec.key for name, codec in self.codecs.items()}):
             self.progress.print(line)
@@ -163,6 +157,15 @@ class _Preparation:
         self._index(notes)
         shutil.rmtree(self.folder / "work", ignore_errors=True)
         return report["figures"]
+
+    def _account(self, notes: list[dict]) -> list[dict]:
+        """Return what became of everything that a user's files hold; what is made has no account."""
+        files, scans = self.setup.files, []
+        if files:
+            scans = scans_of(rows_folder(self.folder))
+        elif folder := folder_of(self.options.source):
+            files, scans = [folder], [self.source.scan()]
+        return account_of(files, scans, notes)
 
     def _say_too_long(self, tokens: dict[str, int]) -> None:
         """Say which modalities have items, of so many tokens, that no batch of this config can hold."""
@@ -181,7 +184,7 @@ class _Preparation:
                 self.workers.run(scan_file, left, bar)
             join(parts, folder, len(files))
         rows = open_source(self.setup, self.codecs).splits()
-        what = f"manifest {self.options.source!r}"
+        what = f"manifest {self.options.source!r}" if files else repr(self.options.source)
         if not any(rows.values()):
             raise DataError(f"prepare.source: {what} has no rows, it needs at least one document")
         if not rows["train"]:
@@ -341,9 +344,9 @@ def spread_blocks(split: str, rows: int, wanted: int) -> list[tuple[str, int, in
 def _check(config: RunConfig) -> None:
     options = config.prepare
     sources = sources_of(options.source)
-    names = " or ".join(map(repr, MADE))
+    names = " or ".join([*map(repr, MADE), *(f"{kind}:FOLDER" for kind in READ)])
     require(bool(sources) and all(sources), "prepare.source", options.source, f"{names} or the path of a manifest")
-    alone = is_made(options.source) or not any(is_made(source) for source in sources)
+    alone = isinstance(options.source, str) or not any(is_made(s) or kind_of(s) for s in sources)
     require(alone, "prepare.source", options.source, f"{names} alone, or manifests")
 
 

@@ -305,6 +305,9 @@ def export(chosen) -> None:
     from plait.run.saved import add_codecs
     from plait.train.export import export as export_run
 
+    if chosen.to == "lerobot":
+        _export_episodes(chosen)
+        return
     if chosen.push:
         check_publishable(chosen.push, "--push")
     require(bool(chosen.push) or not chosen.private, "--private", True, "left out without --push")
@@ -319,6 +322,19 @@ def export(chosen) -> None:
     print(f"exported: {path}")
     if chosen.push:
         print(f"published: {published(path, chosen.push, private=chosen.private, where='--push')}")
+
+
+def _export_episodes(chosen) -> None:
+    from plait.config.file import load_kept
+    from plait.prepare.lerobot_write import export_episodes
+
+    of_weights = {"--step": chosen.step is not None, "--ema": chosen.ema, "--merge": chosen.merge,
+                  "--adapter": chosen.adapter, "--weights-only": chosen.weights_only, "--push": chosen.push,
+                  "--private": chosen.private}  # fmt: skip
+    for name in (name for name, value in of_weights.items() if value):
+        raise ConfigError(f"command line: --to lerobot writes no weights, leave out {name}")
+    folder = chosen.out or f"{chosen.run_folder}/exported/lerobot"
+    print(f"exported: {export_episodes(load_kept(chosen.run_folder), folder)}")
 
 
 def inspect(chosen) -> None:

@@ -96,7 +96,11 @@ def generate_arguments(step: argparse.ArgumentParser) -> None:
 def export_arguments(step: Any) -> None:
     """Add the options of `plait export`."""
     step.add_argument("run_folder", metavar="run", help="the run's folder")
-    step.add_argument("--out", default="", help="folder to write (default: <run>/exported/step-...)")
+    step.add_argument("--out", "--output", default="",
+                      help="folder to write (default: <run>/exported/step-..., or <run>/exported/lerobot)")  # fmt: skip
+    step.add_argument("--to", choices=("model", "lerobot"), default="model",
+                      help="model: the weights; lerobot: the episodes of the run's data as a LeRobotDataset v3, and "
+                      "no weights (default: model)")  # fmt: skip
     step.add_argument("--step", type=whole(at_least=0),
                       help="step of the checkpoint (default: the newest complete one)")  # fmt: skip
     step.add_argument("--ema", action="store_true", help="export the averaged weights (train.ema)")

@@ -25,6 +25,7 @@ from plait.evaluate.measures import missing_packages
 from plait.evaluate.suite import FILE, FOLDER, VERSION, Suite
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
+from plait.prepare.raw_sources import folder_of
 from plait.prepare.row_index import sources_of
 from plait.prepare.stages import check_prepare, prepare
 from plait.report import write_report
@@ -295,7 +296,7 @@ def _remove_run(config: RunConfig) -> None:
     names = sorted(path.name for path in out.iterdir() if path.name != LOCK)
     require(known in names or not names, "--restart", config.out, f"the folder of a run, which holds {known}")
     needed = {"prepare.codecs_from": [config.prepare.codecs_from], "train.init_from": [config.train.init_from],
-              "prepare.source": sources_of(config.prepare.source)}  # fmt: skip
+              "prepare.source": [folder_of(s) or s for s in sources_of(config.prepare.source)]}  # fmt: skip
     for name, path in ((name, path) for name, paths in needed.items() for path in paths if path):
         outside = not Path(path).resolve().is_relative_to(out.resolve())
         require(outside, name, path, f"outside of {config.out!r}, which --restart removes")

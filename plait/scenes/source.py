@@ -67,6 +67,8 @@ class SceneSource:
         """What is true of the scenes; passages have no truths."""
         return SceneTruths(self.world, self.drawings)
 
+    trials = None
+
     def _draw_passages(self, prepare: PrepareConfig) -> dict[str, dict[int, Passage]]:
         """Return the documents of each split that are passages."""
         draws = uniforms(self.seed, "scenes: passages", item=np.arange(prepare.documents))

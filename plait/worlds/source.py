@@ -55,6 +55,8 @@ class WorldSource:
         """What is true of them."""
         return WorldTruths(self.world)
 
+    trials = None
+
     def read(self, split: str, start: int, stop: int) -> Iterator[RawDocument]:
         """Make documents [start, stop) of a split. Raises ResourceError where the models cannot be had."""
         for i in range(start, stop):

@@ -541,4 +541,4 @@ def test_weights_of_another_size_are_refused(image_codec, tmp_path):
 def test_registered_codecs_have_the_promised_form(name):
     cls = codec_class(name)
     assert cls.name == name and cls.suffix.startswith(".")
-    assert cls.kind in ("text", "image", "audio", "scene3d", "motion")
+    assert cls.kind in ("text", "image", "audio", "scene3d", "motion", "actions", "traffic")
