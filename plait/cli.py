@@ -130,8 +130,8 @@ def _parser() -> Parser:
     which = quick.add_mutually_exclusive_group()
     which.add_argument("--setting", default="mixed", metavar="NAME",
                        help="mixed (text and speech as tokens, images by flow; the default), chameleon-speech (all "
-                       "three as tokens), transfusion (text as tokens, images by flow) or worlds (scenes in three "
-                       "dimensions, their images and motions, all by flow)")  # fmt: skip
+                       "three as tokens), transfusion (text as tokens, images by flow), worlds (scenes in three "
+                       "dimensions, their images and motions, all by flow) or robot (actions by flow)")  # fmt: skip
     which.add_argument("--config", default="", help="in place of a setting: a shipped config's name, or a YAML file")
     quick.add_argument("--restart", action="store_true", help="delete the run's folder and start from scratch")
 
@@ -157,6 +157,19 @@ def _parser() -> Parser:
     step = add("generate", commands.generate, "generate text, images and speech from a trained run", settings=False,
                epilog=GENERATE_EXAMPLES)  # fmt: skip
     generate_arguments(step)
+
+    step = add("rollout", commands.rollout,
+               "let a trained model act in the environments of its data: how often it succeeds, live or as films",
+               settings=False, epilog=ROLLOUT_EXAMPLES)  # fmt: skip
+    step.add_argument("run_folder", metavar="run", help="the run's folder")
+    step.add_argument("--task", type=_listed, default=[], metavar="A,B", help="only these tasks (default: all)")
+    step.add_argument("--episodes", type=whole(at_least=1), default=1, help="unseen starts of each task (default: 1)")
+    step.add_argument("--seed", type=whole(at_least=0), default=0, help="number of the first start (default: 0)")
+    step.add_argument("--render", action="store_true", help="show them live, on a page of this machine")
+    step.add_argument("--port", type=whole(at_least=0, at_most=65535), default=0,
+                      help="of that page (default: a free one)")  # fmt: skip
+    step.add_argument("--videos", default="", metavar="FOLDER", help="also write a film of each episode (MP4)")
+    step.add_argument("--device", default="auto", help="cpu, cuda or auto (default)")
 
     step = add("serve", commands.serve,
                "serve a model to programs, by OpenAI's endpoints, and to people, by a page at /",
@@ -235,6 +248,7 @@ QUICKSTART_EXAMPLES = """examples:
   plait quickstart                           (into runs/quickstart; draws, speaks and captions)
   plait quickstart --setting transfusion     (into runs/quickstart-transfusion)
   plait quickstart --setting worlds          (real furniture in three dimensions, standing and moving)
+  plait quickstart --setting robot           (a robot that opens drawers, doors and windows as it is told)
   plait quickstart --out runs/longer --train.minutes 60"""
 
 PREPARE_EXAMPLES = """examples:
@@ -270,6 +284,13 @@ EVALUATE_EXAMPLES = """examples:
   plait evaluate runs/quickstart
   plait evaluate runs/mine --evaluate.captions 1000
   plait evaluate runs/small runs/large --paired     (a table of both, and which differences are more than chance)"""
+
+ROLLOUT_EXAMPLES = """examples:
+  plait rollout runs/quickstart-robot --episodes 10
+  plait rollout runs/quickstart-robot --task drawer-open-v3,door-open-v3 --render      (a page that shows it live)
+  plait rollout runs/quickstart-robot --task faucet-open-v3 --episodes 5 --videos films
+
+docs/robots.md: the tasks, one's own loop (plait.Policy), and what the figures are."""
 
 SERVE_EXAMPLES = """examples:
   plait serve runs/quickstart

@@ -56,8 +56,8 @@ def forward_flops(config: ModelConfig, batch: Batch) -> dict[str, float]:
         network = config.modalities[name].patch_network
         if network != "linear":
             raise ConfigError(
-                f"model.modalities.{name}.patch_network: {network!r} is not allowed in a comparison, it must be linear, "
-                "as operations are also counted by formula"
+                f"model.modalities.{name}.patch_network: {network!r} is not allowed in a comparison, it must be "
+                "linear, as operations are also counted by formula"
             )
     return total_operations(config, batch)
 

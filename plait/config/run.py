@@ -262,6 +262,8 @@ class EvaluateConfig(Checked):
     """Whether images, speech and other media are made of every validation split, as texts are; else of the first."""
     trials: int = bounded(100, at_least=0)
     """Episodes in which a model that acts is tried, where its data come from environments; 0 skips it."""
+    baseline_minutes: float = bounded(0.0, at_least=0)
+    """Minutes that a plain network is trained for on the same documents, to be tried beside it; 0: none."""
     neighbours: int = bounded(2000, at_least=1)
     """Training items, the first ones, among which the nearest to each made item is sought."""
     features: str = "efficientnet-lite0"

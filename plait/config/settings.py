@@ -74,7 +74,8 @@ _NAMES = {
         generate.sampling generate.max_tokens generate.grids generate.batch_size generate.precision generate.cache
         generate.page_size generate.cache_tokens generate.cuda_graphs generate.speculate
         evaluate.batches evaluate.captions evaluate.choices evaluate.images evaluate.clips evaluate.items
-        evaluate.every_split evaluate.pairs evaluate.trials evaluate.round_trips evaluate.free evaluate.neighbours
+        evaluate.every_split evaluate.pairs evaluate.trials evaluate.baseline_minutes
+        evaluate.round_trips evaluate.free evaluate.neighbours
         evaluate.features evaluate.clip evaluate.sentences evaluate.recogniser evaluate.dnsmos
         train.precision diffusion.max_level_first diffusion.levels diffusion.beta diffusion.logit_mean
         diffusion.logit_std diffusion.shift""",

@@ -29,6 +29,7 @@ QUICKSTARTS = {
     "chameleon-speech": "quickstart_chameleon_speech",
     "transfusion": "quickstart_transfusion",
     "worlds": "quickstart_worlds",
+    "robot": "quickstart_robot",
 }
 """The config of each setting's quickstart; the first is the default."""
 

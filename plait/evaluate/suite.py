@@ -124,15 +124,15 @@ class Suite:
 
     def tried(self) -> dict[str, float]:
         """Measure what becomes of the model's actions, where the source of its data has something to try it in."""
-        count = self.config.evaluate.trials
-        source = open_sources(self.config, self.splits[0])[0] if self.splits and count else None
+        evaluate = self.config.evaluate
+        source = open_sources(self.config, self.splits[0])[0] if self.splits and evaluate.trials else None
         made = self.library(source).made if source else None
         if made is None or made.trials is None:
             return {}
         seed, folder = self.config.seed, self.folder / TRIED if self.folder else None
         act = functools.partial(Actor(self.pipeline).chunks, seed=seed)
-        with self._timed("trials", count):
-            return made.trials.figures(act, count, seed=seed, folder=folder, progress=self.progress)
+        with self._timed("trials", evaluate.trials):
+            return made.trials.figures(act, evaluate, seed=seed, folder=folder, progress=self.progress)
 
     def judges(self) -> dict[str, Judge]:
         """Return the judge of each modality that has one; one whose packages are missing is said, and left out."""

@@ -10,6 +10,7 @@ import numpy as np
 from plait.codecs.base import Media
 from plait.common.errors import DataError
 from plait.common.progress import Progress
+from plait.config.run import EvaluateConfig
 
 FIELDS = ("parts", "meta")
 """What a row has."""
@@ -91,11 +92,22 @@ by their keys, to chunks of actions [steps, dimensions]."""
 class Trials(Protocol):
     """Environments in which a model acts, such as a robot's: what becomes of its actions."""
 
-    def figures(self, act: Act, count: int, *, seed: int, folder: Path | None, progress: Progress) -> dict[str, float]:
-        """Return figures of ``count`` episodes by name, such as "success".
+    def figures(
+        self, act: Act, evaluate: EvaluateConfig, *, seed: int, folder: Path | None, progress: Progress
+    ) -> dict[str, float]:
+        """Return figures of `evaluate.trials` episodes by name, such as "success".
 
         Some episodes are shown in ``folder``: files, and `TRIALS`, one record {"title", "said", "file", "success"} to a
         line. What no model changes is kept there too.
+        """
+
+    def watch(
+        self, act: Act, *, tasks: Sequence[str], episodes: int, seed: int, videos: Path | None,
+        show: Callable[[np.ndarray, str], None] | None,
+    ) -> Iterator[tuple[str, bool, str]]:  # fmt: skip
+        """Act in ``episodes`` unseen starts of each task, all of them if none is named: yield task, success and a line.
+
+        ``show`` gets an image of every step, with a line of text; ``videos`` is a folder for a file of each episode.
         """
 
 

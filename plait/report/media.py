@@ -15,6 +15,8 @@ from plait.common.errors import PlaitError
 
 LONGEST_SIDE = 512
 """Larger images are scaled down for the page, in pixels."""
+LARGEST_MOVING = 2**21
+"""Moving images up to this size are shown as they are, larger ones by their first frame, in bytes."""
 LONGEST_CLIP = 30
 """Longer clips are cut for the page, in seconds."""
 PIXEL_ART_SIDE = 160
@@ -128,7 +130,9 @@ def _image(path: Path) -> dict:
 
     try:
         with Image.open(path) as image:
+            moves = getattr(image, "is_animated", False) and path.stat().st_size <= LARGEST_MOVING
             image.load()
+            own, kind = image.size, Image.MIME.get(image.format or "", "")
             if image.mode not in ("L", "LA", "RGB", "RGBA", "P", "1"):
                 image = image.convert("RGB")
             image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
@@ -138,7 +142,8 @@ def _image(path: Path) -> dict:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return _missing("it cannot be read as an image")
     small = max(width, height) <= PIXEL_ART_SIDE
-    source = data_uri(buffer.getvalue(), "image/png")
+    source = data_uri(path.read_bytes(), kind) if moves else data_uri(buffer.getvalue(), "image/png")
+    width, height = own if moves else (width, height)
     return {"kind": "image", "source": source, "width": width, "height": height, "small": small}
 
 

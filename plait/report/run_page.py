@@ -20,6 +20,7 @@ from plait.report.examples import examples
 from plait.report.media import Media, clean
 from plait.report.run_charts import braid, modalities_of, run_charts
 from plait.report.scores import scores
+from plait.report.trials import trials
 from plait.train.metrics import read_jsonl, read_metrics
 from plait.web.charts import NUM_COLOURS
 from plait.web.html import write_page
@@ -98,6 +99,7 @@ def gather(run: Path, samples_per_task: int) -> dict[str, Any]:
         "units": units,
         "shown": showcase.shown(samples),
         "scores": scores(numbers, modalities, aims),
+        "trials": trials(run, numbers),
         "examples": examples(run, codec_of, scripts),
         "took": numbers_module.run_facts(summary),
         "curves": run_charts(rows, modalities, units),

@@ -337,6 +337,14 @@ def _export_episodes(chosen) -> None:
     print(f"exported: {export_episodes(load_kept(chosen.run_folder), folder)}")
 
 
+def rollout(chosen) -> None:
+    from plait.run.rollout import rollout as act
+
+    port = chosen.port if chosen.render or chosen.port else None
+    print(act(chosen.run_folder, tasks=chosen.task, episodes=chosen.episodes, seed=chosen.seed, videos=chosen.videos,
+              port=port, device=chosen.device))  # fmt: skip
+
+
 def inspect(chosen) -> None:
     from plait.run.inspect import inspect_run
 

@@ -100,7 +100,7 @@ def test_the_road_is_drawn():
     item[1, TARGET_Y] = (item[1, Y] + 4) % 16  # goes for another lane
     shown = TrafficCodec.from_options({}).to_html(item)
     assert shown.startswith("<svg") and shown.count("<text") == 7 + 1 and "7 vehicles" in shown
-    assert shown.count("stroke-dasharray=\"10 14\"") == 3 and "#fb923c" in shown
+    assert shown.count('stroke-dasharray="10 14"') == 3 and "#fb923c" in shown
     assert road_svg(scene(4, 1), 2).count("<text") == 2
 
 

@@ -179,7 +179,7 @@ def options() -> list:
         for action in its._actions
         if action.option_strings
         and action.type is not None
-        and action.option_strings[0] not in ("--also", "--arms", "--towers")
+        and action.option_strings[0] not in ("--also", "--arms", "--task", "--towers")
     ]
 
 

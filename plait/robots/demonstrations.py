@@ -1,0 +1,101 @@
+"""Demonstrations of Meta-World's tasks by its scripted experts, as episodes.
+
+What is done differs from what is recorded: noise is added to the expert's action before it is done, and the recorded
+action is the expert's own, at the place where the noise has led. So a policy learns to come back (DART, Laskey et al.
+2017). An episode goes on for `STAY` steps after its success, so that staying is learned too.
+
+Start, noise and images of an episode depend on (seed, task, index, attempt) alone. Where an expert fails, the episode
+of that index is its next attempt: episode k of a task is always the same, whatever else is made.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+
+from plait.common.errors import DataError
+from plait.common.randomness import generator
+from plait.prepare.episodes import Episode
+from plait.robots.camera import renderer_name
+from plait.robots.metaworld_env import ACTION, MAX_STEPS, RATE, TaskEnv
+
+NOISE = 0.15
+"""Standard deviation of the noise on each number of an action that is done, in [-1, 1]."""
+STAY = 10
+"""Steps after the first success."""
+ATTEMPTS = 20
+"""Attempts at one episode before it is given up."""
+
+Frames = Callable[[int], Iterable[int]]
+"""Which steps of an episode of so many are seen: an image takes 6 ms without a GPU, a step 0.4 ms."""
+
+_KEEP = 2  # environments that stay open: opening one takes half a second, and keeping one 120 MB
+_open: dict[tuple[str, int], TaskEnv] = {}
+
+
+def demonstration(
+    task: str,
+    seed: int,
+    index: int,
+    noise: float = NOISE,
+    image_size: int = 64,
+    *,
+    attempt: int = 0,
+    frames: Frames | None = None,
+) -> Episode | None:
+    """Return one attempt of the expert at a task; None where it fails within `MAX_STEPS`.
+
+    ``frames`` names the steps whose images are made, of all steps if None; the other images are black.
+    """
+    rng = generator(seed, f"robots: {task}", item=index, position=attempt)
+    env = _environment(task, image_size)
+    env.restart(int(rng.integers(2**62)))  # starts of evaluations are seeded by small numbers
+    poses: list[np.ndarray] = []
+    states: list[np.ndarray] = []
+    actions: list[np.ndarray] = []
+    end, done = MAX_STEPS, False
+    while len(actions) < end:
+        action = env.expert_action()
+        poses.append(env.pose())
+        states.append(env.state())
+        actions.append(action)
+        _, succeeded, _ = env.advance(action + noise * rng.standard_normal(ACTION))
+        if succeeded and not done:
+            done, end = True, min(len(actions) + STAY, MAX_STEPS)
+    if not done:
+        return None
+    images = np.zeros((len(actions), image_size, image_size, 3), np.uint8)
+    seen = sorted(set(range(len(actions)) if frames is None else frames(len(actions)))) if image_size else []
+    for step, image in zip(seen, env.render_poses([poses[step] for step in seen], image_size), strict=True):
+        images[step] = image
+    meta = {"environment": task, "seed": seed, "episode": index, "attempt": attempt, "steps": len(actions)}
+    if image_size:
+        meta["renderer"] = renderer_name()
+    return Episode(env.sentence, {"image": images}, np.stack(states), np.stack(actions), RATE, meta)
+
+
+def episode(
+    task: str, seed: int, index: int, noise: float = NOISE, image_size: int = 64, *, frames: Frames | None = None
+) -> Episode:
+    """Return a demonstration that succeeds: the first such attempt. Raises DataError where there is none."""
+    for attempt in range(ATTEMPTS):
+        found = demonstration(task, seed, index, noise, image_size, attempt=attempt, frames=frames)
+        if found is not None:
+            return found
+    raise DataError(f"robot: the expert of {task} failed {ATTEMPTS} times in a row, take another task or less noise")
+
+
+def demonstrations(
+    task: str, seed: int, count: int, noise: float = NOISE, image_size: int = 64, *, start: int = 0
+) -> Iterator[Episode]:
+    """Return the episodes [start, start + count) of a task. The attempts that failed are counted in "attempt"."""
+    for index in range(start, start + count):
+        yield episode(task, seed, index, noise, image_size)
+
+
+def _environment(task: str, image_size: int) -> TaskEnv:
+    """Return an open environment; the one that was used longest ago is closed where there are more than `_KEEP`."""
+    env = _open.pop((task, image_size), None) or TaskEnv(task, image_size)
+    _open[task, image_size] = env
+    while len(_open) > _KEEP:
+        _open.pop(next(iter(_open))).close()
+    return env
