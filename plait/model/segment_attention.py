@@ -1,8 +1,9 @@
 """Attention by segments on a CPU: one operation for all segments of a layer, forward and backward.
 
-Each segment runs torch's own flash kernel on its own keys, with no mask but where a causal run follows earlier keys. As
-one operation it has one node in the graph of gradients, where segments in plain torch have a dozen each, and a compiler
-sees one opaque call whatever the documents: no graph break, and no recompilation when they change.
+Each segment runs torch's own flash kernel on its own keys, with no mask but where a causal run follows earlier keys;
+those of the same sizes run together. As one operation it has one node in the graph of gradients, where segments in
+plain torch have a dozen each, and a compiler sees one opaque call whatever the documents: no graph break, and no
+recompilation when they change.
 """
 
 from collections.abc import Iterator, Sequence
@@ -50,11 +51,10 @@ def segment_attention(query: Tensor, key: Tensor, value: Tensor, table: Tensor) 
     """Attend query, key and value [T, H, d] by the segments of ``table``; returns [T, H, d] and log Z [T, H]."""
     out = torch.empty_like(query)
     log_z = query.new_empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
-    for start, stop, ranges, causal, mask in _segments(table, query):
-        rows = slice(start, stop)
-        o, z = _flash(*(_heads_first(x) for x in (query[rows], _joined(key, ranges), _joined(value, ranges))), 0.0,
-                      causal, attn_mask=mask)  # fmt: skip
-        out[rows], log_z[rows] = o[0].transpose(0, 1), z[0].transpose(0, 1)
+    for rows, columns, count, causal, mask in _groups(table, query):
+        inputs = (_items(query, rows, count), _items(key, columns, count), _items(value, columns, count))
+        o, z = _flash(*inputs, 0.0, causal, attn_mask=mask)
+        out[rows], log_z[rows] = o.transpose(1, 2).flatten(0, 1), z.transpose(1, 2).flatten(0, 1)
     return out, log_z
 
 
@@ -70,18 +70,14 @@ def segment_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value [T, H, d]."""
     for_query, for_key, for_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-    for start, stop, ranges, causal, mask in _segments(table, query):
-        rows = slice(start, stop)
-        inputs = (gradient[rows], query[rows], _joined(key, ranges), _joined(value, ranges), out[rows])
-        z = log_z[rows].transpose(0, 1).unsqueeze(0)
-        gradients = _flash_backward(*(_heads_first(x) for x in inputs), z, 0.0, causal, attn_mask=mask)
-        q, k, v = (x[0].transpose(0, 1) for x in gradients)
+    for rows, columns, count, causal, mask in _groups(table, query):
+        own = ((gradient, rows), (query, rows), (key, columns), (value, columns), (out, rows))
+        z = log_z[rows].unflatten(0, (count, -1)).transpose(1, 2)
+        gradients = _flash_backward(*(_items(x, at, count) for x, at in own), z, 0.0, causal, attn_mask=mask)
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in gradients)
         for_query[rows] = q
-        at = 0
-        for low, high in ranges:
-            for_key[low:high] += k[at : at + high - low]
-            for_value[low:high] += v[at : at + high - low]
-            at += high - low
+        for_key.index_add_(0, columns, k)
+        for_value.index_add_(0, columns, v)
     return for_query, for_key, for_value
 
 
@@ -102,22 +98,24 @@ def _gradients(ctx, for_out: Tensor, for_log_z: None) -> tuple[Tensor, Tensor, T
 segment_attention.register_autograd(_gradients, setup_context=_keep)
 
 
-def _segments(table: Tensor, like: Tensor) -> Iterator[tuple[int, int, list[tuple[int, int]], bool, Tensor | None]]:
-    """Yield start, stop, key ranges, and how the kernel is told what is causal: its own way, or a mask."""
+def _groups(table: Tensor, like: Tensor) -> Iterator[tuple[Tensor, Tensor, int, bool, Tensor | None]]:
+    """Yield segments of the same sizes together: the places of their queries and of their keys, one segment after
+    another, how many there are, and how the kernel is told what is causal: its own way, or a mask."""
+    groups: dict[tuple[int, int, bool], tuple[list[np.ndarray], list[np.ndarray]]] = {}
     for start, stop, causal, *bounds in table[:-1].tolist():
-        ranges = [(low, high) for low, high in zip(bounds[::2], bounds[1::2], strict=True) if high > low]
-        n, m = stop - start, sum(high - low for low, high in ranges)
-        causal = bool(causal) and n > 1
+        keys = [np.arange(low, high) for low, high in zip(bounds[::2], bounds[1::2], strict=True) if high > low]
+        n, m = stop - start, sum(map(len, keys))
+        rows, columns = groups.setdefault((n, m, bool(causal) and n > 1), ([], []))
+        rows.append(np.arange(start, stop))
+        columns += keys
+    for (n, m, causal), (rows, columns) in groups.items():
         mask = None
         if causal and m > n:  # the kernel's own causal mask is aligned to the first key
             mask = like.new_full((n, m), float("-inf")).triu(m - n + 1)
-        yield start, stop, ranges, causal and mask is None, mask
+        queries, keys_of_them = (torch.from_numpy(np.concatenate(pieces)) for pieces in (rows, columns))
+        yield queries, keys_of_them, len(rows), causal and mask is None, mask
 
 
-def _joined(x: Tensor, ranges: list[tuple[int, int]]) -> Tensor:
-    return x[slice(*ranges[0])] if len(ranges) == 1 else torch.cat([x[low:high] for low, high in ranges])
-
-
-def _heads_first(x: Tensor) -> Tensor:
-    """[n, H, d] to [1, H, n, d]"""
-    return x.transpose(0, 1).unsqueeze(0)
+def _items(x: Tensor, places: Tensor, count: int) -> Tensor:
+    """Return the rows of [T, H, d] at some places as [count, H, n, d]."""
+    return x.index_select(0, places).unflatten(0, (count, -1)).transpose(1, 2)
