@@ -142,10 +142,12 @@ class MetaworldTrials:
         return figures
 
     def _show(self, rollouts: Sequence[Rollout], folder: Path) -> None:
-        """Write the first failures, half of what is shown, and the first success of each task for the rest."""
-        failed = [r for r in rollouts if not r.success][: SHOWN // 2]
-        succeeded = {r.task: r for r in reversed(rollouts) if r.success}
-        chosen = [*[succeeded[t] for t in self.tasks if t in succeeded][: SHOWN - len(failed)], *failed]
+        """Write the first failure of each task, half of what is shown, and the first success of each for the rest."""
+        failed, succeeded = (
+            list({r.task: r for r in reversed(rollouts) if r.success == hit}.values())[::-1] for hit in (False, True)
+        )
+        failed = failed[: SHOWN // 2]
+        chosen = [*succeeded[: SHOWN - len(failed)], *failed]
         records = []
         for old in folder.glob("*.gif"):
             old.unlink()

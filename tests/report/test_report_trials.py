@@ -22,10 +22,10 @@ def test_shares_and_films(tmp_path):
                "success/drawer-open-v3_count": 10, "seconds_per_action": 0.02}  # fmt: skip
     (tmp_path / "summary.json").write_text(json.dumps({"name": "robot", **figures}))
     page = write_report(tmp_path).read_text()
-    assert "What it does" in page and "83%" in page and "74% to 89%" in page and "the scripted expert" in page
+    assert "What it does" in page and "83.0%" in page and "74.0% to 89.0%" in page and "the scripted expert" in page
     assert page.count("data:image/gif") == 1 and "the file is not there" in page
     assert "Open a &lt;drawer&gt;" in page and "50 actions a second" in page
-    assert page.count("drawer-open-v3</th>") == 1
+    assert page.count('"row">drawer-open-v3</th>') == 1
 
 
 def test_a_page_without_episodes_has_no_such_part(tmp_path):
