@@ -12,6 +12,7 @@ import ctypes.util
 import functools
 import importlib
 import os
+import weakref
 from typing import Any, Protocol
 
 import numpy as np
@@ -114,6 +115,8 @@ class GlCamera:
         model.vis.global_.offwidth = model.vis.global_.offheight = LARGEST
         self._gl = _context(name)
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        # also at the end of the process, when MuJoCo's own way would fail
+        self._free = weakref.finalize(self, _free, self._gl, self._context)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene, self._option = mujoco.MjvScene(model, 1000), mujoco.MjvOption()
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
@@ -134,11 +137,13 @@ class GlCamera:
 
     def close(self) -> None:
         """Free the context."""
-        if self._gl is not None:
-            self._gl.make_current()
-            self._context.free()
-            self._gl.free()
-            self._gl = None
+        self._free()
+
+
+def _free(gl: Any, context: Any) -> None:
+    gl.make_current()
+    context.free()
+    gl.free()
 
 
 class RayCamera:

@@ -75,7 +75,7 @@ class MetaworldTrials:
         show: Callable[[np.ndarray, str], None] | None,
     ) -> Iterator[tuple[str, bool, str]]:  # fmt: skip
         """Act in unseen starts, one after another; see `plait.prepare.raw.Trials`."""
-        for task in [check_task(task) for task in tasks] or self.tasks:
+        for task in [check_task(task, "--task") for task in tasks] or self.tasks:
             env = TaskEnv(task, self.source.image_size)
             try:
                 for number in range(seed, seed + episodes):
