@@ -64,7 +64,7 @@ class Truths:
 class Origin:
     """A source that makes the documents again."""
 
-    truths = Truths()
+    truths, trials = Truths(), None
 
     def splits(self):
         return {"train": len(THINGS), "seen": len(THINGS)}

@@ -27,6 +27,7 @@ class Kept:
     def __init__(self, codec):
         self.codec, self.key, self.kind, self.names_files = codec, codec.key, codec.kind, codec.names_files
         self.sample_rate, self.default_grid, self.reads = codec.sample_rate, (), codec.reads
+        self.reads_values = codec.reads_values
         self.read, self.read_bytes, self.taken_from = codec.read, codec.read_bytes, codec.taken_from
 
 

@@ -19,7 +19,7 @@ from plait.objectives.diffusion import corrupt
 
 GRIDS = [(2, 3), (1, 1), (3, 2), (2, 3)]
 SIZES = [h * w for h, w in GRIDS]
-CASES = [("linear", 1), ("linear", 2), ("unet", 2), ("unet", 4), ("conv", 2), ("conv", 16)]
+CASES = [("linear", 1), ("linear", 2), ("unet", 2), ("unet", 4), ("conv", 1), ("conv", 2), ("conv", 16)]
 
 
 @pytest.fixture(params=CASES, ids=lambda c: f"{c[0]}-{c[1]}")

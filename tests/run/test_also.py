@@ -135,6 +135,6 @@ def test_several_outputs_in_turn(model, tmp_path, monkeypatch):
     assert np.array_equal(first.output[0][1], second.output[0][1])
     given = [*pipeline.encode([("text", "a")]), first.result.parts[0]]
     alone = pipeline.complete([given], ["motion"], numbers=[1])[0].parts[0]
-    assert np.array_equal(alone.latents, second.result.parts[1].latents)
+    assert np.allclose(alone.latents, second.result.parts[1].latents, atol=1e-4)  # alone, and as one of two
     with pytest.raises(ConfigError, match="unknown name 'sound'"):
         pipeline.generate("a", ["scene3d", "sound"])

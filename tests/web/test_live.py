@@ -53,3 +53,4 @@ def test_a_browser_shows_it(browser):
         browser.open(page.address)
         browser.until("document.querySelector('img').naturalWidth == 80")
         browser.until("document.getElementById('said').textContent.includes('step 3')")
+        browser.open("about:blank")  # while there is a stream to end
