@@ -115,7 +115,8 @@ class ModalityConfig(Fixed):
         require(network != "mlp" or self.objective == "input", f"{where}.patch_network", network,
                 "linear, unet or conv where the objective is diffusion")  # fmt: skip
         if network in ("unet", "conv") and patch and self.latent_channels:
-            with_it, sizes = ("with a U-Net", (2, 4, 8)) if network == "unet" else ("with convolutions", (1, 2, 4, 8, 16))
+            is_unet = network == "unet"
+            with_it, sizes = ("with a U-Net", (2, 4, 8)) if is_unet else ("with convolutions", (1, 2, 4, 8, 16))
             allowed = f"{', '.join(map(str, sizes[:-1]))} or {sizes[-1]} {with_it}"
             require(patch in sizes, f"{where}.patch_size", patch, allowed)
             require(self.latent_channels % patch**2 == 0, f"{where}.latent_channels", self.latent_channels,
