@@ -144,6 +144,7 @@ def _free(gl: Any, context: Any) -> None:
     gl.make_current()
     context.free()
     gl.free()
+    gl.free = lambda: None  # it calls this again when it goes, and fails at the end of the process
 
 
 class RayCamera:
