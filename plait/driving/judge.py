@@ -23,8 +23,8 @@ from plait.codecs.traffic import ordered, scaled
 from plait.driving.drivers import DRIVERS
 from plait.driving.simulate import drive, overlaps, watch
 from plait.evaluate.held import Held
-from plait.evaluate.judge import Found, Judge
-from plait.evaluate.measures import hits_array, hits_list, hits_share, mean_of, share_of
+from plait.evaluate.judge import Found, Judge, known_hits
+from plait.evaluate.measures import mean_of, share_of
 from plait.evaluate.neighbours import likeness
 
 Arrays = dict[str, np.ndarray]
@@ -72,7 +72,7 @@ class TrafficJudge(Judge):
         codec = held.codec.decode(held.codec.encode(held.real))
         sets = {"real": self._judged(held.real, held), "codec": self._judged(codec, held)}
         others = {"nearest": held.nearest(range(len(held.documents))), "shuffled": [*held.real[1:], *held.real[:1]]}
-        sets |= {name: _hits(scenes, held) for name, scenes in others.items() if scenes}
+        sets |= {name: known_hits(scenes, held) for name, scenes in others.items() if scenes}
         return {f"{name}/{figure}": values for name, arrays in sets.items() for figure, values in arrays.items()}
 
     def _judged(self, scenes: Sequence[Media], held: Held) -> Arrays:
@@ -87,23 +87,14 @@ class TrafficJudge(Judge):
             drives = drive(scenes, DRIVERS[name])
             found[f"{name}_crash_rate"] = np.array([d.crashed for d in drives], float)
             found[f"{name}_speed"] = np.array([d.speed for d in drives])
-        return found | _hits(scenes, held)
+        return found | known_hits(scenes, held)
 
     def _named(self, name: str, own: Arrays, beside: dict[str, Arrays], held: Held, found: Found) -> None:
         """Add how often scenes are right in something that the source of the data knows."""
         assert held.truths is not None, "hits are of truths"
         said = name.removeprefix("hit_")
-        found.measures[f"{said}_accuracy"] = share_of(hits_list(own[name]))
-        chance = held.truths.chances.get(said)
-        found.beside |= {f"{said}_chance": chance} if chance is not None else {}
         hits = {end: beside[key][name] for key, end in ENDS.items() if name in beside.get(key, {})}
-        found.beside |= {f"{said}_{end}": hits_share(kept) for end, kept in hits.items() if (kept >= 0).any()}
-
-
-def _hits(scenes: Sequence[Media], held: Held) -> Arrays:
-    """Return what the source of the data says of scenes: hits, as they are kept."""
-    known = held.truths.item_scores(held.codec.kind, scenes, held.metas) if held.truths else {}
-    return {f"hit_{name}": hits_array(values) for name, values in known.items()}
+        found.add_hits(said, own[name], hits, held.truths.chances.get(said))
 
 
 def features(scenes: Sequence[Media]) -> Tensor:

@@ -20,7 +20,7 @@ from plait.evaluate.extractors import extractor
 from plait.evaluate.held import Held
 from plait.evaluate.image_sets import LEAST, set_figures
 from plait.evaluate.judge import Found, Judge
-from plait.evaluate.measures import hits_array, hits_list, hits_share, mean_of, share_of
+from plait.evaluate.measures import hits_array, mean_of
 from plait.evaluate.neighbours import likeness
 from plait.evaluate.reference_classifier import NUM_CONCEPTS, ReferenceClassifier
 
@@ -153,13 +153,9 @@ class ImageJudge(Judge):
         """Add how often images are right in something that the source of the data knows."""
         assert held.truths is not None, "hits are of truths"
         said = name.removeprefix("hit_")
-        found.measures[f"{said}_accuracy"] = share_of(hits_list(own[name]))
         chance = 1 / NUM_CONCEPTS if said == "object" else held.truths.chances.get(said)
-        found.beside |= {f"{said}_chance": chance} if chance is not None else {}
-        for key, end in ENDS.items():
-            hits = beside[key][name] if key in beside else np.zeros(0)
-            if (hits >= 0).any():
-                found.beside[f"{said}_{end}"] = hits_share(hits)
+        hits = {end: beside[key][name] for key, end in ENDS.items() if name in beside.get(key, {})}
+        found.add_hits(said, own[name], hits, chance)
 
 
 def _psnr(image: np.ndarray, other: np.ndarray) -> float:

@@ -6,14 +6,16 @@ Which one judges what depends on the kind of the codec's media (JUDGES); a codec
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
+
+import numpy as np
 
 from plait.codecs import Codec, Media
 from plait.config.run import EvaluateConfig
 from plait.evaluate.held import Held
-from plait.evaluate.measures import Measure
+from plait.evaluate.measures import Measure, hits_array, hits_list, hits_share, share_of
 
 JUDGES = {
     "text": "plait.evaluate.text_judge:TextJudge",
@@ -39,6 +41,15 @@ class Found:
     """How good each item is, higher is better: examples are chosen by it. None where items cannot be ordered."""
     ranked_by: str = ""
     """What the ranking is, for people."""
+
+    def add_hits(
+        self, said: str, own: np.ndarray, beside: Mapping[str, np.ndarray], chance: float | None
+    ) -> None:  # fmt: skip
+        """Add how often items are right in something that the source knows: hits of their own, as they are kept, and of
+        the sets beside them, by how the names of their figures end."""
+        self.measures[f"{said}_accuracy"] = share_of(hits_list(own))
+        self.beside |= {f"{said}_chance": chance} if chance is not None else {}
+        self.beside |= {f"{said}_{end}": hits_share(kept) for end, kept in beside.items() if (kept >= 0).any()}
 
     def of_items(self) -> "Found":
         """Return what says how near items are to their documents': not sets, nor what training has to do with them."""
@@ -84,3 +95,9 @@ def judge_class(codec: Codec) -> type[Judge] | None:
     module, _, cls = name.partition(":")
     found: type[Judge] = getattr(importlib.import_module(module), cls)
     return found
+
+
+def known_hits(items: Sequence[Media], held: Held) -> dict[str, np.ndarray]:
+    """Return what the source of the data says of items, one for each document: "hit_NAME" to hits, as they are kept."""
+    known = held.truths.item_scores(held.codec.kind, items, held.metas) if held.truths else {}
+    return {f"hit_{name}": hits_array(values) for name, values in known.items()}

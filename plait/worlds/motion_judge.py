@@ -23,8 +23,8 @@ from torch import Tensor
 from plait.codecs import Media
 from plait.codecs.motions import POSITION, position_errors
 from plait.evaluate.held import Held
-from plait.evaluate.judge import Found, Judge
-from plait.evaluate.measures import Measure, hits_array, hits_list, hits_share, ratio_of, share_of
+from plait.evaluate.judge import Found, Judge, known_hits
+from plait.evaluate.measures import Measure, ratio_of
 from plait.evaluate.neighbours import neighbours
 from plait.worlds.events import happening
 from plait.worlds.physics import again, penetration
@@ -79,14 +79,14 @@ class MotionJudge(Judge):
         sets = {name: self._judged(motions, real, held) for name, motions in judged.items() if motions}
         sets["real"] = {n: x for n, x in sets["real"].items() if n not in DISTANCES} | {"motion": real}
         another = list(np.roll(real, 1, axis=0))
-        sets["shuffled"] = distances(another, real) | _hits(another, held)
+        sets["shuffled"] = distances(another, real) | known_hits(another, held)
         sets |= {guess.__name__: distances([guess(motion) for motion in real], real) for guess in (still, constant)}
         return {f"{name}/{figure}": values for name, arrays in sets.items() for figure, values in arrays.items()}
 
     def _judged(self, motions: Sequence[Media], real: np.ndarray, held: Held) -> Arrays:
         """Return what is said of each motion, a row for each document; NaN where it cannot be."""
         errors = [position_errors(again(motion), motion) for motion in motions]
-        return distances(motions, real) | _hits(motions, held) | {
+        return distances(motions, real) | known_hits(motions, held) | {
             "penetration": np.array([penetration(motion) for motion in motions]),
             "again": np.array([_mean(error) for error in errors]),
             "features": features(motions).numpy(),
@@ -104,17 +104,8 @@ class MotionJudge(Judge):
         """Add how often motions are right in something that the source of the data knows, as the event."""
         assert held.truths is not None, "hits are of truths"
         said = name.removeprefix("hit_")
-        found.measures[f"{said}_accuracy"] = share_of(hits_list(own[name]))
-        chance = held.truths.chances.get(said)
-        found.beside |= {f"{said}_chance": chance} if chance is not None else {}
         hits = {end: beside[key][name] for key, end in ENDS.items() if name in beside.get(key, {})}
-        found.beside |= {f"{said}_{end}": hits_share(kept) for end, kept in hits.items() if (kept >= 0).any()}
-
-
-def _hits(motions: Sequence[Media], held: Held) -> Arrays:
-    """Return what the source of the data says of motions: hits, as they are kept."""
-    known = held.truths.item_scores(held.codec.kind, motions, held.metas) if held.truths else {}
-    return {f"hit_{name}": hits_array(values) for name, values in known.items()}
+        found.add_hits(said, own[name], hits, held.truths.chances.get(said))
 
 
 def distances(motions: Sequence[Media], real: np.ndarray) -> Arrays:

@@ -28,7 +28,7 @@ from plait.codecs.voxels import unit
 from plait.common.randomness import generator
 from plait.evaluate.held import Held
 from plait.evaluate.judge import Found, Judge
-from plait.evaluate.measures import hits_array, hits_list, hits_share, mean_of, share_of
+from plait.evaluate.measures import hits_array, mean_of, share_of
 from plait.evaluate.neighbours import neighbours
 from plait.prepare.raw import Truths
 from plait.worlds.shape_sets import LEAST, MOST, overlap, set_figures
@@ -141,14 +141,10 @@ class ShapeJudge(Judge):
         """Add how often scenes are right in something that the source of the data knows."""
         assert held.truths is not None, "hits are of truths"
         said = name.removeprefix("hit_")
-        found.measures[f"{said}_accuracy"] = share_of(hits_list(own[name]))
         things = min(NUM_THINGS, len(held.truths.things()))
         chance = 1 / max(things, 1) if said == "object" else held.truths.chances.get(said)
-        found.beside |= {f"{said}_chance": chance} if chance is not None else {}
-        for key, end in ENDS.items():
-            hits = beside[key].get(name, np.zeros(0)) if key in beside else np.zeros(0)
-            if (hits >= 0).any():
-                found.beside[f"{said}_{end}"] = hits_share(hits)
+        hits = {end: beside[key][name] for key, end in ENDS.items() if name in beside.get(key, {})}
+        found.add_hits(said, own[name], hits, chance)
 
 
 class ShapeNames:
