@@ -9,13 +9,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from plait.codecs import Codec
-from plait.common.errors import ConfigError, require
+from plait.common.errors import require
 from plait.config.run import PrepareConfig
 from plait.driving.simulate import ACTIONS, LANES
 from plait.driving.trials import DrivingTrials
 from plait.driving.truths import DrivingTruths, meta_of
 from plait.driving.world import CHUNK, SPLITS, VEHICLES, World
-from plait.prepare.raw import RawDocument, Truths
+from plait.prepare.raw import RawDocument, Truths, check_keys
 
 PARTS = ("text", "traffic", "actions")
 """Keys of the parts of documents."""
@@ -74,12 +74,8 @@ def open_driving(
     prepare: PrepareConfig, seed: int, codecs: dict[str, Codec], keys: Sequence[str] | None
 ) -> DrivingSource:
     """Open the traffic for ``codecs``; ``keys`` names the parts that are wanted (all that the codecs read, if None)."""
+    check_keys(codecs, PARTS, "traffic has")
     for name, codec in codecs.items():
-        if codec.key not in PARTS:
-            raise ConfigError(
-                f"model.modalities.{name}.codec: {codec.name!r} reads the parts {codec.key!r}, "
-                f"traffic has {', '.join(PARTS)}"
-            )
         for setting, only in ONLY.get(codec.key, {}).items():
             value = getattr(codec.options, setting, None)
             require(

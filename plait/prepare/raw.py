@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from plait.codecs.base import Media
-from plait.common.errors import DataError
+from plait.codecs.base import Codec, Media
+from plait.common.errors import ConfigError, DataError
 from plait.common.progress import Progress
 from plait.config.run import EvaluateConfig
 
@@ -149,6 +149,16 @@ class Truths(Protocol):
 
     def openings(self, metas: Sequence[dict[str, Any]], count: int, seed: int) -> tuple[list[str], np.ndarray]:
         """Return how captions begin that name ``count`` things, and which is true of each document of one thing."""
+
+
+def check_keys(codecs: Mapping[str, Codec], keys: Sequence[str], whose: str) -> None:
+    """Raise a ConfigError where a codec reads parts that documents have not; ``whose`` says what has the ``keys``."""
+    for name, codec in codecs.items():
+        if codec.key not in keys:
+            raise ConfigError(
+                f"model.modalities.{name}.codec: {codec.name!r} reads the parts {codec.key!r}, "
+                f"{whose} {', '.join(keys)}"
+            )
 
 
 ROWS_AT_ONCE = 64

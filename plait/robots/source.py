@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from plait.codecs import Codec
-from plait.common.errors import ConfigError, require
+from plait.common.errors import require
 from plait.common.randomness import generator
 from plait.config.run import PrepareConfig
 from plait.prepare.episodes import ACTIONS, STATE, TEXT, Episode, document, for_world, starts
-from plait.prepare.raw import RawDocument, Trials
+from plait.prepare.raw import RawDocument, Trials, check_keys
 from plait.robots.camera import LARGEST
 from plait.robots.demonstrations import episode
 from plait.robots.metaworld_tasks import EASY, SENTENCES
@@ -134,11 +134,6 @@ def open_metaworld(
     prepare: PrepareConfig, seed: int, codecs: dict[str, Codec], keys: Sequence[str] | None
 ) -> MetaworldSource:
     """Open the demonstrations for ``codecs``; ``keys`` names the parts that are wanted (what codecs read, if None)."""
-    for name, codec in codecs.items():
-        if codec.key not in PARTS:
-            raise ConfigError(
-                f"model.modalities.{name}.codec: {codec.name!r} reads the parts {codec.key!r}, "
-                f"episodes of Meta-World have {', '.join(PARTS)}"
-            )
+    check_keys(codecs, PARTS, "episodes of Meta-World have")
     require(prepare.image_size <= LARGEST, "prepare.image_size", prepare.image_size, f"at most {LARGEST} (metaworld)")
     return MetaworldSource(prepare, seed, parts=[c.key for c in codecs.values()] if keys is None else keys)

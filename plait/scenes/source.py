@@ -12,7 +12,7 @@ from plait.codecs import Codec
 from plait.common.errors import ConfigError, ResourceError, require
 from plait.common.randomness import uniforms
 from plait.config.run import PrepareConfig
-from plait.prepare.raw import RawDocument, Truths
+from plait.prepare.raw import RawDocument, Truths, check_keys
 from plait.scenes import speaker
 from plait.scenes.drawings import CREDIT, everyday_things, placed, rasterize
 from plait.scenes.passages import Passage, first_passages
@@ -102,12 +102,7 @@ class SceneSource:
 
 def open_scenes(prepare: PrepareConfig, seed: int, codecs: dict[str, Codec], keys: Sequence[str] | None) -> SceneSource:
     """Open the scenes for ``codecs``; ``keys`` names the parts that are wanted (all that the codecs read, if None)."""
-    for name, codec in codecs.items():
-        if codec.key not in PARTS:
-            raise ConfigError(
-                f"model.modalities.{name}.codec: {codec.name!r} reads the parts {codec.key!r}, "
-                f"the scenes have {', '.join(PARTS)}"
-            )
+    check_keys(codecs, PARTS, "the scenes have")
     keys = [codec.key for codec in codecs.values()] if keys is None else keys
     rate = next((c.sample_rate for c in codecs.values() if c.kind == "audio"), Codec.sample_rate)
     return SceneSource(prepare, seed, parts=keys, sample_rate=rate)

@@ -9,9 +9,9 @@ from typing import Any
 
 from plait.codecs import Codec
 from plait.codecs.views import view_cells
-from plait.common.errors import ConfigError, require
+from plait.common.errors import require
 from plait.config.run import PrepareConfig
-from plait.prepare.raw import RawDocument, Truths
+from plait.prepare.raw import RawDocument, Truths, check_keys
 from plait.worlds.furniture import CREDIT
 from plait.worlds.physics import MOST_BODIES, STEPS
 from plait.worlds.truths import WorldTruths
@@ -72,12 +72,8 @@ class WorldSource:
 
 def open_worlds(prepare: PrepareConfig, seed: int, codecs: dict[str, Codec], keys: Sequence[str] | None) -> WorldSource:
     """Open the world for ``codecs``; ``keys`` names the parts that are wanted (all that the codecs read, if None)."""
+    check_keys(codecs, PARTS, "the furniture's world has")
     for name, codec in codecs.items():
-        if codec.key not in PARTS:
-            raise ConfigError(
-                f"model.modalities.{name}.codec: {codec.name!r} reads the parts {codec.key!r}, "
-                f"the furniture's world has {', '.join(PARTS)}"
-            )
         for setting, only in ONLY.get(codec.key, {}).items():
             value = getattr(codec.options, setting, only)
             require(value == only, f"model.modalities.{name}.codec_options.{setting}", value,
