@@ -9,8 +9,11 @@ READY := $(VENV)/.ready
 quickstart: $(READY)
 	$(BIN)/plait quickstart
 
+# files side by side; WORKERS=0 runs them one after another
+WORKERS ?= 2
+
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-recovery: $(READY)
 	$(BIN)/python -m pytest -m recovery

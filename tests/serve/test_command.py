@@ -2,7 +2,9 @@
 
 import asyncio
 import concurrent.futures
+import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -35,21 +37,34 @@ def test_it_answers_what_is_under_way_and_ends(model):
     ) as server:
         address = f"http://127.0.0.1:{port}"
         wait_until_loaded(address)
-        body = {"messages": [{"role": "user", "content": "a fox"}], "max_tokens": 400, "seed": 1}
+        began: queue.Queue[None] = queue.Queue()
         with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            asked = [pool.submit(httpx.post, f"{address}/v1/chat/completions", json=body, timeout=60) for _ in range(4)]
-            while "plait_rows" not in (text := httpx.get(f"{address}/metrics").text) or not _busy(text):
-                pass
+            asked = [pool.submit(_streamed, address, began) for _ in range(4)]
+            for _ in asked:
+                began.get(timeout=60)
             server.send_signal(signal.SIGTERM)
             answers = [a.result() for a in asked]
         assert server.wait(timeout=30) == 0
-        assert [a.status_code for a in answers] == [200] * 4
-        assert len({a.json()["choices"][0]["message"]["content"] for a in answers}) == 1
+        assert answers[0][-1] == "data: [DONE]"
+        (text,) = {"".join(map(_text, a)) for a in answers}
+        assert text
         assert server.stderr.read() == f"serving small at {address}\n"
 
 
-def _busy(metrics: str) -> bool:
-    return any(line.startswith("plait_rows{") and not line.endswith(" 0.0") for line in metrics.splitlines())
+def _streamed(address: str, began: queue.Queue[None]) -> list[str]:
+    """Return the lines of an answer; `began` hears of the first of them."""
+    body = {"messages": [{"role": "user", "content": "a fox"}], "max_tokens": 400, "seed": 1, "stream": True}
+    with httpx.stream("POST", f"{address}/v1/chat/completions", json=body, timeout=60) as answer:
+        assert answer.status_code == 200
+        lines = filter(None, answer.iter_lines())
+        first = next(lines)
+        began.put(None)
+        return [first, *lines]
+
+
+def _text(line: str) -> str:
+    data = line.removeprefix("data: ")
+    return "" if data == "[DONE]" else json.loads(data)["choices"][0]["delta"].get("content") or ""
 
 
 def test_why_it_cannot_serve(model, tmp_path, capsys):
