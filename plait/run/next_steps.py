@@ -49,7 +49,8 @@ def how_called() -> tuple[str, str]:
     """Return how plait, and Python, are called here: as they were, or by name where that finds the same."""
     python = _named("python", sys.executable)
     called = Path(sys.argv[0])
-    return (f"{python} -m plait" if called.name == "__main__.py" else _named(called.name, str(called))), python
+    is_program = called.is_file() and called.name != "__main__.py"  # it may be -c, or a notebook's
+    return (_named(called.name, str(called)) if is_program else f"{python} -m plait"), python
 
 
 def _named(name: str, path: str) -> str:
