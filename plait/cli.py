@@ -289,8 +289,9 @@ ROLLOUT_EXAMPLES = """examples:
   plait rollout runs/quickstart-robot --episodes 10
   plait rollout runs/quickstart-robot --task drawer-open-v3,door-open-v3 --render      (a page that shows it live)
   plait rollout runs/quickstart-robot --task faucet-open-v3 --episodes 5 --videos films
+  plait rollout runs/driving --task "keep the lane" --videos films
 
-docs/robots.md: the tasks, one's own loop (plait.Policy), and what the figures are."""
+docs/robots.md, docs/driving.md: the tasks, one's own loop (plait.Policy), and what the figures are."""
 
 SERVE_EXAMPLES = """examples:
   plait serve runs/quickstart

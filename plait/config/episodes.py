@@ -1,6 +1,6 @@
 """How episodes of robots become documents: the section `prepare.episodes`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from plait.config.bounds import Checked, bounded
@@ -23,3 +23,9 @@ class EpisodesConfig(Checked):
     next_share: float = bounded(0.0, at_least=0, at_most=1)
     """Share of the documents that are for a world model instead: image, actions and the image `chunk` steps later,
     without text and state."""
+    tasks: list[str] = field(default_factory=lambda: ["quickstart"])
+    """Of Meta-World: the tasks that are demonstrated and tried, by name (drawer-open-v3), by how hard they are (easy,
+    medium, hard, very hard), the ten of the quickstart (quickstart), or all."""
+    max_steps: int = bounded(200, at_least=20)
+    """Of Meta-World: steps that an expert has to succeed in, and a policy when it is tried. The published protocol has
+    500."""

@@ -52,7 +52,8 @@ _NAMES = {
         seed model.modalities model.modalities.*.codec model.modalities.*.codec_options model.modalities.*.key
         model.modalities.*.reads
         prepare.source prepare.codecs_from prepare.codec_documents prepare.codec_minutes prepare.shard_documents
-        prepare.episodes.chunk prepare.episodes.stride prepare.episodes.history prepare.episodes.next_share""",
+        prepare.episodes.chunk prepare.episodes.stride prepare.episodes.history prepare.episodes.next_share
+        prepare.episodes.tasks prepare.episodes.max_steps""",
     SCENES: """
         prepare.documents prepare.validation_documents prepare.concepts prepare.passages prepare.image_size
         prepare.drawings""",

@@ -13,7 +13,7 @@ import numpy as np
 
 from plait.codecs.traffic import FRONT, LANE_WIDTH, LENGTH, NAMES, REAR, TARGET_SPEED, WIDTH, ordered, present
 from plait.common.errors import ResourceError
-from plait.evaluate.measures import Measure, mean_of, share_of
+from plait.evaluate.measures import Measure, mean_of, wilson
 
 STEPS_PER_SECOND = 10
 DECISIONS_PER_SECOND = 2
@@ -105,14 +105,16 @@ class Drive:
     """float32 [T, V, 4] as `watch` has it, shorter where ego crashed."""
     actions: list[int]
     """What the driver chose; empty of highway-env's own driver."""
+    hit: tuple[int, ...] = ()
+    """Rows of the scene that crashed, ego and what it hit; empty where it did not crash."""
 
 
 class Run:
     """A scene under way."""
 
-    def __init__(self, scene: np.ndarray, *, is_driven: bool):
+    def __init__(self, scene: np.ndarray, *, is_driven: bool, watch: Callable[["Run"], None] | None = None):
         roads = highway()
-        self.scene = scene
+        self.scene, self.watch = scene, watch
         if is_driven:
             self.road, self.ego = roads.driven_ego(scene, LANES)
         else:
@@ -135,22 +137,28 @@ class Run:
             self.road.act()
             self.road.step(1 / STEPS_PER_SECOND)
             self.states.append(_state(self.road))
+            if self.watch:
+                self.watch(self)
 
     def ended(self) -> Drive:
         """Return how it went so far."""
-        track = np.zeros((len(self.states), len(self.scene), 4), np.float32)
-        track[:, present(self.scene)] = self.states
+        track, there = np.zeros((len(self.states), len(self.scene), 4), np.float32), present(self.scene)
+        track[:, there] = self.states
+        hit = tuple(np.flatnonzero(there)[[vehicle.crashed for vehicle in self.road.vehicles]].tolist())
         distance = float(track[-1, 0, 0])
         seconds = max(len(track) - 1, 1) / STEPS_PER_SECOND
-        return Drive(bool(self.ego.crashed), distance / seconds, distance, track, self.actions)
+        return Drive(bool(self.ego.crashed), distance / seconds, distance, track, self.actions, hit)
 
 
-def drive(scenes: Sequence[np.ndarray], driver: Driver | Literal["idm"], seconds: float = DRIVE_SECONDS) -> list[Drive]:
+def drive(
+    scenes: Sequence[np.ndarray], driver: Driver | Literal["idm"], seconds: float = DRIVE_SECONDS,
+    watch: Callable[[Run], None] | None = None,
+) -> list[Drive]:  # fmt: skip
     """Put a driver into each of some scenes, and return how it fared; all are driven at once.
 
-    "idm" is highway-env's own IDMVehicle, which changes lanes by MOBIL.
+    "idm" is highway-env's own IDMVehicle, which changes lanes by MOBIL. ``watch`` is called after each step of a scene.
     """
-    runs = [Run(scene, is_driven=driver != "idm") for scene in scenes]
+    runs = [Run(scene, is_driven=driver != "idm", watch=watch) for scene in scenes]
     decisions = round(seconds * DECISIONS_PER_SECOND)
     if not callable(driver):
         for run in runs:
@@ -176,4 +184,10 @@ def kept_lane(driven: Drive) -> bool:
 
 def measures(drives: Sequence[Drive]) -> dict[str, Measure]:
     """Return ``crash_rate`` and ``speed`` (mean, m/s) of drives, with their intervals."""
-    return {"crash_rate": share_of([d.crashed for d in drives]), "speed": mean_of([d.speed for d in drives])}
+    return {"crash_rate": rate_of([d.crashed for d in drives]), "speed": mean_of([d.speed for d in drives])}
+
+
+def rate_of(hits: Sequence[bool]) -> Measure:
+    """Return a share of drives with Wilson's 95% interval."""
+    share = float(np.mean(hits))
+    return Measure(share, *wilson(share, len(hits)), len(hits))

@@ -103,11 +103,11 @@ class World:
                 return Scene(scene, what)
         raise DataError(f"driving: no scene {index} of {split!r} in {TRIES} draws")
 
-    def hard(self, split: str, count: int) -> list[np.ndarray]:
+    def hard(self, split: str, count: int) -> list[Scene]:
         """Return the first ``count`` scenes of a split that ask something of a driver: one that keeps on crashes in
         nearly all of them."""
         scenes = (self.scene(split, i) for i in itertools.count())
-        return [s.traffic for s in itertools.islice((s for s in scenes if s.happening.is_hard), count)]
+        return [*itertools.islice((s for s in scenes if s.happening.is_hard), count)]
 
     def moment(self, split: str, index: int) -> Moment:
         """Draw moment ``index`` of the drives of a split."""

@@ -16,8 +16,9 @@ import numpy as np
 
 from plait.codecs import Codec
 from plait.codecs.images import resize_image
-from plait.common.errors import ConfigError, DataError, printable
+from plait.common.errors import ConfigError, DataError, printable, require
 from plait.common.randomness import uniforms
+from plait.config.episodes import EpisodesConfig
 from plait.config.run import PrepareConfig
 from plait.prepare.episodes import ACTIONS, STATE, TEXT, Episode, document, for_world, starts
 from plait.prepare.lerobot_files import ACTION_FEATURE, OWN_FEATURES, STATE_FEATURE, Camera, LeRobotFiles
@@ -180,6 +181,9 @@ def open_lerobot(
     prepare: PrepareConfig, seed: int, codecs: dict[str, Codec], keys: Sequence[str] | None
 ) -> LeRobotSource:
     """Open the dataset for ``codecs``; ``keys`` names the parts that are wanted (all that the codecs read, if None)."""
+    for name in ("tasks", "max_steps"):
+        value, default = getattr(prepare.episodes, name), getattr(EpisodesConfig(), name)
+        require(value == default, f"prepare.episodes.{name}", value, "left out for a dataset")
     folder = Path(str(prepare.source).removeprefix(PREFIX)).expanduser()
     read = [codec.key for codec in codecs.values()]
     source = LeRobotSource(folder, prepare, seed, codecs, read if keys is None else keys)

@@ -98,7 +98,8 @@ class Trials(Protocol):
         """Return figures of `evaluate.trials` episodes by name, such as "success".
 
         Some episodes are shown in ``folder``: files, and `TRIALS`, one record {"title", "said", "file", "success"} to a
-        line. What no model changes is kept there too.
+        line; and `TABLES`, a list of `TrialTable`, says how a page shows the figures. What no model changes is kept
+        there too.
         """
 
     def watch(
@@ -111,7 +112,36 @@ class Trials(Protocol):
         """
 
 
-TRIALS = "trials.jsonl"
+TRIALS, TABLES = "trials.jsonl", "tables.json"
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """A row of such a table: who acted, the figure of how often it happened, and a second figure of the same episodes,
+    "" for none."""
+
+    who: str
+    figure: str
+    second: str = ""
+
+
+@dataclass(frozen=True)
+class TrialTable:
+    """How a page shows figures of trials: a share of episodes in which something happens, by who acted."""
+
+    note: str
+    """The sentence above it."""
+    rows: tuple[TrialRow, ...]
+    """Those whose figure there is are shown."""
+    who: str = "Who acts"
+    """What stands above the rows, above the shares, above the numbers of episodes, and above the second figures."""
+    share: str = "Succeeds"
+    count: str = "Episodes"
+    second: str = ""
+    unit: str = ""
+    """Of the second figures."""
+    parts: str = ""
+    """A figure that is there for each task too, as FIGURE/TASK; "" for none."""
 
 
 class Truths(Protocol):

@@ -54,6 +54,17 @@ def _named(label: str, name: str) -> Kind:
     return Kind(label, percent, f"{name}_chance", f"{name}_codec", beside, True)
 
 
+def _happening(label: str, name: str) -> Kind:
+    """Return the same of what happens, beside that in another document's item."""
+    kind = _named(label, name)
+    return kind._replace(beside=(*kind.beside, (f"{name}_shuffled", "another document’s")))
+
+
+def _told(label: str, name: str) -> Kind:
+    """Return a share of texts that are right in something."""
+    return Kind(label, percent, f"{name}_chance", ALL, (), True)
+
+
 def _distance(label: str, name: str, written: Callable[[float], str]) -> Kind:
     others = {"real": "real images", "blurred": "blurred images", "nearest": "nearest training images",
               "random": "noise"}  # fmt: skip
@@ -91,6 +102,15 @@ def _physical(label: str, name: str, written: Callable[[float], str], *, is_shar
     return Kind(label, written, "", f"{name}_codec", ((f"{name}_real", "real ones"),), is_share)
 
 
+def _driven(name: str, who: str) -> dict[str, Kind]:
+    """Return how a driver fares in what was made."""
+    crashes, speed = f"{name}_crash_rate", f"{name}_speed"
+    return {
+        crashes: _physical(f"{who} crashes in it", crashes, percent),
+        speed: _physical(f"mean speed of {who} in it, m/s", speed, tenths),
+    }
+
+
 KINDS: dict[str, Kind] = {
     "object_accuracy": _named("shows the right thing, by a reference classifier", "object"),
     "ground_accuracy": _named("right background", "ground"),
@@ -98,9 +118,16 @@ KINDS: dict[str, Kind] = {
     "exact_several_accuracy": Kind("whole caption right, several things", percent, "", ALL, (), True),
     "relation_accuracy": Kind("right relation of two things", percent, "relation_chance", ALL, (), True),
     "colour_accuracy": _named("right colour", "colour"),
-    "event_accuracy": Kind("what happens is what the caption says", percent, "event_chance", "event_codec",
-                           (("event_originals", "real ones"), ("event_nearest", "nearest training motions"),
-                            ("event_shuffled", "another document’s")), True),
+    "event_accuracy": _happening("what happens is what the caption says", "event"),
+    "density_accuracy": _happening("as much traffic as the caption says", "density"),
+    "lane_accuracy": _happening("ego is in the lane that the caption says", "lane"),
+    "ahead_accuracy": _happening("what the caption says is ahead of ego", "ahead"),
+    "cut_ins_accuracy": _happening("those that the caption names cut in", "cut_ins"),
+    "overtaken_accuracy": _happening("ego is overtaken as the caption says", "overtaken"),
+    "no_overlap": _physical("no vehicles overlap", "no_overlap", percent, is_share=True),
+    "no_collision": _physical("no vehicles collide in a simulation", "no_collision", percent, is_share=True),
+    **_driven("idm", "highway-env’s own driver (IDM and MOBIL)"),
+    **_driven("idle", "a driver that keeps lane and speed"),
     "error": _apart("distance from the document’s own", "error"),
     "error_second": _apart("distance of the body that is hit from the document’s own", "error_second"),
     "ends": _apart("distance from the document’s own at the last step", "ends"),
@@ -141,10 +168,15 @@ KINDS: dict[str, Kind] = {
 """Scores in the order of the page, by the names of their figures."""
 
 CAPTIONS = {
-    "object_accuracy": Kind("names the right thing", percent, "object_chance", ALL, (), True),
-    "colour_accuracy": Kind("says the right colour", percent, "colour_chance", ALL, (), True),
-    "size_accuracy": Kind("says the right size, one thing", percent, "size_chance", ALL, (), True),
-    "event_accuracy": Kind("says what happens", percent, "event_chance", ALL, (), True),
+    "object_accuracy": _told("names the right thing", "object"),
+    "colour_accuracy": _told("says the right colour", "colour"),
+    "size_accuracy": _told("says the right size, one thing", "size"),
+    "event_accuracy": _told("says what happens", "event"),
+    "density_accuracy": _told("says how much traffic there is", "density"),
+    "lane_accuracy": _told("says in which lane ego is", "lane"),
+    "ahead_accuracy": _told("says what is ahead of ego", "ahead"),
+    "cut_ins_accuracy": _told("says what cuts in", "cut_ins"),
+    "overtaken_accuracy": _told("says where ego is overtaken", "overtaken"),
     "exact_event_accuracy": Kind("whole caption right, of what happens", percent, "", ALL, (), True),
 }
 """What is called otherwise where it is said of a text."""

@@ -41,8 +41,9 @@ def demonstration(
     *,
     attempt: int = 0,
     frames: Frames | None = None,
+    max_steps: int = MAX_STEPS,
 ) -> Episode | None:
-    """Return one attempt of the expert at a task; None where it fails within `MAX_STEPS`.
+    """Return one attempt of the expert at a task; None where it fails within ``max_steps``.
 
     ``frames`` names the steps whose images are made, of all steps if None; the other images are black.
     """
@@ -52,7 +53,7 @@ def demonstration(
     poses: list[np.ndarray] = []
     states: list[np.ndarray] = []
     actions: list[np.ndarray] = []
-    end, done = MAX_STEPS, False
+    end, done = max_steps, False
     while len(actions) < end:
         action = env.expert_action()
         poses.append(env.pose())
@@ -60,7 +61,7 @@ def demonstration(
         actions.append(action)
         _, succeeded, _ = env.advance(action + noise * rng.standard_normal(ACTION))
         if succeeded and not done:
-            done, end = True, min(len(actions) + STAY, MAX_STEPS)
+            done, end = True, min(len(actions) + STAY, max_steps)
     if not done:
         return None
     images = np.zeros((len(actions), image_size, image_size, 3), np.uint8)
@@ -74,11 +75,18 @@ def demonstration(
 
 
 def episode(
-    task: str, seed: int, index: int, noise: float = NOISE, image_size: int = 64, *, frames: Frames | None = None
+    task: str,
+    seed: int,
+    index: int,
+    noise: float = NOISE,
+    image_size: int = 64,
+    *,
+    frames: Frames | None = None,
+    max_steps: int = MAX_STEPS,
 ) -> Episode:
     """Return a demonstration that succeeds: the first such attempt. Raises DataError where there is none."""
     for attempt in range(ATTEMPTS):
-        found = demonstration(task, seed, index, noise, image_size, attempt=attempt, frames=frames)
+        found = demonstration(task, seed, index, noise, image_size, attempt=attempt, frames=frames, max_steps=max_steps)
         if found is not None:
             return found
     raise DataError(f"robot: the expert of {task} failed {ATTEMPTS} times in a row, take another task or less noise")

@@ -6,7 +6,7 @@ that figures by group can be held against published ones.
 
 from collections.abc import Iterable
 
-from plait.common.errors import ConfigError, unknown
+from plait.common.errors import ConfigError, require, unknown
 
 SENTENCES = {
     "assembly-v3": "Pick up a nut and place it onto a peg",
@@ -105,11 +105,15 @@ def difficulty_of(task: str) -> str:
     return next(name for name, tasks in DIFFICULTY.items() if task in tasks)
 
 
-def tasks_of(names: Iterable[str], field: str = "robot.tasks") -> tuple[str, ...]:
-    """Return tasks by name, by group ("easy", "very hard") or as "quickstart" (`EASY`); each once, in order."""
+def tasks_of(names: Iterable[str], field: str = "prepare.episodes.tasks") -> tuple[str, ...]:
+    """Return tasks by name, by group ("easy", "very hard"), as "quickstart" (`EASY`) or as "all"; each once, in order.
+
+    Raises ConfigError for a name that there is not, and where none is named.
+    """
     groups = {"quickstart": EASY, "all": tuple(SENTENCES), **DIFFICULTY}
     tasks = [task for name in names for task in groups.get(name, (name,))]
     for task in tasks:
         if task not in SENTENCES:
             raise ConfigError(unknown(field, task, [*SENTENCES, *groups]))
+    require(bool(tasks), field, [], "at least one name, such as quickstart or all")
     return tuple(dict.fromkeys(tasks))

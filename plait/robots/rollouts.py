@@ -8,24 +8,19 @@ random actions, under the same rules: an episode ends at its first success, or w
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from plait.codecs.animation import PAUSE
-from plait.common.errors import ConfigError, require
+from plait.common.errors import require
 from plait.common.randomness import generator
 from plait.evaluate.measures import wilson
-from plait.prepare.video import VideoFile
-from plait.robots.metaworld_env import ACTION, MAX_STEPS, RATE, TaskEnv
+from plait.robots.metaworld_env import ACTION, MAX_STEPS, TaskEnv
 
 EXECUTE = 4
 """Actions of a chunk that are done before the policy looks again."""
 IN_PARALLEL = 8
 """Environments that are open at once, 120 MB each."""
-GIF_RATE = 20.0
-"""Most frames per second of a GIF: browsers slow down what is faster than 50."""
 
 Observations = list[dict[str, Any]]
 """What is seen now, last, after the steps before it as far as they are asked for."""
@@ -227,30 +222,3 @@ def success_table(rollouts: Sequence[Rollout]) -> dict[str, dict[str, float]]:
         low, high = wilson(share, len(hits))
         table[name] = {"episodes": len(hits), "successes": sum(hits), "success": share, "low": low, "high": high}
     return table
-
-
-def write_video(frames: Sequence[np.ndarray], path: Path, rate: float = RATE) -> None:
-    """Write images uint8 [H, W, 3] at ``rate`` per second as an animated GIF or an MP4, by the suffix of the path.
-
-    A GIF has every n-th frame, at most `GIF_RATE` per second. Raises ConfigError for another suffix, ResourceError
-    where the package for MP4 is missing.
-    """
-    if path.suffix == ".gif":
-        _write_gif(frames, path, rate)
-    elif path.suffix == ".mp4":
-        height, width = frames[0].shape[:2]
-        video = VideoFile(path, height, width, rate)
-        video.append(np.stack(frames))
-        video.close()
-    else:
-        raise ConfigError(f"robot: {path.name!r} is not allowed as a video, it must end with .gif or .mp4")
-
-
-def _write_gif(frames: Sequence[np.ndarray], path: Path, rate: float) -> None:
-    """Write an animated GIF that repeats, with a pause at its end."""
-    from PIL import Image
-
-    every = max(1, round(rate / GIF_RATE))
-    images = [Image.fromarray(frame) for frame in [*frames[:-1:every], frames[-1]]]
-    durations = [round(1000 * every / rate)] * (len(images) - 1) + [round(1000 * PAUSE)]
-    images[0].save(path, format="GIF", save_all=True, append_images=images[1:], duration=durations, loop=0)

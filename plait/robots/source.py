@@ -22,7 +22,7 @@ from plait.prepare.episodes import ACTIONS, STATE, TEXT, Episode, document, for_
 from plait.prepare.raw import RawDocument, Trials, check_keys
 from plait.robots.camera import LARGEST
 from plait.robots.demonstrations import episode
-from plait.robots.metaworld_tasks import EASY, SENTENCES
+from plait.robots.metaworld_tasks import SENTENCES, tasks_of
 
 IMAGE = "image"
 PARTS = (TEXT, IMAGE, STATE, ACTIONS)
@@ -43,8 +43,9 @@ class MetaworldSource:
     ``parts`` names the parts that are wanted: without images an episode takes a third of the time.
     """
 
-    def __init__(self, prepare: PrepareConfig, seed: int, *, parts: Sequence[str], tasks: Sequence[str] = EASY):
-        self.seed, self.settings, self.tasks = seed, prepare.episodes, tuple(tasks)
+    def __init__(self, prepare: PrepareConfig, seed: int, *, parts: Sequence[str]):
+        self.seed, self.settings = seed, prepare.episodes
+        self.tasks = tasks_of(prepare.episodes.tasks)
         self.parts, self.image_size = {*parts}, prepare.image_size if IMAGE in parts else 0
         self._rows = {"train": prepare.documents, "unseen_starts": prepare.validation_documents}
         self._kept: OrderedDict[tuple[str, int], tuple[Episode, list[int]]] = OrderedDict()
@@ -95,7 +96,8 @@ class MetaworldSource:
         """Make the whole episodes of a split, with all their images."""
         for number in range(-(-self._rows[split] // DOCUMENTS)):
             task, index = self.task_of(split, number)
-            yield episode(task, self.seed, index + (HELD_OUT if split != "train" else 0), image_size=self.image_size)
+            index += HELD_OUT if split != "train" else 0
+            yield episode(task, self.seed, index, image_size=self.image_size, max_steps=self.settings.max_steps)
 
     def _episode(self, split: str, number: int) -> tuple[Episode, list[int]]:
         """Return an episode of a split, with the images that its documents show, and where they start; few are kept."""
@@ -118,7 +120,8 @@ class MetaworldSource:
         def frames(length: int) -> set[int]:
             return {step for start in places(length) for step in self._seen(start, length)}
 
-        made = episode(task, self.seed, index, image_size=self.image_size, frames=frames)
+        made = episode(task, self.seed, index, image_size=self.image_size, frames=frames,
+                       max_steps=self.settings.max_steps)  # fmt: skip
         return made, places(len(made))
 
     def _seen(self, start: int, length: int) -> set[int]:

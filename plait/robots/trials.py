@@ -1,14 +1,16 @@
 """A policy tried in Meta-World's tasks from unseen starts: how often it succeeds, beside others, and how it looks.
 
-- success: the share of episodes that succeed, with Wilson's 95% interval; success/TASK of each task.
+- success: the share of episodes that succeed, with Wilson's 95% interval; success/TASK of each task. Of tasks that are
+  not equally hard also success_easy, success_medium and so on, and success_by_difficulty, the mean of these, which is
+  what is published of all 50 (MT50).
 - success_wrong_instruction: where every task is told another one's sentence: a policy that reads fails then.
 - success_expert, success_random, success_baseline: the scripted expert, which sees where objects are, random actions,
   and a plain network that was trained for `evaluate.baseline_minutes` on the same documents (plait/robots/baseline.py).
 - seconds_per_action: of one environment alone, on this machine.
 """
 
+import dataclasses
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,13 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from plait.common.files import atomic_file, read_json, write_json, write_text
+from plait.common.files import read_json, write_json
 from plait.common.progress import Progress
 from plait.config.run import EvaluateConfig
-from plait.prepare.raw import TRIALS, Act
+from plait.evaluate.films import FAILURES, SHOWN, Film, write_film, write_shown
+from plait.prepare.raw import Act, TrialRow, TrialTable
 from plait.robots import baseline
 from plait.robots.metaworld_env import RATE, TaskEnv
-from plait.robots.metaworld_tasks import SENTENCES, check_task
+from plait.robots.metaworld_tasks import DIFFICULTY, SENTENCES, check_task, difficulty_of
 from plait.robots.rollouts import (
     EXECUTE,
     Rollout,
@@ -33,18 +36,36 @@ from plait.robots.rollouts import (
     roll_out,
     rollout,
     success_table,
-    write_video,
 )
 from plait.robots.source import MetaworldSource
 
 BESIDE = 50
 """Most episodes of each row beside the model's own."""
-SHOWN = 8
-"""Most episodes that are shown."""
 SIZE = 192
 """Side of what is shown, in pixels."""
 VERSION = 1
 """Of the rows beside; those of another version are made again."""
+
+
+def _share(difficulty: str) -> str:
+    """Return the figure of how often tasks succeed that are so hard."""
+    return "success_" + difficulty.replace(" ", "_")
+
+
+_WHO = {
+    "success": "the model", "success_expert": "the scripted expert", "success_baseline": "a plain network",
+    "success_wrong_instruction": "the model, told another task", "success_random": "random actions",
+    "success_by_difficulty": "the model, mean of the four below",
+    **{_share(name): f"the model, {name} tasks" for name in DIFFICULTY},
+}  # fmt: skip
+TABLES = (
+    TrialTable(
+        "Share of episodes that succeed, from starts that training never shows, with its 95% interval.",
+        tuple(TrialRow(who, figure) for figure, who in _WHO.items()),
+        parts="success",
+    ),
+)
+"""How a page shows the figures."""
 
 Figures = dict[str, float]
 
@@ -63,11 +84,11 @@ class MetaworldTrials:
         few = range(max(1, min(len(seeds), BESIDE // len(self.tasks))))
         own = self._rolled_out(act, seeds, progress, "episodes of the model")
         wrong = self._rolled_out(act, few, progress, "told another task", said=self.others())
-        figures = _named("success", success_table(own))
+        figures = _named("success", success_table(own)) | _by_difficulty(own)
         figures |= _of_all("success_wrong_instruction", wrong)
         figures |= self._beside(few, evaluate, seed, folder, progress)
         if folder is not None:
-            self._show(own, folder)
+            write_shown(folder, TABLES, _films(own), RATE)
         return figures | {"seconds_per_action": self._seconds(act)}
 
     def watch(
@@ -76,13 +97,13 @@ class MetaworldTrials:
     ) -> Iterator[tuple[str, bool, str]]:  # fmt: skip
         """Act in unseen starts, one after another; see `plait.prepare.raw.Trials`."""
         for task in [check_task(task, "--task") for task in tasks] or self.tasks:
-            env = TaskEnv(task, self.source.image_size)
+            env = TaskEnv(task, self.source.image_size, max_steps=self.source.settings.max_steps)
             try:
                 for number in range(seed, seed + episodes):
                     episode = self._watched(act, env, number, show)
                     said = f"{SENTENCES[task]}, start {number}: {_ending(episode)}"
                     if videos is not None:
-                        write_video(images_of(episode, SIZE), videos / f"{task}-{number}.mp4", RATE)
+                        write_film(images_of(episode, SIZE), videos / f"{task}-{number}.mp4", RATE)
                     yield task, episode.success, said
             finally:
                 env.close()
@@ -114,7 +135,7 @@ class MetaworldTrials:
         source = self.source
         with progress.stage(f"robot: {title}", total=len(self.tasks) * len(seeds)) as bar:
             return roll_out(self.tasks, seeds, act, image_size=source.image_size, history=source.settings.history,
-                            said=said, progress=bar.to)  # fmt: skip
+                            max_steps=source.settings.max_steps, said=said, progress=bar.to)  # fmt: skip
 
     def _beside(
         self, seeds: Sequence[int], evaluate: EvaluateConfig, seed: int, folder: Path | None, progress: Progress
@@ -123,13 +144,15 @@ class MetaworldTrials:
         source, minutes = self.source, evaluate.baseline_minutes
         key: dict[str, Any] = {
             "tasks": list(self.tasks), "seeds": len(seeds), "minutes": minutes, "documents": source.splits()["train"],
-            "seed": [seed, source.seed], "size": source.image_size, "chunk": source.settings.chunk, "version": VERSION,
+            "seed": [seed, source.seed], "size": source.image_size, "chunk": source.settings.chunk,
+            "max_steps": source.settings.max_steps, "version": VERSION,
         }  # fmt: skip
         path = folder / "beside.json" if folder else None
         if path and path.is_file() and (kept := read_json(path, "evaluation")).get("key") == key:
             return {name: float(value) for name, value in kept["figures"].items()}
-        figures = _of_all("success_expert", expert_rollouts(self.tasks, seeds))
-        figures |= _of_all("success_random", random_rollouts(self.tasks, seeds, seed=seed))
+        longest = source.settings.max_steps
+        figures = _of_all("success_expert", expert_rollouts(self.tasks, seeds, max_steps=longest))
+        figures |= _of_all("success_random", random_rollouts(self.tasks, seeds, seed=seed, max_steps=longest))
         if minutes:
             with progress.stage(f"robot: plain network, {minutes:g} min", total=1) as bar:
                 threads = torch.get_num_threads()
@@ -140,26 +163,6 @@ class MetaworldTrials:
         if path:
             write_json(path, {"key": key, "figures": figures})
         return figures
-
-    def _show(self, rollouts: Sequence[Rollout], folder: Path) -> None:
-        """Write the first failure of each task, half of what is shown, and the first success of each for the rest."""
-        failed, succeeded = (
-            list({r.task: r for r in reversed(rollouts) if r.success == hit}.values())[::-1] for hit in (False, True)
-        )
-        failed = failed[: SHOWN // 2]
-        chosen = [*succeeded[: SHOWN - len(failed)], *failed]
-        records = []
-        for old in folder.glob("*.gif"):
-            old.unlink()
-        for number, episode in enumerate(chosen):
-            name = f"{number:02d}-{episode.task}-{episode.seed}.gif"
-            with atomic_file(folder / name) as temporary:
-                renamed = temporary.with_suffix(".gif")
-                write_video(images_of(episode, SIZE), renamed, RATE)
-                renamed.replace(temporary)
-            record = {"title": SENTENCES[episode.task], "said": _ending(episode), "file": name}
-            records.append(record | {"success": episode.success})
-        write_text(folder / TRIALS, "".join(json.dumps(record) + "\n" for record in records))
 
     def _seconds(self, act: Act, times: int = 5) -> float:
         """Return the seconds that the model takes for each action that is done, of one environment alone."""
@@ -174,12 +177,35 @@ class MetaworldTrials:
         return (time.perf_counter() - began) / times / min(EXECUTE, len(chunk))
 
 
+def _films(rollouts: Sequence[Rollout]) -> Iterator[Film]:
+    """Yield the first failure of each task, `FAILURES` at most, after the first success of each for the rest."""
+    failed, succeeded = (
+        list({r.task: r for r in reversed(rollouts) if r.success == hit}.values())[::-1] for hit in (False, True)
+    )
+    failed = failed[:FAILURES]
+    for episode in [*succeeded[: SHOWN - len(failed)], *failed]:
+        frames = images_of(episode, SIZE)
+        yield Film(f"{episode.task}-{episode.seed}", SENTENCES[episode.task], _ending(episode), episode.success, frames)
+
+
 def _ending(episode: Rollout) -> str:
     return f"succeeds after {episode.steps} steps" if episode.success else f"fails in {episode.steps} steps"
 
 
 def _of_all(name: str, rollouts: Sequence[Rollout]) -> Figures:
     return {n: value for n, value in _named(name, success_table(rollouts)).items() if "/" not in n}
+
+
+def _by_difficulty(rollouts: Sequence[Rollout]) -> Figures:
+    """Return success by how hard tasks are, and the mean of these shares; nothing where all are equally hard."""
+    grouped = success_table([dataclasses.replace(one, task=difficulty_of(one.task)) for one in rollouts])
+    groups = [name for name in DIFFICULTY if name in grouped]
+    if len(groups) < 2:
+        return {}
+    figures: Figures = {"success_by_difficulty": sum(grouped[name]["success"] for name in groups) / len(groups)}
+    for name in groups:
+        figures |= _named(_share(name), {"all": grouped[name]})
+    return figures
 
 
 def _named(name: str, table: Mapping[str, Mapping[str, float]]) -> Figures:

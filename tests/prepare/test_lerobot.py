@@ -390,6 +390,10 @@ def test_codecs_of_parts_that_are_not_there_are_refused(written):
     for source in (["lerobot:a", "b.jsonl"], ["lerobot:a"]):
         with pytest.raises(ConfigError, match=r"^prepare\.source: .* or lerobot:FOLDER alone, or manifests"):
             prepare(from_dict(RunConfig, run_values("", source=source)))
+    values = run_values(written["mixed"])
+    values["prepare"].setdefault("episodes", {})["tasks"] = ["all"]
+    with pytest.raises(ConfigError, match=r"^prepare\.episodes\.tasks: \['all'\] is not allowed, .*left out"):
+        prepare(from_dict(RunConfig, values))
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

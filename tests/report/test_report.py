@@ -319,6 +319,26 @@ def test_scores_of_any_modality_are_found_by_its_name():
     assert scores({}, [], {}) == [] and scores({"answer": 1.0}, ["text"], {}) == []
 
 
+def test_scores_of_traffic():
+    numbers = {"traffic_event_accuracy": 0.6, "traffic_event_shuffled": 0.05, "traffic_event_nearest": 0.9,
+               "traffic_lane_accuracy": 0.97, "traffic_lane_chance": 0.25, "traffic_no_collision": 0.9,
+               "traffic_no_collision_real": 1.0, "traffic_no_collision_codec": 0.99, "traffic_idm_crash_rate": 0.04,
+               "traffic_idm_crash_rate_low": 0.01, "traffic_idm_crash_rate_high": 0.1, "traffic_idle_speed": 18.44,
+               "traffic_idle_speed_real": 18.1, "caption_lane_accuracy": 0.9, "caption_lane_chance": 0.25,
+               "caption_event_accuracy": 0.5}  # fmt: skip
+    rows = {(*r.path, r.label): r for r in scores(numbers, ["text", "traffic", "actions"], {})}
+    event = rows["text", "traffic", "what happens is what the caption says"]
+    assert (event.value, event.aside) == ("60.0%", "nearest training items 90.0%, another document’s 5.0%")
+    assert rows["text", "traffic", "ego is in the lane that the caption says"].chance == "25.0%"
+    whole = rows["text", "traffic", "no vehicles collide in a simulation"]
+    assert (whole.ceiling, whole.aside, whole.bar) == ("99.0%", "real ones 100.0%", (0.9, 0.0, 0.99))
+    crashes = rows["text", "traffic", "highway-env’s own driver (IDM and MOBIL) crashes in it"]
+    assert (crashes.value, crashes.aside, crashes.bar) == ("4.0%", "1.0% to 10.0%", None)
+    speed = rows["text", "traffic", "mean speed of a driver that keeps lane and speed in it, m/s"]
+    assert (speed.value, speed.aside) == ("18.4", "real ones 18.1")
+    assert rows["traffic", "text", "says in which lane ego is"].chance == "25.0%" and len(rows) == 7
+
+
 def test_scores_of_scenes_and_motions():
     numbers = {"scene3d_object_accuracy": 0.4, "scene3d_object_chance": 0.01, "scene3d_object_codec": 0.95,
                "scene3d_colour_accuracy": 0.9, "caption_scene3d_colour_accuracy": 0.8, "scene3d_stands": 0.97,

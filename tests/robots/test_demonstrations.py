@@ -79,9 +79,8 @@ def test_a_failure_is_replaced_by_the_next_attempt(monkeypatch):
         episode(TASK, 0, 0)
 
 
-def test_an_attempt_that_fails_is_none(monkeypatch):
-    monkeypatch.setattr(module, "MAX_STEPS", 5)
-    assert demonstration(TASK, 0, 0) is None
+def test_an_attempt_that_fails_is_none():
+    assert demonstration(TASK, 0, 0, max_steps=5) is None
 
 
 def test_only_the_images_that_are_seen_are_made():

@@ -35,3 +35,5 @@ def test_an_unknown_task_names_the_nearest():
         check_task("drawer-opne-v3")
     with pytest.raises(ConfigError, match="did you mean 'very hard'"):
         tasks_of(["very hrad"])
+    with pytest.raises(ConfigError, match=r"prepare\.episodes\.tasks"):
+        tasks_of([])

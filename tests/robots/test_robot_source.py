@@ -21,8 +21,8 @@ needs_metaworld = pytest.mark.skipif("not __import__('importlib').util.find_spec
 def source(documents: int = 64, parts=PARTS, tasks=TASKS, **episodes) -> MetaworldSource:
     """Return a source of few tasks, small images."""
     prepare = PrepareConfig(documents=documents, validation_documents=20, image_size=16,
-                            episodes=EpisodesConfig(**episodes))  # fmt: skip
-    return MetaworldSource(prepare, 0, parts=parts, tasks=tasks)
+                            episodes=EpisodesConfig(tasks=list(tasks), **episodes))  # fmt: skip
+    return MetaworldSource(prepare, 0, parts=parts)
 
 
 def same(one, other) -> bool:

@@ -7,9 +7,11 @@ import pytest
 
 from plait.common.errors import ConfigError
 from plait.common.progress import QuietProgress
+from plait.config.episodes import EpisodesConfig
 from plait.config.run import EvaluateConfig, PrepareConfig
 from plait.robots import trials as module
 from plait.robots.metaworld_tasks import SENTENCES
+from plait.robots.rollouts import Rollout
 from plait.robots.source import MetaworldSource
 from plait.robots.trials import MetaworldTrials
 
@@ -17,9 +19,10 @@ pytest.importorskip("metaworld", reason="Meta-World is not installed")
 TASKS = ("handle-press-v3", "coffee-button-v3")
 
 
-def source(**settings) -> MetaworldSource:
-    prepare = PrepareConfig(documents=32, validation_documents=16, image_size=16, **settings)
-    return MetaworldSource(prepare, 0, parts=("text", "image", "state", "actions"), tasks=TASKS)
+def source(tasks=TASKS, **settings) -> MetaworldSource:
+    episodes = EpisodesConfig(tasks=list(tasks))
+    prepare = PrepareConfig(documents=32, validation_documents=16, image_size=16, episodes=episodes, **settings)
+    return MetaworldSource(prepare, 0, parts=("text", "image", "state", "actions"))
 
 
 def presses(observations: list[list[dict]]) -> list[np.ndarray]:
@@ -30,8 +33,19 @@ def presses(observations: list[list[dict]]) -> list[np.ndarray]:
 def test_every_task_is_told_another_ones_sentence():
     trials = MetaworldTrials(source())
     assert trials.others() == {TASKS[0]: SENTENCES[TASKS[1]], TASKS[1]: SENTENCES[TASKS[0]]}
-    same = MetaworldSource(PrepareConfig(documents=16), 0, parts=("text",), tasks=("push-v3", "push-back-v3", *TASKS))
+    same = source(tasks=("push-v3", "push-back-v3", *TASKS))
     assert all(said != SENTENCES[task] for task, said in MetaworldTrials(same).others().items())
+
+
+def test_success_by_how_hard_tasks_are():
+    tasks = ("handle-press-v3", "handle-press-v3", "soccer-v3", "sweep-v3", "push-v3")
+    hits = (True, False, True, False, False)
+    rollouts = [Rollout(task, k, hit, 1, np.zeros((1, 4), np.float32))
+                for k, (task, hit) in enumerate(zip(tasks, hits, strict=True))]  # fmt: skip
+    figures = module._by_difficulty(rollouts)
+    assert [figures[f"success_{name}"] for name in ("easy", "medium", "hard")] == [0.5, 0.5, 0]
+    assert figures["success_by_difficulty"] == pytest.approx(1 / 3) and figures["success_medium_count"] == 2
+    assert "success_very_hard" not in figures and not module._by_difficulty(rollouts[:2])
 
 
 @pytest.mark.slow

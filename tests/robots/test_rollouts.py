@@ -14,7 +14,6 @@ from plait.robots.rollouts import (
     roll_out,
     rollout,
     success_table,
-    write_video,
 )
 
 TASK, OTHER = "handle-press-v3", "coffee-button-v3"
@@ -142,32 +141,3 @@ def test_successes_are_counted_with_wilsons_interval():
 def test_settings_that_are_not_allowed(env, execute, in_parallel):
     with pytest.raises(ConfigError, match="at least 1"):
         roll_out([TASK], [0], lambda observations: [], execute=execute, in_parallel=in_parallel, image_size=0)
-
-
-def frames() -> list[np.ndarray]:
-    return [np.full((64, 64, 3), shade, np.uint8) for shade in range(0, 250, 10)]
-
-
-def test_a_gif_has_every_fourth_frame_and_the_last(tmp_path):
-    from PIL import Image, ImageSequence
-
-    write_video(frames(), tmp_path / "episode.gif")
-    with Image.open(tmp_path / "episode.gif") as file:
-        images = [(np.asarray(image.convert("RGB"))[0, 0, 0], image.info["duration"])
-                  for image in ImageSequence.Iterator(file)]  # fmt: skip
-    assert [time for _, time in images] == [50] * 6 + [1000]
-    assert [shade for shade, _ in images] == pytest.approx([0, 40, 80, 120, 160, 200, 240], abs=2)
-
-
-def test_an_mp4_has_every_frame(tmp_path):
-    av = pytest.importorskip("av", reason="PyAV is not installed")
-    write_video(frames(), tmp_path / "episode.mp4", rate=40)
-    with av.open(str(tmp_path / "episode.mp4")) as file:
-        assert file.streams.video[0].average_rate == 40
-        shades = [frame.to_ndarray(format="rgb24").mean() for frame in file.decode(video=0)]
-    assert shades == pytest.approx(range(0, 250, 10), abs=3)
-
-
-def test_a_video_of_another_kind(tmp_path):
-    with pytest.raises(ConfigError, match=r"'episode\.avi' is not allowed as a video, it must end with \.gif or \.mp4"):
-        write_video(frames(), tmp_path / "episode.avi")
