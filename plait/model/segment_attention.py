@@ -6,6 +6,7 @@ plain torch have a dozen each, and a compiler sees one opaque call whatever the 
 recompilation when they change.
 """
 
+import functools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -101,19 +102,26 @@ segment_attention.register_autograd(_gradients, setup_context=_keep)
 def _groups(table: Tensor, like: Tensor) -> Iterator[tuple[Tensor, Tensor, int, bool, Tensor | None]]:
     """Yield segments of the same sizes together: the places of their queries and of their keys, one segment after
     another, how many there are, and how the kernel is told what is causal: its own way, or a mask."""
+    for queries, keys, count, causal in _grouped(table.numpy().tobytes(), table.shape[1]):
+        n, m = len(queries) // count, len(keys) // count
+        mask = None
+        if causal and m > n:  # the kernel's own causal mask is aligned to the first key
+            mask = like.new_full((n, m), float("-inf")).triu(m - n + 1)
+        yield queries, keys, count, causal and mask is None, mask
+
+
+@functools.lru_cache(maxsize=16)  # a batch's table is asked for in every layer, forward and backward
+def _grouped(table: bytes, width: int) -> list[tuple[Tensor, Tensor, int, bool]]:
+    """Return for each size the places of queries and of keys, how many segments there are, and if they are causal."""
     groups: dict[tuple[int, int, bool], tuple[list[np.ndarray], list[np.ndarray]]] = {}
-    for start, stop, causal, *bounds in table[:-1].tolist():
+    for start, stop, causal, *bounds in np.frombuffer(table, np.int64).reshape(-1, width)[:-1].tolist():
         keys = [np.arange(low, high) for low, high in zip(bounds[::2], bounds[1::2], strict=True) if high > low]
         n, m = stop - start, sum(map(len, keys))
         rows, columns = groups.setdefault((n, m, bool(causal) and n > 1), ([], []))
         rows.append(np.arange(start, stop))
         columns += keys
-    for (n, m, causal), (rows, columns) in groups.items():
-        mask = None
-        if causal and m > n:  # the kernel's own causal mask is aligned to the first key
-            mask = like.new_full((n, m), float("-inf")).triu(m - n + 1)
-        queries, keys_of_them = (torch.from_numpy(np.concatenate(pieces)) for pieces in (rows, columns))
-        yield queries, keys_of_them, len(rows), causal and mask is None, mask
+    return [(*(torch.from_numpy(np.concatenate(pieces)) for pieces in (rows, columns)), len(rows), causal)
+            for (_, _, causal), (rows, columns) in groups.items()]  # fmt: skip
 
 
 def _items(x: Tensor, places: Tensor, count: int) -> Tensor:
