@@ -31,11 +31,13 @@ from plans import table as plan_table
 from quickstart_table import kept
 from quickstart_table import table as quickstart_table
 from table import shown
+from trials_table import drivers, robots
 from worlds_table import worlds as worlds_table
 
 LOG, VERDICTS = ROOT / "docs" / "experiments.md", ROOT / "docs" / "results.md"
 """A log, whose figures stay as they were measured; and a page that `make verdicts` writes."""
 PAGES = (ROOT / "README.md", *sorted({*(ROOT / "docs").glob("*.md")} - {LOG, VERDICTS}))
+STUDY_LOGS = ROOT / "docs" / "study_logs"
 HEADS = tuple(sorted(path for folder in ("configs", "studies") for path in (ROOT / folder).glob("*.yaml")))
 QUICKSTARTS = ROOT / "docs" / "quickstart"
 QUICKSTART_RUNS = QUICKSTARTS / "runs.json"
@@ -90,6 +92,20 @@ WORLDS_SCORE = (
     ("motion_error", "{:.3f} sides of the cube off"),
     ("motion_error_still", "(nothing moves: {:.3f})"),
 )
+ROBOT_SCORE = (
+    ("success", "From starts that training never shows it succeeds in {:.0%} of the episodes"),
+    ("success_expert", "(the scripted expert {:.0%},"),
+    ("success_baseline", "a plain network {:.0%},"),
+    ("success_random", "random actions {:.0%}),"),
+    ("success_wrong_instruction", "and in {:.0%} where it is told another task"),
+)
+DRIVING_SCORE = (
+    ("drive_crash_rate", "It crashes in {:.0%} of hard scenes that training never shows"),
+    ("drive_crash_rate_idm", "(highway-env's own driver {:.0%},"),
+    ("drive_crash_rate_idle", "one that keeps on {:.0%});"),
+    ("traffic_event_accuracy", "in {:.0%} of the scenes made from captions all of it happens,"),
+    ("caption_traffic_event_accuracy", "and captions of scenes are right in all they say in {:.0%}"),
+)
 ALL_CONCEPTS_SCORE = (
     ("caption_object_accuracy", "captions name the right one of 1,532 objects in {:.1%}"),
     ("caption_object_chance", "(chance {:.2%})"),
@@ -97,7 +113,8 @@ ALL_CONCEPTS_SCORE = (
 SCORES = {"quickstart": ("mixed", SMALL_WORLD_SCORE), "transfusion": ("transfusion", SMALL_WORLD_SCORE),
           "chameleon-speech": ("chameleon_speech", SMALL_WORLD_SCORE),
           "smollm2-images": ("smollm2_images", SMALL_WORLD_SCORE),
-          "worlds": ("worlds", WORLDS_SCORE),
+          "worlds": ("worlds", WORLDS_SCORE), "robot": ("robot", ROBOT_SCORE),
+          "robot-all": ("robot_all", ROBOT_SCORE), "driving": ("driving", DRIVING_SCORE),
           "all-concepts": ("all_concepts", ALL_CONCEPTS_SCORE)}  # fmt: skip
 """Name of a run's two figures within sentences, its results file, and what is said of it."""
 
@@ -107,9 +124,9 @@ def quickstart(summary: Mapping[str, Any]) -> str:
     return f"{cost(summary)}. {score(summary, SMALL_WORLD_SCORE)}. {source('plait quickstart', summary)}"
 
 
-def worlds_block(summary: Mapping[str, Any]) -> str:
-    """Return what the quickstart of worlds took and reached."""
-    return f"{cost(summary)}. {source('plait quickstart --setting worlds', summary)}\n\n{worlds_table(summary)}"
+def reached(command: str, table: Callable[[Mapping[str, Any]], str]) -> Callable[[Mapping[str, Any]], str]:
+    """Return what writes what a run took, and a table of what it reached."""
+    return lambda summary: f"{cost(summary)}. {source(command, summary)}\n\n{table(summary)}"
 
 
 def score(summary: Mapping[str, Any], said: Sequence[tuple[str, str]]) -> str:
@@ -208,7 +225,10 @@ def rows_of(titles: Sequence[tuple[str, str]], part: str) -> Callable[[Mapping[s
 BLOCKS: dict[str, tuple[Path, Callable[[Mapping[str, Any]], str]]] = {
     "quickstart": (QUICKSTARTS / "mixed.json", quickstart),
     "quickstart-runs": (QUICKSTART_RUNS, quickstart_table),
-    "worlds": (QUICKSTARTS / "worlds.json", worlds_block),
+    "worlds": (QUICKSTARTS / "worlds.json", reached("plait quickstart --setting worlds", worlds_table)),
+    "robot": (QUICKSTARTS / "robot.json", reached("plait quickstart --setting robot", robots)),
+    "robot-all": (QUICKSTARTS / "robot_all.json", reached("plait quickstart --config robot_all", robots)),
+    "driving": (QUICKSTARTS / "driving.json", reached("plait quickstart --config driving", drivers)),
     "studies": (STUDIES, studies),
     "speed": (SPEED, speed),
     "checkpoint": (SPEED, rows_of(CHECKPOINT, "checkpoint")),
@@ -240,9 +260,11 @@ def run_minutes(study: str) -> tuple[Path, Callable[[Mapping[str, Any]], str]]:
         commit = short(judged.get(study, study_log["machine"]["commit"]))
         return f"a run took {low if low == high else f'{low} to {high}'} min of one core (commit {commit})"
 
-    return ROOT / "docs" / "study_logs" / Path(settings["out"]).name / "study.json", text
+    return STUDY_LOGS / Path(settings["out"]).name / "study.json", text
 
 
+KEPT_STUDIES = [path.stem for path in HEADS if path.parent.name == "studies" and run_minutes(path.stem)[0].is_file()]
+"""Those whose runs are done."""
 _LARGEST = "step_ratio/mot/d2048-t1024-3towers-34-33-33/bfloat16"
 INLINE: dict[str, tuple[Path, Callable[[Mapping[str, Any]], str]]] = {
     "eager-2048": row(f"{_LARGEST}/eager", "{:.2f}"),
@@ -254,7 +276,7 @@ INLINE: dict[str, tuple[Path, Callable[[Mapping[str, Any]], str]]] = {
         f"{name}-score": (QUICKSTARTS / f"{file}.json", functools.partial(score, said=said))
         for name, (file, said) in SCORES.items()
     },
-    **{f"minutes-{path.stem}": run_minutes(path.stem) for path in HEADS if path.parent.name == "studies"},
+    **{f"minutes-{study}": run_minutes(study) for study in KEPT_STUDIES},
 }
 """Name of a figure within a sentence: its results file, and what makes the text of it."""
 

@@ -10,6 +10,7 @@ from plait.common.files import write_json, write_text
 from plait.compare.curves import TRAINING, VALIDATION, Curve, Key
 from plait.compare.records import Records, Run
 from plait.compare.scaling import fit_families
+from plait.compare.shares import difference_rows, share_rows
 from plait.compare.step_matching import Match, Spread, match
 from plait.compare.study import Study
 from plait.compare.tables import markdown
@@ -18,7 +19,8 @@ UNITS = {"next_token": "nats per token", "diffusion": "squared error"}
 """What the loss of an objective is counted in."""
 
 
-NOTHING = {"arms": [], "tuning": [], "runs": [], "scores": [], "matches": [], "claims": [], "machine": {}, "data": "",
+NOTHING = {"arms": [], "tuning": [], "runs": [], "scores": [], "shares": [], "share_differences": [], "matches": [],
+           "claims": [], "machine": {}, "data": "",
            "scaling": {"points": [], "fits": [], "lines": [], "savings": []}}  # fmt: skip
 """results.json of what has no more than its name."""
 
@@ -66,11 +68,13 @@ def gather(study: Study, records: Records) -> Found:
     """Match what is finished, and return rows."""
     config, base = study.config, study.base_config()
     names = [row["arm"] for row in records.arms]
-    units = {name: UNITS[m.objective] for name, m in base.model.modalities.items() if m.objective in UNITS}
+    learned = {name: m for name, m in base.model.modalities.items() if base.modalities[name].learns}
+    units = {name: UNITS[m.objective] for name, m in learned.items() if m.objective in UNITS}
     warmup = base.train.warmup_steps
     curves = {key: _in_order(run_curves, units) for key, run_curves in records.curves.items()}
     pairs = [pair for arm in names for pair in _pairs(arm, config.arms[arm].against, curves, warmup)]
     matches = [match_row(pair, records) for pair in pairs]
+    against = {name: config.arms[name].against for name in names}
     results = {
         "study": config.name,
         "about": config.about,
@@ -80,6 +84,8 @@ def gather(study: Study, records: Records) -> Found:
         "tuning": records.tuning,
         "runs": records.runs,
         "scores": records.scores,
+        "shares": share_rows(config.shares, names, records.scores),
+        "share_differences": difference_rows(config.shares, against, records.scores),
         "matches": matches,
         "scaling": fit_families(config.scaling, records),
         "claims": [_claim_row(dataclasses.asdict(entry), matches, records) for entry in config.paper],

@@ -1,7 +1,8 @@
 """`plait compare --evaluate`: what the trained models of a study make of held-out documents, run by run.
 
-Every finished run is evaluated as `plait evaluate` does: it captions, draws and speaks, and judges say how well. The
-figures lie in the run's folder; losses among them are left to the loss curves.
+Every finished run is evaluated as `plait evaluate` does: it captions, draws and speaks, and judges say how well; a
+model that acts is tried in the environments that its data come from. The figures lie in the run's folder; losses among
+them are left to the loss curves. Several processes may evaluate the runs of a study at once, as they may train them.
 """
 
 from collections.abc import Callable
@@ -25,15 +26,21 @@ LOSSES = ("val_loss/", "task_loss/", "perplexity/")
 
 def evaluate_runs(run: StudyRun, evaluate: Evaluate) -> None:
     """Evaluate every finished run that still has a checkpoint; says which have none, and which scores nobody has."""
-    for arm, seed, folder in run.each_finished("evaluate"):
-        if checkpoint.find(folder / "checkpoints"):
+    study = run.study.config
+
+    def evaluate_run(arm: str, seed: int) -> None:
+        if checkpoint.find(run.folder(arm, seed) / "checkpoints"):
             evaluate(_config(run, arm, seed), run.progress)
+            run.progress.print(f"{arm}, seed {seed}: evaluated")
         else:
             run.progress.print(f"{arm}, seed {seed}: it has no checkpoint any more, so it is left out")
-    for entry in (entry for entry in run.study.config.paper if entry.score):
-        rows = [row for seed in run.study.config.arms[entry.arm].seeds for row in read_scores(run, entry.arm, seed)]
-        if rows and not any(entry.score in row for row in rows):
-            run.progress.print(unknown(f"score of {entry.claim!r}", entry.score, rows[0].keys() - {"arm", "seed"}))
+
+    run.share(run.finished(), evaluate_run, "evaluates")
+    asked = [(f"score of {entry.claim!r}", entry.score, [entry.arm]) for entry in study.paper if entry.score]
+    for what, name, arms in [*asked, *(("shares", name, [*study.arms]) for name in study.shares)]:
+        rows = [row for arm in arms for seed in study.arms[arm].seeds for row in read_scores(run, arm, seed)]
+        if rows and not any(name in row for row in rows):
+            run.progress.print(unknown(what, name, rows[0].keys() - {"arm", "seed"}))
 
 
 def read_scores(run: StudyRun, arm: str, seed: int) -> list[dict[str, Any]]:

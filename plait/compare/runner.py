@@ -70,7 +70,7 @@ class StudyRun:
 
     def make_plan(self, arms: Sequence[str] = ()) -> dict[str, ArmPlan]:
         """Prepare the data where that was not done, and plan and check arms, all where none is named."""
-        self._share([()], self._prepare, "prepares the data")
+        self.share([()], self._prepare, "prepares the data")
         self.plan = make_plan(self.study, list(arms) or list(self.study.config.arms))
         check_plan(self.study, self.plan)
         check_trials(self.study, self.plan)
@@ -81,11 +81,11 @@ class StudyRun:
         self.make_plan()
         owners = [owner for owner in dict.fromkeys(map(self.rate_owner, self.arms)) if owner]
         trials = [(owner, rate) for owner in owners for rate in self.rates_to_try(owner)]
-        self._share(trials, self._try, "tries learning rates")
+        self.share(trials, self._try, "tries learning rates")
         jobs = [(arm, seed) for arm in self.arms for seed in self.seeds_of(arm)]
-        self._share(sorted(jobs, key=lambda job: job[1]), self._run, "trains")  # whole comparisons first
+        self.share(_by_seed(jobs), self._run, "trains")
 
-    def _share(self, jobs: list[tuple], do: Callable[..., None], doing: str) -> None:
+    def share(self, jobs: list[tuple], do: Callable[..., None], doing: str) -> None:
         """Do every job, and come back to those that other processes are at, until these have ended them."""
         waited = False
         while jobs:
@@ -129,10 +129,14 @@ class StudyRun:
         own = self.study.config.arms[arm].seeds
         return [s for s in own if s in self.seeds] if self.seeds else own
 
+    def finished(self) -> list[tuple[str, int]]:
+        """Return arm and seed of the finished runs of the chosen arms and seeds, seed by seed."""
+        runs = [(arm, seed) for arm in self.arms for seed in self.seeds_of(arm)]
+        return _by_seed([run for run in runs if self.status(*run)[0] == "finished"])
+
     def each_finished(self, doing: str) -> Iterator[tuple[str, int, Path]]:
         """Go through the finished runs of the chosen arms and seeds, (arm, seed, folder), and show how far it is."""
-        runs = [(arm, seed) for arm in self.arms for seed in self.seeds_of(arm)]
-        finished = [run for run in runs if self.status(*run)[0] == "finished"]
+        finished = self.finished()
         with self.progress.stage(doing, total=len(finished)) as bar:
             for arm, seed in finished:
                 yield arm, seed, self.folder(arm, seed)
@@ -237,6 +241,11 @@ class StudyRun:
         write_json(out / DONE, {"steps": state.step, "tokens": state.tokens, "seconds": state.seconds,
                                 "skipped_steps": state.skipped_steps})  # fmt: skip
         (out / FAILURE).unlink(missing_ok=True)
+
+
+def _by_seed(runs: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Return runs in the order in which whole comparisons come first."""
+    return sorted(runs, key=lambda run: run[1])
 
 
 def _same_data(path: Path, digest: str) -> str:

@@ -129,6 +129,9 @@ class StudyConfig(Checked):
     operations is fitted for each."""
     paper: list[PaperConfig] = field(default_factory=list)
     """The paper's own figures."""
+    shares: list[str] = field(default_factory=list)
+    """Figures of `plait evaluate` that are shares of so many tries, such as success: counted over all seeds, and
+    compared over the same tries (plait/compare/shares.py)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""The charts of a study: steps for the same loss, losses, step matching, judges' scores and scaling."""
+"""The charts of a study: steps for the same loss, losses, step matching, scores, tries and scaling."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -25,7 +25,7 @@ def charts(matched: Matched) -> list[Chart]:
     drawn += [
         _matching(matched, split) for split in dict.fromkeys([VALIDATION, TRAINING, *(p.split for p in matched.pairs)])
     ]
-    drawn += [_scores(matched), _scaling(matched)]
+    drawn += [_scores(matched), _tried(matched), _scaling(matched)]
     return [chart for chart in drawn if chart.panels]
 
 
@@ -167,6 +167,21 @@ def _scores(matched: Matched) -> Chart:
         "only those of as many images can be compared."
     )
     return Chart("scores", "What the models make", "What judges say of what the models make", note, panels)
+
+
+def _tried(matched: Matched) -> Chart:
+    """Shares of tries: a panel for each, a bar an arm."""
+    rows = [row for row in matched.results["shares"] if not row["group"]]
+    panels = []
+    for share in dict.fromkeys(row["share"] for row in rows):
+        series = [
+            Series(r["arm"], [0], [r["hits"] / r["tries"]], "bars", colour_of(matched, r["arm"]),
+                   [r["interval_low"]], [r["interval_high"]])
+            for r in rows if r["share"] == share
+        ]  # fmt: skip
+        panels.append(Panel(figure_words(share), "", "share", series, [-0.5, 0.5], [0, 1], categories=[""]))
+    note = "All tries of all seeds together. Whiskers: Wilson's 95% interval."
+    return Chart("tried", "The models tried", "Shares of tries", note, panels)
 
 
 def _scaling(matched: Matched) -> Chart:

@@ -9,7 +9,8 @@ from plait.web.html import write_page
 
 TEMPLATE = Path(__file__).parent / "templates" / "study.html"
 SECTIONS = ("Steps for the same loss", "Beside the paper", "Losses", "Step matching",
-            "Step matching on each validation set", "What the models make", "Scaling", "Inside the models", "Arms",
+            "Step matching on each validation set", "What the models make", "The models tried",
+            "The models tried by group", "Scaling", "Inside the models", "Arms",
             "Learning rates tried", "Runs")  # fmt: skip
 """In their order; a section has charts, a table of its name, or both."""
 FOLDED = ("Step matching on each validation set",)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from plait.compare.curves import TRAINING, VALIDATION
+from plait.compare.shares import count_of, figure_of
 from plait.compare.step_matching import Spread
 
 Table = tuple[str, str, list[str], list[list[str]]]
@@ -14,9 +15,9 @@ OPTIONAL = ("lowest to highest", "FLOPs", "time", "early")
 
 def tables(results: dict[str, Any]) -> list[Table]:
     """Return all tables that have rows."""
-    all_tables = [_claims_table(results), *_matches_tables(results), _scores_table(results), _scaling_table(results),
-                  _arms_table(results),
-                  _tuning_table(results), _runs_table(results)]  # fmt: skip
+    all_tables = [_claims_table(results), *_matches_tables(results), _scores_table(results), _shares_table(results),
+                  _groups_table(results), _scaling_table(results), _arms_table(results), _tuning_table(results),
+                  _runs_table(results)]  # fmt: skip
     return [table for table in all_tables if table[3]]
 
 
@@ -101,7 +102,9 @@ def _scores_table(results: dict) -> Table:
     """One row a figure, one column an arm."""
     rows = results["scores"]
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    figures = [name for name in dict.fromkeys(k for row in rows for k in row) if name not in ("arm", "seed")]
+    shares = {figure_of(row["share"], row["group"]) for row in results["shares"]}  # in tables of their own
+    shares |= {count_of(figure) for figure in shares}
+    figures = [name for name in dict.fromkeys(k for row in rows for k in row) if name not in ("arm", "seed", *shares)]
     cells = []
     for figure in figures:
         plain = figure.partition("/")[0]
@@ -129,6 +132,42 @@ def _mean_and_range(spread: Spread | None) -> str:
         return "–"
     span = interval(spread.low, spread.high, spread.seeds)
     return number(spread.mean) + (f" ({span})" if span != "–" and spread.low < spread.high else "")
+
+
+def _shares_table(results: dict) -> Table:
+    """One row for each share and arm: all tries together, and the difference from the arm that it is matched with."""
+    header = ["share", "arm", "mean", "lowest to highest", "seeds", "all tries", "95% interval", "against",
+              "difference", "lowest to highest", "95% interval", "better, worse"]  # fmt: skip
+    more = {(row["share"], row["arm"]): row for row in results["share_differences"]}
+    rows = []
+    for r in (row for row in results["shares"] if not row["group"]):
+        row = [figure_words(r["share"]), r["arm"], number(r["mean"]), interval(r["low"], r["high"], r["seeds"]),
+               str(r["seeds"]), f"{r['hits']:,} of {r['tries']:,}",
+               interval(r["interval_low"], r["interval_high"], 2)]  # fmt: skip
+        d = more.get((r["share"], r["arm"]))
+        row += [d["against"], signed(d["mean"]), signed_interval(d["low"], d["high"], d["seeds"]),
+                signed_interval(d["interval_low"], d["interval_high"], d["pairs"]),
+                f"{d['better']}, {d['worse']} of {d['pairs']}"] if d else ["–"] * 5  # fmt: skip
+        rows.append(row)
+    note = (
+        "Shares of tries, the same ones for every run: the mean over seeds with the lowest and highest, and all tries "
+        "together with Wilson's interval. The difference is from the arm that each is matched with, seed by seed; its "
+        "interval resamples pairs of the same seed and group of tries, of which some are better and some worse."
+    )
+    return "The models tried", note, header, rows
+
+
+def _groups_table(results: dict) -> Table:
+    """One row for each group of tries, one column an arm: all seeds together."""
+    rows = [row for row in results["shares"] if row["group"]]
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for r in rows:
+        text = f"{number(r['hits'] / r['tries'])} ({r['hits']:,} of {r['tries']:,})"
+        cells.setdefault((r["share"], r["group"]), {})[r["arm"]] = text
+    lines = [[figure_words(share), group, *(by_arm.get(arm, "–") for arm in arms)]
+             for (share, group), by_arm in cells.items()]  # fmt: skip
+    return "The models tried by group", "All seeds together.", ["share", "group", *arms], lines
 
 
 def _scaling_table(results: dict) -> Table:
@@ -193,3 +232,13 @@ def bounded(value: float | None, is_bound: bool) -> str:
 def interval(low: float | None, high: float | None, seeds: int) -> str:
     """Return the range over seeds, a dash where there is one seed."""
     return "–" if low is None or seeds < 2 else f"{number(low)} to {number(high)}"
+
+
+def signed(value: float) -> str:
+    """Return a difference of shares as it is read, with its sign."""
+    return f"{value:+.3f}"
+
+
+def signed_interval(low: float | None, high: float | None, count: int) -> str:
+    """Return the range of a difference, a dash where it is of one seed or pair."""
+    return "–" if low is None or high is None or count < 2 else f"{signed(low)} to {signed(high)}"

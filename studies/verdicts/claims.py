@@ -1,4 +1,5 @@
-"""The paper's claims, each with the rule by which figures decide it, written down before there are figures.
+"""The paper's claims and some of our own, each with the rule by which figures decide it, written down before there are
+figures.
 
 A row measures one number: a figure of a study, or the geometric mean of several, over another one where the claim is a
 comparison. Seeds are matched one by one, and every seed must lie on the claimed side.
@@ -12,11 +13,13 @@ from typing import Any
 
 from plait.common.errors import ConfigError, require, unknown
 from plait.compare.results import Found
+from plait.compare.shares import differences
 from plait.compare.study import SPLITS
 from plait.config.file import from_dict, read_yaml
 
 REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN = "reproduced", "not reproduced", "inconclusive", "not run yet"
-VALUES = ("steps_ratio", "end_ratio", "time_of_a_step", "flops_of_a_step", "identical_towers")
+VALUES = ("steps_ratio", "end_ratio", "time_of_a_step", "flops_of_a_step", "identical_towers",
+          "share_difference")  # fmt: skip
 LEAST_SEEDS = 2
 MOST_INCONCLUSIVE = 3
 
@@ -30,16 +33,20 @@ class Figure:
     arm: str = ""
     modality: str = ""
     split: str = "training"
+    share: str = ""
+    """A share of tries that the study has (`StudyConfig.shares`)."""
     value: str = "steps_ratio"
     """steps_ratio and end_ratio as in results.json, for each seed; time_of_a_step and flops_of_a_step: of the arm over
-    the one that it is matched with; identical_towers: the largest difference in float64 between a dense model and a
-    mixture of copies of it."""
+    the one that it is matched with; share_difference: the arm's share of tries less that of the one that it is matched
+    with, for each seed; identical_towers: the largest difference in float64 between a dense model and a mixture of
+    copies of it."""
 
     def __post_init__(self):
         if self.value not in VALUES:
             raise ConfigError(unknown("claims: value", self.value, VALUES))
         needed = () if self.value == "identical_towers" else ("study", "arm")
         needed = (*needed, "modality") if self.value.endswith("_ratio") else needed
+        needed = (*needed, "share") if self.value == "share_difference" else needed
         for name in needed:
             require(bool(getattr(self, name)), f"claims: {name}", getattr(self, name), f"named for {self.value}")
 
@@ -64,6 +71,9 @@ class Row:
         require(bool(self.of), "claims: of", [], "at least one figure")
         require(self.above is not None or self.below is not None, f"claims: {self.figure!r}", "no bound",
                 "above, below or both")  # fmt: skip
+        figures = [*self.of, *self.over]
+        require(len(figures) == 1 or all(f.value != "share_difference" for f in figures), f"claims: {self.figure!r}",
+                "a difference of shares among others", "that difference alone")  # fmt: skip
 
     @property
     def rule(self) -> str:
@@ -100,9 +110,11 @@ class Claims:
     studies: list[str]
     """Shipped studies whose runs are shown, those of all figures among them."""
     claims: list[Claim]
+    own: list[Claim] = field(default_factory=list)
+    """Claims that are not the paper's, judged by the same rules."""
 
     def __post_init__(self):
-        for claim in self.claims:
+        for claim in (*self.claims, *self.own):
             for figure in (f for row in claim.rows for f in (*row.of, *row.over) if f.study):
                 if figure.study not in self.studies:
                     raise ConfigError(unknown(f"claims: study of claim {claim.number}", figure.study, self.studies))
@@ -144,10 +156,12 @@ ALL_SEEDS = -1
 """The seed of a number that is the same for all."""
 
 
-def judge(claims: Claims, studies: dict[str, Found], identical: Callable[[], float]) -> dict[str, list[dict[str, Any]]]:
+def judge(
+    claims: list[Claim], studies: dict[str, Found], identical: Callable[[], float]
+) -> dict[str, list[dict[str, Any]]]:
     """Return ``rows`` (claim, figure, paper, ours, low, high, seeds, verdict) and ``claims`` with their verdicts."""
     rows, verdicts = [], []
-    for claim in claims.claims:
+    for claim in claims:
         claim_rows = [_judge_row(row, studies, identical) for row in claim.rows]
         rows += [{"number": claim.number, "claim": claim.claim, **row} for row in claim_rows]
         row_verdicts = {row["verdict"] for row in claim_rows}
@@ -189,11 +203,16 @@ def _verdict(row: Row, values: dict[int, Value]) -> str:
 
 
 def _all_run(row: Row, studies: dict[str, Found]) -> bool:
-    """Return whether all runs that a row is about are finished, those that its arms are matched with among them."""
+    """Return whether all runs that a row is about are finished, those that its arms are matched with among them, and
+    tried where it asks for a share of tries."""
     for figure in (f for f in (*row.of, *row.over) if f.study and f.value != "flops_of_a_step"):
         matched = studies[figure.study]
         arm = matched.study.config.arms[figure.arm]
-        if any((name, seed) not in matched.curves for name in (figure.arm, arm.against) for seed in arm.seeds):
+        runs = [(name, seed) for name in (figure.arm, arm.against) for seed in arm.seeds]
+        if any(run not in matched.curves for run in runs):
+            return False
+        tried = [(row["arm"], row["seed"]) for row in matched.records.scores if figure.share in row]
+        if figure.share and not set(runs) <= set(tried):
             return False
     return True
 
@@ -221,15 +240,20 @@ def _measured(figure: Figure, studies: dict[str, Found], identical: Callable[[],
     if figure.value == "identical_towers":
         return {ALL_SEEDS: Value(identical())}
     matched = studies[figure.study]
-    if figure.arm not in matched.study.config.arms:
-        raise ConfigError(unknown(f"claims: arm of {figure.study!r}", figure.arm, matched.study.config.arms))
+    config, scores = matched.study.config, matched.records.scores
+    if figure.arm not in config.arms:
+        raise ConfigError(unknown(f"claims: arm of {figure.study!r}", figure.arm, config.arms))
+    against, seeds = config.arms[figure.arm].against, config.arms[figure.arm].seeds
     if figure.value == "flops_of_a_step":
         row = next((r for r in matched.results["arms"] if r["arm"] == figure.arm), None)
         return {ALL_SEEDS: Value(row["flops_ratio"])} if row and row["flops_ratio"] else {}
     if figure.value == "time_of_a_step":
-        against, seeds = matched.study.config.arms[figure.arm].against, matched.study.config.arms[figure.arm].seeds
         times = {s: [matched.records.step_seconds(arm, s) for arm in (figure.arm, against)] for s in seeds}
         return {s: Value(arm_seconds / other) for s, (arm_seconds, other) in times.items() if arm_seconds and other}
+    if figure.value == "share_difference":
+        if figure.share not in config.shares:
+            raise ConfigError(unknown(f"claims: share of {figure.study!r}", figure.share, config.shares))
+        return {s: Value(number) for s, number in differences(figure.share, figure.arm, against, scores).items()}
     name = (figure.arm, figure.split, figure.modality)
     pair = next((p for p in matched.pairs if (p.arm, p.split, p.modality) == name), None)
     if pair is None:

@@ -1,4 +1,4 @@
-"""The verdicts on the paper's claims, from the logs that are kept of this repository's studies.
+"""The verdicts on the paper's claims, and on some of our own, from the logs that are kept of this repository's studies.
 
     python studies/verdicts/conclude.py docs        (or: make verdicts)
 
@@ -8,11 +8,11 @@ same logs. `plait compare STUDY --keep docs/study_logs` keeps the logs of a stud
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from claims import INCONCLUSIVE, MOST_INCONCLUSIVE, NOT_REPRODUCED, judge, read_claims
+from claims import INCONCLUSIVE, MOST_INCONCLUSIVE, NOT_REPRODUCED, REPRODUCED, judge, read_claims
 from identical import difference_of_identical_towers
 
 from plait.common.errors import PlaitError
@@ -34,8 +34,11 @@ LOGS, IMAGES, PAGES = "study_logs", "images/studies", "pages"
 SHARE = ("arm", "against", "modality", "seeds", "steps_ratio", "steps_ratio_low", "steps_ratio_high",
          "steps_ratio_is_bound")  # fmt: skip
 """What results.json keeps of an arm's match on the training loss."""
-SHOWN = ("Beside the paper", "Step matching", "What the models make", "Scaling", "Arms", "Learning rates tried")
+SHOWN = ("Beside the paper", "Step matching", "What the models make", "The models tried", "The models tried by group",
+         "Scaling", "Arms", "Learning rates tried")  # fmt: skip
 """Tables of each study that has runs."""
+OWN = {REPRODUCED: "holds", NOT_REPRODUCED: "does not hold"}
+"""What verdicts are called of claims that are not the paper's."""
 
 
 def main() -> None:
@@ -58,26 +61,32 @@ def conclude(folder: str | Path, find_study: Callable[[str], Study]) -> tuple[Pa
     folder = Path(folder)
     claims = read_claims(folder / "claims.yaml")
     studies = {name: _kept(find_study(name), folder) for name in claims.studies}
-    judged = judge(claims, studies, difference_of_identical_towers)
+    judged = judge(claims.claims, studies, difference_of_identical_towers)
+    own = judge(claims.own, studies, difference_of_identical_towers)
     run = {name: one for name, one in studies.items() if one.curves}
     results = {"rules": claims.rules, **judged, "studies": [_study_row(one) for one in studies.values()]}
+    results |= {"own": own} if claims.own else {}
     write_json(folder / "results.json", results)
     drawn = {name: _figures(one, folder) for name, one in run.items()}
     write_text(folder / "results.md", _markdown(results, run, drawn))
-    return folder / "results.md", open_questions(judged["claims"])
+    return folder / "results.md", [*open_questions(judged["claims"]), *missing_texts(own["claims"])]
 
 
 def open_questions(judged: list[dict[str, Any]]) -> list[str]:
-    """Return, in one sentence each, what the rules ask of the text beside the verdicts and is not there."""
+    """Return, in one sentence each, what the rules ask of the verdicts on the paper's claims and is not there."""
+    count = sum(row["verdict"] == INCONCLUSIVE for row in judged)
+    too_many = [f"{count} claims are inconclusive, at most {MOST_INCONCLUSIVE} may be"]
+    return [*missing_texts(judged), *(too_many if count > MOST_INCONCLUSIVE else [])]
+
+
+def missing_texts(judged: list[dict[str, Any]]) -> list[str]:
+    """Return, in one sentence each, what the rules ask of the text beside verdicts and is not there."""
     missing = []
     for row in judged:
         if row["verdict"] == INCONCLUSIVE and not row["decide"]:
             missing.append(f"claim {row['number']} is inconclusive: claims.yaml must say what would decide it")
         if row["verdict"] == NOT_REPRODUCED and not row["tried"]:
             missing.append(f"claim {row['number']} is not reproduced: claims.yaml must say what was tried")
-    count = sum(row["verdict"] == INCONCLUSIVE for row in judged)
-    if count > MOST_INCONCLUSIVE:
-        missing.append(f"{count} claims are inconclusive, at most {MOST_INCONCLUSIVE} may be")
     return missing
 
 
@@ -120,19 +129,30 @@ def _markdown(results: dict[str, Any], run: dict[str, Found], drawn: dict[str, l
         *markdown_table(*_claim_rows(results)),
         "## How verdicts are given", "", *(f"- {rule}" for rule in results["rules"]), "",
     ]  # fmt: skip
-    for title, verdict, key in (
-        ("What was tried", NOT_REPRODUCED, "tried"),
-        ("What would decide", INCONCLUSIVE, "decide"),
-        ("What to know beside them", "", "note"),
-    ):
-        claims = [c for c in results["claims"] if (c["verdict"] == verdict if verdict else c[key])]
-        if claims:
-            lines += [f"## {title}", "", *(f"- **{c['number']}. {c['claim']}.** {c[key]}" for c in claims), ""]
+    lines += _texts("##", results["claims"])
+    if "own" in results:
+        own = results["own"]
+        lines += ["## Claims of our own", "", "They are not the paper's, and are judged by the same rules.", "",
+                  *markdown_table(*_claim_rows(own, OWN)), *_texts("###", own["claims"])]  # fmt: skip
     counts = [[row["study"], *(str(row[key]) for key in ("finished", "failed", "runs"))] for row in results["studies"]]
     lines += ["## Runs", "", *markdown_table(["study", "finished", "failed", "planned"], counts)]
     for name, matched in run.items():
         lines += _study_section(name, matched, drawn[name])
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _texts(heading: str, claims: list[dict[str, Any]]) -> list[str]:
+    """Return the lines of what stands beside the verdicts."""
+    lines = []
+    for title, verdict, key in (
+        ("What was tried", NOT_REPRODUCED, "tried"),
+        ("What would decide", INCONCLUSIVE, "decide"),
+        ("What to know beside them", "", "note"),
+    ):
+        some = [c for c in claims if (c["verdict"] == verdict if verdict else c[key])]
+        if some:
+            lines += [f"{heading} {title}", "", *(f"- **{c['number']}. {c['claim']}.** {c[key]}" for c in some), ""]
+    return lines
 
 
 def _study_section(name: str, matched: Found, drawn: list[Chart]) -> list[str]:
@@ -150,17 +170,24 @@ def _study_section(name: str, matched: Found, drawn: list[Chart]) -> list[str]:
     return lines
 
 
-def _claim_rows(results: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of the table of claims: one row a claim, then one for each of its figures."""
+def _claim_rows(judged: dict[str, Any], words: Mapping[str, str] = {}) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the table of claims: one row a claim, then one for each of its figures.
+
+    ``words`` are what verdicts are called, where that is something else. The paper's column is left out if it is empty.
+    """
     header = ["", "claim", "paper", "ours", "lowest to highest", "seeds", "claimed", "verdict"]
     rows = []
-    for claim in results["claims"]:
-        rows.append([str(claim["number"]), f"**{claim['claim']}**", "", "", "", "", "", f"**{claim['verdict']}**"])
-        for r in results["rows"]:
+    for claim in judged["claims"]:
+        verdict = words.get(claim["verdict"], claim["verdict"])
+        rows.append([str(claim["number"]), f"**{claim['claim']}**", "", "", "", "", "", f"**{verdict}**"])
+        for r in judged["rows"]:
             if r["number"] == claim["number"]:
                 ours = f"{r['bound']} {number(r['ours'])}".strip()
                 span = interval(r["low"], r["high"], r["seeds"])
-                rows.append(["", r["figure"], r["paper"], ours, span, str(r["seeds"] or "–"), r["rule"], r["verdict"]])
+                verdict = words.get(r["verdict"], r["verdict"])
+                rows.append(["", r["figure"], r["paper"], ours, span, str(r["seeds"] or "–"), r["rule"], verdict])
+    if not any(r["paper"] for r in judged["rows"]):
+        header, *rows = [row[:2] + row[3:] for row in [header, *rows]]
     return header, rows
 
 

@@ -16,6 +16,8 @@ from plait.data.sources import resolve_vocabulary
 from plait.train.trainer import Trainer
 
 NAMES = ["ablation", "bigger_dense", "chameleon", "chameleon_speech", "hybrid", "leave_one_out", "scale", "transfusion"]
+OTHERS = ["actions", "upcycled", "world_model"]
+"""Those of other documents: tests/compare/test_actions_study.py, test_upcycled_study.py."""
 TOKENS = {
     "text": {"codec": "text_bpe", "key": "text", "vocab_size": 2048, "latent_channels": 0},
     "image": {"codec": "image_tokens", "key": "image", "vocab_size": 1000, "latent_channels": 0},
@@ -98,11 +100,10 @@ def test_all_comparisons_are_there():
 
 
 def test_all_studies_are_there():
-    others = ["upcycled"]  # its models are larger: tests/compare/test_upcycled_study.py
-    assert sorted(p.stem for folder in STUDIES for p in folder.glob("*.yaml")) == sorted([*NAMES, *others])
+    assert sorted(p.stem for folder in STUDIES for p in folder.glob("*.yaml")) == sorted([*NAMES, *OTHERS])
 
 
-@pytest.mark.parametrize("name", [*NAMES, "upcycled"])
+@pytest.mark.parametrize("name", [*NAMES, *OTHERS])
 def test_the_head_says_how(name):
     head = study_path(name).read_text().split("base:")[0]
     assert f"plait compare {name}" in head and "hardware" in head and "time" in head
