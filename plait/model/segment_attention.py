@@ -120,8 +120,10 @@ def _grouped(table: bytes, width: int) -> list[tuple[Tensor, Tensor, int, bool]]
         rows, columns = groups.setdefault((n, m, bool(causal) and n > 1), ([], []))
         rows.append(np.arange(start, stop))
         columns += keys
-    return [(*(torch.from_numpy(np.concatenate(pieces)) for pieces in (rows, columns)), len(rows), causal)
-            for (_, _, causal), (rows, columns) in groups.items()]  # fmt: skip
+    return [
+        (torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(columns)), len(rows), causal)
+        for (_, _, causal), (rows, columns) in groups.items()
+    ]
 
 
 def _items(x: Tensor, places: Tensor, count: int) -> Tensor:

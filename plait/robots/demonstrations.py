@@ -2,7 +2,9 @@
 
 What is done differs from what is recorded: noise is added to the expert's action before it is done, and the recorded
 action is the expert's own, at the place where the noise has led. So a policy learns to come back (DART, Laskey et al.
-2017). An episode goes on for `STAY` steps after its success, so that staying is learned too.
+2017). From time to time the hand is led astray for some steps, off a handle that it holds for example: from noise alone
+a policy would not learn to try again. An episode goes on for `STAY` steps after its success, so that staying is learned
+too.
 
 Start, noise and images of an episode depend on (seed, task, index, attempt) alone. Where an expert fails, the episode
 of that index is its next attempt: episode k of a task is always the same, whatever else is made.
@@ -20,6 +22,10 @@ from plait.robots.metaworld_env import ACTION, MAX_STEPS, RATE, TaskEnv
 
 NOISE = 0.15
 """Standard deviation of the noise on each number of an action that is done, in [-1, 1]."""
+STRAYS = 0.015
+"""Chance of a step that the hand is led astray from there on: by a constant action instead of the expert's."""
+ASTRAY = (5, 15)
+"""Fewest and most steps of it."""
 STAY = 10
 """Steps after the first success."""
 ATTEMPTS = 20
@@ -50,6 +56,7 @@ def demonstration(
     rng = generator(seed, f"robots: {task}", item=index, position=attempt)
     env = _environment(task, image_size)
     env.restart(int(rng.integers(2**62)))  # starts of evaluations are seeded by small numbers
+    astray = _astray(rng, max_steps) if noise else np.full((max_steps, ACTION), np.nan)
     poses: list[np.ndarray] = []
     states: list[np.ndarray] = []
     actions: list[np.ndarray] = []
@@ -59,7 +66,8 @@ def demonstration(
         poses.append(env.pose())
         states.append(env.state())
         actions.append(action)
-        _, succeeded, _ = env.advance(action + noise * rng.standard_normal(ACTION))
+        led = astray[len(actions) - 1]
+        _, succeeded, _ = env.advance(np.where(np.isnan(led), action, led) + noise * rng.standard_normal(ACTION))
         if succeeded and not done:
             done, end = True, min(len(actions) + STAY, max_steps)
     if not done:
@@ -72,6 +80,14 @@ def demonstration(
     if image_size:
         meta["renderer"] = renderer_name()
     return Episode(env.sentence, {"image": images}, np.stack(states), np.stack(actions), RATE, meta)
+
+
+def _astray(rng: np.random.Generator, steps: int) -> np.ndarray:
+    """Return the action of each step that leads the hand astray [steps, 4]: NaN where none does, and of the gripper."""
+    found = np.full((steps, ACTION), np.nan)
+    for start in np.flatnonzero(rng.random(steps) < STRAYS):
+        found[start : start + rng.integers(*ASTRAY, endpoint=True), :3] = rng.uniform(-1, 1, 3)
+    return found
 
 
 def episode(

@@ -19,7 +19,7 @@ from plait.robots.metaworld_env import ACTION, MAX_STEPS, TaskEnv
 
 EXECUTE = 4
 """Actions of a chunk that are done before the policy looks again."""
-IN_PARALLEL = 8
+IN_PARALLEL = 16
 """Environments that are open at once, 120 MB each."""
 
 Observations = list[dict[str, Any]]

@@ -54,13 +54,28 @@ def test_what_is_recorded_is_the_experts_own_action(monkeypatch):
 
     monkeypatch.setattr(TaskEnv, "advance", advancing)
     monkeypatch.setattr(TaskEnv, "expert_action", wanting)
+    monkeypatch.setattr(module, "STRAYS", 0)
     one = demonstration(TASK, 0, 0, noise=0.2, image_size=0)
     assert np.array_equal(one.actions, wanted)
     assert np.std(np.array(done) - one.actions) == pytest.approx(0.2, rel=0.2)
     assert len(one) == succeeded.index(True) + 1 + STAY
+    done.clear(), wanted.clear()
+    monkeypatch.setattr(module, "STRAYS", 0.05)
+    led = demonstration(TASK, 0, 0, noise=0.01, image_size=0)
+    assert np.array_equal(led.actions, wanted)
+    away = np.abs(np.array(done) - led.actions)[:, :3].max(1) > 0.1
+    assert 0.1 < away.mean() < 0.9 and np.abs(np.array(done) - led.actions)[:, 3].max() < 0.1  # not of the gripper
     done.clear()
     clean = demonstration(TASK, 0, 0, noise=0, image_size=0)
     assert np.array_equal(clean.actions, done)
+
+
+def test_the_hand_is_led_astray_by_an_action_that_stays():
+    found = module._astray(np.random.default_rng(0), 20_000)
+    assert np.isnan(found[:, 3]).all() and np.nanmin(found) >= -1 and np.nanmax(found) <= 1
+    is_led = ~np.isnan(found[:, 0])
+    assert 0.08 < is_led.mean() < 0.2 and np.array_equal(is_led, ~np.isnan(found[:, 2]))
+    assert 5 <= is_led.sum() / len(np.unique(found[is_led, :3], axis=0)) <= 15
 
 
 def test_a_failure_is_replaced_by_the_next_attempt(monkeypatch):
