@@ -31,8 +31,9 @@ STAY = 10
 ATTEMPTS = 20
 """Attempts at one episode before it is given up."""
 
-Frames = Callable[[int], Iterable[int]]
-"""Which steps of an episode of so many are seen: an image takes 6 ms without a GPU, a step 0.4 ms."""
+Frames = Callable[[np.ndarray], Iterable[int]]
+"""Which steps of an episode are seen, of which each was led astray or not: an image takes 6 ms without a GPU, a step
+0.4 ms."""
 
 _KEEP = 2  # environments that stay open: opening one takes half a second, and keeping one 120 MB
 _open: dict[tuple[str, int], TaskEnv] = {}
@@ -51,7 +52,8 @@ def demonstration(
 ) -> Episode | None:
     """Return one attempt of the expert at a task; None where it fails within ``max_steps``.
 
-    ``frames`` names the steps whose images are made, of all steps if None; the other images are black.
+    ``frames`` names the steps whose images are made, of all steps if None; the other images are black. In the episode's
+    meta "astray" names the steps at which something else was done than what is recorded.
     """
     rng = generator(seed, f"robots: {task}", item=index, position=attempt)
     env = _environment(task, image_size)
@@ -73,10 +75,12 @@ def demonstration(
     if not done:
         return None
     images = np.zeros((len(actions), image_size, image_size, 3), np.uint8)
-    seen = sorted(set(range(len(actions)) if frames is None else frames(len(actions)))) if image_size else []
+    was_led = ~np.isnan(astray[: len(actions), 0])
+    seen = sorted(set(range(len(actions)) if frames is None else frames(was_led))) if image_size else []
     for step, image in zip(seen, env.render_poses([poses[step] for step in seen], image_size), strict=True):
         images[step] = image
-    meta = {"environment": task, "seed": seed, "episode": index, "attempt": attempt, "steps": len(actions)}
+    meta = {"environment": task, "seed": seed, "episode": index, "attempt": attempt, "steps": len(actions),
+            "astray": np.flatnonzero(was_led).tolist()}  # fmt: skip
     if image_size:
         meta["renderer"] = renderer_name()
     return Episode(env.sentence, {"image": images}, np.stack(states), np.stack(actions), RATE, meta)

@@ -1,10 +1,11 @@
 """Demonstrations of Meta-World as a source of documents, each one moment of an episode.
 
 Row r of a split is the document r % `DOCUMENTS` of episode r // `DOCUMENTS`: so many starts are drawn from each
-episode, evenly spread with a shift by chance, whatever its length. Episodes come in runs of up to `RUN` of the same
-task, since opening an environment takes longer than an episode; the order of tasks differs from turn to turn. So which
-task and episode a row belongs to follows from its number alone, and a block of rows that are read together needs few
-episodes. `prepare.documents` decides how many episodes there are.
+episode, evenly spread with a shift by chance, whatever its length, among those from which on the expert was not led
+astray for a chunk. Episodes come in runs of up to `RUN` of the same task, since opening an environment takes longer
+than an episode; the order of tasks differs from turn to turn. So which task and episode a row belongs to follows from
+its number alone, and a block of rows that are read together needs few episodes. `prepare.documents` decides how many
+episodes there are.
 
 Splits: ``train``, and ``unseen_starts``: the same tasks, other places of objects and goals.
 """
@@ -17,6 +18,7 @@ import numpy as np
 from plait.codecs import Codec
 from plait.common.errors import require
 from plait.common.randomness import generator
+from plait.config.episodes import EpisodesConfig
 from plait.config.run import PrepareConfig
 from plait.prepare.episodes import ACTIONS, STATE, TEXT, Episode, document, for_world, starts
 from plait.prepare.raw import RawDocument, Trials, check_keys
@@ -112,17 +114,17 @@ class MetaworldSource:
         task, index = self.task_of(split, number)
         index += HELD_OUT if split != "train" else 0
 
-        def places(length: int) -> list[int]:
-            all_of_it = starts(length, self.settings)
+        def places(was_led: np.ndarray) -> list[int]:
+            chosen = _followed(was_led, self.settings)
             shift = generator(self.seed, f"robots: starts of {task}", item=index).random()
-            return [all_of_it[int((k + shift) * len(all_of_it) / DOCUMENTS)] for k in range(DOCUMENTS)]
+            return [chosen[int((k + shift) * len(chosen) / DOCUMENTS)] for k in range(DOCUMENTS)]
 
-        def frames(length: int) -> set[int]:
-            return {step for start in places(length) for step in self._seen(start, length)}
+        def frames(was_led: np.ndarray) -> set[int]:
+            return {step for start in places(was_led) for step in self._seen(start, len(was_led))}
 
         made = episode(task, self.seed, index, image_size=self.image_size, frames=frames,
                        max_steps=self.settings.max_steps)  # fmt: skip
-        return made, places(len(made))
+        return made, places(np.isin(np.arange(len(made)), made.meta["astray"]))
 
     def _seen(self, start: int, length: int) -> set[int]:
         """Return the steps whose images a document may show that starts at a step."""
@@ -131,6 +133,12 @@ class MetaworldSource:
         steps = {begin - back for begin in begins for back in range(self.settings.history + 1)}
         steps |= {begin + chunk for begin in begins} if self.settings.next_share else set()
         return {int(np.clip(step, 0, last)) for step in steps}
+
+
+def _followed(was_led: np.ndarray, settings: EpisodesConfig) -> list[int]:
+    """Return the steps from which on the expert was followed for a chunk: what comes of its actions follows of them."""
+    steps = starts(len(was_led), settings)
+    return [step for step in steps if not was_led[step : step + settings.chunk - 1].any()] or steps
 
 
 def open_metaworld(

@@ -64,7 +64,11 @@ def test_what_is_recorded_is_the_experts_own_action(monkeypatch):
     led = demonstration(TASK, 0, 0, noise=0.01, image_size=0)
     assert np.array_equal(led.actions, wanted)
     away = np.abs(np.array(done) - led.actions)[:, :3].max(1) > 0.1
-    assert 0.1 < away.mean() < 0.9 and np.abs(np.array(done) - led.actions)[:, 3].max() < 0.1  # not of the gripper
+    assert (
+        {*np.flatnonzero(away)} <= {*led.meta["astray"]}
+        and 0.1 < away.mean() < 0.9
+        and np.abs(np.array(done) - led.actions)[:, 3].max() < 0.1
+    )  # not of the gripper
     done.clear()
     clean = demonstration(TASK, 0, 0, noise=0, image_size=0)
     assert np.array_equal(clean.actions, done)
@@ -99,7 +103,7 @@ def test_an_attempt_that_fails_is_none():
 
 
 def test_only_the_images_that_are_seen_are_made():
-    whole, part = episode(TASK, 0, 0), episode(TASK, 0, 0, frames=lambda length: [3, length - 1])
+    whole, part = episode(TASK, 0, 0), episode(TASK, 0, 0, frames=lambda was_led: [3, len(was_led) - 1])
     seen = np.isin(np.arange(len(whole)), [3, len(whole) - 1])
     assert np.array_equal(part.images["image"][seen], whole.images["image"][seen])
     assert not part.images["image"][~seen].any() and np.array_equal(part.actions, whole.actions)

@@ -61,7 +61,20 @@ def test_documents_are_those_of_whole_episodes(settings):
 
 
 @needs_metaworld
-def test_starts_are_spread_over_the_episode():
+def test_documents_start_where_the_expert_was_followed():
+    """What a chunk says must be what was done, but for the noise."""
+    made = source(documents=160, parts=["text", "actions"])
+    led = 0
+    for found in made.read("train", 0, 160):
+        start, astray = found.meta["start"], found.meta["astray"]
+        assert not {*range(start, start + made.settings.chunk - 1)} & {*astray}
+        led += bool(astray)
+    assert led > 16
+
+
+@needs_metaworld
+def test_starts_are_spread_over_the_episode(monkeypatch):
+    monkeypatch.setattr("plait.robots.demonstrations.STRAYS", 0)
     made = source(stride=2)
     documents = list(made.read("train", 0, DOCUMENTS))
     places, steps = [d.meta["start"] for d in documents], documents[0].meta["steps"]
