@@ -13,7 +13,7 @@ import numpy as np
 
 from plait.codecs.traffic import FRONT, LANE_WIDTH, LENGTH, NAMES, REAR, TARGET_SPEED, WIDTH, ordered, present
 from plait.common.errors import ResourceError
-from plait.evaluate.measures import Measure, mean_of, wilson
+from plait.evaluate.measures import Measure, mean_of, rate_of
 
 STEPS_PER_SECOND = 10
 DECISIONS_PER_SECOND = 2
@@ -185,9 +185,3 @@ def kept_lane(driven: Drive) -> bool:
 def measures(drives: Sequence[Drive]) -> dict[str, Measure]:
     """Return ``crash_rate`` and ``speed`` (mean, m/s) of drives, with their intervals."""
     return {"crash_rate": rate_of([d.crashed for d in drives]), "speed": mean_of([d.speed for d in drives])}
-
-
-def rate_of(hits: Sequence[bool]) -> Measure:
-    """Return a share of drives with Wilson's 95% interval."""
-    share = float(np.mean(hits))
-    return Measure(share, *wilson(share, len(hits)), len(hits))

@@ -30,10 +30,10 @@ from plait.driving.simulate import (
     drive,
     kept_lane,
     measures,
-    rate_of,
 )
 from plait.driving.world import SPLITS, Scene, World
 from plait.evaluate.films import FAILURES, SHOWN, Film, write_film, write_shown
+from plait.evaluate.measures import rate_of
 from plait.prepare.raw import Act, TrialRow, TrialTable
 
 FAST, KEEP = INSTRUCTIONS

@@ -85,6 +85,12 @@ def share_of(hits: Sequence[bool | None]) -> Measure:
     return replace(found, low=low, high=high, count=len(tried))
 
 
+def rate_of(hits: Sequence[bool]) -> Measure:
+    """Return the share of tries that hit, with Wilson's 95% interval."""
+    share = sum(hits) / len(hits) if hits else 0.0
+    return Measure(share, *wilson(share, len(hits)), len(hits))
+
+
 def hits_array(hits: Sequence[bool | None]) -> np.ndarray:
     """Return hits as they are kept: 1, 0, and -1 for what could not be tried."""
     return np.array([-1 if hit is None else int(hit) for hit in hits])

@@ -14,7 +14,7 @@ import numpy as np
 
 from plait.common.errors import require
 from plait.common.randomness import generator
-from plait.evaluate.measures import wilson
+from plait.evaluate.measures import rate_of
 from plait.robots.metaworld_env import ACTION, MAX_STEPS, TaskEnv
 
 EXECUTE = 4
@@ -218,7 +218,7 @@ def success_table(rollouts: Sequence[Rollout]) -> dict[str, dict[str, float]]:
         groups.setdefault(one.task, []).append(one.success)
     table = {}
     for name, hits in [*groups.items(), ("all", [one.success for one in rollouts])]:
-        share = sum(hits) / len(hits) if hits else 0.0
-        low, high = wilson(share, len(hits))
-        table[name] = {"episodes": len(hits), "successes": sum(hits), "success": share, "low": low, "high": high}
+        rate = rate_of(hits)
+        table[name] = {"episodes": rate.count, "successes": sum(hits), "success": rate.value, "low": rate.low,
+                       "high": rate.high}  # fmt: skip
     return table

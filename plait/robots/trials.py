@@ -23,6 +23,7 @@ from plait.common.files import read_json, write_json
 from plait.common.progress import Progress
 from plait.config.run import EvaluateConfig
 from plait.evaluate.films import FAILURES, SHOWN, Film, write_film, write_shown
+from plait.evaluate.measures import Measure
 from plait.prepare.raw import Act, TrialRow, TrialTable
 from plait.robots import baseline
 from plait.robots.metaworld_env import RATE, TaskEnv
@@ -193,7 +194,7 @@ def _ending(episode: Rollout) -> str:
 
 
 def _of_all(name: str, rollouts: Sequence[Rollout]) -> Figures:
-    return {n: value for n, value in _named(name, success_table(rollouts)).items() if "/" not in n}
+    return _named(name, {"all": success_table(rollouts)["all"]})
 
 
 def _by_difficulty(rollouts: Sequence[Rollout]) -> Figures:
@@ -213,6 +214,5 @@ def _named(name: str, table: Mapping[str, Mapping[str, float]]) -> Figures:
     figures: Figures = {}
     for task, row in table.items():
         prefix = name if task == "all" else f"{name}/{task}"
-        figures |= {prefix: row["success"], f"{prefix}_low": row["low"], f"{prefix}_high": row["high"],
-                    f"{prefix}_count": row["episodes"]}  # fmt: skip
+        figures |= Measure(row["success"], row["low"], row["high"], int(row["episodes"])).figures(prefix)
     return figures

@@ -9,7 +9,7 @@ from plait.codecs import Codec
 from plait.common.errors import ConfigError, require
 from plait.common.files import make_folder
 from plait.config.run import RunConfig
-from plait.evaluate.measures import wilson
+from plait.evaluate.measures import rate_of
 from plait.generate.actor import Actor
 from plait.prepare.raw import Trials
 from plait.prepare.raw_sources import remade
@@ -43,9 +43,8 @@ def rollout(
         for _, success, said in trials.watch(act, tasks=tasks, episodes=episodes, seed=seed, videos=folder, show=show):
             hits.append(success)
             print(said, flush=True)
-    share = sum(hits) / len(hits)
-    low, high = wilson(share, len(hits))
-    return f"{sum(hits)} of {len(hits)} succeed: {share:.0%} (95% interval {low:.0%} to {high:.0%})"
+    rate = rate_of(hits)
+    return f"{sum(hits)} of {rate.count} succeed: {rate.value:.0%} (95% interval {rate.low:.0%} to {rate.high:.0%})"
 
 
 def trials_of(folder: str, config: RunConfig, codecs: dict[str, Codec]) -> Trials:
