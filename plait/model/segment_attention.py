@@ -8,6 +8,7 @@ recompilation when they change.
 
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -50,13 +51,15 @@ def table_of(segments: Sequence[Segment]) -> Tensor:
 @torch.library.custom_op("plait::segment_attention", mutates_args=(), device_types="cpu")
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """Attend query, key and value [T, H, d] by the segments of ``table``; returns [T, H, d] and log Z [T, H]."""
-    out = torch.empty_like(query)
-    log_z = query.new_empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
-    for rows, columns, count, causal, mask in _groups(table, query):
-        inputs = (_items(query, rows, count), _items(key, columns, count), _items(value, columns, count))
-        o, z = _flash(*inputs, 0.0, causal, attn_mask=mask)
-        out[rows], log_z[rows] = o.transpose(1, 2).flatten(0, 1), z.transpose(1, 2).flatten(0, 1)
-    return out, log_z
+    plan = _plan_of(table)
+    inputs = (plan.at_queries(query), plan.at_keys(key), plan.at_keys(value))
+    outs, log_zs = [], []
+    for group, q, k, v in zip(plan.groups, *inputs, strict=True):
+        causal, mask = group.causal_or_mask(query.dtype)
+        o, z = _flash(q, k, v, 0.0, causal, attn_mask=mask)
+        outs.append(_joined(o))
+        log_zs.append(_joined(z))
+    return torch.cat(outs).index_select(0, plan.back), torch.cat(log_zs).index_select(0, plan.back)
 
 
 @segment_attention.register_fake
@@ -70,16 +73,17 @@ def segment_attention_backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, log_z: Tensor, table: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value [T, H, d]."""
-    for_query, for_key, for_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-    for rows, columns, count, causal, mask in _groups(table, query):
-        own = ((gradient, rows), (query, rows), (key, columns), (value, columns), (out, rows))
-        z = log_z[rows].unflatten(0, (count, -1)).transpose(1, 2)
-        gradients = _flash_backward(*(_items(x, at, count) for x, at in own), z, 0.0, causal, attn_mask=mask)
-        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in gradients)
-        for_query[rows] = q
-        for_key.index_add_(0, columns, k)
-        for_value.index_add_(0, columns, v)
-    return for_query, for_key, for_value
+    plan = _plan_of(table)
+    g, q, o, z = map(plan.at_queries, (gradient, query, out, log_z))
+    k, v = map(plan.at_keys, (key, value))
+    found: tuple[list[Tensor], ...] = ([], [], [])
+    for group, *inputs in zip(plan.groups, g, q, k, v, o, z, strict=True):
+        causal, mask = group.causal_or_mask(query.dtype)
+        for pieces, piece in zip(found, _flash_backward(*inputs, 0.0, causal, attn_mask=mask), strict=True):
+            pieces.append(_joined(piece))
+    for_queries, *for_both = map(torch.cat, found)
+    for_key, for_value = (torch.zeros_like(key).index_add_(0, plan.keys, x) for x in for_both)  # some are seen twice
+    return for_queries.index_select(0, plan.back), for_key, for_value
 
 
 @segment_attention_backward.register_fake
@@ -99,33 +103,70 @@ def _gradients(ctx, for_out: Tensor, for_log_z: None) -> tuple[Tensor, Tensor, T
 segment_attention.register_autograd(_gradients, setup_context=_keep)
 
 
-def _groups(table: Tensor, like: Tensor) -> Iterator[tuple[Tensor, Tensor, int, bool, Tensor | None]]:
-    """Yield segments of the same sizes together: the places of their queries and of their keys, one segment after
-    another, how many there are, and how the kernel is told what is causal: its own way, or a mask."""
-    for queries, keys, count, causal in _grouped(table.numpy().tobytes(), table.shape[1]):
-        n, m = len(queries) // count, len(keys) // count
-        mask = None
-        if causal and m > n:  # the kernel's own causal mask is aligned to the first key
-            mask = like.new_full((n, m), float("-inf")).triu(m - n + 1)
-        yield queries, keys, count, causal and mask is None, mask
+@dataclass(frozen=True)
+class _Group:
+    """Segments of the same sizes, which go through the kernel together."""
+
+    count: int
+    num_queries: int
+    num_keys: int
+    causal: bool
+
+    def causal_or_mask(self, dtype: torch.dtype) -> tuple[bool, Tensor | None]:
+        """Return how the kernel is told what is causal: its own way, which is aligned to the first key, or a mask."""
+        if self.causal and self.num_keys > self.num_queries:
+            return False, _mask(self.num_queries, self.num_keys, dtype)
+        return self.causal, None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The segments of a table by their sizes, and the places [N] of their queries and keys, group after group."""
+
+    groups: tuple[_Group, ...]
+    queries: Tensor
+    keys: Tensor
+    back: Tensor
+    """Where in ``queries`` each token of the batch is."""
+
+    def at_queries(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield for each group the rows of [T, H, d] (or [T, H]) at its queries, as [count, H, n, d]."""
+        return self._pieces(x, self.queries, [g.num_queries for g in self.groups])
+
+    def at_keys(self, x: Tensor) -> Iterator[Tensor]:
+        """Yield for each group the rows at its keys."""
+        return self._pieces(x, self.keys, [g.num_keys for g in self.groups])
+
+    def _pieces(self, x: Tensor, places: Tensor, lengths: list[int]) -> Iterator[Tensor]:
+        sizes = [g.count * n for g, n in zip(self.groups, lengths, strict=True)]
+        for group, piece in zip(self.groups, x.index_select(0, places).split(sizes), strict=True):
+            yield piece.unflatten(0, (group.count, -1)).transpose(1, 2)
+
+
+def _joined(x: Tensor) -> Tensor:
+    """Return [count, H, n, d] as rows [count n, H, d]."""
+    return x.transpose(1, 2).flatten(0, 1)
+
+
+@functools.lru_cache(maxsize=64)
+def _mask(num_queries: int, num_keys: int, dtype: torch.dtype) -> Tensor:
+    """Return what is added to the scores of queries that are the last of the keys."""
+    return torch.full((num_queries, num_keys), float("-inf"), dtype=dtype).triu(num_keys - num_queries + 1)
+
+
+def _plan_of(table: Tensor) -> _Plan:
+    return _planned(table.numpy().tobytes(), table.shape[1])
 
 
 @functools.lru_cache(maxsize=16)  # a batch's table is asked for in every layer, forward and backward
-def _grouped(table: bytes, width: int) -> list[tuple[Tensor, Tensor, int, bool]]:
-    """Return for each size the places of queries and of keys, how many segments there are, and if they are causal."""
-    groups: dict[tuple[int, int, bool], tuple[list[np.ndarray], list[np.ndarray]]] = {}
+def _planned(table: bytes, width: int) -> _Plan:
+    by_size: dict[tuple[int, int, bool], tuple[list[np.ndarray], list[np.ndarray]]] = {}
     for start, stop, causal, *bounds in np.frombuffer(table, np.int64).reshape(-1, width)[:-1].tolist():
         keys = [np.arange(low, high) for low, high in zip(bounds[::2], bounds[1::2], strict=True) if high > low]
         n, m = stop - start, sum(map(len, keys))
-        rows, columns = groups.setdefault((n, m, bool(causal) and n > 1), ([], []))
-        rows.append(np.arange(start, stop))
-        columns += keys
-    return [
-        (torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(columns)), len(rows), causal)
-        for (_, _, causal), (rows, columns) in groups.items()
-    ]
-
-
-def _items(x: Tensor, places: Tensor, count: int) -> Tensor:
-    """Return the rows of [T, H, d] at some places as [count, H, n, d]."""
-    return x.index_select(0, places).unflatten(0, (count, -1)).transpose(1, 2)
+        of_queries, of_keys = by_size.setdefault((n, m, bool(causal) and n > 1), ([], []))
+        of_queries.append(np.arange(start, stop))
+        of_keys += keys
+    groups = tuple(_Group(len(q), n, m, causal) for (n, m, causal), (q, _) in by_size.items())
+    at_queries, at_keys = (np.concatenate([x for side in by_size.values() for x in side[k]]) for k in (0, 1))
+    return _Plan(groups, *map(torch.from_numpy, (at_queries, at_keys, np.argsort(at_queries))))
