@@ -52,11 +52,10 @@ def table_of(segments: Sequence[Segment]) -> Tensor:
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
     """Attend query, key and value [T, H, d] by the segments of ``table``; returns [T, H, d] and log Z [T, H]."""
     plan = _plan_of(table)
-    inputs = (plan.at_queries(query), plan.at_keys(key), plan.at_keys(value))
     outs, log_zs = [], []
-    for group, q, k, v in zip(plan.groups, *inputs, strict=True):
-        causal, mask = group.causal_or_mask(query.dtype)
-        o, z = _flash(q, k, v, 0.0, causal, attn_mask=mask)
+    for group, q in zip(plan.groups, plan.pieces(query), strict=True):
+        causal, mask = group.causal_or_mask(query)
+        o, z = _flash(q, group.of_keys(key), group.of_keys(value), 0.0, causal, attn_mask=mask)
         outs.append(_joined(o))
         log_zs.append(_joined(z))
     return torch.cat(outs).index_select(0, plan.back), torch.cat(log_zs).index_select(0, plan.back)
@@ -74,16 +73,15 @@ def segment_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of query, key and value [T, H, d]."""
     plan = _plan_of(table)
-    g, q, o, z = map(plan.at_queries, (gradient, query, out, log_z))
-    k, v = map(plan.at_keys, (key, value))
-    found: tuple[list[Tensor], ...] = ([], [], [])
-    for group, *inputs in zip(plan.groups, g, q, k, v, o, z, strict=True):
-        causal, mask = group.causal_or_mask(query.dtype)
-        for pieces, piece in zip(found, _flash_backward(*inputs, 0.0, causal, attn_mask=mask), strict=True):
-            pieces.append(_joined(piece))
-    for_queries, *for_both = map(torch.cat, found)
-    for_key, for_value = (torch.zeros_like(key).index_add_(0, plan.keys, x) for x in for_both)  # some are seen twice
-    return for_queries.index_select(0, plan.back), for_key, for_value
+    for_queries, for_key, for_value = [], torch.zeros_like(key), torch.zeros_like(value)
+    for group, g, q, o, z in zip(plan.groups, *map(plan.pieces, (gradient, query, out, log_z)), strict=True):
+        causal, mask = group.causal_or_mask(query)
+        inputs = (g, q, group.of_keys(key), group.of_keys(value), o, z)
+        for_q, for_k, for_v = map(_joined, _flash_backward(*inputs, 0.0, causal, attn_mask=mask))
+        for_queries.append(for_q)
+        for_key.index_add_(0, group.keys, for_k.contiguous())  # in bfloat16 a strided source takes far longer
+        for_value.index_add_(0, group.keys, for_v.contiguous())
+    return torch.cat(for_queries).index_select(0, plan.back), for_key, for_value
 
 
 @segment_attention_backward.register_fake
@@ -109,49 +107,42 @@ class _Group:
 
     count: int
     num_queries: int
-    num_keys: int
     causal: bool
+    keys: Tensor
+    """Places [count m] of their keys, one segment after another; gathered group by group, as they can be many more than
+    the tokens of a batch: each piece of a causal run has all keys before it."""
 
-    def causal_or_mask(self, dtype: torch.dtype) -> tuple[bool, Tensor | None]:
+    def of_keys(self, x: Tensor) -> Tensor:
+        """Return the rows of [T, H, d] at its keys, as [count, H, m, d]."""
+        return x.index_select(0, self.keys).unflatten(0, (self.count, -1)).transpose(1, 2)
+
+    def causal_or_mask(self, like: Tensor) -> tuple[bool, Tensor | None]:
         """Return how the kernel is told what is causal: its own way, which is aligned to the first key, or a mask."""
-        if self.causal and self.num_keys > self.num_queries:
-            return False, _mask(self.num_queries, self.num_keys, dtype)
+        n, m = self.num_queries, len(self.keys) // self.count
+        if self.causal and m > n:
+            return False, like.new_full((n, m), float("-inf")).triu(m - n + 1)
         return self.causal, None
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """The segments of a table by their sizes, and the places [N] of their queries and keys, group after group."""
+    """The segments of a table by their sizes, and the places [T] of their queries, group after group."""
 
     groups: tuple[_Group, ...]
     queries: Tensor
-    keys: Tensor
     back: Tensor
     """Where in ``queries`` each token of the batch is."""
 
-    def at_queries(self, x: Tensor) -> Iterator[Tensor]:
+    def pieces(self, x: Tensor) -> Iterator[Tensor]:
         """Yield for each group the rows of [T, H, d] (or [T, H]) at its queries, as [count, H, n, d]."""
-        return self._pieces(x, self.queries, [g.num_queries for g in self.groups])
-
-    def at_keys(self, x: Tensor) -> Iterator[Tensor]:
-        """Yield for each group the rows at its keys."""
-        return self._pieces(x, self.keys, [g.num_keys for g in self.groups])
-
-    def _pieces(self, x: Tensor, places: Tensor, lengths: list[int]) -> Iterator[Tensor]:
-        sizes = [g.count * n for g, n in zip(self.groups, lengths, strict=True)]
-        for group, piece in zip(self.groups, x.index_select(0, places).split(sizes), strict=True):
+        sizes = [group.count * group.num_queries for group in self.groups]
+        for group, piece in zip(self.groups, x.index_select(0, self.queries).split(sizes), strict=True):
             yield piece.unflatten(0, (group.count, -1)).transpose(1, 2)
 
 
 def _joined(x: Tensor) -> Tensor:
     """Return [count, H, n, d] as rows [count n, H, d]."""
     return x.transpose(1, 2).flatten(0, 1)
-
-
-@functools.lru_cache(maxsize=64)
-def _mask(num_queries: int, num_keys: int, dtype: torch.dtype) -> Tensor:
-    """Return what is added to the scores of queries that are the last of the keys."""
-    return torch.full((num_queries, num_keys), float("-inf"), dtype=dtype).triu(num_keys - num_queries + 1)
 
 
 def _plan_of(table: Tensor) -> _Plan:
@@ -167,6 +158,9 @@ def _planned(table: bytes, width: int) -> _Plan:
         of_queries, of_keys = by_size.setdefault((n, m, bool(causal) and n > 1), ([], []))
         of_queries.append(np.arange(start, stop))
         of_keys += keys
-    groups = tuple(_Group(len(q), n, m, causal) for (n, m, causal), (q, _) in by_size.items())
-    at_queries, at_keys = (np.concatenate([x for side in by_size.values() for x in side[k]]) for k in (0, 1))
-    return _Plan(groups, *map(torch.from_numpy, (at_queries, at_keys, np.argsort(at_queries))))
+    groups = tuple(
+        _Group(len(of_queries), n, causal, torch.from_numpy(np.concatenate(of_keys)))
+        for (n, _, causal), (of_queries, of_keys) in by_size.items()
+    )
+    queries = np.concatenate([x for of_queries, _ in by_size.values() for x in of_queries])
+    return _Plan(groups, torch.from_numpy(queries), torch.from_numpy(np.argsort(queries)))
