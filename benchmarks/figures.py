@@ -227,6 +227,9 @@ BLOCKS: dict[str, tuple[Path, Callable[[Mapping[str, Any]], str]]] = {
     "quickstart": (QUICKSTARTS / "mixed.json", quickstart),
     "quickstart-runs": (QUICKSTART_RUNS, quickstart_table),
     "worlds": (QUICKSTARTS / "worlds.json", reached("plait quickstart --setting worlds", worlds_table)),
+    "robot": (QUICKSTARTS / "robot.json", reached("plait quickstart --setting robot", robots)),
+    "robot-all": (QUICKSTARTS / "robot_all.json", reached("plait quickstart --config robot_all", robots)),
+    "driving": (QUICKSTARTS / "driving.json", reached("plait quickstart --config driving", drivers)),
     "studies": (STUDIES, studies),
     "speed": (SPEED, speed),
     "checkpoint": (SPEED, rows_of(CHECKPOINT, "checkpoint")),
@@ -235,12 +238,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[Mapping[str, Any]], str]]] = {
     "generating": (PLANS, generating_table),
 }
 """Name of a block: its results file, and what makes the text of it."""
-ACTING = {
-    "robot": (QUICKSTARTS / "robot.json", reached("plait quickstart --setting robot", robots)),
-    "robot-all": (QUICKSTARTS / "robot_all.json", reached("plait quickstart --config robot_all", robots)),
-    "driving": (QUICKSTARTS / "driving.json", reached("plait quickstart --config driving", drivers)),
-}
-BLOCKS |= {name: block for name, block in ACTING.items() if block[0].is_file()}  # those whose runs are done
+BLOCKS = {name: block for name, block in BLOCKS.items() if block[0].is_file()}  # those whose runs are done
 
 
 def row(name: str, form: str) -> tuple[Path, Callable[[Mapping[str, Any]], str]]:
