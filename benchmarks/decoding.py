@@ -6,6 +6,8 @@ decode/tokens_per_second/<shape>/rows<N>    text, one tower, after a prompt of 1
 decode/speedup/<shape>/rows<N>              tokens a second / those of one row
 decode/bytes_per_second/<shape>/rows<N>     weights and cache that a step reads, by its time; decode/copy the bytes
 decode/share_of_copy/<shape>/rows<N>        that a copy of 256 MiB reads and writes; and the ratio of the two
+decode/read_ratio/<shape>/<precision>       bytes of weights that a step of one row of text reads, of two towers / the
+                                            least: the weights that it passes, once, as they are kept
 decode/dense_ratio/<shape>/rows<N>          step of plait / of the plain dense model with a cache of its own
 decode/mixed_ratio/<shape>/<mix>            step of two towers, rows of text and of images / of one tower, 32 rows
 decode/paged_ratio/<shape>/rows<N>          step with the paged cache / with the static one
@@ -32,6 +34,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from bytes_read import WeightBytes, least_bytes
 from harness import Measurement, Row, Times, paired, parsed, parser, ratio_row, run, value_row
 from shapes import HEAD_DIM, dense_reference
 from torch import Tensor
@@ -51,6 +54,8 @@ TEXT_IDS = 8192
 IMAGE_IDS = 1024
 COPIED = 1 << 28
 
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 GRIDS = {"tiny": [(64, 1, (1, 4))], "cpu": [(256, 4, (1, 8, 32, 64)), (512, 6, (1, 8, 32))],
          "gpu": [(512, 8, (1, 8, 32, 128)), (2048, 24, (1, 8, 32, 128))]}  # fmt: skip
 """Width, layers and numbers of rows."""
@@ -65,8 +70,9 @@ class Bench:
         self.text_ids = 200 if options.grid == "tiny" else TEXT_IDS
         self.name = f"d{width}-l{layers}"
 
-    def model(self, towers: int) -> MixtureOfTransformers:
-        """Return an untrained model whose text and images have one tower or two."""
+    def model(self, towers: int, dtype: torch.dtype | None = None) -> MixtureOfTransformers:
+        """Return an untrained model whose text and images have one tower or two, in ``dtype`` (the device's)."""
+        dtype = dtype or self.dtype
         image = "image" if towers == 2 else "text"
         modalities = {
             "text": ModalityConfig(vocab_size=self.text_ids, tower="text"),
@@ -75,19 +81,18 @@ class Bench:
         config = ModelConfig(modalities=modalities, width=self.width, num_layers=self.layers,
                              num_heads=self.width // HEAD_DIM, max_positions=LONGEST)  # fmt: skip
         model = MixtureOfTransformers(config).to(self.device).requires_grad_(False)
-        if self.dtype != torch.bfloat16:
-            return model.to(self.dtype)
+        if dtype != torch.bfloat16:
+            return model.to(dtype)
         shorten(model)
         return model
 
     def generator(self, model: MixtureOfTransformers, outputs: Sequence[str], *, prompt: int = PROMPT, side: int = 36,
                   ends: bool = False, **settings) -> Generator:  # fmt: skip
         """Return a generator that has a request for each output, none of them fed; text ends only where it may."""
-        settings = {"cuda_graphs": True} | settings
-        engine = Generator(
-            model, grids={"image": (side, side)}, max_rows=len(outputs), max_length=LONGEST, max_branches=1,
-            precision="bfloat16" if self.dtype == torch.bfloat16 else "float32", **settings,
-        )  # fmt: skip
+        own = "bfloat16" if self.dtype == torch.bfloat16 else "float32"
+        settings = {"cuda_graphs": True, "precision": own} | settings
+        engine = Generator(model, grids={"image": (side, side)}, max_rows=len(outputs), max_length=LONGEST,
+                           max_branches=1, **settings)  # fmt: skip
         if not ends:
             engine._allowed.table[:, model.config.layout.eos] = float("-inf")
         for i, output in enumerate(outputs):
@@ -182,6 +187,21 @@ def names_by_rows(name: str, counts: Sequence[int]) -> list[str]:
     """Return the names of the rows of `by_rows`."""
     kinds = ("tokens_per_second", "speedup", "bytes_per_second", "share_of_copy", "dense_ratio")
     return [f"decode/copy/{name}", *(f"decode/{k}/{name}/rows{n}" for k in kinds for n in counts)]
+
+
+def read(bench: Bench) -> list[Row]:
+    """Bytes of weights that a step reads over the least, of a model of two towers; counted, not timed."""
+    rows = []
+    for precision, dtype in PRECISIONS.items():
+        model = bench.model(2, dtype)
+        engine = bench.generator(model, ["text"], precision=precision)
+        engine.step()
+        with WeightBytes(model) as counted:
+            engine.step()
+        low, high = engine._allowed.ranges[engine._allowed.index["host"]]
+        ratio = counted.total / least_bytes(model, "text", high - low)
+        rows.append(value_row(f"decode/read_ratio/{bench.name}/{precision}", ratio, "ratio", against="the least"))
+    return rows
 
 
 MIXES = {"text": 1.0, "half": 0.5, "images": 0.0}
@@ -308,6 +328,7 @@ def of_shape(width: int, layers: int, counts: Sequence[int], options: argparse.N
     return [
         Measurement(names_by_rows(name, counts), lambda: by_rows(bench, counts, turns)),
         Measurement([f"decode/mixed_ratio/{name}/{mix}" for mix in MIXES], lambda: mixed(bench, most, turns)),
+        Measurement([f"decode/read_ratio/{name}/{precision}" for precision in PRECISIONS], lambda: read(bench)),
         Measurement(
             [f"decode/{k}_ratio/{name}/rows{n}" for k in kinds for n in few], lambda: variants(bench, few, turns)
         ),

@@ -63,7 +63,7 @@ class PlaitLM(TemplateLM):
 
     def __init__(
         self, pretrained: Any = "", *, device: str = "auto", batch_size: int | str = "auto", seed: int = 0,
-        max_batch_size: int | None = None, weights: str = "float32", adapter: str = "", revision: str = "",
+        max_batch_size: int | None = None, weights: str = "auto", adapter: str = "", revision: str = "",
         max_length: int | None = None, max_gen_toks: int = 256, prefix_token_id: int | None = None, **others: Any,
     ):  # fmt: skip
         super().__init__()

@@ -285,7 +285,7 @@ class Decoder:
         weights = [m.weight[shape.low : shape.high] for m in heads.values()]
         if heads.is_shared or len(weights) == 1:
             return F.linear(merged(hidden)[0].index_select(0, picks), weights[0])
-        scores = [F.linear(h, w) for h, w in zip(hidden, weights, strict=True)]
+        scores = [F.linear(h, w) for h, w in zip(hidden, weights, strict=True) if len(h)]
         return torch.cat(scores).index_select(0, picks)
 
 

@@ -3,6 +3,7 @@
 import math
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -41,8 +42,18 @@ class Linear(nn.Linear):
         }
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() and not len(x):
+            # a tower without tokens: while decoding, reading its weights (casting them, at that) is most of the time
+            return x.new_empty(0, *x.shape[1:-1], len(local(self.weight)), dtype=_product_dtype(x))
         out = F.linear(x, local(self.weight), None if self.bias is None else local(self.bias))
         return out if self.lora is None else out + self.lora(x)
+
+
+def _product_dtype(x: Tensor) -> torch.dtype:
+    """Return the precision of a product with x: autocast's, but for float64."""
+    kind = x.device.type
+    is_cast = x.dtype != torch.float64 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if is_cast else x.dtype
 
 
 class Embedding(nn.Embedding):
@@ -82,4 +93,6 @@ class RMSNorm(nn.RMSNorm):
     traits = {"weight": ONES}
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.is_grad_enabled() and not len(x):
+            return x
         return F.rms_norm(x, self.normalized_shape, local(self.weight).to(x.dtype), self.eps)

@@ -201,7 +201,7 @@ class MixtureOfTransformers(nn.Module):
                         streams[k] = streams[k] + self.ranks.scatter_all(whole)
                     else:
                         streams[k] = streams[k].index_copy(0, place.rows, x)
-                else:  # no such token here: the parameters still take part, with zero gradients
+                elif torch.is_grad_enabled():  # no such token here: the parameters take part, with zero gradients
                     empty = streams[k].new_zeros(0, self.config.modalities[name].latent_channels)
                     streams[k] = streams[k] + module(empty, None, []).sum()
         return streams
@@ -266,14 +266,18 @@ class MixtureOfTransformers(nn.Module):
                     module.update_balance(0.0 if tower in frozen else rate, skipped)
 
     @classmethod
-    def from_pretrained(cls, place: str | Path, *, revision: str = "", device: torch.device | str = "cpu") -> Self:
+    def from_pretrained(
+        cls, place: str | Path, *, revision: str = "", device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Self:  # fmt: skip
         """Load a saved model: a folder, or ``owner/name`` on the Hugging Face Hub, of which weights are fetched.
 
-        Every weight must be there and fit. Raises CheckpointError, and ResourceError without the network.
+        Every weight must be there and fit. ``dtype`` torch.bfloat16 keeps matrices and embeddings in half the memory,
+        to generate with under autocast. Raises CheckpointError, and ResourceError without the network.
         """
         from plait.model.pretrained import load_pretrained
 
-        return cast(Self, load_pretrained(place, revision=revision, device=device, model_class=cls))
+        return cast(Self, load_pretrained(place, revision=revision, device=device, dtype=dtype, model_class=cls))
 
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str = "5GB") -> None:
         """Write ``config.json`` and the weights (safetensors) into ``folder``, in place of an earlier model's there.

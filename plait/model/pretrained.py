@@ -20,6 +20,7 @@ from plait.common.tensor_files import Cut, Stored, TensorStore, index_path, make
 from plait.config.file import from_dict, to_dict
 from plait.config.model import ModelConfig
 from plait.model.mot import MixtureOfTransformers
+from plait.model.precision import shorten
 from plait.model.ranks import part_of
 
 ARCHITECTURE = "MixtureOfTransformers"
@@ -120,18 +121,28 @@ def load_pretrained(
     device: torch.device | str = "cpu",
     weights: str = WEIGHTS,
     revision: str = "",
+    dtype: torch.dtype = torch.float32,
     model_class: type[MixtureOfTransformers] = MixtureOfTransformers,
 ) -> MixtureOfTransformers:
     """Load a model that `save_pretrained` (or a checkpoint) wrote, from a folder or the Hub.
 
-    ``weights`` is the name of their file in the folder.
+    ``weights`` is the name of their file in the folder. ``dtype`` bfloat16 keeps the matrices in it as they are read
+    (`plait.model.precision.shorten`), so that the model is never there in float32; those with LoRA after it is merged.
     """
+    require(dtype in (torch.float32, torch.bfloat16), "dtype", dtype, "torch.float32 or torch.bfloat16")
     folder = hub.found(place, "model", hub.WEIGHTS, revision)
     config = load_config(folder)
     with torch.device("meta"):
         model = model_class(config)
+    has_lora = any(tower.lora for tower in config.towers.values())
+    is_short = dtype == torch.bfloat16
+    if is_short and not has_lora:
+        shorten(model)
     model.to_empty(device=device)
     load_weights(model, folder, weights=weights)
+    if is_short and has_lora:
+        model.merge_lora()
+        shorten(model)
     return model
 
 

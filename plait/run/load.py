@@ -10,6 +10,7 @@ from plait.codecs import Codec, Encoded, load_codec
 from plait.common import hub
 from plait.common.errors import CheckpointError, ConfigError, unknown
 from plait.config.file import load_kept
+from plait.config.generation import GenerateConfig
 from plait.config.run import RunConfig
 from plait.data.shards import codec_folder
 from plait.data.sources import codec_records
@@ -27,31 +28,41 @@ __all__ = ["MediaPart", "Pipeline", "Sample", "documents_as_media", "load", "loa
            "save_media"]  # fmt: skip
 
 
-PRECISIONS = ("float32", "bfloat16")
-"""Those in which weights may be kept to generate."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = ("auto", *DTYPES)
+"""Those in which weights may be kept to generate; auto: that of `generate.precision`."""
 
 
 def load(
-    run: str | Path, *, device: str = "auto", weights: str = "float32", adapter: str | Path = "", revision: str = ""
+    run: str | Path, *, device: str = "auto", weights: str = "auto", adapter: str | Path = "", revision: str = ""
 ) -> Pipeline:
     """Load the newest complete checkpoint of a run folder (its averaged weights, if any), with its data's codecs.
 
     A saved model with its codecs is taken as well: the folder that `plait export` or `plait upcycle` wrote, or
     ``owner/name`` on the Hugging Face Hub, with the branch, tag or commit ``revision``. ``weights`` "bfloat16" keeps
-    its matrices in half the memory, and generates in that precision. ``adapter``: what `plait export --adapter` or peft
+    its matrices in half the memory, and generates in that precision, as "auto" does where the run generates in it
+    (`generate.precision`); "float32" keeps them as they were saved. ``adapter``: what `plait export --adapter` or peft
     wrote, a folder or a name, which is added to the matrices that it changes, as LoRA of the run itself is.
     """
     run = hub.found(run, "run", hub.MODEL, revision)
     if weights not in PRECISIONS:
         raise ConfigError(unknown("weights", weights, PRECISIONS))
-    pipeline = load_saved(run, device=device) if _is_saved(run) else load_run(run_config(run), device=device)
+    first = "float32" if adapter else weights
+    saved = _is_saved(run)
+    pipeline = load_saved(run, device, first) if saved else load_run(run_config(run), device, first)
     pipeline.model.merge_lora()
-    if adapter:
-        merge_adapter(pipeline.model, adapter)
     if weights == "bfloat16":
-        shorten(pipeline.model)
         pipeline.config.precision = "bfloat16"
+    if adapter:  # added to float32, and rounded once
+        merge_adapter(pipeline.model, adapter)
+        if _dtype_of(weights, pipeline.config) == torch.bfloat16:
+            shorten(pipeline.model)
     return pipeline
+
+
+def _dtype_of(weights: str, config: GenerateConfig) -> torch.dtype:
+    """Return the precision in which matrices are kept."""
+    return DTYPES[config.precision if weights == "auto" else weights]
 
 
 def check_loadable(run: str | Path) -> None:
@@ -67,13 +78,14 @@ def _is_saved(folder: Path) -> bool:
     return not (folder / "config.yaml").exists() and (folder / "config.json").exists()
 
 
-def load_saved(folder: Path, *, device: str = "auto") -> Pipeline:
+def load_saved(folder: Path, device: str = "auto", weights: str = "auto") -> Pipeline:
     """Load a saved model with its codecs and settings of generation."""
     settings = read_settings(folder)
     codecs = {name: read_codec(folder, name, settings) for name in load_config(folder).modalities}
-    model = load_pretrained(folder, device=pick_device(device))
+    generate, diffusion = generation_of(settings)
+    model = load_pretrained(folder, device=pick_device(device), dtype=_dtype_of(weights, generate))
     model.requires_grad_(False)
-    return Pipeline(model, codecs, *generation_of(settings), settings.get("tasks", {}))
+    return Pipeline(model, codecs, generate, diffusion, settings.get("tasks", {}))
 
 
 def run_config(run: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -89,13 +101,13 @@ def run_config(run: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def load_run(config: RunConfig, *, device: str = "auto") -> Pipeline:
+def load_run(config: RunConfig, device: str = "auto", weights: str = "auto") -> Pipeline:
     """Load the model and codecs of a run."""
     latest = checkpoint.latest(Path(config.out) / "checkpoints")
     if latest is None:
         raise CheckpointError(f"run: {config.out!r} has no complete checkpoint, run `plait train` first")
-    weights = checkpoint.weights_file(latest).name
-    model = load_pretrained(latest, device=pick_device(device), weights=weights)
+    file, dtype = checkpoint.weights_file(latest).name, _dtype_of(weights, config.generate)
+    model = load_pretrained(latest, device=pick_device(device), weights=file, dtype=dtype)
     model.requires_grad_(False)
     codecs = load_codecs(config, list(model.config.modalities))
     return Pipeline(model, codecs, config.generate, config.diffusion, config.data.tasks)

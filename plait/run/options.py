@@ -7,6 +7,10 @@ from plait.config.generation import SamplingConfig
 from plait.run.arguments import like, real, whole
 
 MODEL = "the folder of a run or of a saved model, or a model's name on the Hugging Face Hub (owner/name)"
+WEIGHTS = (
+    "precision of the weights: float32, bfloat16 (matrices in half the memory), or auto, that of generate.precision "
+    "(default: auto)"
+)
 
 
 KEYS = {"text": "TEXT", "image": "FILE", "audio": "FILE"}
@@ -46,8 +50,7 @@ def serve_arguments(step: argparse.ArgumentParser, *, several: bool) -> None:
     step.add_argument("--adapter", action="append", default=[], metavar="NAME=FOLDER",
                       help="an adapter of the model (LoRA), served as a model of its own; may be repeated")  # fmt: skip
     step.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
-    step.add_argument("--weights", default="float32", choices=["float32", "bfloat16"],
-                      help="precision of the weights; bfloat16 takes half the memory (default: float32)")  # fmt: skip
+    step.add_argument("--weights", default="auto", choices=["auto", "float32", "bfloat16"], help=WEIGHTS)
 
 
 def generate_arguments(step: argparse.ArgumentParser) -> None:
@@ -89,8 +92,7 @@ def generate_arguments(step: argparse.ArgumentParser) -> None:
     step.add_argument("--out", default="", help="folder for PNG, WAV and samples.jsonl (default: <model>/generated; "
                       "generated, of a model on the Hub)")  # fmt: skip
     step.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    step.add_argument("--weights", default="float32",
-                      help="float32, or bfloat16: matrices in half the memory (default: float32)")  # fmt: skip
+    step.add_argument("--weights", default="auto", metavar="PRECISION", help=WEIGHTS)
 
 
 def export_arguments(step: Any) -> None:

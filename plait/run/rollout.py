@@ -28,7 +28,7 @@ def rollout(
     """
     config = run_config(run)
     require(not videos or not Path(videos).is_file(), "--videos", videos, "a folder")
-    pipeline = load_run(config, device=device)
+    pipeline = load_run(config, device)
     trials = trials_of(config.data.path, config, pipeline.codecs)
     act = functools.partial(Actor(pipeline).chunks, seed=seed)
     hits: list[bool] = []

@@ -153,7 +153,8 @@ def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:
         if path.exists() and read_json(path, "evaluation").get("key") == key:
             return _kept_figures(path)
         with timed(config, "evaluate") as accepted:
-            pipeline = load_run(config, device=config.train.device)
+            # losses are those of training, whatever precision is generated in
+            pipeline = load_run(config, config.train.device, "float32")
             accepted()
             device = pipeline.model.device
             suite = Suite(config, pipeline, progress, lambda: autocast(config.train.precision, device),
@@ -175,7 +176,7 @@ def sample_step(config: RunConfig, progress: Progress) -> None:
     if (folder / "key.json").exists() and read_json(folder / "key.json", "samples") == key:
         return
     with timed(config, "generate") as accepted:
-        pipeline = load_run(config, device=config.train.device)
+        pipeline = load_run(config, config.train.device)
         accepted()
         with atomic_folder(folder) as temporary:
             samples = SampleSet(config, pipeline, temporary, SAMPLES_PER_TASK, progress=progress)

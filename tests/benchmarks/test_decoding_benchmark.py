@@ -16,7 +16,7 @@ def test_the_smallest_grid_writes_every_row(tmp_path, capsys):
     assert decoding.main(arguments) == 0
     (path,) = tmp_path.glob("*.json")
     rows = {row["name"]: row["value"] for row in harness.read_rows(path)}
-    assert all(value > 0 for value in rows.values()) and len(rows) == 21
+    assert all(value > 0 for value in rows.values()) and len(rows) == 23
     assert rows["decode/speedup/d64-l1/rows1"] == 1.0
     tokens = [rows[f"decode/tokens_per_second/d64-l1/rows{n}"] for n in (4, 1)]
     assert abs(rows["decode/speedup/d64-l1/rows4"] / (tokens[0] / tokens[1]) - 1) < 1e-9

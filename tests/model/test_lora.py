@@ -23,6 +23,7 @@ from plait.model.adapters import attach, merge_adapter
 from plait.model.init_from import start_model, start_towers, zero_outputs
 from plait.model.lora import linears_in
 from plait.model.mot import MixtureOfTransformers
+from plait.model.precision import shorten
 from plait.model.pretrained import load_config, load_pretrained
 from plait.train import checkpoint
 from plait.train.export import export
@@ -194,6 +195,16 @@ def test_an_adapter_of_its_own(base, run, adapter):
     assert (hidden(model, batch) - hidden(own, batch)).abs().max() > 1e-4
     merge_adapter(model, adapter)
     torch.testing.assert_close(hidden(model, batch), hidden(own, batch), rtol=0, atol=1e-9)
+
+
+def test_matrices_with_lora_are_rounded_once(run):
+    """Read in bfloat16, what LoRA learned is merged first: the matrices are those of the merged model, rounded."""
+    model = load_pretrained(newest(run), weights="ema.safetensors", dtype=torch.bfloat16)
+    merged = load_pretrained(newest(run), weights="ema.safetensors")
+    merged.merge_lora()
+    shorten(merged)
+    assert not lora_facts(model) and model.state_dict().keys() == merged.state_dict().keys()
+    assert all(torch.equal(t, model.state_dict()[name]) for name, t in merged.state_dict().items())
 
 
 def test_a_run_without_lora_has_none(base, tmp_path):

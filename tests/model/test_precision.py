@@ -8,6 +8,7 @@ from helpers.generation import build, requests
 from helpers.models import model_config, random_documents
 
 from plait.batch.assemble import pack
+from plait.common.errors import ConfigError
 from plait.config.generation import DiffusionConfig
 from plait.generate import generate
 from plait.model.mot import MixtureOfTransformers
@@ -42,6 +43,19 @@ def test_a_model_that_is_short_throughout_has_a_short_stream(rng):
     model = MixtureOfTransformers(model_config(mel=True)).bfloat16()
     batch = corrupt(pack(random_documents(rng, 5, mel=True), model.config), DiffusionConfig(), 0)
     assert model.dtype == torch.bfloat16 and all(h.dtype == torch.bfloat16 for h in model(batch))
+
+
+def test_weights_are_read_in_bfloat16(tmp_path):
+    """As if they had been shortened after; the model is never there in float32."""
+    MixtureOfTransformers(model_config(mel=True)).save_pretrained(tmp_path)
+    expected = MixtureOfTransformers.from_pretrained(tmp_path)
+    shorten(expected)
+    model = MixtureOfTransformers.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    wanted, found = expected.state_dict(), model.state_dict()
+    assert {t.dtype for t in found.values()} == {torch.float32, torch.bfloat16}
+    assert all(found[name].dtype == t.dtype and torch.equal(found[name], t) for name, t in wanted.items())
+    with pytest.raises(ConfigError, match=r"dtype: torch.float16 is not allowed"):
+        MixtureOfTransformers.from_pretrained(tmp_path, dtype=torch.float16)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """The whole path of a codec that only reads: manifest, features, training, generation, samples, what a page shows."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,16 @@ def test_a_prompt_is_encoded_as_the_data_were(folder, trained):
             assert part.role == "understanding" and part.features.grid == (4, 4)
     (part,) = pipeline.encode([("image", np.asarray(Image.open(path)))])  # an item alone: both codecs take it
     np.testing.assert_allclose(part.features.latents, stored.parts[1].features.latents, atol=1e-5)
+
+
+def test_weights_have_the_precision_that_is_generated_in(trained):
+    """Unless another is asked for; evaluation asks for float32, so that its losses are those of training."""
+    short = replace(trained, generate=replace(trained.generate, precision="bfloat16"))
+    kinds = [
+        load_run(config, "cpu", weights).model.blocks[0].o["understanding"].weight.dtype
+        for config, weights in ((trained, "auto"), (short, "auto"), (short, "float32"), (trained, "bfloat16"))
+    ]
+    assert kinds == [torch.float32, torch.bfloat16, torch.float32, torch.bfloat16]
 
 
 def test_another_image_gives_other_text(folder, trained):
