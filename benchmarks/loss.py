@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from harness import Measurement, Row, cpu_peak_bytes, paired, parsed, parser, ratio_row, run, value_row
 from torch import Tensor
 
-from plait.objectives.next_token import linear_cross_entropy
+from plait.objectives.next_token import weighted_cross_entropy
 
 
 def peak_bytes(function: Callable[[], object], device: str) -> int:
@@ -42,8 +42,8 @@ def naive(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
 
 
 def plait(x: Tensor, weight: Tensor, target: Tensor) -> Tensor:
-    """Return the same by plait."""
-    return linear_cross_entropy(x, weight, target)[0].sum()
+    """Return the same by plait, as training does it."""
+    return weighted_cross_entropy(x, weight, target, torch.ones(len(x), device=x.device))[0]
 
 
 def compare(options: argparse.Namespace, vocabulary: int, targets: int, width: int, dtype: str) -> list[Row]:

@@ -18,8 +18,8 @@ from plait.batch.documents import Document, Part
 from plait.config.model import ModalityConfig, ModelConfig
 from plait.model.attention import new_plan
 from plait.model.mot import MixtureOfTransformers
-from plait.objectives import loss_sums
-from plait.objectives.next_token import linear_cross_entropy
+from plait.objectives import weighted_loss
+from plait.objectives.next_token import weighted_cross_entropy
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from helpers import dense_reference
@@ -137,7 +137,8 @@ class Case:
 
 def mot_loss(model: MixtureOfTransformers, batch: Batch) -> Tensor:
     """Return the mean loss of plait's model."""
-    return loss_sums(model, model(batch), batch).sum() / batch.num_tokens
+    factors = torch.full((len(model.config.modalities),), 1 / batch.num_tokens, device=model.device)
+    return weighted_loss(model, model(batch), batch, factors)[0]
 
 
 def sequence_loss(hidden: Tensor, weight: Tensor, batch: Batch) -> Tensor:
@@ -146,7 +147,8 @@ def sequence_loss(hidden: Tensor, weight: Tensor, batch: Batch) -> Tensor:
     The same for every model, so that ratios compare the models; benchmarks/loss.py measures the loss itself.
     """
     rows = hidden.index_select(0, batch.targets.rows[0])
-    return linear_cross_entropy(rows, weight, batch.targets.ids)[0].sum() / batch.num_tokens
+    scale = torch.full((len(rows),), 1 / batch.num_tokens, device=rows.device)
+    return weighted_cross_entropy(rows, weight, batch.targets.ids, scale)[0]
 
 
 def flops(shape: Shape, lengths: list[int]) -> float:

@@ -21,7 +21,7 @@ from plait.config.generation import DiffusionConfig
 from plait.config.model import ModalityConfig, ModelConfig
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
-from plait.objectives import loss_sums
+from plait.objectives import weighted_loss
 from plait.objectives.diffusion import corrupt
 from plait.train.gradients import add_gradients, side_by_side
 
@@ -55,8 +55,7 @@ def main() -> None:
 
     def loss(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         with autocast(options.dtype, model.device):
-            sums = loss_sums(model, model(batch), batch)
-        return sums.sum() / batch.num_tokens, sums
+            return weighted_loss(model, model(batch), batch, torch.full((2,), 1 / batch.num_tokens))
 
     def seconds(batches: list[Batch], threads) -> float:
         started = time.perf_counter()

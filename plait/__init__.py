@@ -19,6 +19,7 @@ _PUBLIC = {
     "TowerSettings": "plait.config.run_records",
     "MixtureOfTransformers": "plait.model.mot",
     "loss_sums": "plait.objectives",
+    "weighted_loss": "plait.objectives",
     "Request": "plait.generate",
     "Generator": "plait.generate",
     "Pipeline": "plait.run.load",

@@ -25,7 +25,7 @@ from plait.hf.generation import FREE, MODES, requests_of, settings_of, stream
 from plait.hf.inputs import Row, names_of_media, rows_of
 from plait.model.mot import MixtureOfTransformers
 from plait.model.pretrained import CODE, CODE_TEXT
-from plait.objectives import loss_factors, loss_sums
+from plait.objectives import loss_factors, weighted_loss
 from plait.objectives.diffusion import corrupt
 
 _WHERE_IT_IS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
@@ -129,10 +129,10 @@ class PlaitForMultimodalLM(PreTrainedModel, GenerationMixin):
         if labels is None:
             return CausalLMOutput(logits=self._logits(batch, input_ids, attention_mask))
         corrupt(batch, self.diffusion, int(torch.randint(2**31, ())))
-        factors = self._factors(batch.counts)
+        factors = torch.tensor(self._factors(batch.counts), dtype=self.mot.dtype).to(self.device)
         batch = batch.to(self.device)
-        sums = loss_sums(self.mot, self.mot(batch), batch)
-        return CausalLMOutput(loss=(sums * sums.new_tensor(factors)).sum())
+        loss, _ = weighted_loss(self.mot, self.mot(batch), batch, factors)
+        return CausalLMOutput(loss=loss)
 
     def _batch(self, rows: Sequence[Row], *, learns: bool) -> Batch:
         config = self.mot.config

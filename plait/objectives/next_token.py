@@ -28,8 +28,32 @@ def loss_sums(model: MixtureOfTransformers, hidden: list[Tensor], batch: Batch, 
     loss, log_z = target_losses(model, hidden, batch)
     if z_loss:
         loss = loss + z_loss * log_z.square()
-    sums = loss.new_zeros(len(model.config.modalities))
-    return sums.index_add(0, batch.targets.modality, loss * batch.targets.weight.to(loss.dtype))
+    return _by_modality(model, batch, loss)
+
+
+def weighted_loss(
+    model: MixtureOfTransformers, hidden: list[Tensor], batch: Batch, factors: Tensor, *, z_loss: float = 0.0,
+    max_logits: int = 0,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the sum [] of `loss_sums` times ``factors`` [M], and the sums [M] themselves, which have no gradient.
+
+    Since the factors are known, the gradients are made with the loss, and no logits are made again or kept.
+    """
+    targets = batch.targets
+    factors = factors.to(torch.promote_types(hidden[0].dtype, torch.float32))
+    scale = factors.index_select(0, targets.modality) * targets.weight.to(factors.dtype)
+    if model.ranks.tensor > 1:  # log Z is known once all ranks have scored
+        loss, log_z = target_losses(model, hidden, batch, max_logits=max_logits)
+        loss = loss + z_loss * log_z.square() if z_loss else loss
+        return (loss * scale.to(loss.dtype)).sum(), _by_modality(model, batch, loss.detach())
+    rows, ids, weights = _head_inputs(model, hidden, batch)
+    scales = scale.split([len(i) for i in ids])
+    pieces = [
+        weighted_cross_entropy(x, weight, target, own, z_loss=z_loss, max_logits=max_logits)
+        for x, weight, target, own in zip(rows, weights, ids, scales, strict=True)
+    ]
+    totals, losses = zip(*pieces, strict=True)
+    return torch.stack(totals).sum(), _by_modality(model, batch, torch.cat(losses))
 
 
 def target_losses(
@@ -39,19 +63,32 @@ def target_losses(
 
     ``max_logits`` is as in `linear_cross_entropy`.
     """
-    heads, ranks = model.head_weights(), model.ranks
-    hidden = ranks.gather(hidden)
-    rows = [h.index_select(0, r) for h, r in zip(hidden, batch.targets.rows, strict=True)]
-    ids = list(batch.targets.ids.split([len(r) for r in batch.targets.rows]))
-    weights = [module.weight for module in heads.values()]
-    if heads.is_shared:
-        rows, ids = merged(rows), merged(ids)
+    rows, ids, weights = _head_inputs(model, hidden, batch)
     pieces = [
-        linear_cross_entropy(x, weight, target, max_logits=max_logits, ranks=ranks)
+        linear_cross_entropy(x, weight, target, max_logits=max_logits, ranks=model.ranks)
         for x, weight, target in zip(rows, weights, ids, strict=True)
     ]
     loss, log_z = zip(*pieces, strict=True)
     return torch.cat(loss), torch.cat(log_z)
+
+
+def _head_inputs(
+    model: MixtureOfTransformers, hidden: list[Tensor], batch: Batch
+) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Return for each head the hidden states [n, D] of its targets, their ids [n], and its weight [V, D]."""
+    heads = model.head_weights()
+    hidden = model.ranks.gather(hidden)
+    rows = [h.index_select(0, r) for h, r in zip(hidden, batch.targets.rows, strict=True)]
+    ids = list(batch.targets.ids.split([len(r) for r in batch.targets.rows]))
+    if heads.is_shared:
+        rows, ids = merged(rows), merged(ids)
+    return rows, ids, [module.weight for module in heads.values()]
+
+
+def _by_modality(model: MixtureOfTransformers, batch: Batch, loss: Tensor) -> Tensor:
+    """Return the sums [M] of targets' losses [n], each with its weight."""
+    sums = loss.new_zeros(len(model.config.modalities))
+    return sums.index_add(0, batch.targets.modality, loss * batch.targets.weight.to(loss.dtype))
 
 
 def linear_cross_entropy(
@@ -60,23 +97,82 @@ def linear_cross_entropy(
     """Score targets [n] with hidden states x [n, D] and a head's weight [V, D]: loss [n] and log Z [n].
 
     The logits are a product in the precision of autocast, the rest is float32 at least. At most ``max_logits`` of them
-    (0: `MAX_LOGITS`) are held at once. (torch 2.13 has a function of this name; it returns no log Z, and it makes
-    gradients in the forward pass for one sum of all targets, where modalities have factors that only the backward pass
-    brings.)
+    (0: `MAX_LOGITS`) are held at once. (torch 2.13 has a function of this name; it returns no log Z.)
 
     Tensor ranks hold a part of the head each and get the same result, from one exchange of two numbers a target.
     """
+    cut = ranks if ranks is not None and ranks.tensor > 1 else None
+    target = target - cut.first_id(len(weight)) if cut else target
+    dtype, rows = _product(x, weight, max_logits)
+    score = _LinearCrossEntropy.apply
+    losses: tuple[Tensor, Tensor] = score(x, local(weight), target, dtype, rows, cut)  # type: ignore[no-untyped-call]
+    return losses
+
+
+def _product(x: Tensor, weight: Tensor, max_logits: int) -> tuple[torch.dtype, int]:
+    """Return the precision of the logits, and how many targets are scored at once."""
     device, dtype = x.device.type, weight.dtype
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
-    cut = ranks if ranks is not None and ranks.tensor > 1 else None
-    target = target - cut.first_id(len(weight)) if cut else target
-    part = local(weight)
     most = max_logits or MAX_LOGITS.get(device, MAX_LOGITS["cpu"])
-    rows = max(1, most // len(part))
-    score = _LinearCrossEntropy.apply
-    losses: tuple[Tensor, Tensor] = score(x, part, target, dtype, rows, cut)  # type: ignore[no-untyped-call]  # torch's
-    return losses
+    return dtype, max(1, most // len(local(weight)))
+
+
+def weighted_cross_entropy(
+    x: Tensor, weight: Tensor, target: Tensor, scale: Tensor, *, z_loss: float = 0.0, max_logits: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Return the sum [] of each target's loss (`linear_cross_entropy`) plus ``z_loss * log^2 Z``, times its ``scale``
+    [n], and the losses [n], which have no gradient. The gradients of the sum are made with it."""
+    dtype, rows = _product(x, weight, max_logits)
+    scale = scale.to(torch.promote_types(x.dtype, torch.float32))
+    score = _WeightedCrossEntropy.apply
+    made: tuple[Tensor, Tensor] = score(x, local(weight), target, scale, z_loss, dtype, rows)  # type: ignore[no-untyped-call]
+    return made
+
+
+class _WeightedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of a linear head with what each target counts: its gradients are made piece by piece as it is.
+
+    Three products for each piece, as of all logits at once; where the loss alone is made first, the backward pass
+    needs a fourth one, of the same logits again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, target: Tensor, scale: Tensor, z_loss: float, dtype: torch.dtype, rows: int
+    ) -> tuple[Tensor, Tensor]:
+        head, losses = weight.to(dtype), []
+        for_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        for_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for i in range(0, max(1, len(x)), rows):
+            x_r, target_r, scale_r = (t[i : i + rows] for t in (x, target, scale))
+            logits = _logits(x_r, head)
+            if _fuses(x):
+                log_z, score = _fused(_scores)(logits, target_r)
+                all_r = scale_r * (1 + 2 * z_loss * log_z)
+                g = _fused(_for_logits)(logits, log_z, all_r, target_r, -scale_r)
+            else:  # the logits become their own gradient, so that one copy of them is all there is
+                score, most = logits.gather(1, target_r[:, None]).squeeze(1), logits.amax(-1)
+                z = logits.sub_(most[:, None]).exp_().sum(-1)
+                log_z = most + z.log()
+                all_r = scale_r * (1 + 2 * z_loss * log_z)
+                g = logits.mul_((all_r / z)[:, None]).scatter_add_(1, target_r[:, None], -scale_r[:, None])
+            losses.append(log_z - score + z_loss * log_z.square())
+            _add_products(g.to(dtype), head, x_r, None if for_x is None else for_x[i : i + rows], for_weight)
+        loss = torch.cat(losses)
+        ctx.mark_non_differentiable(loss)
+        ctx.gradients = for_x, for_weight
+        return (loss * scale).sum(), loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, for_total: Tensor, for_loss: Tensor) -> tuple[Tensor | None, ...]:
+        for_x, for_weight = ctx.gradients  # used up: what follows changes them
+        ctx.gradients = None
+        for gradient in (for_x, for_weight):
+            if gradient is not None:
+                gradient.mul_(for_total)
+        return for_x, for_weight, None, None, None, None, None
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -126,15 +222,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
             else:
                 g = torch.sub(logits, log_z_r[:, None], out=logits if saved_logits is None else None)
                 g = g.exp_().mul_(all_r[:, None]).scatter_add_(1, target_r[:, None], score_r[:, None])
-                g = g.to(ctx.dtype)
-            for_x_r.copy_(g @ head)
-            if for_weight is None:
-                continue
-            if for_weight.dtype == g.dtype:
-                for_weight.addmm_(g.T, x_r.to(g.dtype))
-            else:
-                for_weight.add_(g.T @ x_r.to(g.dtype))
+            _add_products(g.to(ctx.dtype), head, x_r, for_x_r, for_weight)
         return for_x, for_weight, None, None, None, None
+
+
+def _add_products(g: Tensor, head: Tensor, x: Tensor, for_x: Tensor | None, for_weight: Tensor | None) -> None:
+    """Set the gradients of hidden states [n, D] and add to those of the weight [V, D], from those of logits [n, V]."""
+    if for_x is not None:
+        for_x.copy_(g @ head)
+    if for_weight is None:
+        return
+    if for_weight.dtype == g.dtype:
+        for_weight.addmm_(g.T, x.to(g.dtype))
+    else:
+        for_weight.add_(g.T @ x.to(g.dtype))
 
 
 def _logits(x: Tensor, head: Tensor) -> Tensor:

@@ -31,6 +31,8 @@ class Sizes:
     total: int
     trained: int
     """Those that have gradients and optimizer state."""
+    entering: int
+    """The trained ones before the first block, whose gradients are made last."""
     matrices: int
     """The trained ones that are matrices of blocks."""
     shortened: int
@@ -45,15 +47,17 @@ def sizes(config: ModelConfig, frozen: Collection[str] = ()) -> Sizes:
     """Count the parameters of a model, without making them; ``frozen`` towers are not trained."""
     with torch.device("meta"):
         model = MixtureOfTransformers(config)
-    total = trained = blocks = matrices = shortened = 0
+    total = trained = entering = blocks = matrices = shortened = 0
     for part, parameter in model.weights():
         size, is_trained = parameter.numel(), not is_frozen(part, config, frozen)
         total += size
         trained += size * is_trained
+        enters = part.place.component == "latent_in" or (part.place.component == "embed" and not config.tie_embeddings)
+        entering += size * (is_trained and enters)
         blocks += size * part.in_block
         matrices += size * (is_trained and part.in_block and part.trait.is_matrix)
         shortened += size * is_shortened(part)
-    return Sizes(blocks / config.num_layers, total - blocks, total, trained, matrices, shortened)
+    return Sizes(blocks / config.num_layers, total - blocks, total, trained, entering, matrices, shortened)
 
 
 def tensor_sizes(config: ModelConfig, most: int) -> list[int]:

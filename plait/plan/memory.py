@@ -53,7 +53,8 @@ def rank_memory(config: RunConfig, layout: Layout, part: Sizes, once: Pass, *, b
         missing = (outside + REDUCED * part.block) / layout.sharers  # of the reduced ones, while the first block works
     else:
         activations = once.kept + once.casts
-        gathered, outside, unreduced, missing = 0.0, REDUCED * part.outside, 0.0, REDUCED * part.outside
+        gathered, outside, unreduced = 0.0, REDUCED * part.outside, 0.0
+        missing = outside + REDUCED * part.entering  # while the first block works
     earlier = gradients if batches > 1 else 0.0
     peak = max(
         activations + once.loss + earlier,

@@ -35,7 +35,7 @@ from plait.model.frozen import is_frozen
 from plait.model.mask import varlen_calls
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import autocast
-from plait.objectives import loss_sums, next_token
+from plait.objectives import next_token, weighted_loss
 from plait.objectives.diffusion import corrupt
 from plait.plan.exchange import PlannedRanks, made_up_ranks
 
@@ -114,9 +114,9 @@ def _trace(config: RunConfig, model: ModelConfig, batch: Batch, sizes: tuple[int
         alive.peak = 0
         ends = [h.detach().requires_grad_(h.requires_grad) for h in hidden]
         with _precision(precision):
-            sums = loss_sums(model, ends, batch, z_loss=1.0)
-        sums.sum().backward()
-        del sums
+            total, _ = weighted_loss(model, ends, batch, torch.ones(len(model.config.modalities)), z_loss=1.0)
+        total.backward()
+        del total
         loss = alive.peak - activations
         alive.peak = 0
         pairs = [(h, e.grad) for h, e in zip(hidden, ends, strict=True) if h.requires_grad]

@@ -34,7 +34,7 @@ from plait.model.frozen import trained_rows
 from plait.model.mot import MixtureOfTransformers
 from plait.model.precision import attended, autocast
 from plait.model.ranks import local
-from plait.objectives import loss_factors, loss_sums
+from plait.objectives import loss_factors, weighted_loss
 from plait.objectives.diffusion import corrupt
 from plait.train import parallel
 from plait.train.acceptance import check_goes_on, keep_config
@@ -295,8 +295,7 @@ class Trainer:
             if self.ranks.mesh is not None:
                 parallel.sum_over_replicas(self.model, batch is batches[-1])
             with autocast(train.precision, self.device):
-                sums = loss_sums(self.model, self.model(batch), batch, z_loss=train.z_loss)
-            return (sums * factors.to(sums.dtype)).sum(), sums
+                return weighted_loss(self.model, self.model(batch), batch, factors, z_loss=train.z_loss)
 
         total = add_gradients(self._trained(), batches, loss, self._pool)
         for parameter, trains in self._trained_rows:

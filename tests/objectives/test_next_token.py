@@ -10,8 +10,10 @@ from helpers.models import model_config, random_documents
 from torch.distributed.fsdp import fully_shard
 
 from plait.batch.assemble import pack
+from plait.config.generation import DiffusionConfig
 from plait.model.mot import MixtureOfTransformers
-from plait.objectives import loss_sums, next_token
+from plait.objectives import loss_sums, next_token, weighted_loss
+from plait.objectives.diffusion import corrupt
 from plait.objectives.next_token import linear_cross_entropy, target_losses
 
 
@@ -129,6 +131,52 @@ def test_pieces_of_the_models_losses(rng):
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("limit", [1, 5, 1 << 24], ids=["one by one", "pieces", "together"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_weighted_loss_is_the_sums_times_their_factors(rng, monkeypatch, tied, limit, frozen):
+    """Loss, sums and gradients, of a total that counts twice; a batch without targets of some tower; latents beside."""
+    config = model_config(mel=True, tie_embeddings=tied)
+    model = MixtureOfTransformers(config).double()
+    monkeypatch.setattr(next_token, "MAX_LOGITS", {"cpu": limit * config.layout.size})
+    factors = torch.tensor([1.0, -0.5, 2.0, 0.7], dtype=torch.float64)
+    for only in (None, ["text", "mel"]):
+        batch = corrupt(pack(random_documents(rng, 6, mel=True, only=only), config), DiffusionConfig(), 0)
+        if frozen:
+            model.head_weights().requires_grad_(False)
+        found = []
+        for weighted in (False, True):
+            model.zero_grad()
+            if weighted:
+                total, sums = weighted_loss(model, model(batch), batch, factors, z_loss=0.01)
+                assert not sums.requires_grad
+            else:
+                sums = loss_sums(model, model(batch), batch, z_loss=0.01)
+                total = (sums * factors).sum()
+            (2 * total).backward()
+            gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+            found.append((total.detach(), sums.detach(), gradients))
+        torch.testing.assert_close(found[1], found[0], rtol=0, atol=1e-10)
+
+
+def test_the_weighted_loss_under_autocast_rounds_as_the_sums_do(rng):
+    """The same products of numbers that differ in the last bit before they are rounded."""
+    config = model_config()
+    model = MixtureOfTransformers(config)
+    batch, factors = pack(random_documents(rng, 6), config), torch.tensor([1.0, 0.5, 2.0])
+    found = []
+    for weighted in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            if weighted:
+                total, _ = weighted_loss(model, model(batch), batch, factors, z_loss=0.01)
+            else:
+                total = (loss_sums(model, model(batch), batch, z_loss=0.01) * factors).sum()
+        total.backward()
+        found.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert (found[1] - found[0]).norm() < 2e-3 * found[0].norm()
+
+
 @contextlib.contextmanager
 def one_process(folder):
     """A process group of this process alone."""
@@ -149,7 +197,8 @@ def test_a_sharded_head_learns_the_same(rng, tmp_path, tied):
         for block in sharded.blocks:
             fully_shard(block)
         fully_shard(sharded)
+        ones = torch.ones(3, dtype=torch.float64)
         for model in (plain, sharded):
-            loss_sums(model, model(batch), batch, z_loss=0.01).sum().backward()
+            weighted_loss(model, model(batch), batch, ones, z_loss=0.01)[0].backward()
         gradients = {n: p.grad.full_tensor() for n, p in sharded.named_parameters()}
     torch.testing.assert_close(gradients, {n: p.grad for n, p in plain.named_parameters()}, rtol=0, atol=1e-10)
