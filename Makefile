@@ -32,7 +32,7 @@ lint: $(READY)
 # one thread each, nothing else running; a run that was stopped goes on where it was
 benchmark: export OMP_NUM_THREADS = 1
 benchmark: $(READY)
-	set -e; for part in step patterns attention loss decoding breakdown data scale; do \
+	set -e; for part in step recipes patterns attention loss decoding breakdown data scale; do \
 	  $(BIN)/python benchmarks/$$part.py --device cpu --turns 5; \
 	done
 	$(BIN)/python benchmarks/table.py

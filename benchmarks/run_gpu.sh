@@ -46,6 +46,7 @@ part step --first 4
 part decoding
 part loss
 part step
+part recipes
 part attention
 part patterns
 part grouped

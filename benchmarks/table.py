@@ -19,11 +19,14 @@ PAGE = ROOT / "docs" / "performance.md"
 STEP = ("step_ratio/mot", "step_ratio/dense-again", "optimizer_ratio/mot", "optimizer_floor/mot",
         "full_step_ratio/mot", "full_step_floor/mot", "mfu/mot", "mfu/dense")  # fmt: skip
 """Kinds of rows that the first table shows, a line for each shape."""
+RECIPE = ("recipe_ratio/", "recipe_floor/")
+"""Rows of recipes.py, a line for each recipe."""
 GOALS = {
     "cpu": [
         (r"step_ratio/mot/d\d+-t4096-.*/float32/compiled", "<=", 1.00),
         (r"step_ratio/mot/d\d+-t1024-3towers-.*/float32/compiled", "<=", 1.04),
         (r"step_ratio/mot/d\d+-t2048-.*/bfloat16/compiled", "<=", 1.02),
+        (r"recipe_ratio/whole/.*", "<=", 1.10),
         (r"step_ratio/boolean-masks-whole/d\d+-t4096-.*", ">=", 3.0),
         (r"attention_ratio/transfusion/t2048-4documents/float32", "<=", 0.20),
         (r"head_memory/v65536-.*", "<=", 0.20),
@@ -36,6 +39,7 @@ GOALS = {
     "gpu": [
         (r"step_ratio/mot/d(1024|2048|4096)-t32768-.*/bfloat16/compiled", "<=", 1.02),
         (r"step_ratio/mot/d(1024|2048|4096)-t4096-.*/bfloat16/compiled", "<=", 1.06),
+        (r"recipe_ratio/whole/d\d+-t32768-.*", "<=", 1.05),
         (r"step_ratio/boolean-masks/.*", ">=", 1.3),
         (r"mfu/mot/d2048-t8192-.*", ">=", 0.45),
         (r"towers_ratio/(2|4|8|16)/.*", "<=", 1.05),
@@ -59,7 +63,13 @@ def tables(results: dict, hardware: str) -> str:
                   "| share of the peak, MoT (dense) |", "|---|---|---|---|---|---|"]  # fmt: skip
         lines += [step_line(rows, case, hardware) for case in cases]
         lines.append("")
-    others = sorted((n for n in rows if not n.startswith(STEP)), key=natural)
+    recipes = sorted({name.split("/")[2] for name in rows if name.startswith(RECIPE[0])}, key=natural)
+    if recipes:
+        lines += ["| recipe | forward + backward | whole step, AdamW (floor) | whole step, Muon (floor) "
+                  "| dense again |", "|---|---|---|---|---|"]  # fmt: skip
+        lines += [recipe_line(rows, recipe, hardware) for recipe in recipes]
+        lines.append("")
+    others = sorted((n for n in rows if not n.startswith(STEP + RECIPE)), key=natural)
     if others:
         lines += ["| figure | value | unit | against | goal |", "|---|---|---|---|---|"]
         for name in others:
@@ -80,6 +90,22 @@ def step_line(rows: dict[str, Row], case: str, hardware: str) -> str:
     for row, floor in ((optimizer, optimizer_floor), (full, full_floor)):
         cells.append(f"{shown(row)} ({floor['value']:.3f})" if row else "")
     cells.append(f"{share['value']:.0%} ({dense_share['value']:.0%})")
+    return f"| {' | '.join(cells)} |"
+
+
+def recipe_line(rows: dict[str, Row], recipe: str, hardware: str) -> str:
+    """Return a line of the table of recipes; what was not measured yet is left empty."""
+    gradients = rows.get(f"recipe_ratio/forward-backward/{recipe}")
+    cells = [f"`{recipe}`", shown(gradients) if gradients else ""]
+    for optimizer in ("adamw", "muon"):
+        whole, floor = (rows.get(f"{kind}/{recipe}/{optimizer}") for kind in ("recipe_ratio/whole", "recipe_floor"))
+        if whole and floor:
+            wanted = goal(whole, hardware)
+            cells.append(f"{shown(whole)} ({floor['value']:.3f})" + (f" (goal {wanted})" if wanted else ""))
+        else:
+            cells.append("")
+    again = [rows.get(f"recipe_ratio/dense-again/{recipe}{end}") for end in ("", "/adamw", "/muon")]
+    cells.append(", ".join(shown(row) for row in again if row))
     return f"| {' | '.join(cells)} |"
 
 
