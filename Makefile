@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart test test-recovery test-slow test-gpu lint benchmark benchmark-gpu benchmark-table figures figures-quickstart verdicts clean
+.PHONY: quickstart docs docs-serve test test-recovery test-slow test-gpu lint benchmark benchmark-gpu benchmark-table figures figures-quickstart verdicts clean
 
 quickstart: $(READY)
 	$(BIN)/plait quickstart
@@ -28,6 +28,13 @@ lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# the documentation site, into site/; docs-serve shows it while pages are written
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+docs-serve: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
 
 # one thread each, nothing else running; a run that was stopped goes on where it was
 benchmark: export OMP_NUM_THREADS = 1
@@ -65,7 +72,7 @@ $(READY): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(shell sed -n 's/^torch==//p' constraints.txt)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools wheel
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[media,scenes,worlds,robot,driving,judges,trackers,serve,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation -c constraints.txt -e '.[media,scenes,worlds,robot,driving,judges,trackers,serve,completion,docs,dev]'
 	touch $@
 
 clean:

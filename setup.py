@@ -1,13 +1,23 @@
-"""Builds the package with the shipped configs and studies in it; everything else stands in pyproject.toml."""
+"""Builds the package with the shipped configs and studies and its commit in it; all else stands in pyproject.toml."""
 
+import runpy
 import shutil
 from pathlib import Path
 
 from setuptools import setup
 from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
+HERE = Path(__file__).parent
 SHIPPED = ("configs", "studies")
 """Folders beside the package that an installed one has inside (plait/config/shipped.py)."""
+COMMIT = runpy.run_path(str(HERE / "plait" / "common" / "commit.py"))
+
+
+def write_commit(package: Path) -> None:
+    """Write into a package the commit that it is built from, which its sources know: a checkout, or an sdist."""
+    if found := COMMIT["commit"]():
+        (package / COMMIT["BUILT_FROM"]).write_text(found + "\n", encoding="utf-8")
 
 
 class BuildWithShipped(build_py):
@@ -17,11 +27,21 @@ class BuildWithShipped(build_py):
         """Build, then copy."""
         super().run()
         if not self.editable_mode:
+            package = Path(self.build_lib) / "plait"
             for name in SHIPPED:
-                target = Path(self.build_lib) / "plait" / name
-                shutil.rmtree(target, ignore_errors=True)
+                shutil.rmtree(package / name, ignore_errors=True)
                 # verdicts/ is about this repository alone
-                shutil.copytree(Path(__file__).parent / name, target, ignore=shutil.ignore_patterns("verdicts"))
+                shutil.copytree(HERE / name, package / name, ignore=shutil.ignore_patterns("verdicts"))
+            write_commit(package)
 
 
-setup(cmdclass={"build_py": BuildWithShipped})
+class SourcesWithCommit(sdist):
+    """Sources that know which commit they are of."""
+
+    def make_release_tree(self, base_dir, files):
+        """Copy the files, and write the commit."""
+        super().make_release_tree(base_dir, files)
+        write_commit(Path(base_dir) / "plait")
+
+
+setup(cmdclass={"build_py": BuildWithShipped, "sdist": SourcesWithCommit})

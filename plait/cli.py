@@ -111,9 +111,29 @@ def _check_launch(command: str) -> None:
         )
 
 
+class _Version(argparse.Action):
+    """Prints what a bug report wants, asked for only then: a commit takes a call of git."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **(settings | {"nargs": 0}))
+
+    def __call__(self, parser, namespace, values, option=None):
+        import importlib.metadata
+        import platform
+
+        import plait
+        from plait.common.commit import commit
+
+        of = f" (commit {found})" if (found := commit()) else ""
+        torch = importlib.metadata.version("torch")
+        print(f"plait {plait.__version__}{of}, Python {platform.python_version()}, torch {torch}")
+        parser.exit()
+
+
 def _parser() -> Parser:
     form = argparse.RawDescriptionHelpFormatter
     parser = Parser("plait", description=DESCRIPTION, epilog=EXIT_CODES, formatter_class=form)
+    parser.add_argument("--version", action=_Version, help="print version and commit, and those of Python and torch")
     subparsers = parser.add_subparsers(dest="command", metavar="command", title="commands")
 
     def add(name: str, run, text: str, *, settings: bool, epilog: str = "") -> Parser:
@@ -241,6 +261,10 @@ def _parser() -> Parser:
     _plan_arguments(step)
 
     add("settings", commands.settings, "list every setting of a config, with its meaning and default", settings=False)
+    step = add("completion", commands.completion, "print what makes a shell complete commands, options and settings",
+               settings=False, epilog=COMPLETION_EXAMPLES)  # fmt: skip
+    step.add_argument("shell", choices=["bash", "zsh", "tcsh"], help="the shell that is to complete")
+    step.set_defaults(parser=parser)
     return parser
 
 
@@ -326,6 +350,12 @@ COMPARE_EXAMPLES = """examples:
   plait compare chameleon --keep docs/study_logs     (save the logs of finished runs)
   plait compare --from-logs dense.jsonl mine.jsonl --warmup 100 --out match     (a table, and a page with figures)"""
 
+
+COMPLETION_EXAMPLES = """examples:
+  plait completion bash > ~/.local/share/bash-completion/completions/plait
+  plait completion zsh > ~/.zfunc/_plait          (a folder of $fpath)
+
+needs the package shtab: pip install shtab"""
 
 PLAN_EXAMPLES = """examples:
   plait plan configs/mot_7b.yaml --gpus 256

@@ -26,6 +26,9 @@ MAX_KEYS = 2
 
 FLEX_STEP = 1024
 """FlexAttention runs on sequences padded to a multiple of this at least (`flex_length`)."""
+MOST_GRAPHS = 64
+"""Kinds of batches that a function is compiled for. Torch's own limit is 8: beyond, it runs FlexAttention unfused on all
+of [T, T], and stops at a block. Lengths and ranges of keys are more, each with gradients and without."""
 SHORT = (torch.bfloat16, torch.float16)
 """Precisions that variable-length attention takes."""
 
@@ -246,10 +249,17 @@ def attend_rows(query: Tensor, keys: Tensor, values: Tensor, visible: Tensor) ->
     return out.unflatten(2, (n, heads // groups)).transpose(1, 2).flatten(2, 3)
 
 
+def allow_graphs() -> None:
+    """Let torch compile a function for `MOST_GRAPHS` kinds of batches."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MOST_GRAPHS)
+
+
 @functools.cache
 def _compiled_flex():
     from torch.nn.attention.flex_attention import flex_attention
 
+    if not torch.compiler.is_compiling():
+        allow_graphs()
     return torch.compile(flex_attention, dynamic=False)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from plait.batch.batch import Routing
 from plait.config.model import ModelConfig
-from plait.model.attention import AttentionPlan, attend
+from plait.model.attention import AttentionPlan, allow_graphs, attend
 from plait.model.cache import CacheStep
 from plait.model.layers import Linear, RMSNorm
 from plait.model.lora import add_lora
@@ -120,6 +120,7 @@ class Block(nn.Module):
 
     def compile_layers(self, **options: Any) -> None:
         """Compile what the block computes, and leave what FSDP does around it; ``options`` are torch.compile's."""
+        allow_graphs()
         self._compiled = torch.compile(self._recomputed, fullgraph=True, **options)
 
     def _recomputed(self, streams: list[Tensor], step: Step) -> list[Tensor]:

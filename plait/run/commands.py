@@ -382,6 +382,12 @@ def settings(chosen) -> None:
     print(describe_settings())
 
 
+def completion(chosen) -> None:
+    from plait.run.completion import script
+
+    print(script(chosen.parser, chosen.parser.commands, chosen.shell))
+
+
 def _print_figures(title: str, figures: dict) -> None:
     from rich.console import Console
     from rich.table import Table

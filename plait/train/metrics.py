@@ -10,7 +10,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import torch
 
+from plait.common.commit import commit
 from plait.common.errors import ConfigError, DataError, ResourceError, unknown
 from plait.common.files import clear_disk_errors, from_json, to_json, write_json, write_text
 
@@ -268,22 +268,8 @@ def versions() -> dict[str, str]:
         by_name["plait"] = importlib.metadata.version("plait")
     except importlib.metadata.PackageNotFoundError:
         by_name["plait"] = "not installed"
-    commit = _commit()
-    return by_name | ({"commit": commit} if commit else {})
-
-
-def _commit() -> str:
-    """Return the commit that this package lies in, with "+changes" where tracked files differ from it."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return ""
-    git = ["git", "-C", str(root)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=10)
-        clean = subprocess.run([*git, "diff", "--quiet", "HEAD"], capture_output=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return head.stdout.strip() + ("" if clean.returncode == 0 else "+changes") if head.returncode == 0 else ""
+    found = commit()
+    return by_name | ({"commit": found} if found else {})
 
 
 class NoMetrics(contextlib.AbstractContextManager):

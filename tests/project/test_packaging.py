@@ -1,7 +1,7 @@
 """An installed wheel finds what a checkout has beside the package."""
 
+import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 from helpers.fitted import speech_codec
+from helpers.programs import ran
 from helpers.served import small_pipeline
+
+from plait.common.commit import BUILT_FROM
 
 pytest.importorskip("setuptools", minversion="77")
 NEEDED = ("plait", "configs", "studies", "pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "LICENSE")
@@ -25,36 +28,34 @@ assert {folder!r} in str(config_path("quickstart"))
 """
 
 
-def build_wheel(folder: Path) -> Path:
+def build_wheel(folder: Path, commit: str = "") -> Path:
     for name in NEEDED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
+    if commit:  # as an sdist has it
+        (folder / "plait" / BUILT_FROM).write_text(f"{commit}\n")
     (folder / "wheels").mkdir()
     ran(sys.executable, "-c", "import setuptools.build_meta as b; b.build_wheel('wheels')", cwd=folder)
     (wheel,) = (folder / "wheels").glob("plait-*.whl")
     return wheel
 
 
-def ran(*command: object, cwd: Path) -> str:
-    run = subprocess.run(list(map(str, command)), cwd=cwd, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
 def test_a_wheel_has_configs_studies_and_templates(tmp_path):
-    wheel = build_wheel(tmp_path)
+    wheel = build_wheel(tmp_path, commit="0123456789ab")
     names = set(zipfile.ZipFile(wheel).namelist())
     for folder in ("configs", "studies"):
         here = {f"plait/{p.relative_to(ROOT)}" for p in (ROOT / folder).rglob("*.yaml")}
         assert here and here <= names
     here = {str(p.relative_to(ROOT)) for p in (ROOT / "plait").glob("*/templates/*")}
-    assert here and here <= names
+    assert here and here | {"plait/py.typed"} <= names
 
     installed = tmp_path / "installed"
     zipfile.ZipFile(wheel).extractall(installed)
     studies = [p.stem for p in (ROOT / "studies").glob("*.yaml")]
     code = f"import sys; sys.path.insert(0, {str(installed)!r})\n" + USE.format(names=studies, folder=str(installed))
     ran(sys.executable, "-c", code, cwd=tmp_path)
+    said = ran(sys.executable, "-m", "plait", "--version", cwd=installed)
+    assert re.fullmatch(r"plait [0-9.]+ \(commit 0123456789ab\), Python 3[0-9.]+, torch 2\S+\n", said)
 
 
 IN_TRANSFORMERS = """

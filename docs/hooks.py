@@ -1,0 +1,72 @@
+"""What the site has that no file in docs has: the first page, the changelog, all settings, all commands.
+
+They are made from README.md, CHANGELOG.md, `plait settings` and each command's help, so that nothing is written twice.
+"""
+
+import argparse
+import re
+from pathlib import Path
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parent.parent
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made."""
+    pages = {
+        "index.md": _moved(ROOT / "README.md"),
+        "contributing.md": _moved(ROOT / "CONTRIBUTING.md"),
+        "agents.md": _moved(ROOT / "AGENTS.md"),
+        "changelog.md": _moved(ROOT / "CHANGELOG.md"),
+        "reference/settings.md": settings(),
+        "reference/commands.md": commands(),
+    }
+    for path, text in pages.items():
+        files.append(File.generated(config, path, content=text))
+    return files
+
+
+def _moved(path: Path) -> str:
+    """Return a page of the repository's root as one of docs: its links lose ``docs/``."""
+    text = path.read_text(encoding="utf-8").replace("](docs/", "](")
+    names = {"AGENTS.md": "agents.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+    return re.sub(r"\]\((\w+\.md)\)", lambda match: f"]({names.get(match[1], match[1])})", text)
+
+
+def settings() -> str:
+    """Return the page of all settings, a table for each of their groups."""
+    from plait.config.shipped import describe_settings
+
+    lines = ["# Settings", "", "Every setting of a run's YAML file, as `plait settings` prints it. On the command line "
+             "each is `--dotted.key value`. What a setting decides, and so whether it can be changed later, "
+             "stands in italics.", ""]  # fmt: skip
+    group = ""
+    entries = re.findall(r"^(\S[^\n]*)\n((?:    [^\n]*\n?)+)", describe_settings(), re.MULTILINE)
+    for name, text in entries:
+        key, _, default = name.partition(" = ")
+        top = key.split(".")[0]
+        if top != group:
+            group = top
+            lines += [f"## {top}", ""]
+        said, _, decides = " ".join(text.split()).removesuffix("]").partition(" [")
+        lines += [
+            f"`{key}`{f' = `{default}`' if default else ''}",
+            f":   {said}{f' *{decides}*' if decides else ''}",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def commands() -> str:
+    """Return the page of all commands: what each says with --help."""
+    from plait.cli import _parser
+
+    parser = _parser()
+    lines = ["# Commands", "", "What each command says with `--help`.", ""]
+    for name, command in parser.commands.items():
+        command.prog = f"plait {name}"
+        command.formatter_class = lambda prog: argparse.RawDescriptionHelpFormatter(prog, width=100)
+        lines += [f"## plait {name}", "", "```text", command.format_help().rstrip(), "```", ""]
+    return "\n".join(lines)
