@@ -11,6 +11,7 @@ from plait.config.generation import DiffusionConfig, SamplingConfig
 from plait.generate.decoding import guided
 from plait.generate.latent_batches import Canvas, start_waves
 from plait.generate.rows import Row, Stream
+from plait.model.cache import to_device
 from plait.model.mot import MixtureOfTransformers
 from plait.objectives.diffusion import predicted_target
 from plait.objectives.samplers import Denoiser
@@ -40,9 +41,9 @@ def fill(group: Latents, streams: Sequence[Stream], dtype: torch.dtype) -> None:
         at += length
     device = group.values.device
     by_span = torch.tensor(levels, dtype=torch.promote_types(dtype, torch.float32))
-    group.timesteps = by_span.repeat_interleave(torch.tensor(group.lengths)).to(device)
+    group.timesteps = by_span.repeat_interleave(torch.tensor(group.lengths)).to(device, non_blocking=True)
     if tokens:
-        places = torch.from_numpy(np.concatenate(tokens)).to(device)
+        places = to_device(np.concatenate(tokens), device)
         group.values = group.values.to(dtype).index_copy(0, places, torch.cat(values))
 
 
@@ -72,7 +73,7 @@ def _combined(predicted: Tensor, members: list[tuple[Canvas, Row | None]], start
         index.append(np.array(starts)[:, None] + offsets)
         s = row.request.sampling_of(row.open_span) if row else SamplingConfig()
         factors.append(np.repeat([[s.guidance], [s.media_guidance]], len(canvas), axis=1))
-    tokens = torch.from_numpy(np.concatenate(index, axis=1)).to(predicted.device)
-    text, media = torch.from_numpy(np.concatenate(factors, axis=1)).to(predicted)[..., None]
+    tokens = to_device(np.concatenate(index, axis=1), predicted.device)
+    text, media = torch.from_numpy(np.concatenate(factors, axis=1)).to(predicted, non_blocking=True)[..., None]
     full, no_text, free = (predicted.index_select(0, t) for t in tokens)
     return guided(full, no_text, free, text, media)

@@ -328,7 +328,7 @@ class Generator:
         if record.objective == "diffusion":
             grid = row.request.grid_of(modality, self.grids)
             drawn = row.draw("first noise").standard_normal((math.prod(grid), record.latent_channels))
-            noise = torch.from_numpy(drawn).to(self.model.device, self.model.dtype)
+            noise = torch.from_numpy(drawn).to(self.model.device, self.model.dtype, non_blocking=True)
             row.canvas = Canvas(modality, grid, noise, hidden=record.later_sees != "noised",
                                 num_snapshots=row.request.num_snapshots)  # fmt: skip
 

@@ -118,7 +118,7 @@ def asked_by(streams: Sequence[Stream], lengths: Sequence[int], model: MixtureOf
     if not used:
         return None
     by_token = torch.tensor(numbers).repeat_interleave(torch.tensor(lengths))
-    return Asked(by_token.to(model.device), used)
+    return Asked(by_token.to(model.device, non_blocking=True), used)
 
 
 @functools.lru_cache(maxsize=1 << 12)

@@ -27,8 +27,8 @@ MAX_KEYS = 2
 FLEX_STEP = 1024
 """FlexAttention runs on sequences padded to a multiple of this at least (`flex_length`)."""
 MOST_GRAPHS = 64
-"""Kinds of batches that a function is compiled for. Torch's own limit is 8: beyond, it runs FlexAttention unfused on all
-of [T, T], and stops at a block. Lengths and ranges of keys are more, each with gradients and without."""
+"""Kinds of batches that a function is compiled for. Beyond torch's own limit of 8 it would run FlexAttention unfused,
+on all of [T, T], and refuse a block: lengths and ranges of keys are more, each with gradients and without."""
 SHORT = (torch.bfloat16, torch.float16)
 """Precisions that variable-length attention takes."""
 

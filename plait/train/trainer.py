@@ -289,7 +289,7 @@ class Trainer:
         self.watchdog.at(self.state.step + 1, "counts of all ranks")
         counts = self._exchange(batches)
         self.watchdog.at(self.state.step + 1, "forward and backward pass")
-        factors = torch.tensor(self.loss_factors(counts), dtype=torch.float32).to(self.device)
+        factors = torch.tensor(self.loss_factors(counts), dtype=torch.float32).to(self.device, non_blocking=True)
 
         def loss(batch: Batch) -> tuple[Tensor, Tensor]:
             if self.ranks.mesh is not None:
