@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart docs docs-serve test test-recovery test-slow test-gpu lint benchmark benchmark-gpu benchmark-table figures figures-quickstart verdicts clean
+.PHONY: quickstart docs docs-serve test test-recovery test-slow test-docs test-gpu lint benchmark benchmark-gpu benchmark-table figures figures-quickstart verdicts clean
 
 quickstart: $(READY)
 	$(BIN)/plait quickstart
@@ -20,6 +20,10 @@ test-recovery: $(READY)
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# the tutorials' blocks, as a reader runs them: about half an hour
+test-docs: $(READY)
+	$(BIN)/python -m pytest -m docs tests/project/test_docs_blocks.py
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest tests/gpu tests/model/test_kernels.py tests/model/test_model.py tests/generate/test_decoding.py
