@@ -19,7 +19,8 @@ from plait.batch.spans import Span
 class Routing:
     """The permutation that sorts tokens by tower, and its inverse; sizes are Python integers.
 
-    Tower k owns rows [starts[k], starts[k] + sizes[k]) of the tower order, then padding up to its padded size.
+    Towers follow one another in the tower order: each has its ``sizes[k]`` rows, then padding up to
+    ``padded_sizes[k]``.
     Padding rows repeat the batch's first token and are read by nobody.
     """
 

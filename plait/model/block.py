@@ -1,4 +1,4 @@
-"""One block of the Mixture-of-Transformers: towers of their own around one global attention (paper, section 2.1)."""
+"""One block of the Mixture-of-Transformers: towers of their own around one global attention (paper, section 2.2)."""
 
 import functools
 import importlib.util
