@@ -36,26 +36,21 @@ def _moved(path: Path) -> str:
 
 
 def settings() -> str:
-    """Return the page of all settings, a table for each of their groups."""
-    from plait.config.shipped import describe_settings
+    """Return the page of all settings, group by group."""
+    from plait.config.shipped import described_settings
 
     lines = ["# Settings", "", "Every setting of a run's YAML file, as `plait settings` prints it. On the command line "
              "each is `--dotted.key value`. What a setting decides, and so whether it can be changed later, "
              "stands in italics.", ""]  # fmt: skip
     group = ""
-    entries = re.findall(r"^(\S[^\n]*)\n((?:    [^\n]*\n?)+)", describe_settings(), re.MULTILINE)
-    for name, text in entries:
-        key, _, default = name.partition(" = ")
-        top = key.split(".")[0]
+    for each in described_settings():
+        top = each.name.split(".")[0]
         if top != group:
             group = top
             lines += [f"## {top}", ""]
-        said, _, decides = " ".join(text.split()).removesuffix("]").partition(" [")
-        lines += [
-            f"`{key}`{f' = `{default}`' if default else ''}",
-            f":   {said}{f' *{decides}*' if decides else ''}",
-            "",
-        ]
+        default = f" = `{each.default}`" if each.default else ""
+        decides = f" *{', '.join(each.decides)}*" if each.decides else ""
+        lines += [f"`{each.name}`{default}", f":   {' '.join(each.text.split())}{decides}", ""]
     return "\n".join(lines)
 
 

@@ -4,9 +4,9 @@ import dataclasses
 import inspect
 import itertools
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from plait.common.errors import ConfigError, require, unknown
 from plait.config.bounds import MAPPINGS
@@ -105,10 +105,30 @@ def grids_from(text: str | None, output: str | None, model: ModelConfig) -> dict
 
 def describe_settings() -> str:
     """Return every setting with its default, its meaning and what it decides, one a paragraph."""
-    return "\n".join(_describe(RunConfig, ""))
+    lines = []
+    for each in described_settings():
+        decides = f" [{', '.join(each.decides)}]" if each.decides else ""
+        lines.append(f"{each.name}{f' = {each.default}' if each.default else ''}\n    {each.text}{decides}")
+    return "\n".join(lines)
 
 
-def _describe(cls: type, prefix: str) -> list[str]:
+class Described(NamedTuple):
+    """What a setting is."""
+
+    name: str
+    default: str
+    """As Python writes it; empty for a section, and where there is none."""
+    text: str
+    decides: Sequence[str]
+    """What it decides (`plait.config.settings`)."""
+
+
+def described_settings() -> list[Described]:
+    """Return what every setting is, in the order of the config."""
+    return _describe(RunConfig, "")
+
+
+def _describe(cls: type, prefix: str) -> list[Described]:
     lines, hints, texts = [], typing.get_type_hints(cls), _field_texts(cls)
     for f in dataclasses.fields(cls):
         if cls is RunConfig and f.name in RECORDS:
@@ -118,7 +138,7 @@ def _describe(cls: type, prefix: str) -> list[str]:
         inner = next((a for a in (kind, *typing.get_args(kind)) if dataclasses.is_dataclass(a)), None)
         text = texts.get(f.name, (inner.__doc__ or "").strip() if inner else "")
         decides = KINDS.get(name.replace("<name>", "*"), ())
-        lines.append(f"{name}{_default(f)}\n    {text}" + (f" [{', '.join(decides)}]" if decides else ""))
+        lines.append(Described(name, _default(f), text, decides))
         if inner:
             inside = f"{name}.<name>." if typing.get_origin(kind) in MAPPINGS else f"{name}."
             lines += _describe(RECORDS[f.name], inside) if cls is ModelConfig and f.name in RECORDS else []
@@ -128,9 +148,9 @@ def _describe(cls: type, prefix: str) -> list[str]:
 
 def _default(f: dataclasses.Field) -> str:
     if f.default is not dataclasses.MISSING:
-        return f" = {list(f.default) if isinstance(f.default, tuple) else f.default!r}"
+        return f"{list(f.default) if isinstance(f.default, tuple) else f.default!r}"
     value = f.default_factory() if f.default_factory is not dataclasses.MISSING else None
-    return f" = {value!r}" if isinstance(value, list | dict) else ""
+    return f"{value!r}" if isinstance(value, list | dict) else ""
 
 
 def _field_texts(cls: type) -> dict[str, str]:

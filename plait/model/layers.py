@@ -16,6 +16,14 @@ SMALL = 0.02
 ONES, ZEROS = Trait("ones"), Trait("zeros")
 
 
+def is_idle(x: Tensor) -> bool:
+    """Say whether a module has nothing to do: its tower has no rows, and no weight waits for a gradient of zeros.
+
+    While decoding, reading the weights of such towers (casting them, at that) would be most of the time.
+    """
+    return not torch.is_grad_enabled() and not len(x)
+
+
 class Linear(nn.Linear):
     """x W^T + b.
 
@@ -42,8 +50,7 @@ class Linear(nn.Linear):
         }
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() and not len(x):
-            # a tower without tokens: while decoding, reading its weights (casting them, at that) is most of the time
+        if is_idle(x):
             return x.new_empty(0, *x.shape[1:-1], len(local(self.weight)), dtype=_product_dtype(x))
         out = F.linear(x, local(self.weight), None if self.bias is None else local(self.bias))
         return out if self.lora is None else out + self.lora(x)
@@ -93,6 +100,6 @@ class RMSNorm(nn.RMSNorm):
     traits = {"weight": ONES}
 
     def forward(self, x: Tensor) -> Tensor:
-        if not torch.is_grad_enabled() and not len(x):
+        if is_idle(x):
             return x
         return F.rms_norm(x, self.normalized_shape, local(self.weight).to(x.dtype), self.eps)

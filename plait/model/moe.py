@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plait.config.model import TowerConfig
-from plait.model.layers import ZEROS, Linear
+from plait.model.layers import ZEROS, Linear, is_idle
 from plait.model.ranks import local
 from plait.model.traits import Trait
 
@@ -64,8 +64,8 @@ class MixtureOfExperts(nn.Module):
 
     def forward(self, x: Tensor, is_token: Tensor) -> Tensor:
         """x [N, D]; ``is_token`` [N] is false on padding rows, which are routed nowhere. Returns [N, D]."""
-        if not torch.is_grad_enabled() and not len(x):
-            return x  # as of a tower's matrices (`plait.model.layers.Linear`), no expert is read
+        if is_idle(x):
+            return x
         with torch.autocast(x.device.type, enabled=False):  # in 16 bits some tokens would go to other experts
             scores = self.router(x if x.dtype == torch.float64 else x.float())
         if self.routing == "expert_choice":

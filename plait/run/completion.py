@@ -1,14 +1,11 @@
 """What a shell completes: commands, their options, and the settings of a config (`plait completion bash`)."""
 
 import argparse
-import itertools
 from collections.abc import Mapping
 from typing import Any
 
 from plait.common.errors import ResourceError
-from plait.config.shipped import describe_settings
-
-SHELLS = ("bash", "zsh", "tcsh")
+from plait.config.shipped import described_settings
 
 
 def script(parser: argparse.ArgumentParser, commands: Mapping[str, Any], shell: str) -> str:
@@ -17,25 +14,16 @@ def script(parser: argparse.ArgumentParser, commands: Mapping[str, Any], shell: 
         import shtab
     except ImportError:
         raise ResourceError("plait completion needs the package shtab; run `pip install shtab`") from None
-    settings = dict(_settings())
+    # those of a modality or tower have as many names as there are of these
+    settings = [s for s in described_settings() if "." in s.name and "<" not in s.name]
     for command in commands.values():
-        for name, text in settings.items() if command.takes_settings else ():
-            command.add_argument(f"--{name}", help=text)
+        for setting in settings if command.takes_settings else ():
+            command.add_argument(f"--{setting.name}", help=setting.text.partition(". ")[0])
         for action in command._actions:
             if _names_files(action):
                 action.complete = shtab.FILE
     made: str = shtab.complete(parser, shell)
     return made
-
-
-def _settings() -> list[tuple[str, str]]:
-    """Return the settings that have one name, with the first sentence on each; those of a modality have many."""
-    lines = describe_settings().split("\n")
-    pairs = itertools.pairwise(lines)
-    texts = [(a.partition(" = ")[0], b.strip()) for a, b in pairs if not a.startswith(" ") and b.startswith("    ")]
-    return [
-        (name, text.partition(". ")[0].partition(" [")[0]) for name, text in texts if "." in name and "<" not in name
-    ]
 
 
 def _names_files(action: argparse.Action) -> bool:

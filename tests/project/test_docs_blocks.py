@@ -5,12 +5,12 @@ The slow ones run page after page in one folder, as a reader goes through them, 
 
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
+from helpers.programs import ran
 
 PAGES = ["docs/first_quarter_hour.md", "docs/my_folder.md"]
 """Those that come first, in the order in which a reader has them."""
@@ -28,8 +28,7 @@ def run(language: str, code: str, folder: Path) -> None:
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     command = [sys.executable, "-c", code] if language == "python" else ["bash", "-euo", "pipefail", "-c", code]
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, f"{code}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    ran(*command, cwd=folder, env=environment)
 
 
 @pytest.mark.parametrize("found", [f for f in FOUND if not f[2]], ids=named)
