@@ -1,9 +1,10 @@
 """Meshes as coloured cells, and back: GLB, OBJ, PLY and STL by trimesh, and cells in .npz.
 
-A scene is scaled, in its proportions, to fit the cube, stands on its floor (z = 0), and is centred in x and y. Files of
-formats whose upward axis is y (GLB, glTF, OBJ) are turned to z.
+A scene is scaled, in its proportions, to fit the cube, stands on its floor (z = 0), and is centred in x and y; GLB that
+plait wrote comes back where it was. Files of formats whose upward axis is y (GLB, glTF, OBJ) are turned to z.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ Y_UP = (".glb", ".gltf", ".obj")
 """Of these y points up, by their specification or by custom."""
 Z_TO_Y = np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]])
 """Turns what has z up to y up."""
+CUBE = "plait_cube"
+"""Mark of a mesh that says where in the cube it is: the cube has side 1, stands on the floor, and is centred."""
 MOST_TRIANGLES = 500_000
 POINTS = 60_000
 """Points on the surface that a mesh is turned into cells by, about."""
@@ -36,7 +39,14 @@ def read_scene(value: Any, base: Path, size: int) -> np.ndarray:
         raise DataError(f"scene3d: {value!r} is not allowed, its suffix must be one of {', '.join(SUFFIXES)}")
     if not path.is_file():
         raise DataError(f"scene3d: {value!r} is not there")
-    return read_cells(path, size) if suffix == ".npz" else voxelised(*surface(path), size)
+    if suffix == ".npz":
+        return read_cells(path, size)
+    parts = _parts(path)
+    points, normals, colours = surface(path, parts)
+    places = points * size + (size / 2, size / 2, 0)
+    if all(part.metadata.get(CUBE) for part in parts) and (np.abs(places / size - 0.5) < 0.5 + 1e-3).all():
+        return filled_by(places - INWARD * normals, colours, size)
+    return voxelised(points, normals, colours, size)
 
 
 def read_cells(path: Path, size: int) -> np.ndarray:
@@ -54,9 +64,12 @@ def read_cells(path: Path, size: int) -> np.ndarray:
     return cells
 
 
-def surface(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return points on the surface of a mesh file, z upward, their normals and colours (uint8), [N, 3] each."""
-    parts = _parts(path)
+def surface(path: Path, parts: Sequence[Any] | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return points on the surface of a mesh file, z upward, their normals and colours (uint8), [N, 3] each.
+
+    ``parts`` are its meshes where they were read already.
+    """
+    parts = _parts(path) if parts is None else parts
     faces = sum(len(part.faces) for part in parts)
     if not faces:
         raise DataError(f"scene3d: {path.name!r} has no faces, so nothing that could be seen")
@@ -184,7 +197,8 @@ def write_scene(cells: np.ndarray, path: Path) -> None:
 def mesh_of(cells: np.ndarray, *, y_up: bool, painted: bool = False) -> Any:
     """Return the trimesh of cells' outer faces, as large as a cube of side 1 that stands on the floor.
 
-    ``painted`` gives it a texture, whose colours every viewer of glTF shows as they are, in place of colours of faces.
+    ``painted`` gives it a texture, whose colours every viewer of glTF shows as they are, in place of colours of faces,
+    and the mark `CUBE`.
     """
     vertices, quads, colours = faces_of(cells)
     size = cells.shape[0]
@@ -195,7 +209,8 @@ def mesh_of(cells: np.ndarray, *, y_up: bool, painted: bool = False) -> Any:
     if not len(quads):  # nothing has no colours either, which some formats would ask for
         return trimesh.Trimesh(points, triangles, process=False)
     if painted:
-        return trimesh.Trimesh(points, triangles, visual=_texture(colours), process=False)
+        marked = {CUBE: True}
+        return trimesh.Trimesh(points, triangles, visual=_texture(colours), metadata=marked, process=False)
     return trimesh.Trimesh(points, triangles, face_colors=np.concatenate([colours, colours]), process=False)
 
 

@@ -64,6 +64,23 @@ def test_what_is_written_comes_back(tmp_path, suffix):
             assert colour_psnr(again, expected) > 40
 
 
+def test_a_small_thing_in_the_air_comes_back_where_it_was(tmp_path):
+    """GLB says so by a mark; without it, or where another program moved what is marked, a mesh is made to fit."""
+    codec, scene = VoxelCodec(SMALL), np.zeros((SIZE, SIZE, SIZE, 4), np.uint8)
+    scene[2:5, 9:11, 6:8] = (200, 30, 30, 255)
+    codec.write(scene, tmp_path / "small.glb")
+    assert (codec.read("small.glb", tmp_path)[..., 3] == hollow(scene)[..., 3]).all()
+    mesh = trimesh.load_scene(tmp_path / "small.glb").to_mesh()
+    moved = {"unmarked": mesh.copy(), "outside": mesh.copy()}
+    moved["unmarked"].metadata.clear()
+    moved["outside"].metadata["plait_cube"] = True
+    moved["outside"].apply_scale(9)
+    for name, other in moved.items():
+        other.export(tmp_path / f"{name}.glb")
+        filled = np.argwhere(codec.read(f"{name}.glb", tmp_path)[..., 3])
+        assert filled[:, 0].min() == 0 and filled[:, 0].max() == SIZE - 1 and filled[:, 2].min() == 0, name
+
+
 @pytest.mark.parametrize("suffix", [".glb", *VoxelCodec.formats])
 def test_an_empty_scene_is_written(tmp_path, suffix):
     VoxelCodec(SMALL).write(np.zeros((SIZE, SIZE, SIZE, 4), np.uint8), tmp_path / f"empty{suffix}")
