@@ -159,7 +159,7 @@ def identity(config: RunConfig | dict[str, Any], kinds: Iterable[str]) -> dict[s
 
 
 def _source(given: dict[str, Any]) -> dict[str, Any]:
-    """Return a source as it counts; tasks of its own stand there where it has some."""
+    """Return a source as it counts; its own tasks stand there where it has some."""
     tasks = [list(item) for item in given.get("tasks", {}).items()]
     plain = {"weight": 1.0, "when_exhausted": "repeat"} | {n: v for n, v in given.items() if n != "tasks"}
     return plain | ({"tasks": tasks} if tasks else {})
@@ -169,7 +169,7 @@ def check_same(before: dict[str, Any], now: dict[str, Any], begun: str, cure: st
     """Raise a ConfigError that names the first setting of an `identity` in which two differ.
 
     ``begun`` is what was begun with the settings before, ``cure`` says what a user can do. A setting that only one of
-    them knows is not compared: names of modalities and towers are settings of their own. A size of 0 is the codec's
+    them knows is not compared: names of modalities and towers are their own settings. A size of 0 is the codec's
     own, whichever that is.
     """
     for name, value in now.items():
@@ -180,7 +180,7 @@ def check_same(before: dict[str, Any], now: dict[str, Any], begun: str, cure: st
             same = sorted(map(json.dumps, value)) == sorted(map(json.dumps, before[name]))
             order = " (their order counts)" if same else ""
         raise ConfigError(
-            f"{name}: {_shown(value)} is not {_shown(before[name])}{order}, with which {begun} was begun; {cure}"
+            f"{name}: {_shown(value)} differs from {_shown(before[name])}{order}, which {begun} was made with; {cure}"
         )
 
 

@@ -94,7 +94,7 @@ class _Packer:
         task, dropped, number = int(window.task[e]), int(window.dropped[e]), int(window.piece[e])
         document = self.sources[k].arrange(written, task, dropped, window.cuts.get(e))
         document.epoch = int(window.epoch[e])
-        # pieces draw their own random numbers, so each has an index of its own
+        # pieces draw their own random numbers, so each has its own index
         document.index = self.offsets[k] + i + max(number, 0) * self.offsets[-1]
         return document
 
@@ -251,9 +251,9 @@ class Loader:
         window.taken_after, window.is_end = after, not len(source)
         if len(source) == self._window_documents and not window.bins:
             raise DataError(
-                f"data.max_document_tokens: none of {self._window_documents} documents in a row fits in "
-                f"{self._packer.limit} tokens (too_long: {self.config.data.too_long}); "
-                f"{window.counts['empty']} have no part of the model's modalities"
+                f"data.max_document_tokens: {self._packer.limit} tokens hold none of {self._window_documents} "
+                f"successive documents (data.too_long: {self.config.data.too_long}; {window.counts['empty']} have no "
+                "part of the model's modalities); set it higher, or data.too_long: split"
             )
         return window
 
@@ -274,14 +274,14 @@ class Loader:
 
     def _check_state(self) -> None:
         saved, now = self.state["settings"], self._settings
-        cure = "take the old setting, or begin a new run under another name or --out"
-        check_same({n: v for n, v in saved.items() if n != "data.path"}, now, "the run's position in its data", cure)
+        cure = "use the old setting, or start a new run with another name or --out"
+        check_same({n: v for n, v in saved.items() if n != "data.path"}, now, "the run's order of documents", cure)
         if saved["data.path"] != now["data.path"]:
             where = ", ".join(folders(self.config))
             raise ConfigError(
-                f"data.path: {where!r} holds other documents ({', '.join(now['data.path'])}) than those with which the "
-                f"run's position was begun ({', '.join(saved['data.path'])}); take the old data, or begin a new run "
-                "under another name or --out"
+                f"data.path: the documents in {where!r} ({', '.join(now['data.path'])}) are not those the run started "
+                f"with ({', '.join(saved['data.path'])}); use the old data, or start a new run with another name or "
+                "--out"
             )
 
 

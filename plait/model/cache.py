@@ -85,7 +85,7 @@ class KVCache:
     def add_row(self) -> int:
         """Take a free row and return its number; raises ResourceError where all are in use."""
         if len(self.lengths) == self.num_rows:
-            raise ResourceError(f"the cache's rows ({self.num_rows}) are all in use")
+            raise ResourceError(f"the cache's {self.num_rows} rows are all in use; drop a row, or make a larger cache")
         self.lengths.append(0)
         return len(self.lengths) - 1
 

@@ -105,7 +105,10 @@ class PagedKVCache(KVCache):
 
     def _take(self, row: int, count: int) -> None:
         if count > len(self.free):
-            raise ResourceError(f"the cache's pages ({self.num_pages} of {self.page_size} tokens) are all in use")
+            raise ResourceError(
+                f"the cache's {self.num_pages} pages of {self.page_size} tokens are all in use; drop a row, or make a "
+                "larger cache"
+            )
         for _ in range(count):
             page = self.free.pop()
             self.users[page] = 1

@@ -122,7 +122,7 @@ class Workers:
                     if check:
                         check(futures[future], result)
         except BrokenProcessPool:
-            message = "prepare: a worker process ended by itself (out of memory?), set prepare.num_workers lower"
+            message = "prepare: a worker process died (out of memory?); set prepare.num_workers lower"
             raise ResourceError(message) from None
         return [future.result() for future in futures]
 

@@ -9,7 +9,7 @@ tensors by name (plait.common.tensor_files) reads both alike, and a run resumes 
 any other way.
 
 A checkpoint is written while training goes on: tensors are copied first, and torch.distributed.checkpoint writes the
-copies in a thread, over a process group of its own. Everything is written under a temporary name and renamed, so a
+copies in a thread, over its own process group. Everything is written under a temporary name and renamed, so a
 folder that is there is whole. One that was damaged later is passed over by whoever reads, and whoever writes sets it
 aside under another name, so that it is never counted as one that a run can go on from.
 """
@@ -106,8 +106,8 @@ def _newest_whole(checkpoints: list[Path], damage_of: Callable[[Path], str], *, 
         return None
     folder = str(checkpoints[0].parent)
     raise CheckpointError(
-        f"{problems[0]}, and no other checkpoint in {folder!r} is whole; put back a whole copy of one, or, to begin "
-        f"again at step 0, rename or remove {folder!r}, or give another --out"
+        f"{problems[0]}, and {folder!r} has no other complete checkpoint; restore one from a backup, or start from "
+        f"step 0: move or delete {folder!r}, or set another --out"
     )
 
 

@@ -3,7 +3,7 @@
 torch's own parts do the work (docs/parallel.md): FSDP2 shards every block, DTensor cuts weights for tensor ranks, a
 DeviceMesh names the groups. A rank of R x S x C x T (replicate, shard, context, tensor) has
 
-- data: batches of its own, shared with the ranks that differ from it in C and T only;
+- data: its own batches, shared with the ranks that differ from it in C and T only;
 - weights: cut by T, then sharded over S x C (context ranks do different rows of one batch, which for a weight is the
   same as different batches), and held R times.
 
@@ -48,8 +48,8 @@ def local_device(name: str) -> str:
         return "cuda:0"
     if launched.local_rank >= count:
         raise ResourceError(
-            f"train.device: this is rank {launched.local_rank} of its machine, which has {count} GPUs; "
-            "start as many ranks"
+            f"train.device: rank {launched.local_rank} of this machine has no GPU, the machine has {count}; start at "
+            f"most {count} ranks per machine"
         )
     return f"cuda:{launched.local_rank}"
 

@@ -129,10 +129,10 @@ def test_a_changed_setting_is_refused_or_free_as_the_table_says(name):
                 check_same(old, new, "'run'", "take the old setting")
             said = str(error.value)
             assert said.startswith(f"{name}: ") and said.endswith("take the old setting") and "\n" not in said
-            assert "was begun" in said
+            assert "was made with" in said
             if isinstance(before, str | int | float):
                 shown = ("scenes", "manifests") if name == "prepare.source" else (before, after)
-                assert f"{shown[1]!r} is not {shown[0]!r}" in said or name == "data.max_document_tokens"
+                assert f"{shown[1]!r} differs from {shown[0]!r}" in said or name == "data.max_document_tokens"
         else:
             check_same(old, new, "'run'", "take the old setting")
 

@@ -204,7 +204,7 @@ def test_training_ends_with_its_data(mixture, tmp_path):
 
 def test_a_state_of_another_policy_is_refused(mixture):
     state = take(Loader(ending(mixture)), 1)[0][1]
-    with pytest.raises(ConfigError, match=r"data\.sources: .*'stop'.* is not .*'drop'.* with which"):
+    with pytest.raises(ConfigError, match=r"data\.sources: .*'stop'.* differs from .*'drop'.* was made with"):
         Loader(ending(mixture, "stop"), state=state)
 
 
@@ -246,7 +246,7 @@ def test_a_source_with_tasks_of_its_own(tmp_path):
     assert found.keys() == {(False, "text>image"), (False, "image>text"), (True, "image>text")}, found
     state = take(Loader(config), 1)[0][1]
     config.data.sources = dict.fromkeys(config.data.sources, 1.0)
-    with pytest.raises(ConfigError, match=r"data\.sources: .* is not .*image,text"):
+    with pytest.raises(ConfigError, match=r"data\.sources: .* differs from .*image,text"):
         Loader(config, state=state)
 
 

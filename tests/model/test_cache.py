@@ -158,9 +158,9 @@ def test_a_cache_that_is_full_says_so():
     cache.add_row()
     cache.reserve([0], [16])
     cache.add_row()
-    with pytest.raises(ResourceError, match=r"pages \(4 of 4 tokens\) are all in use"):
+    with pytest.raises(ResourceError, match=r"4 pages of 4 tokens are all in use; drop a row"):
         cache.reserve([1], [1])
-    with pytest.raises(ResourceError, match=r"rows \(2\) are all in use"):
+    with pytest.raises(ResourceError, match=r"2 rows are all in use; drop a row"):
         cache.add_row()
 
 

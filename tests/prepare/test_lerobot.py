@@ -359,7 +359,7 @@ def test_changed_data_and_settings_are_noticed(prepared, copied, tmp_path):
     values["prepare"]["source"] = f"lerobot:{moved}"
     assert prepare(from_dict(RunConfig, values)) == figures  # a dataset may move
     change_table(moved, DATA, action=actions_with([], 0))
-    with pytest.raises(ConfigError, match=r"^prepare\.source: 'lerobot .* with which .* was begun"):
+    with pytest.raises(ConfigError, match=r"^prepare\.source: 'lerobot .* differs from .* was made with"):
         prepare(from_dict(RunConfig, values))
     values = to_dict(config)
     values["prepare"]["episodes"]["chunk"] = 8

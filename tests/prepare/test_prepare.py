@@ -255,7 +255,7 @@ def test_every_setting_that_the_data_follow_from_is_kept_with_them(manifest, tmp
     other = prepared_settings(
         config_for(tmp_path, source, ("text",), **{name: value}), [] if source == "scenes" else [str(manifest)]
     )
-    with pytest.raises(ConfigError, match=rf"^prepare\.{name}: .* is not .*--restart$"):
+    with pytest.raises(ConfigError, match=rf"^prepare\.{name}: .* differs from .*--restart$"):
         check_folder(str(tmp_path), other, restart=False)
     check_folder(str(tmp_path), other, restart=True)
 

@@ -78,7 +78,7 @@ def test_a_refused_training_changes_nothing(run, capsys, name):
     said = capsys.readouterr().err
     assert said.startswith(f"plait: {name}: ") and said.count("\n") == 1
     if name != "train.trackers":
-        assert "is not" in said and "with which" in said and "take the old setting" in said
+        assert "differs from" in said and "was made with" in said and "take the old setting" in said
     assert files(run) == before
 
 
@@ -226,7 +226,7 @@ def test_a_run_of_damaged_checkpoints_alone_does_not_begin_again(run, capsys):
                     ["evaluate", str(run / "run")], ["export", str(run / "run")]):  # fmt: skip
         assert main(command) == 4, command
         said = capsys.readouterr().err
-        assert said.count("\n") == 1 and "no other checkpoint" in said and "to begin again at step 0, rename" in said
+        assert said.count("\n") == 1 and "no other checkpoint" in said and "or start from step 0: move" in said
         assert files(run) == before, command
     (run / "run/checkpoints").rename(run / "run/lost")
     assert trained(run, "--train.steps", "1") == 0

@@ -101,7 +101,7 @@ def test_another_architecture_is_refused(folder, tmp_path):
     Trainer(config_for(folder, tmp_path, steps=1)).run()
     config = config_for(folder, tmp_path, steps=2)
     config.model = dataclasses.replace(config.model, num_layers=2)
-    with pytest.raises(ConfigError, match=r"^model\.num_layers: 2 is not 1, with which the run .* take the old"):
+    with pytest.raises(ConfigError, match=r"^model\.num_layers: 2 differs from 1, which the run .* made with; take"):
         Trainer(config)
 
 
