@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: quickstart docs docs-serve test test-recovery test-slow test-docs test-gpu lint benchmark benchmark-gpu benchmark-table figures figures-quickstart verdicts clean
+.PHONY: quickstart docs docs-serve test test-recovery test-slow test-docs test-packages test-gpu lint benchmark benchmark-gpu benchmark-table figures figures-quickstart verdicts clean
 
 quickstart: $(READY)
 	$(BIN)/plait quickstart
@@ -24,6 +24,11 @@ test-slow: $(READY)
 # the tutorials' blocks, as a reader runs them: about half an hour
 test-docs: $(READY)
 	$(BIN)/python -m pytest -m docs tests/project/test_docs_blocks.py
+
+# each extra installed in an environment of its own, and the oldest torch that pyproject.toml allows or TORCH=2.12.0;
+# downloads some gigabytes
+test-packages: $(READY)
+	TORCH=$(TORCH) $(BIN)/python -m pytest -m packages -rs tests/project/test_extras.py
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest tests/gpu tests/model/test_kernels.py tests/model/test_model.py tests/generate/test_decoding.py
@@ -47,6 +52,7 @@ benchmark: $(READY)
 	  $(BIN)/python benchmarks/$$part.py --device cpu --turns 5; \
 	done
 	$(BIN)/python benchmarks/table.py
+	$(BIN)/python benchmarks/figures.py
 
 benchmark-gpu: $(READY)
 	PYTHON=$(BIN)/python benchmarks/run_gpu.sh

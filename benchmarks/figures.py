@@ -30,6 +30,7 @@ from plans import generating as generating_table
 from plans import table as plan_table
 from quickstart_table import kept
 from quickstart_table import table as quickstart_table
+from speed_table import FIGURE, digest, figure, ratios
 from table import shown
 from trials_table import drivers, robots
 from worlds_table import worlds as worlds_table
@@ -45,25 +46,6 @@ STUDIES = ROOT / "docs" / "results.json"
 SPEED = RESULTS / "cpu-2.json"
 HEADLINES = {"chameleon": "Chameleon", "chameleon_speech": "Chameleon + speech", "transfusion": "Transfusion"}
 """Studies of the table, with the name that each has there."""
-STEPS = (
-    ("2 towers, d = 256, 4,096 tokens, float32, compiled", "d256-t4096-2towers-50-50/float32/compiled"),
-    ("3 towers, d = 256, 4,096 tokens, float32, compiled", "d256-t4096-3towers-34-33-33/float32/compiled"),
-    ("3 towers, d = 256, 1,024 tokens, float32, compiled", "d256-t1024-3towers-34-33-33/float32/compiled"),
-    ("2 towers, d = 256, 2,048 tokens, bfloat16, compiled", "d256-t2048-2towers-50-50/bfloat16/compiled"),
-    ("2 towers, d = 1,024, 1,024 tokens, bfloat16, compiled", "d1024-t1024-2towers-50-50/bfloat16/compiled"),
-    ("2 towers, d = 4,096, 1,024 tokens, bfloat16, eager", "d4096-t1024-2towers-50-50/bfloat16/eager"),
-)
-"""Shapes of the table of steps, with the names of their rows."""
-OTHERS = (
-    ("16 towers, d = 256, 4,096 tokens: step over dense", "towers_ratio/16/d256-t4096/float32/compiled"),
-    ("tutorial's pattern (boolean masks, one dense mask), float32: step over plait's",
-     "step_ratio/boolean-masks-whole/d256-t4096-2towers-50-50/float32/eager"),
-    ("the same in bfloat16", "step_ratio/boolean-masks-whole/d256-t4096-2towers-50-50/bfloat16/eager"),
-    ("BAGEL's own code, bfloat16: step over plait's",
-     "step_ratio/original-bagel/d256-t4096-2towers-50-50/bfloat16/eager"),
-    ("32 rows decoded together: tokens a second over one row's", "decode/speedup/d256-l4/rows32"),
-    ("head of 65,536 ids: memory over that of all logits at once", "head_memory/v65536-n2048-d256/float32"),
-)  # fmt: skip
 
 
 SMALL_WORLD_SCORE = (
@@ -181,22 +163,6 @@ def share(row: Mapping[str, Any]) -> str:
     return f"{bound}{mean:.2f} ({low:.2f} to {high:.2f})"
 
 
-def speed(results: Mapping[str, Any]) -> str:
-    """Return the tables of steps and of other figures."""
-    rows = {row["name"]: row for row in results["rows"]}
-    lines = ["| step (forward and backward) | MoT / dense | dense again |", "|---|---|---|"]
-    for title, case in STEPS:
-        mot, again = (rows.get(f"step_ratio/{kind}/{case}") for kind in ("mot", "dense-again"))
-        lines.append(f"| {title} | {shown(mot)} | {shown(again) if again else ''} |")
-    worst = max((r for r in results["rows"] if r["name"].startswith("step_ratio/mot/")), key=lambda r: r["value"])
-    lines.append(f"| the worst shape: {worst['name'].removeprefix('step_ratio/mot/')} | {shown(worst)} | |")
-    lines += ["", "| others | |", "|---|---|", *(f"| {title} | {shown(rows[name])} |" for title, name in OTHERS)]
-    commits = sorted({short(row["commit"]) for row in results["rows"]})
-    torch = sorted({row["versions"]["torch"] for row in results["rows"]})
-    facts = f"(`make benchmark`, two cores, torch {', '.join(torch)}, commits {', '.join(commits)}.)"
-    return "\n".join([*lines, "", facts])
-
-
 CHECKPOINT = (
     ("size, with the optimizer's state", "checkpoint/size/d256-l4-t4096"),
     ("time lost while it is written, as a share of the time until it is whole", "checkpoint/stall/d256-l4-t4096"),
@@ -231,7 +197,7 @@ BLOCKS: dict[str, tuple[Path, Callable[[Mapping[str, Any]], str]]] = {
     "robot-all": (QUICKSTARTS / "robot_all.json", reached("plait quickstart --config robot_all", robots)),
     "driving": (QUICKSTARTS / "driving.json", reached("plait quickstart --config driving", drivers)),
     "studies": (STUDIES, studies),
-    "speed": (SPEED, speed),
+    "speed": (SPEED, ratios),
     "checkpoint": (SPEED, rows_of(CHECKPOINT, "checkpoint")),
     "weak": (SPEED, rows_of(WEAK, "weak")),
     "plans": (PLANS, plan_table),
@@ -337,7 +303,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{page.name} is not what the results files say: run `make figures`")
         else:
             page.write_text(rewritten(texts[page]), encoding="utf-8")
-    return int(options.check and bool(stale))
+    results = json.loads(SPEED.read_text(encoding="utf-8"))
+    undrawn = not FIGURE.exists() or digest(results) not in FIGURE.read_text(encoding="utf-8")
+    if undrawn and options.check:
+        print(f"{FIGURE.name} does not show the results: run `make figures`")
+    elif undrawn:
+        figure(results)
+    return int(options.check and bool(stale or undrawn))
 
 
 if __name__ == "__main__":
