@@ -8,6 +8,7 @@ import pytest
 from helpers import ROOT
 from helpers.pages import README, blocks
 
+import plait
 from plait.cli import _parser
 from plait.common.errors import ConfigError
 from plait.config.file import _convert, kind_of, parsed
@@ -107,3 +108,11 @@ def test_examples_ask_for_what_the_quickstart_knows():
 
 
 HELP = [ROOT / "plait" / name for name in ("cli.py", "run/options.py", "run/load.py", "hf/__init__.py")]
+
+
+def test_one_version_everywhere():
+    """The newest version of the changelog is the package's, and the one that is cited, with its date."""
+    number, date = re.search(r"^## (\S+) \(([0-9-]+)\)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE).groups()
+    cited = (ROOT / "CITATION.cff").read_text()
+    assert (plait.__version__, plait.__version__) == (number, re.search(r"^version: (.+)$", cited, re.MULTILINE)[1])
+    assert date == re.search(r"^date-released: (.+)$", cited, re.MULTILINE)[1]
