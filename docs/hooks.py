@@ -1,9 +1,11 @@
-"""What the site has that no file in docs has: the first page, the changelog, all settings, all commands.
+"""What the site has that no file in docs has: the first page, the changelog, notebooks, all settings, all commands.
 
-They are made from README.md, CHANGELOG.md, `plait settings` and each command's help, so that nothing is written twice.
+They are made from README.md, CHANGELOG.md, the notebooks, `plait settings` and each command's help, so that nothing is
+written twice.
 """
 
 import argparse
+import json
 import re
 from pathlib import Path
 
@@ -22,6 +24,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         "changelog.md": _moved(ROOT / "CHANGELOG.md"),
         "reference/settings.md": settings(),
         "reference/commands.md": commands(),
+        **{f"notebooks/{path.stem}.md": notebook(path) for path in (ROOT / "notebooks").glob("*.ipynb")},
     }
     for path, text in pages.items():
         files.append(File.generated(config, path, content=text))
@@ -30,9 +33,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def _moved(path: Path) -> str:
     """Return a page of the repository's root as one of docs: its links lose ``docs/``."""
-    text = path.read_text(encoding="utf-8").replace("](docs/", "](")
+    text = path.read_text(encoding="utf-8").replace("](docs/", "](").replace(".ipynb)", ".md)")
     names = {"AGENTS.md": "agents.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
     return re.sub(r"\]\((\w+\.md)\)", lambda match: f"]({names.get(match[1], match[1])})", text)
+
+
+def notebook(path: Path) -> str:
+    """Return the page of a notebook: its texts, and its code, which the tests run."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        moved = text.replace("](../docs/", "](../").replace(".ipynb)", ".md)")
+        parts.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else moved)
+    name = f"`jupyter lab notebooks/{path.name}` opens this page as a notebook."
+    return "\n\n".join([parts[0], name, *parts[1:]]) + "\n"
 
 
 def settings() -> str:
