@@ -158,7 +158,7 @@ def assemble(
     first_positions: Sequence[float] | None = None,
     indices: Sequence[int] | None = None,
 ) -> Batch:
-    """Build a batch of sequences of runs, each sequence a document of its own.
+    """Build a batch of sequences of runs, each sequence its own document.
 
     ``first_positions`` says where each document's positions start (a decoding step goes on where its row is);
     ``indices`` are the documents' own, which models that deal tokens out at random need (raises ConfigError).

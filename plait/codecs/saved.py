@@ -115,7 +115,7 @@ def place_of(path: str) -> tuple[str, dict[str, str]]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from drawing bars of its own, and from listing weights that are left out on purpose."""
+    """Keep transformers from drawing its own bars, and from listing weights that are left out on purpose."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

@@ -36,7 +36,7 @@ def _separation(matched: Found, rows: list[dict[str, Any]]) -> Chart:
     )
     note = (
         "The share of the variance of activations that lies between the modalities' means: 0 where modalities lie "
-        "in one place, 1 where each is a point of its own."
+        "in one place, 1 where each is its own point."
     )
     return Chart("separation", SECTION, "How far modalities lie apart", note, [panel] if rows else [])
 

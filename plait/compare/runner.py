@@ -1,4 +1,4 @@
-"""Runs a study: data, learning rates, then every arm with every seed, each an ordinary run in a folder of its own.
+"""Runs a study: data, learning rates, then every arm with every seed, each an ordinary run in its own folder.
 
 ``<out>/data`` is prepared once; ``data.json`` holds its digest. ``<out>/runs/<arm>/<learning rate>/seed-<n>`` are run
 folders, with ``done.json`` where a run has ended well and ``failure.json`` where it has not. Trials of learning rates

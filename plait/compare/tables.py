@@ -102,7 +102,7 @@ def _scores_table(results: dict) -> Table:
     """One row a figure, one column an arm."""
     rows = results["scores"]
     arms = list(dict.fromkeys(row["arm"] for row in rows))
-    shares = {figure_of(row["share"], row["group"]) for row in results["shares"]}  # in tables of their own
+    shares = {figure_of(row["share"], row["group"]) for row in results["shares"]}  # in their own tables
     shares |= {count_of(figure) for figure in shares}
     figures = [name for name in dict.fromkeys(k for row in rows for k in row) if name not in ("arm", "seed", *shares)]
     cells = []

@@ -36,7 +36,7 @@ class ModalityConfig(Fixed):
     such as a frozen encoder's, that are read, and neither learned nor made."""
     reads: str = ""
     """Modality for whose given parts these features (input) stand: the same image as a vision encoder sees it. Empty:
-    they have parts of their own."""
+    they have their own parts."""
     beside: bool = False
     """Whether a given part's own latents or ids stay, before the features that are read of it (BAGEL's editing)."""
     attention: Literal["causal", "bidirectional"] = "causal"

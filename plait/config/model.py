@@ -52,7 +52,7 @@ class LoraConfig(Fixed):
     alpha: float = bounded(32.0, above=0)
     """Each change is multiplied by alpha / rank."""
     targets: tuple[Literal["qkv", "o", "ffn"], ...] = ("qkv", "o", "ffn")
-    """Components whose matrices change; this tower must have copies of its own of them."""
+    """Components whose matrices change; the tower must have its own copies of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -21,7 +21,7 @@ class Layout:
 
     @property
     def data(self) -> int:
-        """Ranks, or groups of them, with batches of their own."""
+        """Ranks, or groups of them, with their own batches."""
         return self.replicate * self.shard
 
     @property

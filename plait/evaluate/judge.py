@@ -1,7 +1,7 @@
 """What every judge is: it measures items of one kind that a model made, beside those of the held-out documents.
 
 Which one judges what depends on the kind of the codec's media (JUDGES); a codec of any other kind names its own
-(`Codec.judge`), a class in a file of its own.
+(`Codec.judge`), a class in its own file.
 """
 
 import importlib
@@ -45,7 +45,7 @@ class Found:
     def add_hits(
         self, said: str, own: np.ndarray, beside: Mapping[str, np.ndarray], chance: float | None
     ) -> None:  # fmt: skip
-        """Add how often items are right in something that the source knows: hits of their own, as they are kept, and of
+        """Add how often items are right in something that the source knows: their own hits, as they are kept, and of
         the sets beside them, by how the names of their figures end."""
         self.measures[f"{said}_accuracy"] = share_of(hits_list(own))
         self.beside |= {f"{said}_chance": chance} if chance is not None else {}

@@ -2,7 +2,7 @@
 
 `Generator` takes requests in (`add`), advances them (`step`) and lets them go (`cancel`); `generate` is a loop over it.
 In one step a row of discrete tokens draws one id, and a row of latents goes down one noise level: both are documents
-of the same packed batch. Texts that begin beside latents draw their first ids in a pass of their own. What was given
+of the same packed batch. Texts that begin beside latents draw their first ids in their own pass. What was given
 is computed once and cached; latents under denoising pass through the cache without being kept, and the clean ones take
 their place once they are done.
 

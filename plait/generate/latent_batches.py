@@ -82,7 +82,7 @@ def start_waves(
     canvases: list[Canvas], settings: list[Any], seeds: list[int], make: Callable[[Any, list[int]], Denoiser]
 ) -> list[Wave]:
     """Group canvases of equal settings (modality, sampler, steps) and size; ``make(settings, seeds)`` returns a
-    Denoiser. Where it draws noise, each canvas has a seed of its own, so that no draw depends on the company."""
+    Denoiser. Where it draws noise, each canvas has its own seed, so that no draw depends on the company."""
     groups: dict[Any, list[int]] = {}
     for i, key in enumerate(settings):
         groups.setdefault((key, len(canvases[i])), []).append(i)

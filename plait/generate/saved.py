@@ -98,7 +98,7 @@ tags:
 
 # {name}
 
-A Mixture-of-Transformers (arXiv 2411.04996) of {modalities}: each has parameters of its own, and one global
+A Mixture-of-Transformers (arXiv 2411.04996) of {modalities}: each has its own parameters, and one global
 attention joins them. Made with plait {version}{commit}.
 
 ```python

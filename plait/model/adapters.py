@@ -1,4 +1,4 @@
-"""Adapters: what LoRA learned, in a folder of its own, in the form that peft reads and writes.
+"""Adapters: what LoRA learned, in its own folder, in the form that peft reads and writes.
 
 `adapter_config.json` says rank and scale, `adapter_model.safetensors` holds the matrices A [r, I] and B [O, r] of each
 changed matrix under `base_model.model.{its name}.lora_A.weight` and `...lora_B.weight`.

@@ -1,4 +1,4 @@
-"""One block of the Mixture-of-Transformers: towers of their own around one global attention (paper, section 2.2)."""
+"""One block of the Mixture-of-Transformers: separate towers around one global attention (paper, section 2.2)."""
 
 import functools
 import importlib.util

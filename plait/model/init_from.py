@@ -11,7 +11,7 @@ the reason. Two rules say what may differ:
 - Other towers of the saved model are left out.
 
 What was left out, and what trains from scratch, is counted and said, and so are settings that differ and may. LoRA of
-this model begins at zero; a saved model has none of its own.
+this model begins at zero; a saved model holds none.
 """
 
 import contextlib

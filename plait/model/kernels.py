@@ -2,7 +2,7 @@
 
 In plain torch (plait/model/block.py) this is a norm, two products, a concatenation and a gather each for queries and
 keys, and a copy for values: about ten reads and writes of what is here read once and written once. Towers need not be
-joined first, each is a launch of its own, and no size is asked of the device: row i of a tower is padding where the
+joined first, each is its own launch, and no size is asked of the device: row i of a tower is padding where the
 token it names does not name it back.
 
 Shapes: N_k rows of tower k (padded), G key heads, r queries for each, d head dimension, T tokens, H = G r.

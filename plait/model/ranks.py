@@ -1,6 +1,6 @@
 """How several ranks compute one batch: rows of every tower, heads, the vocabulary, and weights that are cut.
 
-The ranks of a run are data x context x tensor. Each data rank has batches of its own; its context x tensor ranks
+The ranks of a run are data x context x tensor. Each data rank has its own batches; its context x tensor ranks
 compute one batch together, and each owns an equal part of every tower's rows.
 
 - Tensor ranks hold a part of every weight: of the heads, the hidden sizes, the ids. Between them, rows are gathered

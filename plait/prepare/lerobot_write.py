@@ -207,7 +207,7 @@ class _Writer:
         return place | {f"videos/{feature}/{name}": value for name, value in times.items()}
 
     def _write_records(self) -> None:
-        """Write the rows of the episodes' table as a file of its own."""
+        """Write the rows of the episodes' table as its own file."""
         if self.records:
             path = self._next_file(EPISODES, f"{EPISODES}/{_PLACE}.parquet")
             place = {f"{EPISODES}/{name}": value for name, value in _place(self.numbers[EPISODES]).items()}

@@ -33,7 +33,7 @@ MADE = {
 }
 """Sources that make their documents: name in `prepare.source`, and the function that opens it; imported when used."""
 READ = {"lerobot": "plait.prepare.lerobot:open_lerobot"}
-"""Sources that read a folder of a form of its own, KIND:FOLDER in `prepare.source`. All others are manifests."""
+"""Sources that read a folder of its own form, KIND:FOLDER in `prepare.source`. All others are manifests."""
 
 
 @dataclass

@@ -112,7 +112,7 @@ class _Preparation:
         for name, codec in self.codecs.items():
             _check_vocabulary(name, config.model.modalities[name], codec)
         self.source: RawSource | None = None
-        """What makes its documents, or reads a folder of a form of its own; None where there are manifests."""
+        """What makes its documents, or reads a folder of its own form; None where there are manifests."""
         if not self.setup.files:  # refuse codecs that it cannot serve
             self.source = open_source(self.setup, self.codecs)
         else:  # refuse at once what is no manifest; the other files are opened by the workers

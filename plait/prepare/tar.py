@@ -131,7 +131,7 @@ class TarFile:
                 member = self._member(at)
             except BadRow as error:
                 if not sample.size:
-                    sample.wrong = str(error)  # else the damage is a row of its own
+                    sample.wrong = str(error)  # else the damage is its own row
                 return
             if member is None or (member.key and sample.size and member.key != sample.key):
                 return

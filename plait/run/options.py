@@ -14,7 +14,7 @@ WEIGHTS = (
 
 
 KEYS = {"text": "TEXT", "image": "FILE", "audio": "FILE"}
-"""Keys of parts that have an option of their own in `plait generate`, with what it takes."""
+"""Keys of parts that have their own option in `plait generate`, with what it takes."""
 
 
 class _PromptPart(argparse.Action):
@@ -48,7 +48,7 @@ def serve_arguments(step: argparse.ArgumentParser, *, several: bool) -> None:
     step.add_argument("--timeout", type=real(above=0), default=600.0, metavar="S",
                       help="seconds after which an answer is given up (default: 600)")  # fmt: skip
     step.add_argument("--adapter", action="append", default=[], metavar="NAME=FOLDER",
-                      help="an adapter of the model (LoRA), served as a model of its own; may be repeated")  # fmt: skip
+                      help="an adapter of the model (LoRA), served as its own model; may be repeated")  # fmt: skip
     step.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     step.add_argument("--weights", default="auto", choices=["auto", "float32", "bfloat16"], help=WEIGHTS)
 

@@ -12,7 +12,7 @@ RETRY_SECONDS = 1
 
 
 class Refused(Exception):
-    """A request that is refused with a status of its own."""
+    """A request that is refused with its own status."""
 
     def __init__(self, status: int, message: str, *, param: str | None = None, code: str | None = None):
         super().__init__(message)

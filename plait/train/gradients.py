@@ -1,4 +1,4 @@
-"""The gradients of a step's batches: one batch after another, or on a CPU side by side, each with cores of its own.
+"""The gradients of a step's batches: one batch after another, or on a CPU side by side, each with its own cores.
 
 Small models leave a CPU's second core idle: their operations are too short to share. Two batches on a thread each make
 more tokens a second than one batch on two threads (docs/experiments.md).
@@ -24,7 +24,7 @@ def side_by_side(
     cores = torch.get_num_threads()
     # token choice counts its load in place, and tracing for the compiler is no work for several threads
     in_place = any(t.ffn == "moe" and t.moe_routing == "token_choice" for t in model.config.towers.values())
-    # ranks have cores of their own, and exchange gradients in the backward pass
+    # ranks have their own cores, and exchange gradients in the backward pass
     alone = model.ranks.mesh is None
     workers = min(cores, num_batches)
     if model.device.type != "cpu" or workers < 2 or in_place or compiled or not alone:
@@ -37,7 +37,7 @@ def add_gradients(
 ) -> Tensor:
     """Add the gradients of all batches to the parameters', and return the sum of their sums [M].
 
-    Side by side, each batch has gradients of its own, added in the order of the batches whichever was done first: the
+    Side by side, each batch has its own gradients, added in the order of the batches whichever was done first: the
     result does not depend on the threads.
     """
     sums = []
@@ -64,7 +64,7 @@ def _add(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
         return
     held: set[int] = set()
     for parameter, gradient in zip(parameters, gradients, strict=True):
-        # what is added to later is memory of its own, as backward() sees to: the zeros of an idle head are one number
+        # what is added to later is its own memory, as backward() sees to: the zeros of an idle head are one number
         # spread out, and two addends have one gradient
         own = gradient.stride() == parameter.stride() and gradient.data_ptr() not in held
         held.add(gradient.data_ptr())

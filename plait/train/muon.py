@@ -57,7 +57,7 @@ class MuonAdamW(torch.optim.AdamW):
             rows = rows_together(shape, group.get("rows", 0))
             size = 0.2 * math.sqrt(max(rows, shape[-1])) * group["lr"]
             decay = group["lr"] * group["weight_decay"]
-            # the experts of one weight [E, in, out] are matrices of their own
+            # the experts of one weight [E, in, out] are their own matrices
             pieces = self._look_ahead(parameters, bad).view(-1, rows, shape[-1])
             moved = orthogonal(pieces).reshape(len(parameters), *shape)
             for parameter, update in zip(parameters, moved, strict=True):

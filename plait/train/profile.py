@@ -22,7 +22,7 @@ class StepProfiler:
     """
 
     def __init__(self, steps: list[int], folder: Path, device: torch.device, *, rank: int | None = None):
-        """``rank`` is that of one among several, each of which writes files of its own."""
+        """``rank`` is that of one among several, each of which writes its own files."""
         self.first, self.last = steps or (0, 0)
         self.folder, self.device = folder, device
         self._name = f"{self.first}-{self.last}" + ("" if rank is None else f"-rank-{rank}")

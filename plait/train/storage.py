@@ -1,7 +1,7 @@
 """Where torch.distributed.checkpoint puts its tensors: safetensors files that anything can read, and no pickle.
 
 torch's planner decides which rank writes which piece of which tensor, and which pieces a rank needs to fill its own;
-here pieces become bytes and back. A tensor's key is ``group/name``: each group has files of its own, in which tensors
+here pieces become bytes and back. A tensor's key is ``group/name``: each group has its own files, in which tensors
 have their plain names, so that on one rank ``model.safetensors`` is a saved model. torch's own safetensors storage
 holds each rank's bytes twice in memory, has no checksums, and writes no index of pieces (torch 2.13).
 """
@@ -48,7 +48,7 @@ class SafetensorsWriter(StorageWriter):
         self.temporary, self._finish = temporary, finish
 
     def reset(self, checkpoint_id=None) -> None:
-        """Nothing is kept between checkpoints: each has a writer of its own."""
+        """Nothing is kept between checkpoints: each has its own writer."""
 
     def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
         """Nothing to set up."""
@@ -119,7 +119,7 @@ class SafetensorsReader(StorageReader):
         self._pieces: dict[MetadataIndex, tuple[TensorStore, str, Piece]] = {}
 
     def reset(self, checkpoint_id=None) -> None:
-        """Nothing is kept: each checkpoint has a reader of its own."""
+        """Nothing is kept: each checkpoint has its own reader."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Return every tensor's type, shape and pieces."""
