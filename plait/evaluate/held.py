@@ -70,6 +70,8 @@ class Library:
         """Return the text of each document that follows what it gives (`asked_of`), or else its first; "" for none."""
         layout, found = self.layout, {}
         for i, document in enumerate(documents):
+            if all(part.modality != layout.host for part in document.parts):
+                continue
             _, part = asked_of(document, given or layout.host, layout.host)
             if part is not None and part.ids is not None:
                 has_end = len(part.ids) > 0 and int(part.ids[-1]) in layout.stops

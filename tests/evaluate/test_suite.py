@@ -371,6 +371,13 @@ def test_a_mark_that_ends_an_answer_is_no_word_of_it(config):
     assert suite.training.texts(documents) == ["yes", "yes"]
 
 
+def test_a_document_without_text_has_none(config):
+    """A policy's data may have sentences beside images for some of its episodes alone."""
+    suite = suite_of(config, 0)
+    mute, said = Document([Part("image", np.arange(9))]), Document([Part("text", np.frombuffer(b"yes", np.uint8))])
+    assert suite.training.texts([mute, said, mute]) == ["", "yes", ""]
+
+
 class Own(Origin):
     """A user's own documents: nothing is known of them but what they hold."""
 
