@@ -12,6 +12,7 @@ A stage may be opened inside another one (validation while training). Leaving a 
 stopped, so that Ctrl-C leaves a clean screen.
 """
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -79,7 +80,8 @@ class Progress:
     """Where long steps report to. Also prints lines, which never tear a bar."""
 
     def __init__(self, console: Console | None = None):
-        self.console = console or Console(stderr=True, highlight=False)
+        # asked of the stream itself: notebooks set FORCE_COLOR, and would show every look of a bar as a line
+        self.console = console or Console(stderr=True, highlight=False, force_terminal=sys.stderr.isatty())
         self._rich: RichProgress | None = None
         self._depth = 0
 

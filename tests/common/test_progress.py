@@ -48,6 +48,15 @@ def test_without_a_terminal_lines_are_few():
     assert out.getvalue().splitlines() == ["x: done in 0.0 s"]
 
 
+def test_a_notebook_gets_lines(monkeypatch, capfd):
+    """It sets FORCE_COLOR, though its stream is no terminal."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Progress().stage("reading", 2) as bar:
+        bar.advance(2)
+    said = capfd.readouterr().err
+    assert said.startswith("reading: done") and "\x1b" not in said
+
+
 def test_quiet_progress_counts_and_says_nothing(capsys):
     work(QuietProgress())
     assert capsys.readouterr() == ("", "")
