@@ -12,6 +12,9 @@ import pytest
 from helpers import ROOT
 from helpers.programs import ran
 
+from plait.compare.study import load_study
+from plait.config.shipped import config_path
+
 PAGES = ["docs/first_quarter_hour.md", "docs/my_folder.md"]
 """Those that come first, in the order in which a reader has them."""
 PAGES += sorted({str(p.relative_to(ROOT)) for p in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]} - set(PAGES))
@@ -47,6 +50,13 @@ def reader(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("found", [f for f in FOUND if f[2]], ids=named)
 def test_slow_blocks_run(found, reader):
     run(*found[3:], reader)
+
+
+def test_the_study_of_the_tutorial_is_one(tmp_path):
+    (text,) = re.findall(r"```yaml\n(# my_study\.yaml\n.*?)```", (ROOT / "docs/my_study.md").read_text(), re.DOTALL)
+    (tmp_path / "my_study.yaml").write_text(text)
+    study = load_study(tmp_path / "my_study.yaml", find_base=config_path)
+    assert [*study.config.arms] == ["dense", "mot", "ffn"]
 
 
 def test_blocks_are_found():
