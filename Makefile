@@ -23,7 +23,7 @@ test-slow: $(READY)
 
 # the tutorials' blocks, as a reader runs them: about half an hour
 test-docs: $(READY)
-	$(BIN)/python -m pytest -m docs tests/project/test_docs_blocks.py
+	$(BIN)/python -m pytest -m docs tests/project/test_docs_blocks.py tests/project/test_notebooks.py
 
 # each extra installed in an environment of its own, and the oldest torch that pyproject.toml allows or TORCH=2.12.0;
 # downloads some gigabytes
