@@ -31,7 +31,7 @@ class BuildWithShipped(build_py):
             for name in SHIPPED:
                 shutil.rmtree(package / name, ignore_errors=True)
                 # verdicts/ is about this repository alone
-                shutil.copytree(HERE / name, package / name, ignore=shutil.ignore_patterns("verdicts"))
+                shutil.copytree(HERE / name, package / name, ignore=shutil.ignore_patterns("verdicts", "__pycache__"))
             write_commit(package)
 
 

@@ -38,8 +38,9 @@ try:
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
     from tqdm import tqdm
-except ImportError:
-    raise ResourceError("package 'lm_eval' is not installed, install it: pip install 'plait[harness]'") from None
+except ImportError as error:
+    package = str(error.name).partition(".")[0]
+    raise ResourceError(f"package {package!r} is not installed, install it: pip install 'plait[harness]'") from None
 
 AUTO_TOKENS = 4096  # of one forward pass, where the batch size is "auto"
 SCORED_AT_ONCE = 512  # tokens of which the scores of all ids are held

@@ -36,9 +36,10 @@ def metaworld_module(name: str) -> Any:
     """Return a module of Meta-World's, imported when it is first needed. Raises ResourceError without the package."""
     try:
         return importlib.import_module(name)
-    except ImportError:
+    except ImportError as error:
+        package = str(error.name).partition(".")[0]
         raise ResourceError(
-            "robot: package 'metaworld' is not installed, install it: pip install 'plait[robot]'"
+            f"robot: package {package!r} is not installed, install it: pip install 'plait[robot]'"
         ) from None
 
 
