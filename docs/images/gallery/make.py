@@ -184,8 +184,8 @@ def main() -> None:
     if chosen.worlds.exists():
         shown["builds in 3-D"] = built(chosen.worlds)
         write(FOLDER / "scenes.gif", films(shown["builds in 3-D"]))
-        shown["makes it move"] = moved(chosen.worlds)
-        write(FOLDER / "motions.gif", films(shown["makes it move"], frames=24))
+        shown["moves things"] = moved(chosen.worlds)
+        write(FOLDER / "motions.gif", films(shown["moves things"], frames=24))
     if chosen.robot.exists():
         shown["acts"] = done(chosen.robot)
         write(FOLDER / "robot.gif", films(shown["acts"], frames=24))
