@@ -298,7 +298,7 @@ def test_documents_that_are_too_long_are_counted(tmp_path, policy):
 
 def test_nothing_that_fits_is_a_data_error(tmp_path):
     folder = write_folder(tmp_path, {"train": [Document([Part("text", np.arange(99))])]})
-    with pytest.raises(DataError, match="fits in 32 tokens"):
+    with pytest.raises(DataError, match="32 tokens hold none of"):
         take(Loader(run_config(folder, batch_tokens=32, too_long="skip")), 1)
     with pytest.raises(DataError, match="no document in its split"):
         Loader(run_config(write_folder(tmp_path / "empty", {"train": []})))
@@ -382,9 +382,9 @@ def test_vocabulary_comes_from_the_codecs(folder):
 
 def test_a_state_of_other_settings_is_refused(folder):
     state = take(Loader(run_config(folder)), 1)[0][1]
-    with pytest.raises(ConfigError, match=r"data.batch_tokens: 600 is not 512, .* take the old setting"):
+    with pytest.raises(ConfigError, match=r"data.batch_tokens: 600 differs from 512, .* use the old setting"):
         Loader(run_config(folder, batch_tokens=600), state=state)
-    with pytest.raises(ConfigError, match=r"data.drop_host: 0.2 is not 0.0, "):
+    with pytest.raises(ConfigError, match=r"data.drop_host: 0.2 differs from 0.0, "):
         Loader(run_config(folder, drop_host=0.2), state=state)
     with pytest.raises(ConfigError, match=r"data.max_document_tokens: 513 .* at most 512"):
         Loader(run_config(folder, max_document_tokens=513))

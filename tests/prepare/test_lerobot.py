@@ -363,7 +363,7 @@ def test_changed_data_and_settings_are_noticed(prepared, copied, tmp_path):
         prepare(from_dict(RunConfig, values))
     values = to_dict(config)
     values["prepare"]["episodes"]["chunk"] = 8
-    with pytest.raises(ConfigError, match=r"^prepare\.episodes\.chunk: 8 is not 4"):
+    with pytest.raises(ConfigError, match=r"^prepare\.episodes\.chunk: 8 differs from 4"):
         prepare(from_dict(RunConfig, values))
 
 

@@ -217,9 +217,9 @@ def test_finished_folders_are_recognised(prepared, manifest, monkeypatch):
 
 def test_other_settings_are_refused_by_name(prepared, manifest, tmp_path):
     folder, _ = prepared
-    with pytest.raises(ConfigError, match=r"prepare.codec_documents: 64 is not 100, .* --restart"):
+    with pytest.raises(ConfigError, match=r"prepare.codec_documents: 64 differs from 100, .* --restart"):
         prepare(config_for(folder, manifest, codec_documents=64))
-    with pytest.raises(ConfigError, match=r"model.modalities: \['text'\] is not"):
+    with pytest.raises(ConfigError, match=r"model.modalities: \['text'\] differs from"):
         prepare(config_for(folder, manifest, names=("text",)))
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(ConfigError, match=r"data.path: .* is not empty"):
@@ -235,7 +235,7 @@ def test_a_refused_preparation_changes_nothing(prepared, manifest, tmp_path):
     for name, value in (("codec_documents", 64), ("shard_documents", 50), ("validation_share", 0.5)):
         config = config_for(folder, manifest, **{name: value})
         config.out = str(run)
-        with pytest.raises(ConfigError, match=rf"^prepare\.{name}: {value} is not "):
+        with pytest.raises(ConfigError, match=rf"^prepare\.{name}: {value} differs from "):
             prepare_step(config, QuietProgress())
         assert (files(folder), {p.name: p.read_bytes() for p in run.iterdir()}) == before
     (tmp_path / "mine/work").mkdir(parents=True)  # somebody else's folder, with a name that plait uses too

@@ -99,7 +99,7 @@ def test_data_of_other_codecs_and_other_documents_are_refused(run, capsys):
     other = {name: record | {"fingerprint": f"{name}-2"} for name, record in MODALITIES.items()}
     for what, data in (
         ("encodes text by another codec", write_folder(run / "codecs", documents(), modalities=other)),
-        ("holds other documents", write_folder(run / "documents", documents(seed=3))),
+        ("are not those the run started with", write_folder(run / "documents", documents(seed=3))),
     ):
         before = files(run)
         assert trained(run, "--data.path", str(data), "--train.steps", "4") == 2
@@ -116,7 +116,7 @@ def test_a_config_that_fits_no_checkpoint_is_not_read(run):
     """Of a run whose config.yaml was changed by hand, or by an older plait."""
     path = run / "run/config.yaml"
     path.write_text(path.read_text().replace("rope_theta: 10000.0", "rope_theta: 500.0"))
-    with pytest.raises(ConfigError, match=r"^model\.rope_theta: 500\.0 is not 10000\.0"):
+    with pytest.raises(ConfigError, match=r"^model\.rope_theta: 500\.0 differs from 10000\.0"):
         run_config(run / "run")
     assert main(["evaluate", str(run / "run")]) == main(["report", str(run / "run")]) == 2
 
@@ -226,7 +226,7 @@ def test_a_run_of_damaged_checkpoints_alone_does_not_begin_again(run, capsys):
                     ["evaluate", str(run / "run")], ["export", str(run / "run")]):  # fmt: skip
         assert main(command) == 4, command
         said = capsys.readouterr().err
-        assert said.count("\n") == 1 and "no other checkpoint" in said and "or start from step 0: move" in said
+        assert said.count("\n") == 1 and "no other complete checkpoint" in said and "or start from step 0: move" in said
         assert files(run) == before, command
     (run / "run/checkpoints").rename(run / "run/lost")
     assert trained(run, "--train.steps", "1") == 0
