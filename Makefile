@@ -21,7 +21,7 @@ test-recovery: $(READY)
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
-# the tutorials' blocks, as a reader runs them: about half an hour
+# the tutorials and notebooks, as a reader runs them: an hour
 test-docs: $(READY)
 	$(BIN)/python -m pytest -m docs tests/project/test_docs_blocks.py tests/project/test_notebooks.py
 
