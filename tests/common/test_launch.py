@@ -70,7 +70,7 @@ def test_each_rank_has_its_own_device(environment, monkeypatch):
     with pytest.raises(ConfigError, match=r"train\.device: 'cuda:0' .* its own GPU"):
         local_device("cuda:0")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ResourceError, match="has 1 GPUs"):
+    with pytest.raises(ResourceError, match="has no GPU, the machine has 1; start at most 1"):
         local_device("auto")
     environment(SRUN)
     assert local_device("auto") == "cuda:0"  # the task's own
