@@ -2,8 +2,9 @@
 
 Media are uint8 [S, S, S, 4]: cells along x, y and z (up), each with red, green, blue, and 255 where it is filled (0).
 A token is a cube of cells, encoded by itself: what lies around it is the model's to know, and most cubes of a scene are
-empty, so that the network sees the others alone and learns in minutes (docs/experiments.md). The latents are the
-posterior's mean, of mean 0 and deviation 1 per channel as measured on training media.
+empty, so that the network sees the others alone and learns in minutes (docs/experiments.md). Of a token's numbers,
+three are the mean colour of its filled cells; the others are the posterior's mean of how its cells differ from that.
+All have mean 0 and deviation 1 per channel as measured on training media, the colour's `VoxelOptions.colour_scale`.
 """
 
 import math
@@ -25,6 +26,8 @@ from plait.codecs.meshes import FILLED, read_scene, write_scene
 from plait.codecs.viewer import scene_html, viewer_scripts
 from plait.common.errors import DataError, require
 
+COLOURS = 3
+"""Numbers of the mean colour, the first ones of a token."""
 _SCENES = 32
 """Scenes that go through the network together."""
 
@@ -38,7 +41,9 @@ class VoxelOptions:
     token_size: int = 8
     """Cells along each side of a token's cube."""
     latent_channels: int = 64
-    """Numbers in a token."""
+    """Numbers in a token: three of its mean colour, the others learned."""
+    colour_scale: float = 2.0
+    """How much larger the numbers of the mean colour are than the others: things are told apart by their colours."""
     width: int = 384
     """Width of the network."""
     depth: int = 2
@@ -48,7 +53,7 @@ class VoxelOptions:
     colour_weight: float = 4.0
     """Weight of the squared error of colours (0 to 1), over filled cells."""
     linear_weight: float = 0.3
-    """Weight of the errors of what a linear map reads of a latent: which slices are filled, and the mean colour."""
+    """Weight of the error of what a linear map reads of a latent: which slices are filled."""
     kl_weight: float = 1e-4
     """Weight of the mean KL divergence of a latent's number from a standard Gaussian."""
     batch_size: int = 512
@@ -60,8 +65,11 @@ class VoxelOptions:
 
     def __post_init__(self):
         where = "codec_options"
-        for name in ("token_size", "latent_channels", "width", "depth", "batch_size"):
+        for name in ("token_size", "width", "depth", "batch_size"):
             require(getattr(self, name) >= 1, f"{where}.{name}", getattr(self, name), "at least 1")
+        require(self.latent_channels > COLOURS, f"{where}.latent_channels", self.latent_channels,
+                f"at least {COLOURS + 1}, of which {COLOURS} are the colour's")  # fmt: skip
+        require(self.colour_scale > 0, f"{where}.colour_scale", self.colour_scale, "above 0")
         require(self.size >= self.token_size and self.size % self.token_size == 0, f"{where}.size", self.size,
                 f"a multiple of token_size ({self.token_size})")  # fmt: skip
         for name in ("filled_weight", "colour_weight", "linear_weight", "kl_weight"):
@@ -117,9 +125,11 @@ class VoxelCodec(Codec):
         fit_model(self.model, loss_of, schedule=schedule, seed=seed, folder=folder, key=key, progress=progress)
         self.model.requires_grad_(False).to(best_device())
         chosen = [media[i] for i in measured_places(len(media))]
-        self.scaling = Scaling.measure(
+        scaling = Scaling.measure(
             self._latents(chosen[start : start + _SCENES]) for start in range(0, len(chosen), _SCENES)
         )
+        larger = [options.colour_scale] * COLOURS + [1.0] * (options.latent_channels - COLOURS)
+        self.scaling = Scaling(scaling.mean, [a / b for a, b in zip(scaling.scale, larger, strict=True)])
         self.model.to("cpu")
         progress(1.0, "latents measured")
 
@@ -143,7 +153,7 @@ class VoxelCodec(Codec):
         return decoded
 
     def _latents(self, media: Sequence[np.ndarray]) -> Tensor:
-        """Return the posterior's means [scenes * tokens, latent_channels]."""
+        """Return the latents [scenes * tokens, latent_channels], not scaled."""
         return self.model.latents(unit(torch.from_numpy(np.concatenate([self._cubes(item) for item in media]))))
 
     def _cubes(self, item: np.ndarray) -> np.ndarray:
@@ -198,40 +208,46 @@ class VoxelCodec(Codec):
 
 
 class VoxelVAE(nn.Module):
-    """A Gaussian posterior between two small networks of a token's cells."""
+    """A Gaussian posterior between two small networks of a token's cells, and beside it their mean colour as it is."""
 
     def __init__(self, options: VoxelOptions):
         super().__init__()
         self.token_size, numbers = options.token_size, 4 * options.token_size**3
-        width, latents = options.width, options.latent_channels
+        width, latents = options.width, options.latent_channels - COLOURS
 
         def network(given: int, made: int) -> nn.Sequential:
             layers = (ResidualLayer(width) for _ in range(options.depth))
             return nn.Sequential(nn.Linear(given, width), *layers, nn.LayerNorm(width), nn.Linear(width, made))
 
         self.encoder, self.decoder = network(numbers, 2 * latents), network(latents, numbers)
-        self.linear = nn.Linear(latents, 3 + 3 * options.token_size)
+        self.linear = nn.Linear(latents, 3 * options.token_size)
 
     def forward(self, cells_NXYZC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return of drawn latents: colours and logits [N, t, t, t, 4] and what is read linearly [N, 3 + 3 t] (mean
-        colour, logits of slices along x, y and z); and their mean and log-variance [N, C]."""
-        mean, log_variance = self.posterior(cells_NXYZC)
+        """Return of drawn latents: colours and logits [N, t, t, t, 4] and the logits of slices along x, y and z that
+        are read linearly [N, 3 t]; and mean and log-variance [N, C - 3] of what is learned."""
+        colour = mean_colour(cells_NXYZC)
+        mean, log_variance = self.posterior(cells_NXYZC, colour)
         drawn = mean + (log_variance / 2).exp() * torch.randn_like(mean)
-        return self.rebuilt(drawn), self.linear(drawn), mean, log_variance
+        return self.rebuilt(torch.cat([colour, drawn], dim=1)), self.linear(drawn), mean, log_variance
 
-    def posterior(self, cells_NXYZC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance [N, C] of the latents."""
-        mean, log_variance = self.encoder(cells_NXYZC.flatten(1)).float().chunk(2, dim=1)
+    def posterior(self, cells_NXYZC: Tensor, colour_NC: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and log-variance [N, C - 3] of what is learned of cells, given their mean colour."""
+        relative = cells_NXYZC - F.pad(colour_NC, (0, 1))[:, None, None, None] * cells_NXYZC[..., 3:]
+        mean, log_variance = self.encoder(relative.flatten(1)).float().chunk(2, dim=1)
         return mean, log_variance.clamp(-20, 10)
 
     def rebuilt(self, latents_NC: Tensor) -> Tensor:
         """Return [N, t, t, t, 4]: three colours, and the logit of being filled."""
-        return self.decoder(latents_NC).unflatten(1, (*(self.token_size,) * 3, 4))
+        colour, learned = latents_NC[:, :COLOURS], latents_NC[:, COLOURS:]
+        relative = self.decoder(learned).unflatten(1, (*(self.token_size,) * 3, 4))
+        return relative + F.pad(colour, (0, 1))[:, None, None, None]
 
     @torch.no_grad()
     def latents(self, cells_NXYZC: Tensor) -> Tensor:
-        """Return the means on the CPU."""
-        return self.eval().posterior(cells_NXYZC.to(self.device))[0].cpu()
+        """Return mean colours and the posterior's means [N, C] on the CPU."""
+        cells_NXYZC = cells_NXYZC.to(self.device)
+        colour = mean_colour(cells_NXYZC)
+        return torch.cat([colour, self.eval().posterior(cells_NXYZC, colour)[0]], dim=1).cpu()
 
     @torch.no_grad()
     def decode(self, latents_NC: Tensor) -> Tensor:
@@ -259,8 +275,8 @@ class ResidualLayer(nn.Module):
 def voxel_loss(model: VoxelVAE, cells_NXYZC: Tensor, options: VoxelOptions) -> Tensor:
     """Return the weighted errors of what is filled and of its colours, of what is read linearly, and the KL divergence.
 
-    The towers that read the latents find things by their colour and say where they are: without the linear map both
-    were hidden in a cube's latents, and two things were told apart by nothing (docs/experiments.md).
+    The towers that read the latents say where things are: without the linear map that was hidden in a cube's latents
+    (docs/experiments.md).
     """
     output, linear, mean, log_variance = model(cells_NXYZC)
     filled, rebuilt = cells_NXYZC[..., 3], output.float()
@@ -275,9 +291,13 @@ def voxel_loss(model: VoxelVAE, cells_NXYZC: Tensor, options: VoxelOptions) -> T
 def _linear_loss(linear: Tensor, cells_NXYZC: Tensor) -> Tensor:
     filled = cells_NXYZC[..., 3]
     slices = torch.cat([filled.amax(axes) for axes in ((2, 3), (1, 3), (1, 2))], dim=1)
-    counts = filled.sum((1, 2, 3)).clamp(min=1)
-    colour = (cells_NXYZC[..., :3] * filled[..., None]).sum((1, 2, 3)) / counts[:, None]
-    return F.mse_loss(linear[:, :3], colour) + F.binary_cross_entropy_with_logits(linear[:, 3:], slices)
+    return F.binary_cross_entropy_with_logits(linear, slices)
+
+
+def mean_colour(cells_NXYZC: Tensor) -> Tensor:
+    """Return the mean colour [N, 3] of the filled cells of `unit` cubes, zeros where none is."""
+    filled = cells_NXYZC[..., 3:]
+    return (cells_NXYZC[..., :3] * filled).sum((1, 2, 3)) / filled.sum((1, 2, 3)).clamp(min=1)
 
 
 def unit(media_NXYZC: Tensor) -> Tensor:

@@ -187,9 +187,27 @@ def test_it_learns_and_is_saved(tmp_path):
         codec.decode([encoded[0].__class__(latents=np.zeros((8, 64), np.float32), grid=(4, 4))])
 
 
+def test_a_token_says_its_colour_in_three_numbers(tmp_path):
+    """Cells that are all lighter by the same differ in these numbers alone, and come back lighter by as much."""
+    codec, scenes = VoxelCodec(SMALL), [np.minimum(scene, (180, 180, 180, 255)).astype(np.uint8) for scene in boxes(20)]
+    codec.fit(scenes, minutes=1, seed=0, folder=tmp_path, progress=lambda share, text: None)
+    lighter = [scene + (scene[..., 3:] > 0) * np.array([40, 20, 60, 0], np.uint8) for scene in scenes]
+    for ours, theirs in zip(codec.encode(scenes), codec.encode(lighter), strict=True):
+        assert np.allclose(ours.latents[:, 3:], theirs.latents[:, 3:], atol=1e-4)
+        filled = abs(theirs.latents[:, :3] - ours.latents[:, :3]).max(1) > 0
+        more = codec.scaling.restore(torch.from_numpy(theirs.latents - ours.latents))[filled, :3]
+        more = more - torch.tensor(codec.scaling.mean[:3])
+        assert torch.allclose(more * 255, torch.tensor([40.0, 20, 60]).expand_as(more), atol=1e-2)
+    first, second = codec.decode(codec.encode(scenes[:1])), codec.decode(codec.encode(lighter[:1]))
+    both = (first[0][..., 3] > 0) & (second[0][..., 3] > 0)
+    difference = second[0][both][:, :3].astype(int) - first[0][both][:, :3]
+    assert abs(np.median(difference, axis=0) - (40, 20, 60)).max() <= 1
+
+
 def test_settings_that_do_not_fit():
     for values, said in (({"size": 20}, "size: 20 .* a multiple of token_size"), ({"width": 0}, "width: 0"),
-                         ({"kl_weight": -1.0}, "kl_weight: -1"), ({"depth": 0}, "depth: 0")):  # fmt: skip
+                         ({"latent_channels": 3}, "latent_channels: 3 .* at least 4"),
+                         ({"colour_scale": 0.0}, "colour_scale: 0"), ({"kl_weight": -1.0}, "kl_weight: -1"), ({"depth": 0}, "depth: 0")):  # fmt: skip
         with pytest.raises(ConfigError, match=rf"^codec_options\.{said}"):
             VoxelCodec.from_options(values)
 
