@@ -207,7 +207,8 @@ def test_a_token_says_its_colour_in_three_numbers(tmp_path):
 def test_settings_that_do_not_fit():
     for values, said in (({"size": 20}, "size: 20 .* a multiple of token_size"), ({"width": 0}, "width: 0"),
                          ({"latent_channels": 3}, "latent_channels: 3 .* at least 4"),
-                         ({"colour_scale": 0.0}, "colour_scale: 0"), ({"kl_weight": -1.0}, "kl_weight: -1"), ({"depth": 0}, "depth: 0")):  # fmt: skip
+                         ({"colour_scale": 0.0}, "colour_scale: 0"), ({"kl_weight": -1.0}, "kl_weight: -1"),
+                         ({"depth": 0}, "depth: 0")):  # fmt: skip
         with pytest.raises(ConfigError, match=rf"^codec_options\.{said}"):
             VoxelCodec.from_options(values)
 
