@@ -225,16 +225,16 @@ class VoxelVAE(nn.Module):
     def forward(self, cells_NXYZC: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return of drawn latents: colours and logits [N, t, t, t, 4] and the logits of slices along x, y and z that
         are read linearly [N, 3 t]; and mean and log-variance [N, C - 3] of what is learned."""
-        colour = mean_colour(cells_NXYZC)
-        mean, log_variance = self.posterior(cells_NXYZC, colour)
+        colour, mean, log_variance = self.posterior(cells_NXYZC)
         drawn = mean + (log_variance / 2).exp() * torch.randn_like(mean)
         return self.rebuilt(torch.cat([colour, drawn], dim=1)), self.linear(drawn), mean, log_variance
 
-    def posterior(self, cells_NXYZC: Tensor, colour_NC: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and log-variance [N, C - 3] of what is learned of cells, given their mean colour."""
-        relative = cells_NXYZC - F.pad(colour_NC, (0, 1))[:, None, None, None] * cells_NXYZC[..., 3:]
+    def posterior(self, cells_NXYZC: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the mean colour [N, 3] of cells, and mean and log-variance [N, C - 3] of what is learned beside it."""
+        colour = mean_colour(cells_NXYZC)
+        relative = cells_NXYZC - F.pad(colour, (0, 1))[:, None, None, None] * cells_NXYZC[..., 3:]
         mean, log_variance = self.encoder(relative.flatten(1)).float().chunk(2, dim=1)
-        return mean, log_variance.clamp(-20, 10)
+        return colour, mean, log_variance.clamp(-20, 10)
 
     def rebuilt(self, latents_NC: Tensor) -> Tensor:
         """Return [N, t, t, t, 4]: three colours, and the logit of being filled."""
@@ -245,9 +245,7 @@ class VoxelVAE(nn.Module):
     @torch.no_grad()
     def latents(self, cells_NXYZC: Tensor) -> Tensor:
         """Return mean colours and the posterior's means [N, C] on the CPU."""
-        cells_NXYZC = cells_NXYZC.to(self.device)
-        colour = mean_colour(cells_NXYZC)
-        return torch.cat([colour, self.eval().posterior(cells_NXYZC, colour)[0]], dim=1).cpu()
+        return torch.cat(self.eval().posterior(cells_NXYZC.to(self.device))[:2], dim=1).cpu()
 
     @torch.no_grad()
     def decode(self, latents_NC: Tensor) -> Tensor:
