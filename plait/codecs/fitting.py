@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from plait.codecs.base import Progress
+from plait.common.devices import is_fast_in_bfloat16
 from plait.common.files import atomic_file
 from plait.common.randomness import generator
 
@@ -55,9 +56,8 @@ def best_device() -> torch.device:
 
 def fast_autocast(device: torch.device) -> contextlib.AbstractContextManager:
     """Return bfloat16 autocast where the device computes in it faster than in float32, else nothing."""
-    on_cpu = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16) if on_cpu or on_gpu else contextlib.nullcontext()
+    is_fast = is_fast_in_bfloat16(device.type)
+    return torch.autocast(device.type, torch.bfloat16) if is_fast else contextlib.nullcontext()
 
 
 def fit_model(

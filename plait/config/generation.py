@@ -125,7 +125,7 @@ class GenerateConfig(Checked):
     batch_size: int = bounded(32, at_least=1)
     """Requests decoded together."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """Precision of the forward pass."""
+    """Precision of the forward pass; bfloat16 is float32 where the device has no instructions for it."""
     cache: Literal["static", "paged"] = "static"
     """Both are as large as the requests at hand need. static: room for the longest of them in every row. paged: rows
     take pages as they grow, and share those of what they begin with; it holds long and short sequences in less memory,

@@ -158,8 +158,9 @@ class TrainConfig(Checked):
     """all_tokens: one mean over all discrete tokens (Chameleon). per_modality: a mean for each of them.
     A diffusion loss is always a mean over its items (images, clips). The losses are then added by `loss_weight`."""
     precision: Literal["float32", "bfloat16", "float8"] = "float32"
-    """Precision of the forward pass; parameters stay in float32. float8 is that of large products, the rest is bfloat16
-    (CUDA from compute capability 8.9 on, with torchao)."""
+    """Precision of the forward pass; parameters stay in float32. bfloat16 is float32 where the device has no
+    instructions for it (CPUs that end at AVX2, GPUs before Ampere): it would be many times slower. float8 is that of
+    large products, the rest is bfloat16 (CUDA from compute capability 8.9 on, with torchao)."""
     compile: bool = False
     """torch.compile each block."""
     ema: float = bounded(0.0, at_least=0, below=1)

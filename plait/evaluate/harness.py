@@ -150,7 +150,7 @@ class PlaitLM(TemplateLM):
         tokens = np.concatenate([place for place, some in zip(places, scored, strict=True) for _ in some])
         following = torch.tensor([i for some in scored for _, ids in some for i in ids], device=device)
         found = torch.empty(2, len(tokens), dtype=torch.float64)
-        with autocast(self.pipeline.config.precision, device):
+        with autocast(self.pipeline.precision, device):
             hidden = self.model(batch.to(device))
             for at in range(0, len(tokens), SCORED_AT_ONCE):
                 by_tower, back = rows_of(batch, tokens[at : at + SCORED_AT_ONCE])

@@ -27,6 +27,7 @@ from plait.generate.rows import Row, Stream, adapter_numbers
 from plait.generate.sampling import Limits, invert, weights_of
 from plait.generate.speculation import race
 from plait.model.cache import CacheStep, KVCache, to_device, together
+from plait.model.layers import widened
 from plait.model.lora import Asked
 from plait.model.mot import MixtureOfTransformers
 from plait.model.routing import merged
@@ -284,8 +285,9 @@ class Decoder:
         heads = self.model.head_weights()
         weights = [m.weight[shape.low : shape.high] for m in heads.values()]
         if heads.is_shared or len(weights) == 1:
-            return F.linear(merged(hidden)[0].index_select(0, picks), weights[0])
-        scores = [F.linear(h, w) for h, w in zip(hidden, weights, strict=True) if len(h)]
+            picked = merged(hidden)[0].index_select(0, picks)
+            return F.linear(picked, widened(weights[0], picked))
+        scores = [F.linear(h, widened(w, h)) for h, w in zip(hidden, weights, strict=True) if len(h)]
         return torch.cat(scores).index_select(0, picks)
 
 

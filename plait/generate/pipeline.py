@@ -19,6 +19,7 @@ from plait.generate.engine import generate
 from plait.generate.prompts import MediaPart, Prompt, read_chat, read_prompt
 from plait.generate.request import Request, Result
 from plait.model.mot import MixtureOfTransformers
+from plait.model.precision import usable
 
 
 @dataclass
@@ -184,6 +185,11 @@ class Pipeline:
         return not tasks or any(sum(name in images for name in task) > 1 for task in tasks)
 
     @property
+    def precision(self) -> str:
+        """The precision that is computed in: `generate.precision`, where the device has instructions for it."""
+        return usable(self.config.precision, self.model.device)
+
+    @property
     def grids(self) -> dict[str, tuple[int, ...]]:
         """Extent of one generated item, for modalities where it is fixed."""
         chosen = {name: tuple(grid) for name, grid in self.config.grids.items()}
@@ -299,7 +305,7 @@ class Pipeline:
         config = self.config
         return {
             "grids": self.grids, "max_rows": config.batch_size, "max_length": self.model.config.max_positions,
-            "diffusion": self.diffusion, "precision": config.precision,
+            "diffusion": self.diffusion, "precision": self.precision,
             "page_size": config.page_size if config.cache == "paged" else 0, "cache_tokens": config.cache_tokens,
             "cuda_graphs": config.cuda_graphs, "speculate": config.speculate,
         }  # fmt: skip

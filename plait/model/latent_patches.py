@@ -33,7 +33,8 @@ class TimestepEmbedding(nn.Module):
         ladder = torch.arange(self.num_frequencies, device=timesteps.device, dtype=timesteps.dtype)
         ladder = torch.exp(-math.log(10000.0) * ladder / self.num_frequencies)
         angles = 1000.0 * timesteps[:, None] * ladder
-        waves = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.inner.weight.dtype)
+        waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
+        waves = waves.to(self.inner.bias.dtype)  # that of the model: its matrices may be kept shorter
         return self.outer(nn.functional.silu(self.inner(waves)))
 
 

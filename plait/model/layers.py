@@ -52,8 +52,15 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         if is_idle(x):
             return x.new_empty(0, *x.shape[1:-1], len(local(self.weight)), dtype=_product_dtype(x))
-        out = F.linear(x, local(self.weight), None if self.bias is None else local(self.bias))
+        out = F.linear(x, widened(local(self.weight), x), None if self.bias is None else local(self.bias))
         return out if self.lora is None else out + self.lora(x)
+
+
+def widened(weight: Tensor, x: Tensor) -> Tensor:
+    """Return a matrix as a product with x takes it: no shorter than x, but for autocast, which casts both."""
+    if weight.dtype == x.dtype or _product_dtype(x) != x.dtype:
+        return weight
+    return weight.to(torch.promote_types(weight.dtype, x.dtype))
 
 
 def _product_dtype(x: Tensor) -> torch.dtype:
@@ -82,7 +89,7 @@ class Conv2d(nn.Conv2d):
         self.traits = {"weight": Trait("normal", std, is_matrix=True), "bias": ZEROS}
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, local(self.weight), None if self.bias is None else local(self.bias))
+        return self._conv_forward(x, widened(local(self.weight), x), None if self.bias is None else local(self.bias))
 
 
 class GroupNorm(nn.GroupNorm):

@@ -21,7 +21,7 @@ from plait.model.attention import plan_for
 from plait.model.block import Block, Step, heads_kernel, is_token
 from plait.model.cache import CacheStep, KVCache
 from plait.model.latent_patches import LatentIn, LatentOut
-from plait.model.layers import SMALL, Embedding, Linear, RMSNorm
+from plait.model.layers import SMALL, Embedding, Linear, RMSNorm, widened
 from plait.model.lora import Adapters, merge, without_lora
 from plait.model.moe import MixtureOfExperts
 from plait.model.ranks import Ranks
@@ -216,7 +216,7 @@ class MixtureOfTransformers(nn.Module):
         chosen = [h.index_select(0, r) for h, r in zip(hidden, rows, strict=True)]
         chosen = merged(chosen) if heads.is_shared else chosen
         weights = [module.weight for module in heads.values()]
-        return torch.cat([nn.functional.linear(x, w) for x, w in zip(chosen, weights, strict=True)])
+        return torch.cat([nn.functional.linear(x, widened(w, x)) for x, w in zip(chosen, weights, strict=True)])
 
     def predict_latents(self, hidden: list[Tensor], batch: Batch, modality: str) -> Tensor:
         """Return what the latent head says for each token [n, C] of a continuous modality, in sequence order.

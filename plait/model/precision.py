@@ -4,8 +4,15 @@ import contextlib
 
 import torch
 
+from plait.common.devices import is_fast_in_bfloat16
 from plait.model.mot import MixtureOfTransformers
 from plait.model.traits import WeightRecord
+
+
+def usable(precision: str, device: torch.device) -> str:
+    """Return the precision to compute in where ``precision`` is configured: float32 where the device has no
+    instructions for bfloat16, which would be many times slower there."""
+    return precision if precision != "bfloat16" or is_fast_in_bfloat16(device.type) else "float32"
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager:
@@ -23,9 +30,10 @@ def attended(precision: str) -> torch.dtype:
 
 @torch.no_grad()
 def shorten(model: MixtureOfTransformers) -> None:
-    """Keep the matrices of a model in bfloat16, to generate with in half the memory, under `autocast` to bfloat16.
+    """Keep the matrices of a model in bfloat16, to generate with in half the memory.
 
-    That casts matrices anyway, so that only the rows of embeddings lose anything; norms and biases stay as they are.
+    Under `autocast` to bfloat16 matrices are cast anyway, so that only the rows of embeddings lose anything; without
+    it each product casts its matrix back. Norms and biases stay as they are.
     """
     for part, parameter in model.weights():
         if is_shortened(part):

@@ -111,7 +111,7 @@ def linear_cross_entropy(
 
 def _product(x: Tensor, weight: Tensor, max_logits: int) -> tuple[torch.dtype, int]:
     """Return the precision of the logits, and how many targets are scored at once."""
-    device, dtype = x.device.type, weight.dtype
+    device, dtype = x.device.type, torch.promote_types(weight.dtype, x.dtype)
     if torch.is_autocast_enabled(device) and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
     most = max_logits or MAX_LOGITS.get(device, MAX_LOGITS["cpu"])

@@ -18,7 +18,7 @@ from plait.generate.pipeline import Pipeline, Sample, save_media
 from plait.generate.prompts import MediaPart
 from plait.generate.saved import generation_of, read_codec, read_settings
 from plait.model.adapters import merge_adapter
-from plait.model.precision import shorten
+from plait.model.precision import shorten, usable
 from plait.model.pretrained import load_config, load_pretrained
 from plait.train import checkpoint
 from plait.train.acceptance import check_fits, newest_state
@@ -55,14 +55,14 @@ def load(
         pipeline.config.precision = "bfloat16"
     if adapter:  # added to float32, and rounded once
         merge_adapter(pipeline.model, adapter)
-        if _dtype_of(weights, pipeline.config) == torch.bfloat16:
+        if _dtype_of(weights, pipeline.config, pipeline.model.device) == torch.bfloat16:
             shorten(pipeline.model)
     return pipeline
 
 
-def _dtype_of(weights: str, config: GenerateConfig) -> torch.dtype:
+def _dtype_of(weights: str, config: GenerateConfig, device: torch.device) -> torch.dtype:
     """Return the precision in which matrices are kept."""
-    return DTYPES[config.precision if weights == "auto" else weights]
+    return DTYPES[usable(config.precision, device) if weights == "auto" else weights]
 
 
 def check_loadable(run: str | Path) -> None:
@@ -83,7 +83,8 @@ def load_saved(folder: Path, device: str = "auto", weights: str = "auto") -> Pip
     settings = read_settings(folder)
     codecs = {name: read_codec(folder, name, settings) for name in load_config(folder).modalities}
     generate, diffusion = generation_of(settings)
-    model = load_pretrained(folder, device=pick_device(device), dtype=_dtype_of(weights, generate))
+    place = pick_device(device)
+    model = load_pretrained(folder, device=place, dtype=_dtype_of(weights, generate, place))
     model.requires_grad_(False)
     return Pipeline(model, codecs, generate, diffusion, settings.get("tasks", {}))
 
@@ -106,8 +107,8 @@ def load_run(config: RunConfig, device: str = "auto", weights: str = "auto") -> 
     latest = checkpoint.latest(Path(config.out) / "checkpoints")
     if latest is None:
         raise CheckpointError(f"run: {config.out!r} has no complete checkpoint, run `plait train` first")
-    file, dtype = checkpoint.weights_file(latest).name, _dtype_of(weights, config.generate)
-    model = load_pretrained(latest, device=pick_device(device), weights=file, dtype=dtype)
+    file, place = checkpoint.weights_file(latest).name, pick_device(device)
+    model = load_pretrained(latest, device=place, weights=file, dtype=_dtype_of(weights, config.generate, place))
     model.requires_grad_(False)
     codecs = load_codecs(config, list(model.config.modalities))
     return Pipeline(model, codecs, config.generate, config.diffusion, config.data.tasks)

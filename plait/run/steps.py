@@ -24,7 +24,7 @@ from plait.evaluate.judge import judge_class
 from plait.evaluate.measures import missing_packages
 from plait.evaluate.suite import FILE, FOLDER, VERSION, Suite
 from plait.model.mot import MixtureOfTransformers
-from plait.model.precision import autocast
+from plait.model.precision import autocast, usable
 from plait.prepare.raw_sources import folder_of
 from plait.prepare.row_index import sources_of
 from plait.prepare.stages import check_prepare, prepare
@@ -157,7 +157,8 @@ def evaluate_step(config: RunConfig, progress: Progress) -> dict[str, float]:
             pipeline = load_run(config, config.train.device, "float32")
             accepted()
             device = pipeline.model.device
-            suite = Suite(config, pipeline, progress, lambda: autocast(config.train.precision, device),
+            precision = usable(config.train.precision, device)
+            suite = Suite(config, pipeline, progress, lambda: autocast(precision, device),
                           Path(config.out) / FOLDER)  # fmt: skip
             figures = suite.run()
             write_json(path, {"key": key, "figures": figures, "items": suite.items, "seconds": suite.seconds})

@@ -28,6 +28,7 @@ from plait.config.rank_layout import Layout
 from plait.config.run import RunConfig
 from plait.model.moe import MixtureOfExperts
 from plait.model.mot import MixtureOfTransformers
+from plait.model.precision import usable
 from plait.model.ranks import Ranks
 from plait.model.traits import Trait
 from plait.train.float8 import MULTIPLE, check_float8, use_float8
@@ -153,7 +154,7 @@ def parallelize(model: MixtureOfTransformers, config: RunConfig, layout: Layout,
         cut_weights(model, weights["tensor"])
     if layout.is_gathered:
         mesh = weights["shard"] if layout.replicate == 1 else weights["replicate", "shard"]
-        shard_weights(model, mesh, config.train.precision)
+        shard_weights(model, mesh, usable(config.train.precision, torch.device(device_type)))
 
 
 def cut_weights(model: MixtureOfTransformers, mesh: DeviceMesh) -> None:

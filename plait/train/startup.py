@@ -17,6 +17,7 @@ from plait.data.sources import data_fingerprint, folders
 from plait.model.frozen import frozen_ids, is_frozen
 from plait.model.init_from import start_model, start_towers, zero_outputs
 from plait.model.mot import MixtureOfTransformers
+from plait.model.precision import usable
 from plait.plan.flops import active_by_tower
 from plait.upcycle.language_model import open_weights
 
@@ -115,4 +116,6 @@ def data_facts(config: RunConfig) -> str:
 def device_facts(device: torch.device, precision: str, *, compiled: bool) -> str:
     """Return where a rank computes, and how."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
-    return f"{device} ({name}), {precision}{', compiled' if compiled else ''}"
+    used = usable(precision, device)
+    instead = f" in place of {precision}, for which it has no instructions" if used != precision else ""
+    return f"{device} ({name}), {used}{instead}{', compiled' if compiled else ''}"

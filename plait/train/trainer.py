@@ -32,7 +32,7 @@ from plait.evaluate.losses import split_losses
 from plait.model.attention import new_plan
 from plait.model.frozen import trained_rows
 from plait.model.mot import MixtureOfTransformers
-from plait.model.precision import attended, autocast
+from plait.model.precision import attended, autocast, usable
 from plait.model.ranks import local
 from plait.objectives import loss_factors, weighted_loss
 from plait.objectives.diffusion import corrupt
@@ -110,6 +110,8 @@ class Trainer:
         """
         self.on_sample, self.on_evaluate, self.on_accepted = on_sample, on_evaluate, on_accepted
         self.device = pick_device(parallel.local_device(config.train.device))
+        self.precision = usable(config.train.precision, self.device)
+        """The precision of its passes."""
         self._given = config
         config = resolve_vocabulary(config)
         data = replace(config.data, pad_rows_to=parallel.rows_multiple(config))
@@ -260,7 +262,7 @@ class Trainer:
     def _finish(self, batch: Batch) -> Batch:
         """Noise a batch, take this rank's part and make it ready to be sent, in the loader's threads."""
         batch = share_of(corrupt(batch, self.config.diffusion, self.config.seed), self.ranks)
-        batch.attention = new_plan(batch, self.device, attended(self.config.train.precision))
+        batch.attention = new_plan(batch, self.device, attended(self.precision))
         return batch.pin_memory() if self.device.type == "cuda" else batch
 
     def _step(self, batches, loader: Loader) -> None:
@@ -294,7 +296,7 @@ class Trainer:
         def loss(batch: Batch) -> tuple[Tensor, Tensor]:
             if self.ranks.mesh is not None:
                 parallel.sum_over_replicas(self.model, batch is batches[-1])
-            with autocast(train.precision, self.device):
+            with autocast(self.precision, self.device):
                 return weighted_loss(self.model, self.model(batch), batch, factors, z_loss=train.z_loss)
 
         total = add_gradients(self._trained(), batches, loss, self._pool)
@@ -386,7 +388,7 @@ class Trainer:
         with self.averaged():
             for split in validation_splits(self.config) if train.validation_batches else []:
                 losses, _ = split_losses(self.model, self.config, split, limit=train.validation_batches,
-                                         autocast=lambda: autocast(train.precision, self.device))  # fmt: skip
+                                         autocast=lambda: autocast(self.precision, self.device))  # fmt: skip
                 row |= {f"val_loss/{split}/{name}": value for name, value in losses.items()}
         self._log_row(log, row)
 

@@ -1,6 +1,8 @@
-"""Weights in bfloat16: what is computed with them is what autocast computes, in half the memory."""
+"""Weights in bfloat16: what is computed with them is what autocast computes, in half the memory. And where a device has
+no instructions for bfloat16, float32 is computed in its place."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +12,11 @@ from helpers.models import model_config, random_documents
 from plait.batch.assemble import pack
 from plait.common.errors import ConfigError
 from plait.config.generation import DiffusionConfig
+from plait.config.model import TowerConfig
 from plait.generate import generate
 from plait.model.mot import MixtureOfTransformers
-from plait.model.precision import autocast, shorten
+from plait.model.precision import autocast, shorten, usable
+from plait.objectives import loss_sums
 from plait.objectives.diffusion import corrupt
 
 
@@ -35,6 +39,35 @@ def test_shorter_weights_compute_what_autocast_does(settings, rng):
         assert torch.equal(a, b)
     sizes = [sum(p.numel() * p.element_size() for p in m.parameters()) for m in (model, short)]
     assert sizes[1] < 0.55 * sizes[0]
+
+
+@pytest.mark.parametrize("experts", [False, True])
+@torch.no_grad()
+def test_shorter_weights_without_autocast_compute_in_float32(experts, rng):
+    """To the bit what the same values kept in float32 do; the loss and the logits too."""
+    config = model_config(mel=True, tie_embeddings=experts)
+    if experts:
+        tower = TowerConfig(ffn="moe", moe_routing="token_choice", num_experts=4, top_k=1)
+        config = replace(config, towers={**config.towers, "text": tower})
+    short = MixtureOfTransformers(config)
+    shorten(short)
+    wide = copy.deepcopy(short).float()
+    batch = corrupt(pack(random_documents(rng, 5, mel=True), short.config), DiffusionConfig(), 0)
+    found, expected = short(batch), wide(batch)
+    rows = [torch.arange(len(h)) for h in found]
+    pairs = list(zip(found, expected, strict=True))
+    pairs += [(short.predict_latents(found, batch, "mel"), wide.predict_latents(expected, batch, "mel"))]
+    pairs += [(short.logits(found, rows), wide.logits(expected, rows))]
+    pairs += [(loss_sums(short, found, batch), loss_sums(wide, expected, batch))]
+    for a, b in pairs:
+        assert a.dtype == b.dtype == torch.float32 and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_precision_follows_the_device(is_fast, monkeypatch):
+    monkeypatch.setattr("plait.model.precision.is_fast_in_bfloat16", lambda kind: is_fast)
+    used = {name: usable(name, torch.device("cpu")) for name in ("float32", "bfloat16", "float8")}
+    assert used == {"float32": "float32", "bfloat16": "bfloat16" if is_fast else "float32", "float8": "float8"}
 
 
 @torch.no_grad()

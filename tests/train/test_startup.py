@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 
 import pytest
+import torch
 from helpers.fake_data import scene_like, write_folder
 from helpers.models import model_config
 from helpers.training import config_for, stopped_at
@@ -42,6 +43,20 @@ def test_a_run_says_what_it_is_about_to_do(folder, tmp_path, caplog):
         caplog.clear()
         stopped_at(Trainer(config, QuietProgress()), 5)
         assert "resumed at step 3" in caplog.text
+
+
+def test_without_instructions_for_bfloat16_a_run_is_that_of_float32(folder, tmp_path, caplog, monkeypatch):
+    """A CPU that ends at AVX2 computes bfloat16 tens of times slower: a run that asks for it says what it does."""
+    monkeypatch.setattr("plait.model.precision.is_fast_in_bfloat16", lambda kind: False)
+    weights = {}
+    for precision in ("float32", "bfloat16"):
+        with caplog.at_level(logging.INFO, "plait.train"):
+            trainer = Trainer(config_for(folder, tmp_path / precision, precision=precision), QuietProgress())
+            trainer.run()
+        weights[precision] = trainer.model.state_dict()
+    assert "threads), float32 in place of bfloat16, for which it has no instructions" in caplog.text
+    for name, weight in weights["float32"].items():
+        assert torch.equal(weight, weights["bfloat16"][name]), name
 
 
 def test_a_program_hears_nothing_unless_it_asks(folder, tmp_path, capsys, caplog):
