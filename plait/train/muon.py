@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from plait.common.devices import is_fast_in_bfloat16
 from plait.model.ranks import local, part_of
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -84,8 +85,7 @@ class MuonAdamW(torch.optim.AdamW):
             torch._foreach_add_(momenta, torch._foreach_mul(gradients, share * (1 - bad)))
         torch._foreach_lerp_(gradients, momenta, MOMENTUM)
         first = parameters[0]
-        dtype = first.dtype if first.dtype == torch.float64 else torch.bfloat16
-        matrices = torch.empty(len(parameters), *first.shape, dtype=dtype, device=first.device)
+        matrices = torch.empty(len(parameters), *first.shape, dtype=_precision(first), device=first.device)
         for row, parameter in zip(matrices, parameters, strict=True):
             row.copy_(whole(parameter.grad))
         return matrices
@@ -97,20 +97,28 @@ def rows_together(shape: torch.Size, rows: int) -> int:
 
 
 def orthogonal(matrices: Tensor, steps: int = NUM_STEPS) -> Tensor:
-    """Return matrices [K, m, n] with their singular values brought near to 1, in bfloat16.
+    """Return matrices [K, m, n] with their singular values brought near to 1, in `_precision`.
 
-    float64 stays float64, for tests. A matrix of zeros stays so.
+    A matrix of zeros stays so.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
     x = matrices.mT if tall else matrices
-    x = (x if x.dtype == torch.float64 else x.to(torch.bfloat16)).contiguous()
+    x = x.to(_precision(x)).contiguous()
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     for _ in range(steps):
         gram = x @ x.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if tall else x
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    """Return the precision in which a matrix is made orthogonal: bfloat16, float32 where the device has no
+    instructions for it, and float64 of what is float64, for tests."""
+    if x.dtype == torch.float64:
+        return x.dtype
+    return torch.bfloat16 if is_fast_in_bfloat16(x.device.type) else torch.float32
 
 
 def whole(x: Tensor) -> Tensor:
