@@ -206,7 +206,7 @@ class Arm:
         factors = torch.tensor(factors, dtype=torch.float32).to(trainer.device)
 
         def loss(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            with autocast(train.precision, trainer.device):
+            with autocast(trainer.precision, trainer.device):
                 return weighted_loss(trainer.model, trainer.model(batch), batch, factors, z_loss=train.z_loss)
 
         add_gradients(trainer._trained(), self._batches, loss, trainer._pool)
