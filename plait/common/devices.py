@@ -1,11 +1,8 @@
 """What a device is good at."""
 
-import functools
-
 import torch
 
 
-@functools.cache
 def is_fast_in_bfloat16(device: str) -> bool:
     """Say whether a kind of device ("cpu", "cuda") has instructions for products in bfloat16.
 

@@ -110,8 +110,6 @@ class Trainer:
         """
         self.on_sample, self.on_evaluate, self.on_accepted = on_sample, on_evaluate, on_accepted
         self.device = pick_device(parallel.local_device(config.train.device))
-        self.precision = usable(config.train.precision, self.device)
-        """The precision of its passes."""
         self._given = config
         config = resolve_vocabulary(config)
         data = replace(config.data, pad_rows_to=parallel.rows_multiple(config))
@@ -258,6 +256,11 @@ class Trainer:
     def _loader(self, position: dict[str, Any] | None) -> Loader:
         return Loader(self.config, "train", rank=self.ranks.data_rank, world_size=self.ranks.data, state=position,
                       finish=self._finish)  # fmt: skip
+
+    @property
+    def precision(self) -> str:
+        """The precision that is computed in: `train.precision`, where the device has instructions for it."""
+        return usable(self.config.train.precision, self.device)
 
     def _finish(self, batch: Batch) -> Batch:
         """Noise a batch, take this rank's part and make it ready to be sent, in the loader's threads."""
