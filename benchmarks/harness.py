@@ -30,6 +30,7 @@ from pathlib import Path
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from plait.common.devices import is_fast_in_bfloat16
 from plait.common.errors import ConfigError
 from plait.common.files import write_text
 from plait.train.metrics import hardware, versions
@@ -210,10 +211,11 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def slug(device: str) -> str:
-    """Return the short name of the hardware that names its results file, such as cpu-2 or h100."""
+    """Return the short name of the hardware that names its results file, such as cpu-2, cpu-2-float32 (whose processor
+    has no instructions for bfloat16: other ratios) or h100."""
     facts = hardware()
     if device == "cpu":
-        return f"cpu-{facts['cpu_cores']}"
+        return f"cpu-{facts['cpu_cores']}{'' if is_fast_in_bfloat16(device) else '-float32'}"
     words = re.split(r"[^a-z0-9]+", facts["gpu"].lower())
     return "-".join(w for w in words if not re.fullmatch(r"nvidia|\d+gb|hbm\w*|sxm\w*|pcie|nvl|", w))
 

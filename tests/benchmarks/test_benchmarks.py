@@ -150,7 +150,13 @@ def test_rows_are_resumed_and_measured_again(tmp_path, capsys, monkeypatch):
         "c": (3, "one"),
     }
     assert {"name", "value", "unit", "against", "n", "spread", "commit", "versions"} <= set(file["rows"][0])
-    assert path.stem == f"cpu-{file['hardware']['cpu_cores']}"
+    assert path.stem == harness.slug("cpu")
+
+
+@pytest.mark.parametrize(("is_fast", "end"), [(True, ""), (False, "-float32")])
+def test_processors_without_bfloat16_have_results_of_their_own(is_fast, end, monkeypatch):
+    monkeypatch.setattr(harness, "is_fast_in_bfloat16", lambda kind: is_fast)
+    assert harness.slug("cpu") == f"cpu-{harness.hardware()['cpu_cores']}{end}"
 
 
 def test_a_row_that_was_promised_must_come(tmp_path, capsys):
