@@ -1,7 +1,7 @@
 """Motions as files that move: an animated GLB, and an animated GIF.
 
 Bodies look as the scene's cells do that belong to them (`plait.codecs.boxes.bodies_of`) where the scene is known, and
-as boxes of a colour each where it is not.
+as boxes of their colours where it is not.
 """
 
 import itertools
@@ -14,11 +14,9 @@ import numpy as np
 
 from plait.codecs.boxes import bodies_of
 from plait.codecs.meshes import FILLED, Z_TO_Y, mesh_of, trimesh_package
-from plait.codecs.motions import EXTENTS, POSITION, STEPS_PER_SECOND, present, rotations
+from plait.codecs.motions import COLOUR, EXTENTS, POSITION, STEPS_PER_SECOND, present, rotations
 from plait.codecs.views import face_points, view_points
 
-COLOURS = ((194, 65, 12), (29, 78, 216), (21, 128, 61), (126, 34, 206))
-"""Of boxes."""
 GIF_SIZE = 256
 """Pixels along each side."""
 PAUSE = 1.0
@@ -46,7 +44,7 @@ class Shape:
 
 
 def shapes_of(motion: np.ndarray, scene: np.ndarray | None) -> list[Shape]:
-    """Return the shapes of the bodies of a motion [T, B, 12] that are there."""
+    """Return the shapes of the bodies of a motion [T, B, 15] that are there."""
     split = [None] * motion.shape[1] if scene is None else bodies_of(scene, motion)
     turns, shapes = rotations(motion)[0], []
     for body in present(motion):
@@ -55,7 +53,8 @@ def shapes_of(motion: np.ndarray, scene: np.ndarray | None) -> list[Shape]:
             middle = motion[0, body, POSITION].astype(np.float64)
             shapes.append(Shape(body, cells, middle, turns[body], np.ones(3)))
         else:
-            cube = np.array([*COLOURS[body % len(COLOURS)], 255], np.uint8).reshape(1, 1, 1, 4)
+            colour = np.round(motion[0, body, COLOUR] * 255)
+            cube = np.array([*colour, 255], np.uint8).reshape(1, 1, 1, 4)
             extents = motion[0, body, EXTENTS].astype(np.float64)
             shapes.append(Shape(body, cube, np.array([0, 0, 0.5]), np.eye(3), extents))
     return shapes

@@ -109,7 +109,7 @@ def objects_of(cells: np.ndarray) -> list[np.ndarray]:
 
 
 def bodies_of(cells: np.ndarray, motion: np.ndarray) -> list[np.ndarray]:
-    """Return the scene split by the bodies of a motion [T, B, 12], one item for each of the B.
+    """Return the scene split by the bodies of a motion [T, B, 15], one item for each of the B.
 
     A filled cell belongs to the body whose box of the first step is nearest to it: the one that holds it, or the one
     in which it lies deeper. Bodies that are absent have no cells.

@@ -1,10 +1,11 @@
 """Motions of rigid bodies as continuous tokens of time: where the box of each body is, and how it is turned.
 
-Media are float32 [T, B, 12], `STEPS_PER_SECOND` time steps a second. The twelve numbers of a body are
+Media are float32 [T, B, 15], `STEPS_PER_SECOND` time steps a second. The fifteen numbers of a body are
 
 - 0:3 the centre of its box, in sides of the scene's cube: x to the right, y away from the viewer, z up from the floor;
 - 3:9 the first and the second column of its rotation matrix;
-- 9:12 the full extents of its box along its own axes, the same at every step.
+- 9:12 the full extents of its box along its own axes, the same at every step;
+- 12:15 its colour, red, green and blue from 0 to 1, the same at every step: it says whose motion this is.
 
 A body that is not there is all zeros. There is nothing to train: numbers are shifted and scaled by constants.
 """
@@ -24,9 +25,9 @@ from plait.codecs.latents import checked_latents
 from plait.common.errors import DataError, first_line, require
 
 STEPS_PER_SECOND = 20
-NUMBERS = 12
+NUMBERS = 15
 """Of a body at one step."""
-POSITION, COLUMN_1, COLUMN_2, EXTENTS = slice(0, 3), slice(3, 6), slice(6, 9), slice(9, 12)
+POSITION, COLUMN_1, COLUMN_2, EXTENTS, COLOUR = (slice(i, i + 3) for i in range(0, 15, 3))
 """Where they are."""
 SUNK = 0.002
 """How deep a box may be in the floor: what lands softly is, by about so much."""
@@ -34,12 +35,13 @@ LEAST_EXTENT = 0.05
 """A body whose mean extent is less is not there: half of the least extent that furniture has."""
 
 # Constants, not the data's own deviations: one that is nearly constant would be blown up. About mean 0 and deviation 1,
-# but for the place at first, of deviation 2: it is hard to read off a scene, and an error of it is one of all steps.
+# but for the place at first, of deviation 2: it is hard to read off a scene, and an error of it is one of all steps;
+# and the colour, of deviation 3, so that it is the first to be seen in noise: the rest follows from whose token it is.
 _MOVED = np.array([[0, 0, 0, 0.85, 0, 0, 0, 0.85, 0], [0.15, 0.15, 0.15, 0.45, 0.3, 0.3, 0.3, 0.45, 0.3]], np.float32)
-_FIXED = np.array([[0, 0, 0.2, 0.26, 0.26, 0.26], [0.125, 0.125, 0.085, 0.12, 0.12, 0.12]], np.float32)
-_INDEX = 2.5
-"""The first body's index becomes minus this, the last one's plus this: which is which is the hardest to learn of all
-these numbers, and one of 25, so that it counts for more."""
+_PLACE = np.array([[0, 0, 0.2], [0.125, 0.125, 0.085]], np.float32)
+_SIDES = np.array([[0.26] * 3, [0.12] * 3], np.float32)
+_HUE = np.array([[0.5] * 3, [0.1] * 3], np.float32)
+_FIXED = np.concatenate([_PLACE, _SIDES, _HUE], axis=1)
 _ACROSS = np.array([1.0, 0.6, 0.4])
 """Bodies' tokens are in the order of their places along this direction: what is left, in front or below comes first."""
 
@@ -74,9 +76,10 @@ class MotionCodec(Codec):
     """The numbers of a motion, scaled by constants: a token holds one body at ``per_token`` steps.
 
     That is how far it has come and its rotation at each of these steps; and, the same in all tokens of the body, its
-    place at the first step, its extents, and its index in the media. So what happens can be told without knowing where,
-    and what stays the same is said several times. Tokens are in the order of the bodies' places, not of their indices:
-    then a scene alone says where each token's body is, and only the index has to be told from what is said of them.
+    place at the first step, its extents, its colour, and its index in the media. So what happens can be told without
+    knowing where, and what stays the same is said several times. Tokens are in the order of the bodies' places, not of
+    their indices: then a scene alone says where each token's body is and what colour it has, and what is said of that
+    colour is its motion.
     """
 
     name: ClassVar[str] = "motion"
@@ -114,8 +117,8 @@ class MotionCodec(Codec):
             columns = motion[..., COLUMN_1.start : EXTENTS.start]
             moved = np.concatenate([motion[..., POSITION] - start, columns], axis=-1)
             moved = ((moved - _MOVED[0]) / _MOVED[1]).reshape(times, -1, bodies, _MOVED.shape[1])
-            fixed = (np.concatenate([start, motion[0, :, EXTENTS]], axis=-1) - _FIXED[0]) / _FIXED[1]
-            fixed = np.concatenate([fixed, _INDEX * np.linspace(-1, 1, bodies)[index][:, None]], axis=-1)
+            fixed = (np.concatenate([start, motion[0, :, EXTENTS.start :]], axis=-1) - _FIXED[0]) / _FIXED[1]
+            fixed = np.concatenate([fixed, np.linspace(-1, 1, bodies)[index][:, None]], axis=-1)
             fixed = np.broadcast_to(fixed, (times, *fixed.shape))
             latents = np.concatenate([moved.swapaxes(1, 2).reshape(times, bodies, -1), fixed], axis=-1)
             latents = latents.reshape(times * bodies, -1).astype(np.float32)
@@ -128,15 +131,15 @@ class MotionCodec(Codec):
         return [apart(motion) for motion in motions] if self.options.solid else motions
 
     def _numbers(self, latents: np.ndarray) -> np.ndarray:
-        """Return the numbers [steps, bodies, 12] that latents say."""
+        """Return the numbers [steps, bodies, 15] that latents say."""
         (times, bodies), (steps, _, _) = self.default_grid, self.shape
         moved, fixed = np.split(latents.reshape(times, bodies, -1), [-_FIXED.shape[1] - 1], axis=-1)
         moved = moved.reshape(times, bodies, -1, _MOVED.shape[1]).swapaxes(1, 2).reshape(steps, bodies, -1)
         moved = moved * _MOVED[1] + _MOVED[0]
         fixed = np.median(fixed, axis=0)
-        index, (start, extents) = fixed[:, -1], np.split(fixed[:, :-1] * _FIXED[1] + _FIXED[0], 2, axis=-1)
-        extents = np.broadcast_to(extents, (steps, *extents.shape))
-        numbers = np.concatenate([moved[..., :3] + start, moved[..., 3:], extents], axis=-1)
+        index, (start, looks) = fixed[:, -1], np.split(fixed[:, :-1] * _FIXED[1] + _FIXED[0], [3], axis=-1)
+        looks = np.broadcast_to(looks, (steps, *looks.shape))
+        numbers = np.concatenate([moved[..., :3] + start, moved[..., 3:], looks], axis=-1)
         return numbers[:, np.argsort(index, kind="stable")]
 
     def _checked(self, item: Encoded) -> np.ndarray:
@@ -240,9 +243,15 @@ def read_motion(value: Any, base: Path, shape: tuple[int, int, int]) -> np.ndarr
 
 def check_rigid(motion: np.ndarray) -> None:
     """Raise DataError unless bodies keep their extents, and their columns are two of a rotation, or are not there."""
-    extents, there = motion[..., EXTENTS], present(motion)
-    if np.ptp(extents, axis=0).max() > 1e-3:
-        raise DataError("motion: the extents of a body (its last three numbers) must be the same at every step")
+    there = present(motion)
+    for name, where in (("extents", EXTENTS), ("colour", COLOUR)):
+        if np.ptp(motion[..., where], axis=0).max() > 1e-3:
+            raise DataError(
+                f"motion: the {name} of a body (numbers {where.start} to {where.stop - 1}) "
+                "must be the same at every step"
+            )
+    if motion[..., COLOUR].min() < 0 or motion[..., COLOUR].max() > 1:
+        raise DataError("motion: the colour of a body (numbers 12 to 14) must be numbers from 0 to 1")
     if np.delete(motion, there, axis=1).any():
         raise DataError(f"motion: a body of extents below {LEAST_EXTENT} is not there, so all its numbers must be 0")
     columns = motion[:, there, 3:9].reshape(-1, 2, 3)
@@ -251,13 +260,14 @@ def check_rigid(motion: np.ndarray) -> None:
 
 
 def rigid(numbers: np.ndarray) -> np.ndarray:
-    """Return the motion float32 [T, B, 12] of rigid bodies above the floor that any numbers [T, B, 12] are near to.
+    """Return the motion float32 [T, B, 15] of rigid bodies above the floor that any numbers [T, B, 15] are near to.
 
-    Extents become their median over time, columns those of a rotation (Gram-Schmidt), what is smaller than
+    Extents and colours become their median over time, columns those of a rotation (Gram-Schmidt), what is smaller than
     `LEAST_EXTENT` becomes zeros, and what is deeper in the floor than `SUNK` is lifted.
     """
     motion = np.array(numbers, np.float32)
     motion[..., EXTENTS] = np.median(motion[..., EXTENTS], axis=0).clip(min=0)
+    motion[..., COLOUR] = np.median(motion[..., COLOUR], axis=0).clip(0, 1)
     motion[..., 3:9] = rotations(motion)[..., :2].swapaxes(-1, -2).reshape(*motion.shape[:2], 6)
     motion[:, np.setdiff1d(np.arange(motion.shape[1]), present(motion))] = 0
     motion[..., 2] += (-corners(motion)[..., 2].min(-1) - SUNK).clip(min=0)
@@ -265,7 +275,7 @@ def rigid(numbers: np.ndarray) -> np.ndarray:
 
 
 def apart(motion: np.ndarray) -> np.ndarray:
-    """Return a motion [T, B, 12] whose boxes are at most `SUNK` deep in each other: in each step, pair by pair, the
+    """Return a motion [T, B, 15] whose boxes are at most `SUNK` deep in each other: in each step, pair by pair, the
     upper one is lifted or both are moved aside, along the axis on which that is least."""
     motion = motion.copy()
     for a, b in itertools.combinations(present(motion), 2):
@@ -334,6 +344,11 @@ def _separation(motion: np.ndarray, a: int, b: int) -> tuple[np.ndarray, np.ndar
     return gap.max(axis=-1), axes[np.arange(len(pair)), best]
 
 
+def colour_of(motion: np.ndarray, body: int) -> str:
+    """Return the colour of a body as CSS has it, #rrggbb."""
+    return "#" + "".join(f"{round(float(value) * 255):02x}" for value in motion[0, body, COLOUR])
+
+
 def position_errors(motion: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Return the distances [T, bodies there] of the centres, in sides of the cube, of the bodies that the truth has."""
     there = present(truth)
@@ -341,7 +356,6 @@ def position_errors(motion: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.asarray(np.linalg.norm(difference, axis=-1))
 
 
-_COLOURS = ("#c2410c", "#1d4ed8", "#15803d", "#7e22ce")
 _PIXELS, _VIEW = 140, 1.6  # pixels of a cube's side, and how much is shown, in sides
 
 
@@ -359,7 +373,7 @@ def paths_svg(motion: np.ndarray) -> str:
 
 
 def _body_svg(motion: np.ndarray, body: int, axis: int, low: float) -> str:
-    colour, boxes = _COLOURS[body % len(_COLOURS)], corners(motion[[0, -1]])[:, body]
+    colour, boxes = colour_of(motion, body), corners(motion[[0, -1]])[:, body]
     drawn = []
     for box, opacity in zip(boxes, (0.35, 1), strict=True):
         ends = [(_at(box[a], axis, low), _at(box[b], axis, low)) for a, b in EDGES]

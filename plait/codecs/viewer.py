@@ -56,7 +56,7 @@ def scene_html(cells: np.ndarray) -> str:
 
 
 def motion_html(motion: np.ndarray, cells: np.ndarray | None = None) -> str:
-    """Return HTML of a motion float32 [T, B, 12] that plays: of the cells of its first moment, or of boxes."""
+    """Return HTML of a motion float32 [T, B, 15] that plays: of the cells of its first moment, or of boxes."""
     label = f"{len(motion)} steps, {len(motion) / STEPS_PER_SECOND:.1f} s"
     data = {"motion": motion.astype("<f4"), "bodies": motion.shape[1], "rate": STEPS_PER_SECOND}
     if cells is None:

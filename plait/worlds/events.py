@@ -83,7 +83,7 @@ STAYS = Event("stays")
 
 
 def happening(motion: np.ndarray) -> Happening:
-    """Return what happened in a motion [T, 2, 12]; a motion without its first body is one in which it stays."""
+    """Return what happened in a motion [T, 2, 15]; a motion without its first body is one in which it stays."""
     return _happening(_tracks(motion), motion)
 
 

@@ -42,7 +42,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class MotionJudge(Judge):
-    """Measures motions, float32 [T, bodies, 12]."""
+    """Measures motions, float32 [T, bodies, 15]."""
 
     modules: ClassVar = ("scipy.stats", "mujoco")
 
@@ -124,7 +124,7 @@ def _mean(values: np.ndarray) -> float:
 
 
 def features(motions: Sequence[Media]) -> Tensor:
-    """Return float32 [B, T * bodies * 12]: the numbers of motions."""
+    """Return float32 [B, T * bodies * 15]: the numbers of motions."""
     return torch.from_numpy(np.stack(motions).reshape(len(motions), -1).astype(np.float32))
 
 

@@ -42,7 +42,7 @@ _AIMED = {"slides and tips": 1.3, "hits: slides": 2.0, "hits: tips": 7.0}
 """How often `draw` aims at a class beside once: few boxes allow it, so that many draws of it come to nothing."""
 
 Drawn = tuple[list[Body], np.ndarray, Happening]
-"""Bodies as they start, the motion [T, 2, 12], and what happened in it."""
+"""Bodies as they start, the motion [T, 2, 15], and what happened in it."""
 
 
 def draw(rng: np.random.Generator, extents: Sequence[Sequence[float]]) -> Drawn:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from plait.codecs.motions import (
+    COLOUR,
     COLUMN_1,
     COLUMN_2,
     EXTENTS,
@@ -62,6 +63,8 @@ class Body:
     """Of its centre [3]."""
     spin: Sequence[float] = (0.0, 0.0, 0.0)
     """Angular velocity about the axes of the cube [3]."""
+    colour: Sequence[float] = (0.5, 0.5, 0.5)
+    """Red, green and blue, 0 to 1."""
 
     @property
     def mass(self) -> float:
@@ -76,7 +79,7 @@ class Body:
 
 
 def simulate(bodies: Sequence[Body], steps: int = STEPS) -> np.ndarray:
-    """Return the motion float32 [steps, 2, 12] of one or two bodies, `STEPS_PER_SECOND`; the first step is time 0.
+    """Return the motion float32 [steps, 2, 15] of one or two bodies, `STEPS_PER_SECOND`; the first step is time 0.
 
     Raises DataError for another number of bodies, and for boxes that are not there (`LEAST_EXTENT`).
     """
@@ -90,12 +93,12 @@ def simulate(bodies: Sequence[Body], steps: int = STEPS) -> np.ndarray:
             )
     first = np.zeros((1, MOST_BODIES, NUMBERS))
     for pose, body in zip(first[0], bodies, strict=False):
-        pose[:] = [*body.position, *body.columns, *body.extents]
+        pose[:] = [*body.position, *body.columns, *body.extents, *body.colour]
     return _simulated(first, [b.velocity for b in bodies], [b.spin for b in bodies], steps)
 
 
 def again(motion: np.ndarray) -> np.ndarray:
-    """Return the simulation from the first pose and the first velocity of a motion [T, B, 12]: what physics would do.
+    """Return the simulation from the first pose and the first velocity of a motion [T, B, 15]: what physics would do.
 
     The velocity at time 0 is that of the parabola through the first three steps, exact for what slides or falls. A
     first pose that is below the floor is lifted onto it; places, extents and speeds without sense are limited.
@@ -129,7 +132,7 @@ def penetration(motion: np.ndarray) -> float:
 
 
 def _simulated(first: np.ndarray, velocities: Sequence, spins: Sequence, steps: int) -> np.ndarray:
-    """Return the motion from a first pose [1, B, 12]; velocities and spins [n, 3] are those of the bodies there."""
+    """Return the motion from a first pose [1, B, 15]; velocities and spins [n, 3] are those of the bodies there."""
     there = present(first)
     motion = np.zeros((steps, *first.shape[1:]), np.float32)
     if not there:
@@ -141,7 +144,8 @@ def _simulated(first: np.ndarray, velocities: Sequence, spins: Sequence, steps: 
     # MuJoCo has the angular velocity of a free joint in the axes of the body
     local = np.einsum("bij,bi->bj", turned[0], np.asarray(spins, float))
     data.qvel[:] = np.concatenate([velocities, local], axis=-1).ravel()
-    motion[:, there, EXTENTS] = extents
+    for same in (EXTENTS, COLOUR):
+        motion[:, there, same] = first[0, there, same]
     for step in range(steps):
         # where the bodies are, not where MuJoCo's last step found them
         mujoco.mj_kinematics(model, data)

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from plait.codecs.meshes import INWARD, filled_by
+from plait.codecs.motions import COLOUR, EXTENTS, POSITION, present
 from plait.common.articles import is_countable, with_article
 from plait.common.errors import require
 from plait.common.randomness import generator
@@ -107,7 +108,7 @@ class Scene:
     """"large" or "small", of one thing that stands still."""
     relation: str | None = None
     motion: np.ndarray | None = None
-    """float32 [steps, bodies, 12] (`plait.codecs.motions`), where things move."""
+    """float32 [steps, bodies, 15] (`plait.codecs.motions`), where things move."""
     happening: Happening | None = None
 
     @property
@@ -241,12 +242,12 @@ class World:
         _, motion, happening = draw(rng, [tuple(n / SIZE for n in box) for box in boxes])
         placed: list[Placed] = []
         called = THING if rng.random() < _UNNAMED else ""
-        for k in range(motion.shape[1]):
-            if motion[0, k, 9:].any():
-                low = (motion[0, k, :3] - motion[0, k, 9:] / 2 + (0.5, 0.5, 0)) * SIZE
-                x, y, z = (int(n) for n in low.round())
-                colour = self._colour(split, chosen[k], rng, other=placed[0].colour if placed else "")
-                placed.append(Placed(chosen[k], colour, longest[k], (x, y, z), called))
+        for k in present(motion):
+            low = (motion[0, k, POSITION] - motion[0, k, EXTENTS] / 2 + (0.5, 0.5, 0)) * SIZE
+            x, y, z = (int(n) for n in low.round())
+            colour = self._colour(split, chosen[k], rng, other=placed[0].colour if placed else "")
+            motion[:, k, COLOUR] = np.array(COLOURS[colour]) / 255
+            placed.append(Placed(chosen[k], colour, longest[k], (x, y, z), called))
         return Scene(tuple(placed), motion=motion, happening=happening)
 
     def check(self) -> None:

@@ -31,7 +31,7 @@ def scene() -> np.ndarray:
 
 def motion(bodies: int = 2, steps: int = 24) -> np.ndarray:
     """Return a motion of the blocks: one slides and tips over, the other flies off and spins more than once."""
-    numbers = np.zeros((steps, 2, 12), np.float32)
+    numbers = np.zeros((steps, 2, 15), np.float32)
     for body, (low, high) in enumerate((((1, 4, 0), (6, 10, 7)), ((9, 6, 0), (15, 9, 3)))[:bodies]):
         numbers[:, body, POSITION] = (np.add(low, high) / 2 - (SIZE / 2, SIZE / 2, 0)) / SIZE
         numbers[:, body, EXTENTS] = np.subtract(high, low) / SIZE

@@ -82,7 +82,7 @@ def test_dust_alone_is_one_object():
 
 
 def test_a_cell_belongs_to_the_body_that_holds_it_or_is_nearest():
-    size, motion = 16, np.zeros((3, 2, 12), np.float32)
+    size, motion = 16, np.zeros((3, 2, 15), np.float32)
     quarter = np.sqrt(0.5)
     motion[..., 3:9] = (quarter, quarter, 0, -quarter, quarter, 0)  # turned by 45 degrees about z
     motion[:, 0, POSITION], motion[:, 0, EXTENTS] = (-0.25, 0, 0.25), (0.3, 0.3, 0.5)

@@ -6,6 +6,7 @@ import pytest
 from plait.codecs import load_codec
 from plait.codecs.base import Encoded
 from plait.codecs.motions import (
+    COLOUR,
     EDGES,
     EXTENTS,
     POSITION,
@@ -30,11 +31,12 @@ def turned(rng: np.random.Generator) -> np.ndarray:
 def motion(seed: int, bodies: int = 2, steps: int = 24) -> np.ndarray:
     """Return a motion of random places and rotations, of which the bodies after ``bodies`` are not there."""
     rng = np.random.default_rng(seed)
-    numbers = np.zeros((steps, 2, 12), np.float32)
+    numbers = np.zeros((steps, 2, 15), np.float32)
     for body in range(bodies):
         numbers[:, body, POSITION] = rng.uniform((-0.7, -0.7, 0.4), 0.7, (steps, 3))  # above the floor, however turned
         numbers[:, body, 3:9] = [turned(rng)[:, :2].T.ravel() for _ in range(steps)]
         numbers[:, body, EXTENTS] = rng.uniform(0.1, 0.45, 3)
+        numbers[:, body, COLOUR] = np.random.default_rng([seed, body]).uniform(0, 1, 3)
     return numbers
 
 
@@ -42,8 +44,8 @@ def test_the_round_trip_is_exact():
     codec = MotionCodec.from_options({})
     media = [motion(seed, bodies=seed % 3) for seed in range(30)]
     encoded = codec.encode(media)
-    assert codec.is_fitted and codec.latent_channels == 25 and codec.default_grid == (12, 2)
-    assert all(e.latents.shape == (24, 25) and e.latents.dtype == np.float32 and e.grid == (12, 2) for e in encoded)
+    assert codec.is_fitted and codec.latent_channels == 28 and codec.default_grid == (12, 2)
+    assert all(e.latents.shape == (24, 28) and e.latents.dtype == np.float32 and e.grid == (12, 2) for e in encoded)
     for a, b in zip(media, codec.decode(encoded), strict=True):
         assert b.dtype == np.float32 and abs(a - b).max() < 1e-5
         assert not b[:, len(present(a)) :].any()
@@ -62,7 +64,7 @@ def test_tokens_are_in_the_order_of_places_and_bodies_come_back_in_their_own():
         assert np.array_equal(a.latents[:, :-1], b.latents[:, :-1])
         assert abs(codec.decode([b])[0] - exchanged).max() < 1e-5
         tokens = a.latents.reshape(12, 4, -1)[0]
-        places = tokens[: len(present(item)), -7:-4] * (0.125, 0.125, 0.085) + (0, 0, 0.2)
+        places = tokens[: len(present(item)), -10:-7] * (0.125, 0.125, 0.085) + (0, 0, 0.2)
         assert np.all(np.diff(places @ (1, 0.6, 0.4)) > -1e-5)
 
 
@@ -78,7 +80,7 @@ def test_a_token_is_two_steps_of_a_body():
 
 def test_any_numbers_become_rigid_bodies():
     codec, rng = MotionCodec.from_options({}), np.random.default_rng(0)
-    noise = [rng.standard_normal((24, 25)).astype(np.float32) * scale for scale in (0, 1, 1, 30)]
+    noise = [rng.standard_normal((24, 28)).astype(np.float32) * scale for scale in (0, 1, 1, 30)]
     for item in codec.decode([Encoded(latents=n, grid=(12, 2)) for n in noise]):
         r = rotations(item)
         assert np.allclose(r @ r.swapaxes(-1, -2), np.eye(3), atol=1e-6) and np.allclose(np.linalg.det(r), 1)
@@ -91,7 +93,7 @@ def test_any_numbers_become_rigid_bodies():
 
 def test_what_is_small_is_not_there():
     item = motion(2)
-    item[:, 1] = np.random.default_rng(0).normal(0, 0.01, (24, 12))
+    item[:, 1] = np.random.default_rng(0).normal(0, 0.01, (24, 15))
     assert (
         present(item) == [0] and not rigid(item)[:, 1].any() and np.allclose(rigid(item)[:, 0], item[:, 0], atol=1e-6)
     )
@@ -109,8 +111,8 @@ def test_solid_bodies_are_moved_apart_and_no_further():
         moved = np.linalg.norm((made - item)[..., POSITION], axis=-1).max(axis=1)
         assert np.all(moved <= 2 * (-before - SUNK).clip(min=0) + 1e-5)
         assert corners(made)[..., 2].min() >= min(corners(item)[..., 2].min(), -SUNK) - 1e-5
-    stacked = np.zeros((24, 2, 12), np.float32)
-    stacked[:] = (0, 0, 0.1, 1, 0, 0, 0, 1, 0, 0.2, 0.2, 0.2)
+    stacked = np.zeros((24, 2, 15), np.float32)
+    stacked[:] = (0, 0, 0.1, 1, 0, 0, 0, 1, 0, 0.2, 0.2, 0.2, 0.4, 0.5, 0.6)
     stacked[:, 0, 2] = 0.25
     (made,) = codec.decode(codec.encode([stacked]))
     assert made[0, 0, 2] == pytest.approx(0.3 - SUNK, abs=1e-5) and made[0, 1, 2] == pytest.approx(0.1, abs=1e-5)
@@ -118,8 +120,8 @@ def test_solid_bodies_are_moved_apart_and_no_further():
 
 def test_corners_by_hand():
     """A box of 2 by 4 by 6 that is turned a quarter about z is 4 wide and 2 deep."""
-    item = np.zeros((1, 1, 12), np.float32)
-    item[..., :] = (1, 2, 3, 0, 1, 0, -1, 0, 0, 2, 4, 6)
+    item = np.zeros((1, 1, 15), np.float32)
+    item[..., :] = (1, 2, 3, 0, 1, 0, -1, 0, 0, 2, 4, 6, 0, 0, 0)
     assert corners(item)[0, 0].min(0).tolist() == [-1, 1, 0] and corners(item)[0, 0].max(0).tolist() == [3, 3, 6]
     assert corners(item)[0, 0, 7].tolist() == [-1, 3, 6]  # its own (+, +, +)
 
@@ -147,8 +149,8 @@ def test_paths_are_drawn():
 
 def test_gaps_by_hand():
     """Boxes of side .2: apart along x, touching, overlapping; one turned by 45 degrees comes nearer with its edge."""
-    item = np.zeros((4, 2, 12), np.float32)
-    item[:] = (0, 0, 0, 1, 0, 0, 0, 1, 0, 0.2, 0.2, 0.2)
+    item = np.zeros((4, 2, 15), np.float32)
+    item[:] = (0, 0, 0, 1, 0, 0, 0, 1, 0, 0.2, 0.2, 0.2, 0.4, 0.5, 0.6)
     item[:, 1, 0] = (0.5, 0.2, 0.17, 0.3)
     item[3, 1, 3:9] = np.array([1, 1, 0, -1, 1, 0]) / np.sqrt(2)
     assert gaps(item) == pytest.approx([0.3, 0, -0.03, 0.2 - 0.1 * np.sqrt(2)], abs=1e-6)
@@ -168,10 +170,12 @@ def changed(**numbers) -> np.ndarray:
     ("arrays", "message"),
     [
         ({"cells": np.zeros(3)}, "'bad.npz' has no array 'motion' that can be read"),
-        ({"motion": motion(5)[:20]}, r"float32 \[20, 2, 12\] is not allowed, it must be float32 \[24, 2, 12\]"),
-        ({"motion": np.zeros((24, 2, 12), int)}, r"an array of int64 .* in 'bad.npz'"),
+        ({"motion": motion(5)[:20]}, r"float32 \[20, 2, 15\] is not allowed, it must be float32 \[24, 2, 15\]"),
+        ({"motion": np.zeros((24, 2, 15), int)}, r"an array of int64 .* in 'bad.npz'"),
         ({"motion": changed(x=((3, 1, 0), np.nan))}, "not numbers .*in 'bad.npz'"),
-        ({"motion": changed(x=((3, 1, 9), 0.9))}, "extents of a body .* the same at every step"),
+        ({"motion": changed(x=((3, 1, 9), 0.9))}, r"extents of a body \(numbers 9 to 11\) .* the same at every step"),
+        ({"motion": changed(x=((3, 1, 13), 0.0))}, r"colour of a body \(numbers 12 to 14\) .* the same at every step"),
+        ({"motion": changed(x=((slice(None), 1, 13), 1.5))}, r"colour of a body .* numbers from 0 to 1"),
         ({"motion": changed(x=((slice(None), 1, EXTENTS), 0.01))}, "all its numbers must be 0"),
         ({"motion": changed(x=((3, 0, 4), 3))}, "columns of a rotation matrix"),
     ],
@@ -201,10 +205,10 @@ def test_files_that_are_none(tmp_path):
 
 
 def test_tokens_that_are_none():
-    codec, good = MotionCodec.from_options({}), np.zeros((24, 25), np.float32)
+    codec, good = MotionCodec.from_options({}), np.zeros((24, 28), np.float32)
     for item, message in [
         (Encoded(ids=np.zeros(3, np.int32)), "it must hold latents"),
-        (Encoded(latents=good[:, :20], grid=(12, 2)), r"must be \[tokens, 25\]"),
+        (Encoded(latents=good[:, :20], grid=(12, 2)), r"must be \[tokens, 28\]"),
         (Encoded(latents=good[:6], grid=(6,)), r"the grid \(6,\) of 6 tokens is not allowed, it must be \(12, 2\)"),
         (Encoded(latents=good + np.inf, grid=(12, 2)), "not numbers"),
     ]:

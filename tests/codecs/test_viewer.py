@@ -27,11 +27,12 @@ def scene() -> np.ndarray:
 
 def motion(cells_per_step: float = 0.05, steps: int = 24) -> np.ndarray:
     """Return the first block of `scene` sliding to the right, and the second standing."""
-    item = np.zeros((steps, 2, 12), np.float32)
+    item = np.zeros((steps, 2, 15), np.float32)
     item[..., 3], item[..., 7] = 1, 1
-    item[:, 0, :3], item[:, 0, 9:] = (-0.25, 0, 0.25), 0.5
+    item[..., 12:] = (0.85, 0.2, 0.15), (0.2, 0.3, 0.85)
+    item[:, 0, :3], item[:, 0, 9:12] = (-0.25, 0, 0.25), 0.5
     item[:, 0, 0] += cells_per_step * np.arange(steps)
-    item[:, 1, :3], item[:, 1, 9:] = (0.3125, 0, 0.125), (0.375, 0.5, 0.25)
+    item[:, 1, :3], item[:, 1, 9:12] = (0.3125, 0, 0.125), (0.375, 0.5, 0.25)
     return item
 
 
@@ -54,7 +55,7 @@ def test_a_motion_moves_the_cells_of_the_scene_beside_it():
     codec = MotionCodec.from_options({})
     alone = codec.to_html(motion())
     assert "<svg" in alone and "data-cells" not in alone
-    assert np.array_equal(data_of(alone, "motion", np.float32).reshape(24, 2, 12), motion())
+    assert np.array_equal(data_of(alone, "motion", np.float32).reshape(24, 2, 15), motion())
     among = codec.to_html_among(motion(), [("text", "it is pushed"), ("scene3d", scene())])
     assert among == motion_html(motion(), scene()) and "<svg" not in among
     rows = data_of(among, "cells").reshape(-1, 7)

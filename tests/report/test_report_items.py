@@ -28,7 +28,7 @@ def scene(colour: tuple[int, int, int]) -> np.ndarray:
 
 
 def motion() -> np.ndarray:
-    item = np.zeros((4, 2, 12), np.float32)
+    item = np.zeros((4, 2, 15), np.float32)
     item[:, 0, 3], item[:, 0, 7], item[:, 0, 9:], item[:, 0, 2] = 1, 1, 0.5, 0.25
     item[:, 0, 0] = 0.05 * np.arange(4)
     return item

@@ -94,7 +94,7 @@ def test_a_motion_of_the_prompts_scene(model, tmp_path, monkeypatch):
         assert record["output"][0] == {
             "modality": "motion", "file": "motion/0000-output0.npz",
             "also": ["motion/0000-output0.glb", "motion/0000-output0.gif"]}  # fmt: skip
-        assert np.load(out / "motion/0000-output0.npz")["motion"].shape == (24, 2, 12)
+        assert np.load(out / "motion/0000-output0.npz")["motion"].shape == (24, 2, 15)
         trimesh.load_scene(out / "motion/0000-output0.glb")
         assert Image.open(out / "motion/0000-output0.gif").n_frames == 2
         assert "also" not in record["prompt"][-1]

@@ -37,7 +37,7 @@ def scene() -> np.ndarray:
 
 def motion() -> np.ndarray:
     """Return the first block of `scene` sliding to the right."""
-    item = np.zeros((4, 2, 12), np.float32)
+    item = np.zeros((4, 2, 15), np.float32)
     item[:, 0, 3], item[:, 0, 7] = 1, 1
     item[:, 0, :3], item[:, 0, 9:] = (-0.25, 0, 0.25), 0.5
     item[:, 0, 0] += 0.05 * np.arange(4)

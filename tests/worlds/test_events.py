@@ -39,17 +39,17 @@ def turned(axis: int, angles: np.ndarray) -> np.ndarray:
 
 
 def body(x=0.0, y=0.0, low=0.0, turns=None) -> np.ndarray:
-    """Return the numbers [T, 12] of a cube; ``low`` is the height of its lowest corner."""
+    """Return the numbers [T, 15] of a cube; ``low`` is the height of its lowest corner."""
     turns = np.tile(np.eye(3), (24, 1, 1)) if turns is None else turns
-    numbers = np.zeros((24, 12), np.float32)
-    numbers[:, 3:9], numbers[:, 9:] = turns[:, :, :2].swapaxes(1, 2).reshape(24, 6), SIDE
+    numbers = np.zeros((24, 15), np.float32)
+    numbers[:, 3:9], numbers[:, 9:12] = turns[:, :, :2].swapaxes(1, 2).reshape(24, 6), SIDE
     numbers[:, 0], numbers[:, 1] = x, y
     numbers[:, 2] = low + SIDE / 2 * abs(turns[:, 2]).sum(-1)
     return numbers
 
 
 def motion(*bodies: np.ndarray) -> np.ndarray:
-    return np.stack([*bodies, *[np.zeros((24, 12), np.float32)] * (2 - len(bodies))], axis=1)
+    return np.stack([*bodies, *[np.zeros((24, 15), np.float32)] * (2 - len(bodies))], axis=1)
 
 
 def tipping(way: str, slide: float = 0.0) -> np.ndarray:
@@ -137,11 +137,11 @@ def test_a_gap_between_a_hit_and_none_is_not_clear():
 
 
 def test_nothing_and_noise_are_read():
-    assert happening(np.zeros((24, 2, 12), np.float32)) == Happening((STAYS,))
-    assert not is_clear(np.zeros((24, 2, 12), np.float32)) and not is_clear(motion(np.zeros((24, 12)), body()))
+    assert happening(np.zeros((24, 2, 15), np.float32)) == Happening((STAYS,))
+    assert not is_clear(np.zeros((24, 2, 15), np.float32)) and not is_clear(motion(np.zeros((24, 15)), body()))
     rng = np.random.default_rng(0)
     for scale in (0.1, 1, 100):
-        what = happening((rng.standard_normal((24, 2, 12)) * scale).astype(np.float32))
+        what = happening((rng.standard_normal((24, 2, 15)) * scale).astype(np.float32))
         assert isinstance(event_of(what), str) and sentence(what, NAMES)
 
 

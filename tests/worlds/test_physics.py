@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from plait.codecs.motions import EXTENTS, POSITION, rotations
+from plait.codecs.motions import COLOUR, EXTENTS, POSITION, rotations
 from plait.common.errors import DataError, ResourceError
 from plait.worlds.physics import FRICTION, GRAVITY, Body, again, penetration, simulate
 
@@ -20,9 +20,16 @@ def still(*bodies: Body) -> np.ndarray:
     return np.repeat(simulate(bodies, steps=1), 24, axis=0)
 
 
+def test_bodies_keep_their_colours():
+    told = (0.8, 0.1, 0.2)
+    motion = simulate([Body(BOX, (0, 0, 0.5), colour=told), Body(BOX, (0.5, 0, 0.1))])
+    assert np.allclose(motion[:, 0, COLOUR], told) and np.allclose(motion[:, 1, COLOUR], 0.5)
+    assert np.allclose(again(motion)[..., COLOUR], motion[..., COLOUR])
+
+
 def test_free_fall():
     motion = simulate([Body(BOX, (0.1, -0.2, 8.0))])
-    assert motion.shape == (24, 2, 12) and motion.dtype == np.float32 and not motion[:, 1].any()
+    assert motion.shape == (24, 2, 15) and motion.dtype == np.float32 and not motion[:, 1].any()
     # steps of 1/400 s, each by the velocity at its end, fall a little further than the parabola
     assert np.allclose(motion[:, 0, 2], 8 - GRAVITY * SECONDS * (SECONDS + 1 / 400) / 2, atol=1e-5)
     assert np.allclose(motion[:, 0, :2], (0.1, -0.2)) and np.allclose(motion[:, 0, EXTENTS], BOX)
@@ -109,9 +116,9 @@ def test_a_turned_box_sinks_in_with_its_corner():
 
 
 def test_nothing_overlaps_with_nothing():
-    assert penetration(np.zeros((24, 2, 12), np.float32)) == 0
+    assert penetration(np.zeros((24, 2, 15), np.float32)) == 0
     assert penetration(still(Body(BOX, (0, 0, 0.5)), Body(BOX, (0.5, 0, 0.5)))) == 0
-    assert not again(np.zeros((24, 2, 12), np.float32)).any()
+    assert not again(np.zeros((24, 2, 15), np.float32)).any()
 
 
 @pytest.mark.parametrize(
@@ -134,7 +141,7 @@ def test_again_finds_the_velocities(body):
 def test_again_bears_what_is_no_motion(capfd):
     rng = np.random.default_rng(0)
     for scale in (0.3, 3, 300):
-        motion = (rng.standard_normal((24, 2, 12)) * scale).astype(np.float32)
+        motion = (rng.standard_normal((24, 2, 15)) * scale).astype(np.float32)
         motion[..., EXTENTS] = abs(motion[:1, :, EXTENTS])
         assert np.isfinite(again(motion)).all() and penetration(motion) >= 0
     assert "WARNING" not in capfd.readouterr().out

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from helpers.furniture import NAMES, small_package
 
-from plait.codecs.motions import MotionCodec
+from plait.codecs.motions import COLOUR, MotionCodec
 from plait.codecs.voxels import VoxelCodec
 from plait.common.errors import ConfigError, ResourceError
 from plait.config.run import PrepareConfig
@@ -154,8 +154,11 @@ def test_what_a_scene_says_is_what_it_shows(package):
             assert (low >= 0).all() and (low + box <= world.SIZE).all(), scene.caption
             assert all(inside.any((1, 2))) and all(inside.any((0, 1)))  # it fills its box from end to end
         if scene.motion is not None:
-            start = scene.motion[0, 0, :3] - scene.motion[0, 0, 9:] / 2 + (0.5, 0.5, 0)
+            start = scene.motion[0, 0, :3] - scene.motion[0, 0, 9:12] / 2 + (0.5, 0.5, 0)
             assert np.allclose(start * world.SIZE, scene.things[0].low, atol=0.02)
+            told = [world.COLOURS[thing.colour] for thing in scene.things]
+            assert np.allclose(scene.motion[:, : len(told), COLOUR] * 255, told, atol=1e-3)
+            assert not scene.motion[:, len(told) :].any()
 
 
 def test_captions_are_scored_by_what_they_say():

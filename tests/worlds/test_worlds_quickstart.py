@@ -61,5 +61,5 @@ def test_what_is_made_is_written_in_every_format(run, tmp_path):
     command = ["generate", str(run), *given, "--output", "motion", "--also", "glb,gif", "--out", str(tmp_path / "b")]
     assert main(command) == 0
     motion = tmp_path / "b" / "motion" / "0000-output0.npz"
-    assert read_motion(motion.name, motion.parent, (24, 2, 12)).shape == (24, 2, 12)
+    assert read_motion(motion.name, motion.parent, (24, 2, 15)).shape == (24, 2, 15)
     assert Image.open(motion.with_suffix(".gif")).n_frames > 1 and motion.with_suffix(".glb").stat().st_size > 0

@@ -27,7 +27,6 @@
   const FIELD = 24, IDLE = 14, PAUSE = 0.8;  // degrees, degrees per second, seconds at a motion's end
   const SLOW = 0.05, LEAST_IDLE = 150;  // seconds between frames, pixels: views turn by themselves only above
   const SHADES = [0.5, 0.66, 0.83, 1];  // light in a corner that has 3, 2, 1 and no neighbours
-  const COLOURS = ["#d97742", "#4f7fc0", "#4d9a72", "#9467b5"];  // of boxes
   const BLACK = 0.014;  // light of a black cell, so that its faces differ
   const LINEAR = Float32Array.from({length: 256}, (_, i) =>
     Math.max(BLACK, new THREE.Color(i / 255, 0, 0).convertSRGBToLinear().r));
@@ -144,23 +143,25 @@
   function boxOf(extents, colour) {
     const geometry = new THREE.BoxGeometry(...extents), box = new THREE.Group();
     const lines = new THREE.LineBasicMaterial({color: 0x222222, transparent: true, opacity: 0.45});
-    box.add(solid(geometry, {color: new THREE.Color(colour).convertSRGBToLinear()}));
+    box.add(solid(geometry, {color: new THREE.Color(...colour).convertSRGBToLinear()}));
     box.add(new THREE.LineSegments(new THREE.EdgesGeometry(geometry), lines));
     return box;
   }
 
-  // Where bodies are at each step: 12 numbers a body, its middle, two columns of its rotation, and its extents.
+  // Where bodies are at each step: 15 numbers a body, its middle, two columns of its rotation, its extents, its colour.
   class Motion {
     constructor(data) {
       this.numbers = new Float32Array(bytesOf(data.motion).buffer);
       [this.bodies, this.rate] = [Number(data.bodies), Number(data.rate)];
-      this.steps = this.numbers.length / 12 / this.bodies;
+      this.steps = this.numbers.length / 15 / this.bodies;
       this.seconds = (this.steps - 1) / this.rate;
     }
 
-    row(step, body) { return this.numbers.subarray(12 * (step * this.bodies + body)).subarray(0, 12); }
+    row(step, body) { return this.numbers.subarray(15 * (step * this.bodies + body)).subarray(0, 15); }
 
-    extents(body) { return [...this.row(0, body).subarray(9)]; }
+    extents(body) { return [...this.row(0, body).subarray(9, 12)]; }
+
+    colour(body) { return [...this.row(0, body).subarray(12, 15)]; }
 
     // The matrix of a body at a time in seconds, between steps by interpolation.
     at(seconds, body) {
@@ -302,7 +303,7 @@
           this.things.add(mesh);
         } else if (this.motion) {
           const extents = this.motion.extents(body), isThere = extents.some((x) => x);
-          this.things.add(isThere ? boxOf(extents, COLOURS[body % COLOURS.length]) : new THREE.Group());
+          this.things.add(isThere ? boxOf(extents, this.motion.colour(body)) : new THREE.Group());
         }
       }
       for (const thing of this.things.children) thing.matrixAutoUpdate = !this.motion;
