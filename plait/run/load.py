@@ -1,7 +1,8 @@
 """A run's model and codecs from its folder. `plait.load(run).generate("a teapot on a blue background", ...)`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -116,15 +117,25 @@ def load_run(config: RunConfig, device: str = "auto", weights: str = "auto") -> 
 
 def load_codecs(config: RunConfig, names: Sequence[str] | None = None) -> dict[str, Codec]:
     """Load the codecs of a run's prepared data, by modality."""
-    codecs = {
-        name: load_codec(codec_folder(folder, name), record["key"], record.get("reads", ""))
-        for name, (folder, record) in codec_records(config).items()
-        if names is None or name in names
-    }
+    codecs: dict[str, Codec] = {}
+    for name, (folder, record) in codec_records(config).items():
+        if names is None or name in names:
+            codecs[name] = load_codec(codec_folder(folder, name), record["key"], record.get("reads", ""))
+            _check_encoded_by(codecs[name], name, folder, record)
     for name in names or ():
         if name not in codecs:
             raise CheckpointError(f"run: the prepared data of {config.out!r} has no codec for the modality {name!r}")
     return codecs
+
+
+def _check_encoded_by(codec: Codec, name: str, folder: str, record: Mapping[str, Any]) -> None:
+    """Raise a CheckpointError where the documents' tokens are not as the codec makes them today."""
+    if record["latent_channels"] != codec.latent_channels:
+        raise CheckpointError(
+            f"data.path: the {name} tokens in {folder!r} have {record['latent_channels']} channels, where the codec "
+            f"{codec.name!r} of this version of plait makes {codec.latent_channels}; prepare the data again "
+            "(--restart), or use the version that made them"
+        )
 
 
 @torch.no_grad()

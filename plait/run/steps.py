@@ -285,6 +285,7 @@ def whole_run(config: RunConfig, progress: Progress, *, restart: bool = False) -
         if restart:
             _remove_run(config)
         prepare_step(config, progress)
+        load_codecs(config)  # raises where an earlier plait prepared the data otherwise: before, not after training
         train_step(config, progress)
         evaluate_step(config, progress)
         return report_step(config, progress)

@@ -13,7 +13,8 @@ from helpers.manifests import write
 from PIL import Image
 
 from plait.cli import main
-from plait.common.errors import ConfigError
+from plait.codecs.image_pixels import ImagePixelCodec
+from plait.common.errors import CheckpointError, ConfigError
 from plait.common.progress import QuietProgress
 from plait.config.file import from_dict
 from plait.config.generation import SamplingConfig
@@ -131,6 +132,20 @@ def test_weights_have_the_precision_that_is_generated_in(trained, is_fast, monke
     ]
     computed = torch.bfloat16 if is_fast else torch.float32
     assert kinds == [torch.float32, computed, torch.float32, torch.bfloat16]
+
+
+def test_tokens_of_another_version_of_a_codec_are_refused(trained, monkeypatch):
+    """Before training, in one sentence; not at the first image that is decoded."""
+    channels = ImagePixelCodec.__init__
+
+    def of_today(self, options):
+        channels(self, options)
+        self.latent_channels += 3
+
+    monkeypatch.setattr(ImagePixelCodec, "__init__", of_today)
+    wanted = r"data.path: the image tokens in '.*' have 192 channels, where the codec .* makes 195; prepare"
+    with pytest.raises(CheckpointError, match=wanted):
+        load_run(trained, "cpu")
 
 
 def test_another_image_gives_other_text(folder, trained):
