@@ -177,6 +177,7 @@ def test_time_that_is_up(tmp_path, capsys):
 ])  # fmt: skip
 def test_names_of_hardware(monkeypatch, name, slug):
     monkeypatch.setattr(harness, "hardware", lambda: {"gpu": name, "cpu_cores": 8})
+    monkeypatch.setattr(harness, "is_fast_in_bfloat16", lambda kind: True)
     assert harness.slug("cuda") == slug and harness.slug("cpu") == "cpu-8"
 
 

@@ -23,7 +23,7 @@ from plait.train.ema import AveragedWeights
 from plait.train.optim import make_optimizer
 from plait.train.trainer import Trainer
 
-SECONDS_A_CASE = 120
+SECONDS_A_CASE = 300
 
 
 class Workers:
@@ -98,6 +98,7 @@ Dealt = Sequence[Sequence[Sequence[Sequence[Document]]]]
 """Documents by step, data rank and batch."""
 
 
+@patch("plait.model.precision.is_fast_in_bfloat16", new=lambda kind: True)  # whatever the processor
 def train_steps(
     config: RunConfig,
     steps: Dealt,
@@ -110,8 +111,7 @@ def train_steps(
     ``backend`` compiles the blocks; latents of data rank ``rank_of_nan`` are not numbers in its first step.
     """
     torch.manual_seed(0)
-    with patch("plait.model.precision.is_fast_in_bfloat16", return_value=True):  # whatever the processor
-        trainer = Trainer(config, QuietProgress())
+    trainer = Trainer(config, QuietProgress())
     trainer.model.to(dtype)
     if backend:
         trainer.model.compile_blocks(backend=backend)

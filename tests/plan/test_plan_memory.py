@@ -16,6 +16,7 @@ from plait.batch.assemble import pack
 from plait.config.model import ModelConfig, TowerConfig
 from plait.config.rank_layout import Layout
 from plait.config.run import TrainConfig
+from plait.model import precision
 from plait.plan.layouts import sizes
 from plait.plan.memory import rank_memory
 from plait.plan.trace import trace_pass
@@ -38,6 +39,7 @@ def config_for(folder, *, train, frozen=(), **model):
 
 def planned_and_measured(config, batches, monkeypatch) -> tuple[float, float]:
     monkeypatch.setattr(trainer_module, "resolve_vocabulary", lambda c: c)  # there is no prepared data
+    monkeypatch.setattr(precision, "is_fast_in_bfloat16", lambda kind: True)  # the plan does not know the processor
 
     def two_steps():
         trainer = trainer_module.Trainer(config)
