@@ -14,7 +14,7 @@ import numpy as np
 
 from plait.codecs.boxes import bodies_of
 from plait.codecs.meshes import FILLED, Z_TO_Y, mesh_of, trimesh_package
-from plait.codecs.motions import COLOUR, EXTENTS, POSITION, STEPS_PER_SECOND, present, rotations
+from plait.codecs.motions import EXTENTS, POSITION, STEPS_PER_SECOND, colour_of, present, rotations
 from plait.codecs.views import face_points, view_points
 
 GIF_SIZE = 256
@@ -53,8 +53,7 @@ def shapes_of(motion: np.ndarray, scene: np.ndarray | None) -> list[Shape]:
             middle = motion[0, body, POSITION].astype(np.float64)
             shapes.append(Shape(body, cells, middle, turns[body], np.ones(3)))
         else:
-            colour = np.round(motion[0, body, COLOUR] * 255)
-            cube = np.array([*colour, 255], np.uint8).reshape(1, 1, 1, 4)
+            cube = np.array([*colour_of(motion, body), 255], np.uint8).reshape(1, 1, 1, 4)
             extents = motion[0, body, EXTENTS].astype(np.float64)
             shapes.append(Shape(body, cube, np.array([0, 0, 0.5]), np.eye(3), extents))
     return shapes

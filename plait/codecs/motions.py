@@ -344,9 +344,10 @@ def _separation(motion: np.ndarray, a: int, b: int) -> tuple[np.ndarray, np.ndar
     return gap.max(axis=-1), axes[np.arange(len(pair)), best]
 
 
-def colour_of(motion: np.ndarray, body: int) -> str:
-    """Return the colour of a body as CSS has it, #rrggbb."""
-    return "#" + "".join(f"{round(float(value) * 255):02x}" for value in motion[0, body, COLOUR])
+def colour_of(motion: np.ndarray, body: int) -> tuple[int, int, int]:
+    """Return the colour of a body, 0 to 255."""
+    red, green, blue = np.round(motion[0, body, COLOUR] * 255).astype(int).tolist()
+    return red, green, blue
 
 
 def position_errors(motion: np.ndarray, truth: np.ndarray) -> np.ndarray:
@@ -373,7 +374,7 @@ def paths_svg(motion: np.ndarray) -> str:
 
 
 def _body_svg(motion: np.ndarray, body: int, axis: int, low: float) -> str:
-    colour, boxes = colour_of(motion, body), corners(motion[[0, -1]])[:, body]
+    colour, boxes = f"rgb{colour_of(motion, body)}", corners(motion[[0, -1]])[:, body]
     drawn = []
     for box, opacity in zip(boxes, (0.35, 1), strict=True):
         ends = [(_at(box[a], axis, low), _at(box[b], axis, low)) for a, b in EDGES]
